@@ -1,0 +1,56 @@
+"""Where the command's words go: results to stdout, everything else to stderr.
+
+Progress bars appear on a terminal only; NO_COLOR and CI are honoured (by rich and by `interactive`).
+"""
+
+import json as _json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import Progress, ProgressColumn
+
+stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False, soft_wrap=True)
+
+
+def interactive() -> bool:
+    """Whether a person watches stderr: a terminal, and not a CI job."""
+    return stderr.is_terminal and not os.environ.get("CI")
+
+
+def set_up_logging(verbosity: int) -> None:
+    """Send the `coma` loggers to stderr: warnings at -1, information at 0, debugging at 1."""
+    level = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG}[max(-1, min(1, verbosity))]
+    handler: logging.Handler
+    if interactive():
+        handler = RichHandler(
+            console=stderr, show_time=False, show_level=False, show_path=False, markup=False, highlighter=None
+        )
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("coma")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+def progress(*columns: ProgressColumn | str) -> Progress:
+    """Return a rich progress display on stderr that stays silent where nobody watches."""
+    return Progress(*columns, console=stderr, disable=not interactive())
+
+
+def print_result(result: Mapping[str, Any], *, json: bool) -> None:
+    """Print a command's result on stdout: as one JSON object, or as aligned `name  value` lines."""
+    if json:
+        sys.stdout.write(_json.dumps(result, default=str) + "\n")
+        return
+    width = max((len(name) for name in result), default=0)
+    for name, value in result.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        stdout.print(f"{name.replace('_', ' '):<{width}}  {shown}", markup=False)

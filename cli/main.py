@@ -1,0 +1,59 @@
+"""`coma`: the root command, its commands, and the one place where errors become exit codes."""
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from coma.cli import console
+from coma.errors import ComaError
+
+app = typer.Typer(
+    name="coma",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"coma {version('coma')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and errors.")] = False,
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = -1,  # the deepspeed launcher adds it
+) -> None:
+    """Folders of images in, a pre-trained vision backbone out.
+
+    `coma shard` packs images, `coma pretrain` trains DyViT on complementary views of them, `coma probe` tells how
+    good the features are. `coma demo` shows the whole road in a few minutes.
+    """
+    console.set_up_logging(int(verbose) - int(quiet))
+
+
+def main() -> None:
+    """Run the command line; a `ComaError` becomes one line on stderr and its exit code."""
+    try:
+        app()
+    except ComaError as error:
+        console.stderr.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.stderr.print("interrupted")
+        sys.exit(130)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
