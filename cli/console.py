@@ -8,11 +8,12 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import Progress, ProgressColumn
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False, soft_wrap=True)
@@ -28,6 +29,8 @@ def set_up_logging(verbosity: int) -> None:
     level = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG}[max(-1, min(1, verbosity))]
     handler: logging.Handler
     if interactive():
+        from rich.logging import RichHandler
+
         handler = RichHandler(
             console=stderr, show_time=False, show_level=False, show_path=False, markup=False, highlighter=None
         )
@@ -40,8 +43,10 @@ def set_up_logging(verbosity: int) -> None:
     logger.propagate = False
 
 
-def progress(*columns: ProgressColumn | str) -> Progress:
+def progress(*columns: "ProgressColumn | str") -> "Progress":
     """Return a rich progress display on stderr that stays silent where nobody watches."""
+    from rich.progress import Progress
+
     return Progress(*columns, console=stderr, disable=not interactive())
 
 

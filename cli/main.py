@@ -1,25 +1,24 @@
 """`coma`: the root command, its commands, and the one place where errors become exit codes."""
 
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from coma.cli import console
 from coma.errors import ComaError
 
 app = typer.Typer(
     name="coma",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"coma {version('coma')}")
         raise typer.Exit
 
@@ -38,6 +37,8 @@ def root(
     `coma shard` packs images, `coma pretrain` trains DyViT on complementary views of them, `coma probe` tells how
     good the features are. `coma demo` shows the whole road in a few minutes.
     """
+    from coma.cli import console
+
     console.set_up_logging(int(verbose) - int(quiet))
 
 
@@ -46,14 +47,8 @@ def main() -> None:
     try:
         app()
     except ComaError as error:
-        console.stderr.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        typer.echo(f"{typer.style('error:', fg='red', bold=True)} {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        console.stderr.print("interrupted")
+        typer.echo("interrupted", err=True)
         sys.exit(130)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
