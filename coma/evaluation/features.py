@@ -1,0 +1,94 @@
+"""Frozen features: a backbone in evaluation mode over one pass of a split, tokens averaged.
+
+Legend: B images, T tokens, C channels, N samples of a split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from coma.errors import DataError
+
+if TYPE_CHECKING:
+    from coma.pipeline.stream import Batch
+
+Progress = Callable[[int, int], None]  # samples done, samples in all
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Pooled features of one split, on the CPU, in the manifest's order."""
+
+    x: Tensor  # [N, C] float32
+    labels: Tensor | None  # [N] int64
+    samples: Tensor  # [N] int64, global sample ids
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return len(self.x)
+
+    def select(self, chosen: Tensor) -> Features:
+        """Keep the rows where `chosen` [N] (bool) is true, or the rows it lists (int64)."""
+        labels = None if self.labels is None else self.labels[chosen]
+        return Features(self.x[chosen], labels, self.samples[chosen])
+
+    def require_labels(self) -> Tensor:
+        """Return the labels [N]; DataError if there are none."""
+        if self.labels is None:
+            raise DataError("the data have no labels, so nothing can be probed; shard class folders")
+        return self.labels
+
+
+def held_out_fifth(count: int) -> Tensor:
+    """Choose a fifth of `count` rows, always the same ones and at random: bool [N], true for the held out."""
+    chosen = torch.zeros(count, dtype=torch.bool)
+    chosen[torch.randperm(count, generator=torch.Generator().manual_seed(0))[: count // 5]] = True
+    return chosen
+
+
+def pool(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Average `backbone.forward_features(images)` over its tokens: images [B, 3, H, W] → [B, C].
+
+    A map [B, h, w, C] (DyViT) is averaged over h and w; a sequence [B, T, C] (timm's ViT) over its patch
+    tokens, without class and register tokens.
+    """
+    tokens: Tensor = backbone.forward_features(images)  # type: ignore[operator]
+    if tokens.ndim == 4:
+        return tokens.mean(dim=(1, 2))
+    return tokens[:, int(getattr(backbone, "num_prefix_tokens", 0)) :].mean(dim=1)
+
+
+@torch.no_grad()
+def extract(
+    backbone: nn.Module, batches: Iterable[Batch], *, total: int = 0, progress: Progress | None = None
+) -> Features:
+    """Run the frozen backbone over batches (a `Stream(training=False)`) in float32 and collect its features.
+
+    The backbone's mode is put back afterwards. `progress(done, total)` is called after each batch.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    rows: list[Tensor] = []
+    labels: list[Tensor] = []
+    samples: list[Tensor] = []
+    done = 0
+    try:
+        for batch in batches:
+            with torch.autocast(batch.images.device.type, enabled=False):
+                rows.append(pool(backbone, batch.images.float()).float().cpu())
+            samples.append(batch.samples.cpu())
+            if batch.labels is not None:
+                labels.append(batch.labels.cpu())
+            done += len(batch.images)
+            if progress is not None:
+                progress(done, max(done, total))
+    finally:
+        backbone.train(was_training)
+    if not rows:
+        raise DataError("the split holds no sample, so there are no features to take")
+    return Features(torch.cat(rows), torch.cat(labels) if labels else None, torch.cat(samples))
