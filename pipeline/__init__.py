@@ -1,1 +1,31 @@
-"""."""
+"""From shards to batches of complementary views on the device.
+
+`Stream` is the way in, `views` the masks alone. Importing this package imports nothing heavy; the names below
+are fetched when they are used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coma.pipeline import views as views
+    from coma.pipeline.decode import MEAN as MEAN
+    from coma.pipeline.decode import STD as STD
+    from coma.pipeline.stream import Batch as Batch
+    from coma.pipeline.stream import Stream as Stream
+
+__all__ = ["MEAN", "STD", "Batch", "Stream", "views"]
+
+_HOME = {"Stream": "stream", "Batch": "stream", "MEAN": "decode", "STD": "decode"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "views":
+        return import_module("coma.pipeline.views")
+    if name in _HOME:
+        return getattr(import_module(f"coma.pipeline.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'coma.pipeline' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), "views", *_HOME])

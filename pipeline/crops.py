@@ -1,0 +1,125 @@
+"""Which window of an image a sample shows, and whether it is mirrored: pure functions of keys and sizes.
+
+Windows are computed from the manifest's width and height, before anything is decoded, so that the decoder
+reads only what is shown. n samples.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from coma.pipeline.counter import Purpose, hash_numpy, uniform
+
+Int64Array = npt.NDArray[np.int64]
+IntArray = npt.NDArray[np.integer]
+
+RATIO = (3 / 4, 4 / 3)
+_TRIES = 10
+_EVAL_FRACTION = 224 / 256  # of the resized shorter side, as ImageNet is evaluated since AlexNet
+
+
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """Windows in pixels of the displayed image (after EXIF orientation). n samples."""
+
+    start: npt.NDArray[np.int32]  # [n, 2] top, left
+    shape: npt.NDArray[np.int32]  # [n, 2] height, width
+    flip: npt.NDArray[np.int32]  # [n] 1: mirror left and right
+
+    def __len__(self) -> int:
+        return len(self.flip)
+
+    def __getitem__(self, index: slice | Int64Array) -> "Crops":
+        return Crops(self.start[index], self.shape[index], self.flip[index])
+
+
+def random_resized_crops(
+    samples: IntArray,
+    epochs: IntArray,
+    width: IntArray,
+    height: IntArray,
+    *,
+    seed: int,
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = RATIO,
+) -> Crops:
+    """RandomResizedCrop and horizontal flip, keyed by (seed, epoch, sample).
+
+    The semantics are torchvision's (`transforms.RandomResizedCrop.get_params`): an area uniform in `scale` of
+    the image's, an aspect ratio log-uniform in `ratio`, ten tries for a window that fits, else the largest
+    centred window whose ratio is allowed; any position is as likely as another. Mirrored with probability
+    1/2.
+
+    Args:
+        samples, epochs: [n] keys.
+        width, height: [n] sizes of the displayed images in pixels.
+        seed: the run's.
+        scale: least and greatest part of the area.
+        ratio: least and greatest width / height.
+
+    Returns:
+        [n] crops.
+    """
+    keys = hash_numpy(Purpose.CROP, seed, epochs, samples)
+    # One number a column: area and ratio of each try, then top, left and flip.
+    draws = uniform(_columns(keys, 2 * _TRIES + 3))  # [n, 23]
+    w, h = width.astype(np.int64), height.astype(np.int64)
+
+    area = (w * h)[:, None] * (scale[0] + draws[:, :_TRIES] * (scale[1] - scale[0]))  # [n, tries]
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = np.exp(log_low + draws[:, _TRIES : 2 * _TRIES] * (log_high - log_low))
+    tried_w = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+    tried_h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    fits = (tried_w > 0) & (tried_w <= w[:, None]) & (tried_h > 0) & (tried_h <= h[:, None])
+    row, first = np.arange(len(w)), fits.argmax(axis=1)
+    found = fits.any(axis=1)
+
+    whole_w, whole_h = _largest_allowed(w, h, ratio)
+    crop_w = np.where(found, tried_w[row, first], whole_w)
+    crop_h = np.where(found, tried_h[row, first], whole_h)
+    top_draw, left_draw, flip_draw = draws[:, -3], draws[:, -2], draws[:, -1]
+    top = np.where(found, np.floor(top_draw * (h - crop_h + 1)).astype(np.int64), (h - crop_h) // 2)
+    left = np.where(found, np.floor(left_draw * (w - crop_w + 1)).astype(np.int64), (w - crop_w) // 2)
+    return _crops(top, left, crop_h, crop_w, flip_draw < 0.5)
+
+
+def center_crops(width: IntArray, height: IntArray, *, image_size: int) -> Crops:
+    """The evaluation window: resize the shorter side to image_size * 256 / 224, then cut the centre square.
+
+    Said as a window of the original, image_size / resized_shorter of its shorter side, so that training and
+    evaluation share one graph. Whole pixels: at most half a pixel of the original from resizing first.
+
+    Args:
+        width, height: [n] sizes of the displayed images in pixels.
+        image_size: side of the result in pixels.
+
+    Returns:
+        [n] crops, none mirrored.
+    """
+    w, h = width.astype(np.int64), height.astype(np.int64)
+    fraction = image_size / max(image_size, int(image_size / _EVAL_FRACTION))
+    side = np.maximum(1, np.rint(np.minimum(w, h) * fraction).astype(np.int64))
+    return _crops((h - side) // 2, (w - side) // 2, side, side, np.zeros(len(w), bool))
+
+
+def _columns(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.uint64]:
+    return hash_numpy(keys[:, None], np.arange(count)[None, :])
+
+
+def _largest_allowed(
+    w: Int64Array, h: Int64Array, ratio: tuple[float, float]
+) -> tuple[Int64Array, Int64Array]:
+    """The largest window of an allowed ratio, for images so long or so high that ten tries failed."""
+    actual = w / h
+    crop_w = np.where(actual > ratio[1], np.rint(h * ratio[1]).astype(np.int64), w)
+    crop_h = np.where(actual < ratio[0], np.rint(w / ratio[0]).astype(np.int64), h)
+    return np.clip(crop_w, 1, w), np.clip(crop_h, 1, h)
+
+
+def _crops(
+    top: Int64Array, left: Int64Array, height: Int64Array, width: Int64Array, flip: npt.NDArray[np.bool_]
+) -> Crops:
+    start, shape = np.stack([top, left], axis=1), np.stack([height, width], axis=1)
+    return Crops(start.astype(np.int32), shape.astype(np.int32), flip.astype(np.int32))

@@ -1,0 +1,179 @@
+"""Which samples are in step t: pure functions of (shard lengths, seed, position).
+
+An epoch's order is made in two keyed shuffles. The shards are permuted, and the permuted list is cut into
+windows of neighbouring shards; then the samples of each window are permuted among themselves. So
+
+- every epoch is exactly a permutation of the samples, another one each epoch;
+- it does not depend on the number of ranks, workers or prefetched batches: a rank takes its part of a global
+  batch;
+- any position is reached by building the one window it lies in, never by replay;
+- only a window's shards are read at a time, so that remote data is fetched once an epoch and few files are
+  open.
+
+A window has 2^15 samples or more where the data set does, but never more than 64 shards. Sharding shuffles
+the images globally once, so a shard is itself a random draw of the data set; 2^15 samples, 33 times
+ImageNet's classes, then mix as well as all would. A data set of fewer samples (in at most 64 shards) is a
+single window: a full shuffle. The windows of an epoch have nearly the same number of shards, so no small one
+is left over at its end.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from coma.pipeline.counter import Purpose, hash_numpy, permutation
+
+Int64Array = npt.NDArray[np.int64]
+
+WINDOW_SAMPLES = 2**15
+WINDOW_SHARDS = 64
+_WINDOWS_KEPT = 4
+
+
+class HasShardLengths(Protocol):
+    """What an order needs to know of a manifest."""
+
+    @property
+    def shard_lengths(self) -> Int64Array:
+        """Samples in each shard."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Epoch:
+    """The shards of one epoch, permuted and cut. S shards, W windows."""
+
+    shards: Int64Array  # [S] shard numbers in the order visited
+    edges: Int64Array  # [W + 1] window w holds shards[edges[w]:edges[w + 1]]
+    starts: Int64Array  # [W + 1] position in the epoch of each window's first sample
+
+
+class SampleOrder:
+    """The endless order of a split's samples.
+
+    Sample ids are row numbers of the manifest: shard s holds the ids from sum(shard_lengths[:s]) on.
+
+    Args:
+        shard_lengths: samples in each shard, or an object with a `shard_lengths` of that kind (a manifest).
+        seed: another seed, another order.
+        window_shards: shards in a window; by default as the module says.
+
+    Raises:
+        ValueError: if there are no samples.
+    """
+
+    def __init__(
+        self,
+        shard_lengths: Sequence[int] | Int64Array | HasShardLengths,
+        seed: int,
+        *,
+        window_shards: int | None = None,
+    ) -> None:
+        lengths = np.asarray(getattr(shard_lengths, "shard_lengths", shard_lengths), dtype=np.int64)
+        if lengths.ndim != 1 or int(lengths.sum()) == 0:
+            raise ValueError("a sample order needs at least one sample")
+        self.seed = seed
+        self.samples_per_epoch = int(lengths.sum())
+        self._lengths = lengths
+        self._first_sample = np.concatenate(
+            [[0], np.cumsum(lengths)]
+        )  # [S + 1] sample id each shard begins with
+        self._window_count = _window_count(lengths, window_shards)
+        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, int], Int64Array] = OrderedDict()
+        self._lock = Lock()
+
+    def samples(self, epoch: int, start: int, stop: int) -> Int64Array:
+        """The ids at positions [start, stop) of an epoch.
+
+        Returns:
+            [stop - start] int64.
+
+        Raises:
+            IndexError: if the range leaves [0, samples_per_epoch].
+        """
+        if not 0 <= start <= stop <= self.samples_per_epoch:
+            raise IndexError(f"positions {start} to {stop} of an epoch of {self.samples_per_epoch} samples")
+        if start == stop:
+            return np.empty(0, np.int64)
+        with self._lock:
+            starts = self._epoch(epoch).starts
+            first = int(np.searchsorted(starts, start, side="right")) - 1
+            last = int(np.searchsorted(starts, stop, side="left"))
+            parts = [self._window(epoch, window) for window in range(first, last)]
+        base = int(starts[first])
+        return np.concatenate(parts)[start - base : stop - base]
+
+    def global_batch(self, start_sample: int, batch_size: int) -> tuple[Int64Array, Int64Array]:
+        """The batch that begins `start_sample` samples after the very first one.
+
+        It goes on into the next epoch where one ends: nothing is dropped or padded.
+
+        Returns:
+            samples: [B] int64 ids.
+            epochs: [B] int64, from 0: which pass over the data each of them belongs to.
+        """
+        samples, epochs = [], []
+        position, stop = start_sample, start_sample + batch_size
+        while position < stop:
+            epoch, offset = divmod(position, self.samples_per_epoch)
+            count = min(stop - position, self.samples_per_epoch - offset)
+            samples.append(self.samples(epoch, offset, offset + count))
+            epochs.append(np.full(count, epoch, np.int64))
+            position += count
+        return np.concatenate(samples), np.concatenate(epochs)
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        if epoch not in self._epochs:
+            shards = permutation(hash_numpy(Purpose.SHARDS, self.seed, epoch, np.arange(len(self._lengths))))
+            edges = np.arange(self._window_count + 1) * len(shards) // self._window_count
+            shard_starts = np.concatenate([[0], np.cumsum(self._lengths[shards])])
+            self._epochs[epoch] = _Epoch(shards, edges, shard_starts[edges])
+            while len(self._epochs) > 2:
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+    def _window(self, epoch: int, window: int) -> Int64Array:
+        at = (epoch, window)
+        if at not in self._windows:
+            plan = self._epoch(epoch)
+            # Sorted: the order inside a window depends on which shards are in it, and on nothing else.
+            shards = np.sort(plan.shards[plan.edges[window] : plan.edges[window + 1]])
+            ids = np.concatenate(
+                [np.arange(self._first_sample[s], self._first_sample[s + 1], dtype=np.int64) for s in shards]
+            )
+            self._windows[at] = ids[permutation(hash_numpy(Purpose.SAMPLES, self.seed, epoch, ids))]
+            while len(self._windows) > _WINDOWS_KEPT:
+                self._windows.popitem(last=False)
+        self._windows.move_to_end(at)
+        return self._windows[at]
+
+
+def sample_order(
+    shard_lengths: Sequence[int] | Int64Array | HasShardLengths, seed: int, epoch: int
+) -> Int64Array:
+    """One epoch's whole order.
+
+    Returns:
+        [N] int64: a permutation of the sample ids 0..N-1.
+    """
+    order = SampleOrder(shard_lengths, seed)
+    return order.samples(epoch, 0, order.samples_per_epoch)
+
+
+def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
+    """A rank's contiguous part of a global batch; the parts differ by one sample at most and follow each
+    other."""
+    return slice(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
+
+
+def _window_count(lengths: Int64Array, window_shards: int | None) -> int:
+    shards = len(lengths)
+    if window_shards is not None:
+        return max(1, -(-shards // window_shards))
+    by_samples = min(shards, int(lengths.sum()) // WINDOW_SAMPLES)
+    return max(1, by_samples, -(-shards // WINDOW_SHARDS))
