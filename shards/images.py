@@ -1,0 +1,135 @@
+"""Check one image: is it whole, can the stream decode it, how large is it as displayed. Re-encode it if asked."""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 178_956_970
+"""Above this an image is set aside as a bomb (PIL's own limit: twice 256 MiB of 3-byte pixels)."""
+
+_FORMATS = {
+    "JPEG": "jpeg",
+    "MPO": "jpeg",  # a phone's JPEG with a second picture appended; every decoder shows the first
+    "PNG": "png",
+    "WEBP": "webp",
+    "BMP": "bmp",
+    "TIFF": "tiff",
+    "PPM": "pnm",
+}
+_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B"})
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"GIF8")
+_ORIENTATION = 0x0112  # EXIF tag
+
+
+class BadImageError(Exception):
+    """An image that must not reach a shard; the message is the reason that the quarantine records.
+
+    Reasons start with one of: empty, not an image, truncated, animated, unsupported format, bomb, unreadable.
+    """
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the manifest records of an image."""
+
+    width: int
+    """Pixels, as displayed: after EXIF orientation."""
+    height: int
+    format: str
+    """What the bytes are, whatever the file is called: "jpeg", "png", "webp", "bmp", "tiff", "pnm"."""
+
+
+def check_image(data: bytes) -> ImageFacts:
+    """Decode an encoded image in full and measure it. Raises BadImageError with the reason if it is no good."""
+    image = _decoded(data)
+    width, height = image.size
+    if _orientation(image) >= 5:  # turned by a quarter
+        width, height = height, width
+    return ImageFacts(width, height, _FORMATS[str(image.format)])
+
+
+def check_and_resize(data: bytes, shorter_px: int, quality: int) -> tuple[bytes, ImageFacts]:
+    """Check an image and return it as an upright JPEG whose shorter side is at most `shorter_px` pixels.
+
+    Lanczos, never enlarging; a JPEG that is small enough already and upright keeps its bytes. Alpha and colour
+    profiles are dropped, as decoding for training drops them. Raises BadImageError.
+    """
+    image = _decoded(data)
+    facts = ImageFacts(*image.size, _FORMATS[str(image.format)])
+    if facts.format == "jpeg" and min(image.size) <= shorter_px and _orientation(image) == 1:
+        return data, facts
+    upright = ImageOps.exif_transpose(_rgb(image))
+    scale = shorter_px / min(upright.size)
+    if scale < 1:
+        size = (max(1, round(upright.width * scale)), max(1, round(upright.height * scale)))
+        upright = upright.resize(size, Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    upright.save(encoded, "JPEG", quality=quality, exif=b"", icc_profile=None)
+    return encoded.getvalue(), ImageFacts(*upright.size, "jpeg")
+
+
+def _decoded(data: bytes) -> Image.Image:
+    if not data:
+        raise BadImageError("empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's remarks on odd EXIF and on large images
+        try:
+            image = Image.open(io.BytesIO(data))
+        except UnidentifiedImageError:
+            raise BadImageError(_unidentified(data)) from None
+        except Image.DecompressionBombError:
+            raise BadImageError(f"bomb: more than {MAX_PIXELS} pixels") from None
+        except Exception as error:
+            raise BadImageError(f"unreadable: {_one_line(error)}") from None
+        _refuse(image)
+        try:
+            image.load()
+            _orientation(image)
+        except Exception as error:
+            cut = isinstance(error, OSError | EOFError) and (
+                "truncated" in str(error) or "end of" in str(error)
+            )
+            raise BadImageError(f"{'truncated' if cut else 'unreadable'}: {_one_line(error)}") from None
+    if image.format in ("JPEG", "MPO") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        # Entropy-coded bytes never hold a marker, so no end of image after the last scan means a lost tail, which
+        # libjpeg would paint grey in silence.
+        raise BadImageError("truncated: no end-of-image marker")
+    return image
+
+
+def _refuse(image: Image.Image) -> None:
+    """Refuse by the header what is not worth decoding, or what the stream's decoder would not decode."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadImageError(f"bomb: {width}x{height} pixels, the limit is {MAX_PIXELS}")
+    name = str(image.format)
+    if name != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise BadImageError(f"animated: {name} with {getattr(image, 'n_frames', 1)} frames")
+    if name not in _FORMATS:
+        raise BadImageError(f"unsupported format: {name}")
+    if image.mode not in _MODES:
+        raise BadImageError(f"unsupported format: {name} of mode {image.mode}")
+
+
+def _unidentified(data: bytes) -> str:
+    known = data.startswith(_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+    return "truncated: the header is cut" if known else "not an image"
+
+
+def _orientation(image: Image.Image) -> int:
+    value = image.getexif().get(_ORIENTATION, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        high_bytes = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return Image.fromarray(high_bytes).convert("RGB")
+    return image.convert("RGB")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

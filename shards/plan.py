@@ -1,0 +1,66 @@
+"""Which image goes where: a pure function of the file list, the seed and the sizes asked for.
+
+Legend: n images of one split.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+_TAR_BLOCK_BYTES = 512
+_SIDE_FILES_BYTES = 4 * _TAR_BLOCK_BYTES  # .cls and .json, each a header and a block
+_RESIZED_BYTES_PER_PIXEL = 0.35  # photographs at quality 90
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to write: the images at positions [start, stop) of its split's shuffled list."""
+
+    split: str
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """File name without extension."""
+        return f"coma-{self.split}-{self.number:06d}"
+
+
+def shuffled(count: int, seed: int, split: str) -> npt.NDArray[np.int64]:
+    """Return a permutation [n] of the images of a split, the same on every machine and with every numpy.
+
+    Images are ranked by splitmix64 (Steele, Lea and Flood 2014) of their number, keyed by seed and split.
+    """
+    key = np.uint64(xxhash.xxh3_64_intdigest(f"{seed}/{split}".encode()))
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    x = key + golden * np.arange(1, count + 1, dtype=np.uint64)  # modulo 2^64
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(x ^ (x >> np.uint64(31)), kind="stable")
+
+
+def cut(
+    sizes: npt.NDArray[np.int64], split: str, shard_bytes: int, resize_px: int | None = None
+) -> list[ShardPlan]:
+    """Cut a shuffled list of images, `sizes` [n] in source bytes, into shards of equal size.
+
+    There are as few shards as keep each at about `shard_bytes`. With `resize_px` the size of an image after
+    re-encoding is guessed (it must not depend on the pixels: the plan comes before the first file is read).
+    """
+    image_bytes = np.maximum(sizes, 0)
+    if resize_px is not None:
+        image_bytes = np.minimum(image_bytes, round(resize_px * resize_px * 4 / 3 * _RESIZED_BYTES_PER_PIXEL))
+    blocks = -(-image_bytes // _TAR_BLOCK_BYTES) + 1
+    end = np.cumsum(blocks * _TAR_BLOCK_BYTES + _SIDE_FILES_BYTES)  # [n] bytes up to and with image i
+    shards = max(1, -(-int(end[-1]) // shard_bytes))
+    targets = end[-1] * np.arange(1, shards) // shards if shards <= len(sizes) else end[:-1]
+    stops = np.unique(np.append(np.searchsorted(end, targets, side="right"), len(sizes)))
+    stops = stops[stops > 0]
+    starts = np.concatenate([[0], stops[:-1]])
+    return [
+        ShardPlan(split, number, int(start), int(stop))
+        for number, (start, stop) in enumerate(zip(starts, stops, strict=True))
+    ]
