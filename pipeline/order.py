@@ -177,3 +177,41 @@ def _window_count(lengths: Int64Array, window_shards: int | None) -> int:
         return max(1, -(-shards // window_shards))
     by_samples = min(shards, int(lengths.sum()) // WINDOW_SAMPLES)
     return max(1, by_samples, -(-shards // WINDOW_SHARDS))
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """The samples of one global batch, before any rank takes its part. B samples."""
+
+    number: int  # from 1
+    samples: Int64Array  # [B] ids
+    epochs: Int64Array  # [B] from 0
+    stop_sample: int  # samples consumed once this step is done
+
+
+@dataclass(frozen=True, eq=False)
+class Planner:
+    """What is in each step: a pure function of the position, so that any step can be asked for.
+
+    Args:
+        order: the endless order of a training run, or None for one pass over the manifest as it stands.
+        samples_per_epoch: N.
+        batch_size: samples in a global batch.
+    """
+
+    order: SampleOrder | None
+    samples_per_epoch: int
+    batch_size: int
+
+    def at(self, start_sample: int) -> Step | None:
+        """The step that begins after `start_sample` samples; None past the end of a single pass."""
+        number = start_sample // self.batch_size + 1
+        if self.order is not None:
+            samples, epochs = self.order.global_batch(start_sample, self.batch_size)
+        elif start_sample < self.samples_per_epoch:
+            stop = min(start_sample + self.batch_size, self.samples_per_epoch)
+            samples = np.arange(start_sample, stop, dtype=np.int64)
+            epochs = np.zeros_like(samples)
+        else:
+            return None
+        return Step(number, samples, epochs, start_sample + len(samples))

@@ -1,0 +1,97 @@
+"""What happens to a sample that cannot be shown: a substitute, a line in the ledger, a count against a
+budget."""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from coma.errors import DataError
+from coma.pipeline.counter import Purpose, below, hash_numpy
+from coma.shards.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+_TRIES_IN_SHARD = 8
+_TRIES_ANYWHERE = 8
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """One sample of one step that another was shown for."""
+
+    step: int  # from 1
+    sample: int  # the one asked for
+    substitute: int  # the one shown
+    reason: str
+
+
+def candidates(manifest: Manifest, seed: int, epoch: int, sample: int) -> Iterator[int]:
+    """The samples to try instead of a bad one, in order: keyed, so that each run takes the same.
+
+    First from the bad sample's own shard, which is open or fetched already, then from anywhere. Finite.
+    """
+    shard = int(manifest.shard_id[sample])
+    length = int(manifest.shard_lengths[shard])
+    first = int(manifest.shard_lengths[:shard].sum())
+    for attempt in range(_TRIES_IN_SHARD + _TRIES_ANYWHERE):
+        bits = hash_numpy(Purpose.SUBSTITUTE, seed, epoch, sample, attempt)
+        inside = attempt < _TRIES_IN_SHARD
+        candidate = first + int(below(bits, length)) if inside else int(below(bits, len(manifest)))
+        if candidate != sample:
+            yield candidate
+
+
+def default_budget(samples: int) -> int:
+    """Bad samples that a rank puts up with: a thousandth of the data set, and ten at least."""
+    return max(10, samples // 1000)
+
+
+class Ledger:
+    """Writes down every substitution, and ends the run when too many different samples are bad.
+
+    A sample that is bad in every epoch gets a line each time and counts once: the budget measures how much of
+    the data set is damaged, not how long the run is. Each rank counts what it sees itself, from the start of
+    its process.
+
+    Args:
+        path: ledger.jsonl, to which lines are appended; None keeps no file (the log still tells).
+        manifest: for the keys and shards of the samples.
+        budget: different bad samples that are put up with.
+    """
+
+    def __init__(self, path: Path | None, manifest: Manifest, budget: int) -> None:
+        self._path = path
+        self._manifest = manifest
+        self._budget = budget
+        self._bad: set[int] = set()
+
+    def record(self, substitutions: tuple[Substitution, ...]) -> None:
+        """Append a line for each.
+
+        Raises:
+            DataError: past the budget, after the lines are written.
+        """
+        for entry in substitutions:
+            key, substitute = self._manifest.keys([entry.sample, entry.substitute])
+            shard = self._manifest.shards[int(self._manifest.shard_id[entry.sample])]
+            line = {
+                "step": entry.step,
+                "key": key,
+                "shard": shard,
+                "reason": entry.reason,
+                "substitute": substitute,
+            }
+            log.warning("step %d: sample %s of %s: %s; showing %s instead", *line.values())
+            if self._path is not None:
+                # One short write in append mode, so that ranks may share the file.
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            self._bad.add(entry.sample)
+        if len(self._bad) > self._budget:
+            raise DataError(
+                f"{len(self._bad)} different samples of {self._manifest.folder} could not be read or "
+                f"decoded, more than fault_budget={self._budget}; "
+                f"find them with: coma verify {self._manifest.folder.parent}"
+            )

@@ -1,0 +1,341 @@
+"""The threads behind a stream: one reads ahead, one decodes ahead, and a consumer takes what is ready.
+
+    plan → read and check → [encoded batch] → decode → [ready batches] → consumer
+
+Whatever fails in a thread is raised in the consumer, after the batches that came before it. No thread refers
+to the stream that the user holds, so a forgotten stream is collected and its threads end. b: samples of this
+rank's part of a global batch.
+"""
+
+import atexit
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from threading import Condition, Thread, current_thread
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coma.errors import DataError, UsageError
+from coma.pipeline.crops import Crops, IntArray, center_crops, random_resized_crops
+from coma.pipeline.decode import DecodeError, Decoder, Encoded
+from coma.pipeline.faults import Substitution, candidates
+from coma.pipeline.order import Int64Array, Planner, Step, rank_slice
+from coma.pipeline.reader import Bytes, ShardReader, Unreadable
+from coma.pipeline.views import partition_units
+from coma.shards.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_JOIN_S = 10.0
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """What a loader has to know beside the manifest and the plan. Checked when made: UsageError."""
+
+    batch_size: int  # global
+    image_size: int  # pixels
+    views: int
+    unit_size: int  # pixels
+    seed: int
+    rank: int
+    world_size: int
+    device: torch.device
+    training: bool
+    crop_scale: tuple[float, float]
+    workers: int  # decoder threads
+    prefetch: int  # ready batches
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise UsageError(f"rank {self.rank} is not one of the {self.world_size} ranks from 0 on")
+        if self.batch_size < 1 or self.batch_size % self.world_size:
+            raise UsageError(
+                f"a global batch of {self.batch_size} is not to be shared by {self.world_size} processes; "
+                f"give a multiple of {self.world_size}"
+            )
+        if self.unit_size < 1 or self.image_size < 1 or self.image_size % self.unit_size:
+            raise UsageError(
+                f"image size {self.image_size} is no multiple of the mask unit's {self.unit_size} pixels"
+            )
+        if not 1 <= self.views <= self.units:
+            raise UsageError(f"{self.views} views of {self.units} mask units; give 1 to {self.units} views")
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise UsageError(f"crop scale {low} to {high} is no part of an image; keep 0 < low <= high <= 1")
+        if self.workers < 1 or self.prefetch < 1:
+            raise UsageError(f"{self.workers} workers and {self.prefetch} batches ahead; give 1 or more")
+
+    @property
+    def units(self) -> int:
+        """Mask units in an image."""
+        return (self.image_size // self.unit_size) ** 2
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A batch on the device. b samples."""
+
+    images: Tensor  # [b, 3, H, W]
+    units: Tensor  # [b, U]
+    labels: Tensor | None  # [b]
+    samples: Tensor  # [b]
+    stop_sample: int  # samples consumed, by all ranks together, once this batch is
+    substitutions: tuple[Substitution, ...]
+    event: "torch.cuda.Event | None"  # the device is done making the batch
+
+
+@dataclass(frozen=True, eq=False)
+class _Fetched:
+    """A batch's encoded images. b samples."""
+
+    step: Step
+    samples: Int64Array  # [b] asked for
+    epochs: Int64Array  # [b]
+    shown: Int64Array  # [b] asked for, or their substitutes
+    encoded: Encoded  # [b]
+    substitutions: dict[int, Substitution]  # by position in the batch
+
+
+class Channel(Generic[T]):
+    """A bounded queue between two threads that can be ended by either."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._items: deque[T] = deque()
+        self._changed = Condition()
+        self._finished = False
+        self._closed = False
+        self._error: BaseException | None = None
+
+    def put(self, item: T) -> bool:
+        """Wait for room and add an item; False if the channel was closed meanwhile."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._items) < self._capacity)
+            if not self._closed:
+                self._items.append(item)
+                self._changed.notify_all()
+            return not self._closed
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Say that no more items come; `error` is raised to whoever asks past the last one."""
+        with self._changed:
+            self._finished, self._error = True, error
+            self._changed.notify_all()
+
+    def get(self) -> T | None:
+        """Wait for the next item; None after the last, or once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._finished or self._items)
+            if self._items:
+                self._changed.notify_all()
+                return self._items.popleft()
+            if self._error is not None and not self._closed:
+                raise self._error
+            return None
+
+    def close(self) -> None:
+        """Throw away what is waiting and wake everybody."""
+        with self._changed:
+            self._closed = True
+            self._items.clear()
+            self._changed.notify_all()
+
+
+class Loader:
+    """Prepares batches from `start_sample` on, ahead of the consumer."""
+
+    def __init__(
+        self, manifest: Manifest, planner: Planner, options: LoaderOptions, start_sample: int
+    ) -> None:
+        self._manifest = manifest
+        self._planner = planner
+        self._options = options
+        self._fetched: Channel[_Fetched] = Channel(1)
+        self._ready: Channel[Ready] = Channel(options.prefetch)
+        self._closing = False
+        self._threads = [
+            Thread(target=self._read_ahead, args=(start_sample,), name="coma-read", daemon=True),
+            Thread(target=self._decode_ahead, name="coma-decode", daemon=True),
+        ]
+        # Now, after DALI was imported: what is registered last runs first, and the threads must be gone by the
+        # time that DALI takes its pipelines down.
+        atexit.register(self.close)
+        for thread in self._threads:
+            thread.start()
+
+    def get(self) -> Ready | None:
+        """Wait for the next batch; None at the end of a single pass. Raises what a thread failed with."""
+        return self._ready.get()
+
+    def close(self) -> None:
+        """End both threads: at once, but for the read or the batch under way."""
+        self._closing = True
+        self._fetched.close()
+        self._ready.close()
+        atexit.unregister(self.close)
+        for thread in self._threads:
+            if thread is current_thread():  # the garbage collector may call from anywhere
+                continue
+            thread.join(_JOIN_S)
+            if thread.is_alive():
+                log.warning("thread %s still waits for the system after %.0f s", thread.name, _JOIN_S)
+
+    # The reading thread
+
+    def _read_ahead(self, start_sample: int) -> None:
+        reader = ShardReader(self._manifest)
+        try:
+            position = start_sample
+            while not self._closing and (step := self._planner.at(position)) is not None:
+                part = rank_slice(self._options.batch_size, self._options.rank, self._options.world_size)
+                samples, epochs = step.samples[part], step.epochs[part]
+                # The last batch of a single pass may leave nothing to this rank.
+                if len(samples) and not self._fetched.put(self._fetch(reader, step, samples, epochs)):
+                    return
+                position = step.stop_sample
+            self._fetched.finish()
+        except BaseException as error:
+            self._fetched.finish(error)
+        finally:
+            reader.close()
+
+    def _fetch(self, reader: ShardReader, step: Step, samples: Int64Array, epochs: Int64Array) -> _Fetched:
+        shown, data, substitutions = samples.copy(), list[Bytes](), dict[int, Substitution]()
+        for position, found in enumerate(reader.read(samples)):
+            if not isinstance(found, Unreadable):
+                data.append(found)
+                continue
+            sample, epoch = int(samples[position]), int(epochs[position])
+            substitutions[position], instead = self._substitute(
+                step, sample, epoch, found.reason, partial(_readable, reader)
+            )
+            shown[position] = substitutions[position].substitute
+            data.append(instead)
+        encoded = Encoded(data, self._crops(samples, epochs, shown))
+        return _Fetched(step, samples, epochs, shown, encoded, substitutions)
+
+    def _substitute(
+        self, step: Step, sample: int, epoch: int, reason: str, attempt: Callable[[int], T | None]
+    ) -> tuple[Substitution, T]:
+        """The first candidate that `attempt` makes something of, and what it made."""
+        for candidate in candidates(self._manifest, self._options.seed, epoch, sample):
+            if (made := attempt(candidate)) is not None:
+                return Substitution(step.number, sample, candidate, reason), made
+        shard = self._manifest.folder / self._manifest.shards[int(self._manifest.shard_id[sample])]
+        raise DataError(f"shard {shard}: {reason}; none of the samples tried in its place is good")
+
+    def _crops(self, samples: IntArray, epochs: IntArray, shown: Int64Array) -> Crops:
+        """Windows keyed by the samples asked for, in the images shown."""
+        width, height = self._manifest.width[shown], self._manifest.height[shown]
+        if not self._options.training:
+            return center_crops(width, height, image_size=self._options.image_size)
+        return random_resized_crops(
+            samples, epochs, width, height, seed=self._options.seed, scale=self._options.crop_scale
+        )
+
+    # The decoding thread
+
+    def _decode_ahead(self) -> None:
+        under_way: deque[_Fetched] = deque()
+        failures: list[BaseException] = []
+        reader = ShardReader(self._manifest)
+
+        def source() -> Encoded | None:
+            try:
+                fetched = self._fetched.get()
+            except BaseException as error:  # kept until the batches before it are out
+                failures.append(error)
+                return None
+            if fetched is None:
+                return None
+            under_way.append(fetched)
+            return fetched.encoded
+
+        try:
+            decoder = Decoder(
+                source,
+                batch_size=-(-self._options.batch_size // self._options.world_size),
+                image_size=self._options.image_size,
+                device=self._options.device,
+                threads=self._options.workers,
+                depth=2 if self._options.device.type == "cuda" else 1,
+            )
+            while not self._closing:
+                try:
+                    images = decoder.run()
+                    if images is None:
+                        break
+                    fetched = under_way.popleft()
+                except DecodeError as error:
+                    fetched, images = self._decode_singly(decoder, reader, under_way.popleft(), str(error))
+                if not self._ready.put(self._assemble(fetched, images, decoder.stream)):
+                    return
+            self._ready.finish(failures[0] if failures else None)
+        except BaseException as error:
+            self._ready.finish(error)
+        finally:
+            reader.close()
+
+    def _decode_singly(
+        self, decoder: Decoder, reader: ShardReader, fetched: _Fetched, reason: str
+    ) -> tuple[_Fetched, Tensor]:
+        """A lost batch again, image by image, with substitutes for those that cannot be decoded."""
+
+        def attempt(position: int, sample: int) -> Tensor | None:
+            data = _readable(reader, sample)
+            at = slice(position, position + 1)
+            shown = np.array([sample], np.int64)
+            crop = self._crops(fetched.samples[at], fetched.epochs[at], shown)
+            try:
+                return None if data is None else decoder.decode_one(data, crop)
+            except DecodeError:
+                return None
+
+        shown, substitutions = fetched.shown.copy(), dict(fetched.substitutions)
+        images, failed = list[Tensor](), 0
+        for position, data in enumerate(fetched.encoded.data):
+            sample = int(fetched.samples[position])
+            try:
+                images.append(decoder.decode_one(data, fetched.encoded.crops[position : position + 1]))
+            except DecodeError as error:
+                failed += 1
+                if failed == len(shown) > 1:  # that is no damaged image, it is the decoder or all the data
+                    raise DataError(
+                        f"none of the {failed} images of step {fetched.step.number} can be decoded: {reason}"
+                    ) from error
+                if position in substitutions:
+                    cause = substitutions[position].reason
+                else:
+                    cause = f"decoding failed: {error}"
+                substitutions[position], image = self._substitute(
+                    fetched.step, sample, int(fetched.epochs[position]), cause, partial(attempt, position)
+                )
+                shown[position] = substitutions[position].substitute
+                images.append(image)
+        return replace(fetched, shown=shown, substitutions=substitutions), torch.cat(images)
+
+    def _assemble(self, fetched: _Fetched, images: Tensor, stream: "torch.cuda.Stream | None") -> Ready:
+        manifest, device = self._manifest, self._options.device
+        with torch.cuda.stream(stream):  # no effect on a CPU, where the stream is None
+            samples = torch.from_numpy(fetched.samples).to(device)
+            epochs = torch.from_numpy(fetched.epochs).to(device)
+            units = partition_units(samples, epochs, seed=self._options.seed, units=self._options.units)
+            labels = None
+            if manifest.label is not None:
+                labels = torch.from_numpy(manifest.label[fetched.shown].astype(np.int64)).to(device)
+            event = None if stream is None else stream.record_event()  # type: ignore[no-untyped-call]
+        stop = fetched.step.stop_sample
+        substitutions = tuple(fetched.substitutions.values())
+        return Ready(images, units, labels, samples, stop, substitutions, event)
+
+
+def _readable(reader: ShardReader, sample: int) -> Bytes | None:
+    (found,) = reader.read([sample])
+    return None if isinstance(found, Unreadable) else found

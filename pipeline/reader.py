@@ -1,0 +1,102 @@
+"""Byte ranges out of the shards of one split, checked: each image's size and hash against the manifest."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from coma.errors import DataError
+from coma.shards.manifest import Manifest
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """One sample that is not what the manifest says; the others are not affected."""
+
+    reason: str
+
+
+class ShardReader:
+    """Reads samples of local shards. For one thread at a time.
+
+    A sample whose bytes cannot be read, or do not have the manifest's hash, is `Unreadable`. A shard that is
+    gone or cut short is a DataError: the data set is damaged, and no substitute makes up for a missing shard.
+
+    Args:
+        manifest: the split.
+        open_files: at most as many shards are kept open, the least recently used is closed.
+    """
+
+    def __init__(self, manifest: Manifest, open_files: int = 64) -> None:
+        self._manifest = manifest
+        self._open_files = open_files
+        self._files: OrderedDict[int, int] = OrderedDict()  # shard number → file descriptor
+
+    def read(self, samples: Sequence[int] | npt.NDArray[np.int64]) -> list[Bytes | Unreadable]:
+        """The encoded images of these samples, each [bytes] uint8, in the order asked for.
+
+        Raises:
+            DataError: naming the shard, if one is missing or too short.
+        """
+        for sample in samples:
+            self._advise(int(sample))
+        return [self._read_one(int(sample)) for sample in samples]
+
+    def close(self) -> None:
+        """Close the shards."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def _advise(self, sample: int) -> None:
+        """Let the kernel start on the whole batch, so that a cold disk sees many requests at a time."""
+        m = self._manifest
+        descriptor = self._descriptor(int(m.shard_id[sample]))
+        os.posix_fadvise(descriptor, int(m.offset[sample]), int(m.size[sample]), os.POSIX_FADV_WILLNEED)
+
+    def _read_one(self, sample: int) -> Bytes | Unreadable:
+        m = self._manifest
+        shard, offset, size = int(m.shard_id[sample]), int(m.offset[sample]), int(m.size[sample])
+        try:
+            data = _pread(self._descriptor(shard), offset, size)
+        except OSError as error:
+            return Unreadable(f"read failed: {error.strerror}")
+        if len(data) < size:
+            raise DataError(
+                f"shard {m.folder / m.shards[shard]} is cut short: a sample lacks its last "
+                f"{size - len(data)} bytes; copy the shard again, or shard again"
+            )
+        found, expected = xxhash.xxh3_64_intdigest(data), int(m.xxh3_64[sample])
+        if found != expected:
+            return Unreadable(f"hash {found:016x} is not the manifest's {expected:016x}")
+        return np.frombuffer(data, np.uint8)
+
+    def _descriptor(self, shard: int) -> int:
+        if shard not in self._files:
+            path = self._manifest.folder / self._manifest.shards[shard]
+            while len(self._files) >= self._open_files:
+                os.close(self._files.popitem(last=False)[1])
+            try:
+                self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise DataError(
+                    f"shard {path} cannot be opened ({error.strerror}); copy it again, or shard again"
+                ) from error
+        self._files.move_to_end(shard)
+        return self._files[shard]
+
+
+def _pread(descriptor: int, offset: int, size: int) -> bytes:
+    """Read a range that one call may return in parts; short only at the end of the file."""
+    data = os.pread(descriptor, size, offset)
+    if len(data) == size or not data:
+        return data
+    parts = [data]
+    while (got := sum(map(len, parts))) < size and (more := os.pread(descriptor, size - got, offset + got)):
+        parts.append(more)
+    return b"".join(parts)

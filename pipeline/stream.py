@@ -1,0 +1,241 @@
+"""The stream: an iterator of batches of complementary views, from a sharded data set to the device."""
+
+import logging
+import os
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from coma.errors import DataError, UsageError
+from coma.pipeline.faults import Ledger, default_budget
+from coma.pipeline.loader import Loader, LoaderOptions
+from coma.pipeline.order import Planner, SampleOrder, Step
+from coma.pipeline.views import view_sizes
+from coma.shards.manifest import Manifest, read_manifest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One rank's part of a global batch, on the device. B images of it, U mask units, K views.
+
+    View k sees the units `units[:, sum(view_sizes[:k]) : sum(view_sizes[:k + 1])]`, in raster order of the
+    grid.
+    """
+
+    images: Tensor
+    """[B, 3, H, W] float32, normalised with `coma.pipeline.MEAN` and `STD`."""
+    units: Tensor
+    """[B, U] int64: a permutation of 0..U-1 that lays the K views side by side."""
+    view_sizes: tuple[int, ...]
+    """K numbers of units, which add up to U."""
+    labels: Tensor | None
+    """[B] int64, or None for unlabelled data."""
+    samples: Tensor
+    """[B] int64: the global sample ids asked for (a damaged one has a substitute's image and label)."""
+
+
+class Stream:
+    """Batches of complementary views out of a sharded data set, read and decoded ahead of the consumer.
+
+    What a step holds depends on (manifest, seed, step) alone. Training streams are endless: each epoch is a
+    new permutation of the samples, and a batch may hold the end of one and the beginning of the next. With
+    `training=False` the stream is one pass in the manifest's order with centre crops; its last batch may be
+    short, and a rank whose part of it is empty ends one batch earlier.
+
+    A sample that cannot be read or decoded is replaced by another one, the same in every run, and written
+    down.
+
+    Args:
+        data: a sharded data set, one split's folder, or its manifest. split: which split of the data set.
+        batch_size: samples in a global batch, over all ranks. image_size: side of the images in pixels.
+        views: K, complementary views of each image. unit_size: side of a mask unit in pixels. seed: orders,
+        crops, flips and masks follow from it. rank, world_size: this process takes part `rank` of
+        `world_size` contiguous parts of each global batch. device: where batches end up; JPEGs are decoded
+        there if it is a GPU. start_samples: samples consumed before, by all ranks together. training: random
+        crops in an endless shuffled order, or one pass for evaluation. crop_scale: least and greatest part of
+        an image's area that a training crop shows. workers: decoder threads; by default this process's share
+        of the machine's cores. prefetch: batches kept ready ahead of the consumer. ledger: JSON-lines file
+        that substitutions are appended to (step, key, shard, reason, substitute). fault_budget: different
+        damaged samples this rank puts up with; by default a thousandth of the samples, at
+            least 10.
+
+    Raises:
+        UsageError: if batch_size is no multiple of world_size, image_size none of unit_size, or a number is
+        absurd. DataError: if the data set is missing or damaged; while iterating, if a shard vanishes or the
+        fault budget is
+            used up.
+
+    Example:
+        >>> with Stream("photos-shards", batch_size=256) as stream:  # doctest: +SKIP
+        ...     for batch in stream:
+        ...         loss = model(batch.images, batch.units)
+    """
+
+    def __init__(
+        self,
+        data: Path | str | Manifest,
+        *,
+        split: str = "train",
+        batch_size: int,
+        image_size: int = 224,
+        views: int = 2,
+        unit_size: int = 32,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        start_samples: int = 0,
+        training: bool = True,
+        crop_scale: tuple[float, float] = (0.2, 1.0),
+        workers: int | None = None,
+        prefetch: int = 2,
+        ledger: Path | None = None,
+        fault_budget: int | None = None,
+    ) -> None:
+        self._options = LoaderOptions(
+            batch_size=batch_size,
+            image_size=image_size,
+            views=views,
+            unit_size=unit_size,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            device=torch.device(device),
+            training=training,
+            crop_scale=crop_scale,
+            workers=workers if workers is not None else _share_of_cores(world_size),
+            prefetch=prefetch,
+        )
+        if start_samples < 0:
+            raise UsageError(f"start_samples is {start_samples}; give 0 or more")
+        self.view_sizes = view_sizes(self._options.units, views)
+        self.manifest = data if isinstance(data, Manifest) else read_manifest(Path(data), split)
+        order = SampleOrder(self.manifest, seed) if training else None
+        self._planner = Planner(order, len(self.manifest), batch_size)
+        budget = default_budget(len(self.manifest)) if fault_budget is None else fault_budget
+        self._ledger = Ledger(None if ledger is None else Path(ledger), self.manifest, budget)
+        self._consumed = start_samples
+        self._loader: Loader | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+        self._closed = False
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples in the split."""
+        return len(self.manifest)
+
+    @property
+    def consumed(self) -> int:
+        """Samples handed out so far, over all ranks and epochs."""
+        return self._consumed
+
+    def plan(self, step: int) -> Step:
+        """The global batch of a step, without reading anything.
+
+        Args:
+            step: from 1, counted in this stream's batch size from the first sample of the first epoch.
+
+        Returns:
+            its samples and epochs, each [batch_size] int64 (a single pass's last step may be short).
+
+        Raises:
+            IndexError: if there is no such step.
+        """
+        found = self._planner.at((step - 1) * self._planner.batch_size) if step >= 1 else None
+        if found is None:
+            raise IndexError(f"no step {step} in one pass over {self.samples_per_epoch} samples")
+        return found
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._closed:
+            raise UsageError("the stream is closed")
+        if self._loader is None:
+            self._loader = Loader(self.manifest, self._planner, self._options, self._consumed)
+            self._finalizer = weakref.finalize(
+                self, self._loader.close
+            )  # a forgotten stream ends its threads
+            self._finalizer.atexit = False  # the loader sees to that itself
+        ready = self._loader.get()
+        if ready is None:
+            raise StopIteration
+        try:
+            self._ledger.record(ready.substitutions)
+        except DataError:
+            self._stop()  # the next call would meet the same batch again, and not go on behind it
+            raise
+        self._consumed = ready.stop_sample
+        if ready.event is not None:
+            _hand_over(ready.event, ready.images, ready.units, ready.samples, ready.labels)
+        return Batch(ready.images, ready.units, self.view_sizes, ready.labels, ready.samples)
+
+    def state_dict(self) -> dict[str, str | int]:
+        """Where the stream stands: fingerprint of the manifest, seed, samples consumed. Nothing else is
+        needed."""
+        return {
+            "fingerprint": self.manifest.fingerprint,
+            "seed": self._options.seed,
+            "samples": self._consumed,
+        }
+
+    def load_state_dict(self, state: dict[str, str | int]) -> None:
+        """Go on from another stream's `state_dict`, whatever its world size, batch size or workers were.
+
+        Raises:
+            DataError: if it was taken of other data.
+            UsageError: if it was taken with another seed.
+        """
+        if state["fingerprint"] != self.manifest.fingerprint:
+            raise DataError(
+                f"{self.manifest.folder} has fingerprint {self.manifest.fingerprint}, the state was taken of "
+                f"data with fingerprint {state['fingerprint']}; give the same data set, or start anew"
+            )
+        if state["seed"] != self._options.seed:
+            raise UsageError(
+                f"the state was taken with seed {state['seed']}, this stream has seed {self._options.seed}; "
+                "give the same seed, or start anew"
+            )
+        self._stop()
+        self._consumed = int(state["samples"])
+
+    def close(self) -> None:
+        """End the threads and close the shards. Nothing can be taken from the stream afterwards."""
+        self._stop()
+        self._closed = True
+
+    def _stop(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer()
+        self._loader = self._finalizer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _hand_over(event: torch.cuda.Event, *tensors: Tensor | None) -> None:
+    """Make the consumer's CUDA stream wait for a batch, and the allocator for the consumer."""
+    for tensor in tensors:
+        if tensor is not None:
+            current = torch.cuda.current_stream(tensor.device)
+            current.wait_event(event)
+            tensor.record_stream(current)
+
+
+def _share_of_cores(world_size: int) -> int:
+    """Cores this process may use, divided among the ranks of this machine."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    return max(1, len(os.sched_getaffinity(0)) // max(1, local_ranks))
