@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """Heads that share a window of `window` consecutive tokens (None: the whole view) and one key/value head."""
+    """Heads that share one key/value head and a window of consecutive tokens (None: the whole view)."""
 
     window: int | None
     heads: int
@@ -98,7 +98,7 @@ def _attend_windows(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √D) v over the last two dimensions: [..., L, D], [..., S, D], [..., S, D] to [..., L, D].
+    """softmax(q kᵀ / √D) v over the last two dimensions: q [..., L, D], k and v [..., S, D] to [..., L, D].
 
     The fused kernel, except in half precision on a CPU, where it is many times slower over small windows than
     two matrix products.

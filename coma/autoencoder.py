@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from coma.blocks import init_weights
 from coma.decoder import HEAD_DIM, Decoder, Painting, Range, take, units_in
-from coma.dyvit import init_weights
 from coma.encoders import Encoder, build_backbone, encoder_of, predicted_tokens
 from coma.errors import UsageError
 from coma.layout import Grid, from_units, take_units
@@ -94,7 +94,7 @@ class MaskedAutoencoder(nn.Module):
         return F.mse_loss(predicted.float(), hidden.flatten(1, 2))
 
     def predict_pixels(self, images: Tensor, units: Tensor) -> Tensor:
-        """Normalised pixels of every prediction, [B, Q, P]: view after view, its hidden units in laid order."""
+        """Predicted normalised pixels, [B, Q, P]: view after view, the units that each is to predict."""
         patches, grid = self._lay(images, units)
         return self._predict(patches, grid, units, self.paintings(units.shape[1]))
 
@@ -153,12 +153,12 @@ class MaskedAutoencoder(nn.Module):
         grid = self.encoder.unit_grid(*images.shape[-2:])
         if units.shape != (images.shape[0], grid[0] * grid[1]):
             raise ValueError(
-                f"units of shape {tuple(units.shape)} for {images.shape[0]} images of {grid[0]}x{grid[1]} mask units"
+                f"units of shape {tuple(units.shape)} for {len(images)} images of {grid[0]}x{grid[1]} units"
             )
         return take_units(self.encoder.unit_patches(images), units), grid
 
     def _predict(self, patches: Tensor, grid: Grid, units: Tensor, paintings: Sequence[Painting]) -> Tensor:
-        """Encode what the paintings see, [B, V, T, P] of `patches`, and decode what they predict, [B, Q, P]."""
+        """Encode of `patches` [B, U, T, P] what the paintings see, decode what they predict: [B, Q, P]."""
         seen = max(painting.visible[1] for painting in paintings)
         sizes = [units_in([painting.visible]) for painting in paintings]
         features = self.encoder.encode_patches(patches[:, :seen], grid, units[:, :seen], sizes)
@@ -221,8 +221,8 @@ class CoMA(MaskedAutoencoder):
         super().__init__(backbone, img_size, unit_size, **backbone_kwargs)
         if views > self.units:
             raise UsageError(
-                f"{views} views of {self.units} mask units ({self.encoder.unit_size} pixels each): fewer views, larger"
-                " images or smaller units"
+                f"{views} views of {self.units} mask unit(s) of {self.encoder.unit_size} pixels:"
+                " take fewer views, larger images or smaller patches"
             )
         self.views, self.predict = views, predict
         self.view_sizes = view_sizes(self.units, views)
@@ -249,7 +249,7 @@ def complementary(sizes: Sequence[int], predict: int) -> tuple[Painting, ...]:
 
 
 def normalise_patches(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches [..., P] in float32 with mean 0 and variance 1, the means and the deviations [..., 1], as in MAE."""
+    """Float32 patches [..., P] of mean 0 and variance 1, their means and deviations [..., 1], as in MAE."""
     patches = patches.float()
     mean = patches.mean(dim=-1, keepdim=True)
     deviation = (patches.var(dim=-1, keepdim=True) + eps).sqrt()

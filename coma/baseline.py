@@ -14,8 +14,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from coma.autoencoder import MaskedAutoencoder
+from coma.blocks import init_weights
 from coma.decoder import HEAD_DIM, Painting
-from coma.dyvit import init_weights
 from coma.errors import UsageError
 from coma.layout import Grid, SinCosPosition
 
@@ -38,7 +38,7 @@ class SelfAttentionDecoder(nn.Module):
     def forward(
         self, features: Sequence[Tensor], grid: Grid, units: Tensor, paintings: Sequence[Painting]
     ) -> Tensor:
-        """The last of `features` [B, V·T, C], `units` [B, U] with the V visible ones first, to [B, Q, patch_values]."""
+        """The last of `features` [B, V·T, C], `units` [B, U], the V seen first, to [B, Q, patch_values]."""
         visible = self.embed(features[-1])
         b, seen, d = visible.shape
         masks = self.mask_token.to(visible.dtype).expand(b, units.shape[1] * self.tokens - seen, d)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from coma.attention import attend
+from coma.blocks import Mlp
 from coma.layout import Grid, SinCosPosition
 
 HEAD_DIM = 32
@@ -106,7 +106,7 @@ class CrossBlock(nn.Module):
         self.mlp = Mlp(dim, 4 * dim)
 
     def forward(self, x: Tensor, memory: Tensor, lengths: Sequence[tuple[int, int]]) -> Tensor:
-        """x [B, Q, D], memory [B, M, D]; `lengths`: for each view its number of queries and of memory tokens."""
+        """x [B, Q, D], memory [B, M, D]; `lengths`: each view's number of queries and of memory tokens."""
         k, v = torch.split(self.kv(memory), x.shape[-1], dim=-1)
         x = x + self.proj(self._attend_views(self.q(self.norm1(x)), k, v, lengths))
         x = x + self.mlp(self.norm2(x))

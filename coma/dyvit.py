@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, to_2tuple
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.layers import ClassifierHead, to_2tuple
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from coma.attention import HeadGroup, MultiWindowAttention
+from coma.attention import HeadGroup
+from coma.blocks import Block, Merge, PatchEmbed, Stage, init_weights
 from coma.errors import UsageError
 from coma.layout import Grid, SinCosPosition, take_units, to_map, to_units
 
@@ -26,80 +27,6 @@ __all__ = ["DyViT"]
 
 Heads = Sequence[Sequence[tuple[int | None, int]]]
 """For each stage its head groups, (window tokens or None for global, heads)."""
-
-
-class PatchEmbed(nn.Module):
-    """Linear patches and a learned position inside the unit: [B, V, T, P] to [B, V·T, C]."""
-
-    def __init__(self, patch_values: int, unit_tokens: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(patch_values, dim)
-        self.position = nn.Parameter(torch.zeros(unit_tokens, dim))
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """[B, V, T, P] to [B, V·T, C], in the dtype of the weights."""
-        x: Tensor = self.proj(patches.to(self.proj.weight.dtype))
-        return (x + self.position.to(x.dtype)).flatten(1, 2)
-
-
-class Merge(nn.Module):
-    """2x2 tokens, consecutive in Morton order, become one: [B, N, C] to [B, N/4, 2C]."""
-
-    def __init__(self, dim: int, out_dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, C] to [B, N/4, 2C]."""
-        b, n, c = x.shape
-        merged: Tensor = self.reduction(self.norm(x.reshape(b, n // 4, 4 * c)))
-        return merged
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block: DM-MSA, then an MLP."""
-
-    def __init__(
-        self, dim: int, head_dim: int, groups: Sequence[HeadGroup], mlp_ratio: float, drop_path: float
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = MultiWindowAttention(dim, head_dim, groups)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(self, x: Tensor, view_tokens: Sequence[int]) -> Tensor:
-        """x [B, N, C]; `view_tokens`: lengths of the views in N."""
-        x = x + self.drop_path(self.attn(self.norm1(x), view_tokens))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return x
-
-
-class Stage(nn.Module):
-    """Merge (except in the first stage), positions (in the third), blocks."""
-
-    def __init__(self, merge: nn.Module, position: SinCosPosition | None, blocks: Sequence[Block]) -> None:
-        super().__init__()
-        self.merge = merge
-        self.position = position
-        self.blocks = nn.ModuleList(blocks)
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor, grid: Grid, units: Tensor | None, view_sizes: Sequence[int]) -> Tensor:
-        """x [B, N, C] to [B, N or N/4, C or 2C]; `units` and `view_sizes` as in `DyViT.encode`."""
-        x = self.merge(x)
-        if self.position is not None:
-            x = self.position(x, grid, units)
-        unit_tokens = x.shape[1] // sum(view_sizes)
-        view_tokens = [size * unit_tokens for size in view_sizes]
-        for block in self.blocks:
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, view_tokens)
-            else:
-                x = block(x, view_tokens)
-        return x
 
 
 class DyViT(nn.Module):
@@ -159,7 +86,7 @@ class DyViT(nn.Module):
         ]
 
         self.patch_embed = PatchEmbed(in_chans * patch_size**2, self.stage_tokens[0], dims[0])
-        rates: list[list[float]] = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
         self.stages = nn.ModuleList()
         for s, dim in enumerate(self.stage_dims):
             groups = [HeadGroup(window, count) for window, count in heads[s]]
@@ -167,7 +94,9 @@ class DyViT(nn.Module):
                 Stage(
                     merge=Merge(dims[s - 1], dim) if s else nn.Identity(),
                     position=SinCosPosition(dim, round(self.stage_tokens[s] ** 0.5)) if s == 2 else None,
-                    blocks=[Block(dim, head_dims[s], groups, mlp_ratio, rate) for rate in rates[s]],
+                    blocks=[
+                        Block(dim, head_dims[s], groups, mlp_ratio, next(rates)) for _ in range(depths[s])
+                    ],
                 )
             )
         self.norm = nn.LayerNorm(self.num_features)
@@ -183,7 +112,7 @@ class DyViT(nn.Module):
         if isinstance(self.head.fc, nn.Linear):
             nn.init.trunc_normal_(self.head.fc.weight, std=0.02)
 
-    # -- encoding ----------------------------------------------------------------------------------------------
+    # -- encoding ---------------------------------------------------------------------------------
 
     def unit_grid(self, height: int, width: int) -> Grid:
         """Mask units down and across an image of this many pixels; UsageError if they do not fill it."""
@@ -250,7 +179,7 @@ class DyViT(nn.Module):
             x = stage(x, grid, units, view_sizes)
             yield x
 
-    # -- the interface timm's models share -----------------------------------------------------------------------
+    # -- the interface timm's models share --------------------------------------------------------
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, h, w, C] at stride 32 (8 patches), normed."""
@@ -345,16 +274,6 @@ class DyViT(nn.Module):
         return {"stem": r"^patch_embed", "blocks": blocks}
 
 
-def init_weights(module: nn.Module) -> None:
-    """For `Module.apply`: Xavier-uniform matrices and zero biases, as in MAE; norms and gates at their start."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, MultiWindowAttention):
-        module.init_gate()  # `apply` goes from the leaves up
-
-
 def _stage_tokens(unit_size: int, patch_size: int, heads: Heads) -> tuple[int, ...]:
     """Tokens of a unit in each stage."""
     side = unit_size // patch_size
@@ -373,7 +292,7 @@ def _stage_tokens(unit_size: int, patch_size: int, heads: Heads) -> tuple[int, .
     return tokens
 
 
-# -- variants ----------------------------------------------------------------------------------------------------
+# -- variants ------------------------------------------------------------------------------------
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:

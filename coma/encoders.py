@@ -16,7 +16,8 @@ import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from coma.dyvit import DyViT, init_weights
+from coma.blocks import init_weights
+from coma.dyvit import DyViT
 from coma.errors import UsageError
 from coma.layout import Grid, SinCosPosition, from_units, to_units
 
@@ -112,7 +113,8 @@ class ViTEncoder:
         side = unit_size // self.patch_size
         if unit_size % self.patch_size or side < 1 or side & (side - 1):
             raise UsageError(
-                f"mask unit of {unit_size} pixels with a patch of {self.patch_size}: a unit's side is 1, 2, 4, ...patches"
+                f"mask unit of {unit_size} pixels with a patch of {self.patch_size}:"
+                " a unit's side is 1, 2, 4, ... patches"
             )
         self.unit_size = unit_size
         self.in_chans: int = vit.patch_embed.proj.in_channels
@@ -141,7 +143,7 @@ class ViTEncoder:
         units: Tensor | None = None,
         view_sizes: Sequence[int] | None = None,
     ) -> list[Tensor]:
-        """Patches [B, V, T, P] to one feature [B, V·T, C], normed; `units`, `view_sizes` as in `DyViT.encode`."""
+        """Patches [B, V, T, P] to one normed feature [B, V·T, C]; the rest as in `DyViT.encode`."""
         b, v, t, _ = patches.shape
         strip = from_units(patches.reshape(b, v * t, 1, -1), (1, v * t), self.patch_size)  # [B, 3, p, V·T·p]
         embed = self.vit.patch_embed

@@ -44,7 +44,7 @@ def to_map(tokens: Tensor, grid: Grid) -> Tensor:
 
 
 def take_units(x: Tensor, units: Tensor | None) -> Tensor:
-    """Lay units in the given order: [B, U, T, P] and `units` [B, V] to [B, V, T, P] (V <= U; None: as they are)."""
+    """Lay units of [B, U, T, P] in the order of `units` [B, V] (None: as they are): [B, V, T, P]."""
     if units is None:
         return x
     b, u = x.shape[:2]
@@ -53,7 +53,7 @@ def take_units(x: Tensor, units: Tensor | None) -> Tensor:
 
 
 def sincos_2d(grid: Grid, side: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """Fixed positions of `side` x `side` tokens in every unit: [U, side², dim] float32, units raster, tokens Morton.
+    """Fixed positions of `side` x `side` tokens a unit, in the order of `to_units`: [U, side², dim] float32.
 
     As in MAE (arXiv 2111.06377): half the channels tell the column, half the row, each by sines then cosines
     of dim / 4 frequencies 10000^(-4i / dim). `dim` is a multiple of 4.
