@@ -109,9 +109,10 @@ class MaskedAutoencoder(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of position and token parameters."""
-        names: set[str] = self.backbone.no_weight_decay()  # type: ignore[operator]
-        tokens = {name for name, _ in self.decoder.named_parameters() if name.endswith("mask_token")}
-        return {f"backbone.{name}" for name in names} | {f"decoder.{name}" for name in tokens}
+        of_backbone: set[str] = self.backbone.no_weight_decay()  # type: ignore[operator]
+        special = {f"backbone.{name}" for name in of_backbone}
+        names = (name for name, _ in self.named_parameters())
+        return {name for name in names if name in special or name.endswith("mask_token")}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's blocks in the backward pass instead of keeping their activations."""

@@ -12,7 +12,6 @@ Legend: B images, U mask units, V encoded units, T tokens of a unit, N = V·T to
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from timm.layers import ClassifierHead, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
@@ -86,7 +85,8 @@ class DyViT(nn.Module):
         ]
 
         self.patch_embed = PatchEmbed(in_chans * patch_size**2, self.stage_tokens[0], dims[0])
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        total = sum(depths)
+        rates = (drop_path_rate * i / max(1, total - 1) for i in range(total))
         self.stages = nn.ModuleList()
         for s, dim in enumerate(self.stage_dims):
             groups = [HeadGroup(window, count) for window, count in heads[s]]
@@ -324,6 +324,8 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> DyViT:
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         **kwargs,
     )
+    if isinstance(model, DyViT):  # not a feature extractor
+        model.pretrained_cfg["input_size"] = (model.in_chans, *model.img_size)
     return model  # type: ignore[no-any-return]
 
 
