@@ -1,0 +1,221 @@
+"""Score a network on a labelled data set: frozen features of two splits, then what the caller asks for.
+
+The split `val` is the test if there is one; otherwise a fifth of `train`, always the same one, is held out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from coma.errors import DataError
+from coma.evaluation.features import Features, extract, held_out_fifth
+from coma.evaluation.knn import knn_accuracy
+from coma.evaluation.probe import probe_accuracy
+from coma.evaluation.rankme import rankme
+from coma.runs import checkpoint_step, load_autoencoder, read_config, run_of
+from coma.shards.manifest import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from coma.autoencoder import MaskedAutoencoder
+
+logger = logging.getLogger(__name__)
+
+METRICS_NAME = "metrics.jsonl"
+BATCH_SIZE = 64
+HELD_OUT = "a fifth of train, held out"
+
+Progress = Callable[[int, int], None]  # images done, images in all
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What frozen features are worth; percentages are top-1 accuracy on the test rows."""
+
+    probe: float | None
+    knn: float | None
+    rankme: float
+    """Effective rank of the training features, at most their channels."""
+    train_images: int
+    test_images: int
+    tested_on: str
+    channels: int
+    classes: int
+
+
+def split_folder(data: Path, split: str) -> bool:
+    """Tell whether the data set at `data` has the split."""
+    return (data / split / "manifest.parquet").is_file()
+
+
+def labelled_manifests(data: Path) -> tuple[Manifest, Manifest | None]:
+    """Open train and, if there is one, val of a data set (or of the folder of one of its splits).
+
+    Raises:
+        DataError: no such data, or no labels in them.
+    """
+    data = Path(data)
+    if (data / "manifest.parquet").is_file():
+        data = data.parent
+    opened = [read_manifest(data, "train")]
+    if split_folder(data, "val"):
+        opened.append(read_manifest(data, "val"))
+    for manifest in opened:
+        if manifest.label is None:
+            raise DataError(
+                f"{manifest.folder} has no labels, so nothing can be probed: shard a tree of class folders"
+            )
+    return opened[0], opened[1] if len(opened) > 1 else None
+
+
+def features_of(
+    autoencoder: MaskedAutoencoder,
+    data: Path,
+    *,
+    batch_size: int = BATCH_SIZE,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[Features, Features, str]:
+    """Extract frozen features: (train, test, what the test rows are), of the backbone as it is, in float32.
+
+    Raises:
+        DataError: no such data, no labels, or too few images to hold any out.
+    """
+    from coma.pipeline import Stream
+
+    train, val = labelled_manifests(data)
+    total = len(train) + (len(val) if val else 0)
+    done = 0
+    taken: list[Features] = []
+    for manifest in (train, val):
+        if manifest is None:
+            continue
+        before = done
+
+        def tell(some: int, _: int, before: int = before) -> None:
+            nonlocal done
+            done = before + some
+            if progress is not None:
+                progress(done, total)
+
+        with Stream(
+            manifest, batch_size=batch_size, training=False, device=device, **autoencoder.stream_options()
+        ) as stream:
+            taken.append(extract(autoencoder.backbone, stream, progress=tell))
+    if len(taken) == 2:
+        return taken[0], taken[1], "val"
+    held_out = held_out_fifth(len(taken[0]))
+    if not held_out.any():
+        raise DataError(f"{data} has {total} labelled images; a probe needs 5 or more, or a split val")
+    logger.info("%s has no split val: a fifth of train is held out for testing", data)
+    return taken[0].select(~held_out), taken[0].select(held_out), HELD_OUT
+
+
+def score(
+    autoencoder: MaskedAutoencoder,
+    data: Path,
+    *,
+    probe: bool = True,
+    knn: bool = True,
+    batch_size: int = BATCH_SIZE,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Scores:
+    """Extract features once and score them: linear probe and neighbours, each if asked for, and RankMe."""
+    train, test, tested_on = features_of(
+        autoencoder, data, batch_size=batch_size, device=device, progress=progress
+    )
+    rows = (train.x.to(device), train.require_labels().to(device))
+    test_rows = (test.x.to(device), test.require_labels().to(device))
+    return Scores(
+        probe=probe_accuracy(*rows, *test_rows) if probe else None,
+        knn=knn_accuracy(*rows, *test_rows) if knn else None,
+        rankme=rankme(train.x),
+        train_images=len(train),
+        test_images=len(test),
+        tested_on=tested_on,
+        channels=train.x.shape[1],
+        classes=int(torch.cat([rows[1], test_rows[1]]).unique().numel()),
+    )
+
+
+def score_run(
+    run_or_checkpoint: Path,
+    data: Path | None = None,
+    *,
+    probe: bool = True,
+    knn: bool = True,
+    batch_size: int = BATCH_SIZE,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score a run's newest checkpoint (or the one named) and add the result to RUN/metrics.jsonl.
+
+    Args:
+        run_or_checkpoint: run folder, or one of its checkpoints.
+        data: sharded data set; None: the one that the run was trained on.
+        probe, knn: what to score.
+        batch_size: images at a time.
+        device: "cpu", "cuda"; None: a GPU if there is one.
+        progress: called after each batch.
+
+    Returns:
+        the scores asked for, `step` of the checkpoint, and what they were taken on.
+
+    Raises:
+        DataError: no such run or data, no checkpoint, no labels.
+    """
+    run, checkpoint = run_of(run_or_checkpoint)
+    trained_on = run_data(run)
+    if data is None:
+        data = trained_on
+        if not data.exists():
+            raise DataError(f"{data}, which {run} was trained on, is not there: name the sharded data set")
+        logger.info("data: %s, which the run was trained on", data)
+    labelled_manifests(data)  # before the network is loaded
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    autoencoder = load_autoencoder(checkpoint, device)
+    scores = score(
+        autoencoder, data, probe=probe, knn=knn, batch_size=batch_size, device=device, progress=progress
+    )
+    line = metrics_line(checkpoint_step(checkpoint), scores)
+    if data.resolve() != trained_on.resolve():
+        line["data"] = str(data)
+    append_metrics(run, line)
+    return {
+        **line,
+        "train_images": scores.train_images,
+        "test_images": scores.test_images,
+        "tested_on": scores.tested_on,
+        "channels": scores.channels,
+        "classes": scores.classes,
+        "data": str(data),
+        "run": str(run),
+    }
+
+
+def run_data(run: Path) -> Path:
+    """Return the data set that a run was trained on, as its config.json names it."""
+    return Path(read_config(run)["resolved"]["data"])
+
+
+def metrics_line(step: int, scores: Scores) -> dict[str, Any]:
+    """Return an evaluation line of metrics.jsonl: step, then the scores that were taken."""
+    line: dict[str, Any] = {"step": step}
+    for name in ("probe", "knn", "rankme"):
+        value = getattr(scores, name)
+        if value is not None:
+            line[name] = round(value, 3)
+    return line
+
+
+def append_metrics(run: Path, line: dict[str, Any]) -> None:
+    """Add a line to RUN/metrics.jsonl."""
+    with (run / METRICS_NAME).open("a") as file:
+        file.write(json.dumps(line) + "\n")
