@@ -1,0 +1,112 @@
+"""Read what training left in a run folder, without DeepSpeed.
+
+RUN/config.json                             what was asked, what it came to, with which versions
+RUN/checkpoints/latest                      names the newest of checkpoints/step-*
+RUN/checkpoints/step-000100/weights.safetensors   the whole autoencoder in float32
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coma.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+    from coma.autoencoder import CoMA
+    from coma.baseline import MAE
+
+CONFIG_NAME = "config.json"
+CHECKPOINTS_NAME = "checkpoints"
+LATEST_NAME = "latest"
+MANIFEST_NAME = "checkpoint.json"
+WEIGHTS_NAME = "weights.safetensors"
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """Return RUN/config.json: {"config": ..., "resolved": ..., "versions": ...}.
+
+    Raises:
+        DataError: `run` is no run folder.
+    """
+    path = Path(run) / CONFIG_NAME
+    try:
+        content = json.loads(path.read_text())
+    except OSError:
+        raise DataError(f"{run} is not a run folder: it has no {CONFIG_NAME}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise DataError(f"{path} does not describe a run")
+    return content
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """Return the folder of the run's newest checkpoint, None if it has none yet."""
+    folder = Path(run) / CHECKPOINTS_NAME
+    try:
+        name = (folder / LATEST_NAME).read_text().strip()
+    except OSError:
+        return None
+    path = folder / name
+    return path if path.is_dir() and path.parent == folder else None
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Return the number of steps that a checkpoint folder has behind it."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def run_of(run_or_checkpoint: Path) -> tuple[Path, Path]:
+    """Return (run folder, checkpoint folder) for either of them; for a run, its newest checkpoint.
+
+    Raises:
+        DataError: it is neither, or the run has no checkpoint.
+    """
+    path = Path(run_or_checkpoint)
+    if (path / WEIGHTS_NAME).is_file() and path.parent.name == CHECKPOINTS_NAME:
+        return path.parent.parent, path
+    if not path.is_dir():
+        raise DataError(f"no run at {path}: " + ("it is a file" if path.exists() else "no such folder"))
+    read_config(path)
+    checkpoint = latest_checkpoint(path)
+    if checkpoint is None:
+        raise DataError(f"{path} has no checkpoint yet: let `coma pretrain` run until it saves one")
+    if not (checkpoint / WEIGHTS_NAME).is_file():
+        raise DataError(f"{checkpoint} has no {WEIGHTS_NAME}")
+    return path, checkpoint
+
+
+def build_model(config: dict[str, Any]) -> CoMA | MAE:
+    """Make the freshly initialised autoencoder that `config` (of `read_config`) describes."""
+    from coma.methods import build
+
+    return build(
+        config["model"],
+        config["method"],
+        views=config["views"],
+        image_size=config["image_size"],
+        patch_size=config["patch_size"],
+    )
+
+
+def load_autoencoder(run_or_checkpoint: Path, device: str | torch.device = "cpu") -> CoMA | MAE:
+    """Load the trained autoencoder of a run (its newest checkpoint) or of a checkpoint folder, in eval mode.
+
+    Raises:
+        DataError: naming what is missing or does not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    run, checkpoint = run_of(run_or_checkpoint)
+    model = build_model(read_config(run)["config"])
+    path = checkpoint / WEIGHTS_NAME
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise DataError(f"{path} does not fit the model of {run}: {str(error).splitlines()[0]}") from error
+    return model.to(device).eval()

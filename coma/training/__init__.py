@@ -1,0 +1,66 @@
+"""Training: from a `PretrainConfig` to a run folder. The one place that imports DeepSpeed.
+
+`config` is what was asked, `plan` what it comes to, `run_folder` where it goes, `loop` the steps themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coma.errors import UsageError
+from coma.training.config import PretrainConfig
+
+if TYPE_CHECKING:
+    from coma.training.metrics import Progress
+
+__all__ = ["PretrainConfig", "pretrain"]
+
+
+def pretrain(
+    config: PretrainConfig,
+    progress: Callable[[Progress], None] | None = None,
+    launched: Path | None = None,
+) -> dict[str, Any]:
+    """Pre-train as `config` says: in this process, in the group that a launcher made, or in new processes.
+
+    Args:
+        config: what to do.
+        progress: called after each step on rank 0; without it, lines are logged now and then.
+        launched: the file that `config` was read from, if `coma.training.launch` started this process.
+
+    Returns:
+        run, steps, epochs, loss, images_per_s, elapsed_s, finished, checkpoint, weights, picture, report.
+        Empty on every rank but 0.
+
+    Raises:
+        UsageError, DataError: before anything is written.
+        DivergedError: after too many steps without a finite loss.
+        Preempted: after SIGTERM or SIGUSR1, with a checkpoint saved.
+        KeyboardInterrupt: after Ctrl-C, with a checkpoint saved.
+    """
+    from coma.training import launch
+    from coma.training.world import find_place, joined
+
+    place = find_place(os.environ)
+    if place is None and config.hostfile is not None:
+        return launch.start_on_hosts(config)
+    if place is None and config.devices is not None and config.devices > 1:
+        return launch.start_here(config, config.devices)
+    if place is not None and config.devices not in (None, place.world_size):
+        raise UsageError(
+            f"--devices {config.devices} inside a launcher that started {place.world_size} processes: leave it out"
+        )
+    if place is not None and place.rank > 0:
+        logging.getLogger("coma").setLevel(logging.ERROR)
+    launch.die_with_launcher()
+    with joined(place) as world:
+        from coma.training.loop import train  # imports DeepSpeed, which looks at the environment
+
+        result = train(config, world, progress, launch.stop_file(launched))
+    if launched is not None and world.leads:
+        launch.hand_back(launched, result)
+    return result

@@ -1,0 +1,123 @@
+"""DeepSpeed's engine and the few places where it must be handled with care."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor, nn
+
+from coma.training.plan import Plan
+
+
+def make_engine(model: nn.Module, plan: Plan, *, compile_model: bool = False) -> Any:
+    """Wrap a model for training as the plan says; collective."""
+    model.to(plan.device)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=parameter_groups(model, plan.deepspeed["optimizer"]["params"]["weight_decay"]),
+        config=plan.deepspeed,
+    )
+    if compile_model:
+        engine.compile()  # before initialize it would rename every parameter
+    return engine
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the parameters: matrices decay; vectors, positions and tokens (`model.no_weight_decay()`) don't."""
+    kept = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[parameter.ndim >= 2 and name not in kept].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
+        for decays, parameters in groups.items()
+        if parameters
+    ]
+
+
+def set_learning_rate(engine: Any, lr: float) -> None:
+    """Set the rate of the coming step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def group_settings(engine: Any) -> list[dict[str, Any]]:
+    """Return the optimizer's settings a group, to give to `restore_group_settings` after a load."""
+    return [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in engine.optimizer.param_groups
+    ]
+
+
+def restore_group_settings(engine: Any, settings: Iterable[dict[str, Any]]) -> None:
+    """Undo what loading a checkpoint does to the settings: DeepSpeed brings back the saved ones without a word."""
+    for group, values in zip(engine.optimizer.param_groups, settings, strict=True):
+        group.update(values)
+
+
+def optimizer_step(engine: Any) -> tuple[float, bool]:
+    """Apply the accumulated gradients; collective. Return their norm before clipping, and whether it was applied.
+
+    A step with a gradient that is not finite changes nothing. DeepSpeed sees to that itself, except at stage 0 in
+    single precision, where the optimizer is torch's own.
+    """
+    plain = not (engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled())
+    if plain:
+        gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            engine.module.zero_grad(set_to_none=True)  # AdamW passes over parameters without a gradient
+        engine.step()
+        return norm, math.isfinite(norm)
+    skipped = engine.skipped_steps
+    engine.step()
+    norm = engine.get_global_grad_norm()
+    return float("nan") if norm is None else float(norm), engine.skipped_steps == skipped
+
+
+def full_weights(engine: Any) -> dict[str, Tensor]:
+    """Collect the whole model in float32 on the CPU; collective, empty on every rank but 0.
+
+    The optimizer's float32 copy where there is one, the parameter itself otherwise.
+    """
+    module: nn.Module = engine.module
+    masters = _unfused_masters(engine)
+    weights: dict[str, Tensor] = {}
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        full = safe_get_full_fp32_param(parameter) if engine.zero_optimization() else None
+        if full is None:
+            full = masters.get(id(parameter), parameter)
+        if engine.global_rank == 0:
+            weights[name] = full.detach().reshape(_shape(parameter)).float().cpu().clone()
+    if engine.global_rank == 0:
+        for name, value in module.state_dict().items():
+            if name not in names:  # buffers
+                weights[name] = (
+                    value.detach().float().cpu() if value.is_floating_point() else value.detach().cpu()
+                )
+    return weights
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)  # stage 3 leaves an empty tensor behind
+
+
+def _unfused_masters(engine: Any) -> dict[int, Tensor]:
+    """At stage 0 in bf16 the optimizer holds groups of float32 copies beside groups of parameters."""
+    halves = getattr(engine.optimizer, "fp16_groups", None)
+    fulls = getattr(engine.optimizer, "fp32_groups", None)
+    if engine.zero_optimization() or halves is None or fulls is None:
+        return {}
+    return {
+        id(half): full
+        for half_group, full_group in zip(halves, fulls, strict=True)
+        if isinstance(half_group, list)
+        for half, full in zip(half_group, full_group, strict=True)
+    }

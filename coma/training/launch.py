@@ -1,0 +1,194 @@
+"""Start the processes of a run: several on this machine, or one DeepSpeed launcher for several machines.
+
+Each process is this command again, `coma pretrain --launched FILE`, where FILE holds the whole configuration: it
+survives the remote shells of launchers, which expand arguments and drop the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from coma.errors import UsageError
+from coma.training.config import PretrainConfig
+from coma.training.world import Place, free_port
+
+logger = logging.getLogger(__name__)
+
+PARENT_VARIABLE = "COMA_LAUNCHED_BY"
+CONFIG_NAME = "config.json"
+RESULT_NAME = "result.json"
+STOP_NAME = "stop"
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_GRACE_S = 5.0
+_POLL_S = 0.05
+
+
+def start_here(config: PretrainConfig, devices: int) -> dict[str, Any]:
+    """Run `config` on `devices` processes of this machine and return what rank 0 returned.
+
+    Signals are passed on, the first failure ends all, and none outlives this process.
+
+    Raises:
+        SystemExit: with the exit code of the process that failed, which has said why.
+    """
+    with tempfile.TemporaryDirectory(prefix="coma-launch-") as name:
+        folder = Path(name)
+        command = _command(config, folder)
+        port = free_port()
+        threads = max(1, (os.cpu_count() or 1) // devices)
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", *command],
+                env={
+                    "OMP_NUM_THREADS": str(threads),
+                    **os.environ,
+                    **Place(rank, rank, devices, "127.0.0.1", port).environment(),
+                    PARENT_VARIABLE: str(os.getpid()),
+                },
+                start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+            )
+            for rank in range(devices)
+        ]
+        try:
+            with _passing_on_signals(processes):
+                exit_code = _wait_for_all(processes)
+        finally:
+            _kill(processes)
+        return _result(folder, exit_code)
+
+
+def start_on_hosts(config: PretrainConfig) -> dict[str, Any]:
+    """Run `config` on the machines of its hostfile, which must share this folder, through DeepSpeed's launcher.
+
+    Raises:
+        UsageError: there is no such hostfile, or it names a host twice.
+        SystemExit: with the launcher's exit code.
+    """
+    assert config.hostfile is not None
+    _check_hostfile(config.hostfile)
+    with tempfile.TemporaryDirectory(prefix=".coma-launch-", dir=Path.cwd()) as name:
+        folder = Path(name)
+        launcher = ["deepspeed.launcher.runner", "--hostfile", str(config.hostfile.absolute())]
+        launcher += ["--master_port", str(free_port()), "--no_local_rank", "--module"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", *launcher, *_command(config, folder)], start_new_session=True
+        )
+        try:
+            # The launcher would die of a signal and leave the ranks running: they look for this file instead.
+            with _on_signals(lambda _: (folder / STOP_NAME).touch()):
+                exit_code = _wait_for_all([process])
+        finally:
+            _kill([process])
+        return _result(folder, exit_code)
+
+
+def die_with_launcher() -> None:
+    """Ask the kernel for a SIGTERM, which saves a checkpoint, should the process that started this one be killed."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it died before we asked
+        raise SystemExit(1)
+
+
+def stop_file(launched: Path | None) -> Path | None:
+    """Return where a launcher would leave its request to stop, given the configuration file it wrote."""
+    return None if launched is None else launched.parent / STOP_NAME
+
+
+def hand_back(launched: Path, result: dict[str, Any]) -> None:
+    """Leave rank 0's result where the process that launched it looks for it."""
+    (launched.parent / RESULT_NAME).write_text(json.dumps(result, default=str))
+
+
+def _command(config: PretrainConfig, folder: Path) -> list[str]:
+    path = folder / CONFIG_NAME
+    dataclasses.replace(config, devices=None, hostfile=None).save(path)
+    level = logging.getLogger("coma").getEffectiveLevel()
+    verbosity = ["-v"] if level <= logging.DEBUG else ["-q"] if level > logging.INFO else []
+    return ["coma", *verbosity, "pretrain", "--launched", str(path)]
+
+
+def _result(folder: Path, exit_code: int) -> dict[str, Any]:
+    if exit_code:
+        raise SystemExit(exit_code)
+    result: dict[str, Any] = json.loads((folder / RESULT_NAME).read_text())
+    return result
+
+
+def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait until all have ended; once one has failed, give the others a moment and return."""
+    deadline = float("inf")
+    while time.monotonic() < deadline:
+        codes = [process.poll() for process in processes]
+        if None not in codes:
+            break
+        if any(codes) and deadline == float("inf"):
+            deadline = time.monotonic() + _GRACE_S
+        time.sleep(_POLL_S)
+    failures = [code if code > 0 else 128 - code for process in processes if (code := process.poll())]
+    # The process that knows why it ended says so by its code; one that merely lost its peers says 1.
+    return min(failures, key=lambda code: code == 1 or code > 128, default=0)
+
+
+def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextlib.contextmanager
+def _passing_on_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    def pass_on(number: int) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    with _on_signals(pass_on):
+        yield
+
+
+@contextlib.contextmanager
+def _on_signals(act: Any) -> Iterator[None]:
+    def handle(number: int, frame: FrameType | None) -> None:
+        act(number)
+
+    try:
+        before = {number: signal.signal(number, handle) for number in _FORWARDED}
+    except ValueError:  # not the main thread, which alone may handle signals
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_hostfile(hostfile: Path) -> None:
+    if not hostfile.is_file():
+        raise UsageError(f"--hostfile {hostfile}: no such file")
+    lines = [line.split("#")[0].split() for line in hostfile.read_text().splitlines()]
+    hosts = [words[0] for words in lines if words]
+    if not hosts:
+        raise UsageError(f"--hostfile {hostfile} names no host; a line is: HOST slots=DEVICES")
+    for host in hosts:
+        if hosts.count(host) > 1:
+            raise UsageError(f"--hostfile {hostfile} names {host} twice: give it one line with all its slots")

@@ -1,0 +1,274 @@
+"""Pre-training: from a configuration to a trained network, step by step.
+
+Everything that a step sees is a function of the data, the seed and the step, so that a run that was stopped and goes
+on is the run that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coma.errors import DivergedError, Preempted
+from coma.pipeline import Batch, Stream
+from coma.runs import checkpoint_step
+from coma.shards.manifest import Manifest
+from coma.training import checkpoint, story
+from coma.training.checkpoint import TrainingState
+from coma.training.config import PretrainConfig
+from coma.training.engine import full_weights, make_engine, optimizer_step, set_learning_rate
+from coma.training.metrics import MetricsLog, Pace, Progress, cut_after, digest, digest_limbs
+from coma.training.plan import Plan
+from coma.training.previews import Previewer, preview_steps
+from coma.training.run_folder import LEDGER_NAME, write_config
+from coma.training.schedule import learning_rate
+from coma.training.setup import Prepared, prepare, summarise, tell
+from coma.training.signals import StopRequests
+from coma.training.world import World
+
+logger = logging.getLogger(__name__)
+
+NONFINITE_NAME = "nonfinite.jsonl"
+NONFINITE_LIMIT = 10
+"""Steps with a loss or gradient that is not finite, after which a run is given up."""
+
+Watcher = Callable[[Progress], None]
+
+
+def train(
+    config: PretrainConfig, world: World, watch: Watcher | None = None, stop_file: Path | None = None
+) -> dict[str, Any]:
+    """Train in a group of processes that is already joined; see `coma.training.pretrain`."""
+    started_s = time.monotonic()
+    prepared = prepare(config, world)
+    plan, run = prepared.plan, prepared.folder.path
+    if prepared.folder.finished:
+        if world.leads:
+            logger.info("%s is finished already: %d steps", run, plan.steps)
+        return summarise(run, plan, elapsed_s=0.0, images_per_s=None) if world.leads else {}
+
+    if world.leads:
+        write_config(run, config, plan, prepared.parameters, prepared.device_name)
+    engine = make_engine(prepared.model, plan, compile_model=config.compile)
+    try:
+        state = resume(engine, world, run, plan)
+        if world.leads:
+            tell(prepared, state.step)
+        with StopRequests(stop_file) as stop:
+            pace = take_steps(prepared, engine, world, state, watch, stop)
+    finally:
+        engine.destroy()
+
+    if not world.leads:
+        return {}
+    result = summarise(run, plan, elapsed_s=time.monotonic() - started_s, images_per_s=pace.images_per_s)
+    for line in story.closing(result):
+        logger.info("%s", line)
+    return result
+
+
+def resume(engine: Any, world: World, run: Path, plan: Plan) -> TrainingState:
+    """Go on from the run's newest whole checkpoint, or from nothing, and cut what was logged past it; collective."""
+    state = TrainingState(
+        step=0, fingerprint=plan.fingerprint, seed=plan.seed, samples=0, world_size=plan.world_size
+    )
+    folder = checkpoint.newest_whole(run, world)
+    if folder is not None:
+        with world.said_once():
+            checkpoint.check_world_size(folder, plan.world_size)
+        state = checkpoint.load(engine, world, folder)
+        assert state.step == checkpoint_step(folder)
+    if world.leads:
+        for name in (LEDGER_NAME, NONFINITE_NAME):
+            cut_after(run / name, state.step)
+    return state
+
+
+def take_steps(
+    prepared: Prepared,
+    engine: Any,
+    world: World,
+    state: TrainingState,
+    watch: Watcher | None,
+    stop: StopRequests,
+) -> Pace:
+    """Take the steps that are left, or as many as this session may; collective."""
+    config, plan, run = prepared.config, prepared.plan, prepared.folder.path
+    options = prepared.model.stream_options()
+    last = min(plan.steps, state.step + (config.stop_after or plan.steps))
+    paint_after = preview_steps(plan.steps)
+    pace = Pace(plan.steps, plan.batch_size)
+    log = MetricsLog(run, state.step) if world.leads else None
+    painter = (
+        Previewer(run, config.to_json(), prepared.manifest, options, world.device) if world.leads else None
+    )
+
+    def keep(saving: bool, painting: bool) -> None:
+        """Save and paint from one collection of the weights, which is the costly part of both."""
+        weights = full_weights(engine) if saving or painting else {}
+        if saving:
+            checkpoint.save(engine, world, run, state, weights)
+        if painting and painter:
+            painter.paint(weights, state.step)
+
+    keep(saving=False, painting=state.step == 0)
+    with open_stream(prepared, world, state) as stream:
+        while state.step < last:
+            began_s = time.perf_counter()
+            step = state.step + 1
+            batch = next(stream)
+            data_wait_s = time.perf_counter() - began_s
+            lr = learning_rate(step, peak=plan.peak_lr, warmup_steps=plan.warmup_steps, steps=plan.steps)
+            set_learning_rate(engine, lr)
+
+            losses, grad_norm, applied = train_on(engine, batch, plan.micro_batch_size)
+
+            mine = [batch.samples[part].tolist() for part in micro_batches(batch, plan.micro_batch_size)]
+            culprits = [ids for ids, loss in zip(mine, losses, strict=True) if not math.isfinite(loss)]
+            loss, nonfinite, preempted, interrupted, *limbs = world.sum(
+                [
+                    sum(losses) / len(losses),
+                    len(culprits),
+                    stop.preempted,
+                    stop.interrupted,
+                    *digest_limbs(sum(mine, [])),
+                ]
+            )
+            # In fp16 DeepSpeed skips steps to find its loss scale: nothing is wrong with those.
+            failed = nonfinite > 0 or not (applied or plan.precision == "fp16")
+            state = dataclasses.replace(
+                state,
+                step=step,
+                samples=state.samples + plan.batch_size,
+                nonfinite_steps=state.nonfinite_steps + failed,
+            )
+            step_s = time.perf_counter() - began_s
+            line = {
+                "step": step,
+                "epoch": state.samples / plan.samples_per_epoch,
+                "samples": state.samples,
+                "loss": loss / world.size,
+                "lr": lr,
+                "grad_norm": grad_norm,
+                "step_s": step_s,
+                "data_wait_s": data_wait_s,
+                "images_per_s": plan.batch_size / step_s,
+                "batch_digest": digest(limbs),
+                **({} if applied else {"skipped": True}),
+            }
+            if log:
+                log.write(line)
+                report(pace.take(line), pace, watch)
+            if failed:
+                give_up_or_go_on(state, world, run, prepared.manifest, sum(culprits, []))
+
+            leaving = bool(preempted or interrupted or step == last)
+            keep(saving=leaving or step % plan.save_every == 0, painting=step in paint_after)
+            if step < plan.steps and (preempted or interrupted):
+                say_goodbye(world, run, state, interrupted=bool(interrupted))
+    if log:
+        log.close()
+    return pace
+
+
+def open_stream(prepared: Prepared, world: World, state: TrainingState) -> Stream:
+    """Return this rank's stream of batches from where the run stands."""
+    workers: dict[str, Any] = {} if prepared.config.workers is None else {"workers": prepared.config.workers}
+    return Stream(
+        prepared.manifest,
+        batch_size=prepared.plan.batch_size,
+        seed=prepared.config.seed,
+        rank=world.rank,
+        world_size=world.size,
+        device=world.device,
+        start_samples=state.samples,
+        ledger=prepared.folder.path / LEDGER_NAME,
+        **prepared.model.stream_options(),
+        **workers,
+    )
+
+
+def train_on(engine: Any, batch: Batch, micro_batch_size: int) -> tuple[list[float], float, bool]:
+    """Take one optimizer step on this rank's part of a batch; collective.
+
+    Returns:
+        The loss of each micro-batch here, the global norm of the gradient before clipping, and whether the step was
+        applied: it is not if that norm is not finite.
+    """
+    losses: list[Tensor] = []
+    for part in micro_batches(batch, micro_batch_size):
+        if losses:
+            engine.step()  # counts a micro-batch; only the last one's updates the weights
+        loss = engine(batch.images[part], batch.units[part])
+        engine.backward(loss)
+        losses.append(loss.detach())
+    grad_norm, applied = optimizer_step(engine)
+    return torch.stack(losses).tolist(), grad_norm, applied
+
+
+def micro_batches(batch: Batch, size: int) -> list[slice]:
+    """Cut a rank's part of a batch into consecutive micro-batches."""
+    return [slice(start, start + size) for start in range(0, len(batch.images), size)]
+
+
+def report(progress: Progress, pace: Pace, watch: Watcher | None) -> None:
+    """Tell whoever watches live, or else leave a line in the log when one is due."""
+    if watch is not None:
+        watch(progress)
+    elif pace.line_is_due(progress.step):
+        logger.info("%s", progress)
+
+
+def give_up_or_go_on(
+    state: TrainingState, world: World, run: Path, manifest: Manifest, culprits: Sequence[int]
+) -> None:
+    """Write down which samples a loss that is not finite came from, and stop at the limit; collective.
+
+    Raises:
+        DivergedError: this was the last such step that is put up with.
+    """
+    samples = sorted(sum(world.gather(list(culprits)), []))
+    keys = manifest.keys(samples)
+    what = "the loss" if samples else "the gradient"
+    if world.leads:
+        with (run / NONFINITE_NAME).open("a") as file:
+            file.write(
+                json.dumps({"step": state.step, "what": what, "samples": samples, "keys": keys}) + "\n"
+            )
+        logger.warning(
+            "step %d skipped: %s is not finite (%d of %d)",
+            state.step,
+            what,
+            state.nonfinite_steps,
+            NONFINITE_LIMIT,
+        )
+    if state.nonfinite_steps >= NONFINITE_LIMIT:
+        with world.said_once():
+            named = (
+                f", with the samples {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}" if keys else ""
+            )
+            raise DivergedError(
+                f"{state.nonfinite_steps} steps without a finite loss or gradient, the last at step {state.step}{named}: "
+                f"see {run / NONFINITE_NAME}; lower --base-lr, or set those samples aside"
+            )
+
+
+def say_goodbye(world: World, run: Path, state: TrainingState, *, interrupted: bool) -> None:
+    """Leave before the end, with everything saved."""
+    if interrupted:
+        if world.leads:
+            logger.info("saved step %d in %s: the same command goes on from there", state.step, run)
+        raise KeyboardInterrupt
+    with world.said_once():
+        raise Preempted(
+            f"asked to stop: saved step {state.step} in {run}; the same command goes on from there"
+        )

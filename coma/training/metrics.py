@@ -1,0 +1,169 @@
+"""A run's figures: a JSON line a step, the same in TensorBoard, and lines or a bar for whoever watches."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coma.pipeline.counter import hash_numpy
+from coma.shards.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+METRICS_NAME = "metrics.jsonl"
+TENSORBOARD_NAME = "tensorboard"
+_LINE_EVERY_S = 60.0
+_LINES_PER_RUN = 20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, for a progress bar."""
+
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    images_per_s: float
+    data_wait: float
+    """Share of the time spent waiting for data, 0 to 1."""
+    eta_s: float
+
+    @property
+    def figures(self) -> str:
+        """The figures in words, without the step."""
+        return (
+            f"loss {self.loss:.4f}  lr {self.lr:.1e}  {self.images_per_s:.4g} img/s  "
+            f"data wait {self.data_wait:.0%}  {duration(self.eta_s)} left"
+        )
+
+    def __str__(self) -> str:
+        return f"step {self.step}/{self.steps}  {self.figures}"
+
+
+class MetricsLog:
+    """Writes the figures of a session; on rank 0 only.
+
+    Args:
+        run: the run folder.
+        start_step: the last step of the checkpoint that the session goes on from; later lines are cut.
+    """
+
+    def __init__(self, run: Path, start_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        cut_after(run / METRICS_NAME, start_step)
+        self._file = (run / METRICS_NAME).open("a")
+        self._board = SummaryWriter(str(run / TENSORBOARD_NAME), purge_step=start_step + 1, flush_secs=30)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Write a step's figures; what is not finite becomes null."""
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in line.items()
+        }
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+        for name, value in finite.items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"train/{name}", value, line["step"])
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._file.close()
+        self._board.close()
+
+
+class Pace:
+    """The speed of late, smoothed, and when a line is due in a log that nobody watches live."""
+
+    def __init__(self, steps: int, batch_size: int) -> None:
+        self._steps = steps
+        self._batch_size = batch_size
+        self._step_s = 0.0
+        self._wait_s = 0.0
+        self._count = 0
+        self._last_line_s = -math.inf
+
+    def take(self, line: dict[str, Any]) -> Progress:
+        """Take in a step's figures and tell where the run stands."""
+        self._count += 1
+        weight = max(0.05, 1.0 / self._count)
+        self._step_s += weight * (line["step_s"] - self._step_s)
+        self._wait_s += weight * (line["data_wait_s"] - self._wait_s)
+        return Progress(
+            step=line["step"],
+            steps=self._steps,
+            loss=line["loss"],
+            lr=line["lr"],
+            images_per_s=self.images_per_s or 0.0,
+            data_wait=self._wait_s / self._step_s,
+            eta_s=(self._steps - line["step"]) * self._step_s,
+        )
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Images a second of late, None before the first step."""
+        return self._batch_size / self._step_s if self._step_s else None
+
+    def line_is_due(self, step: int) -> bool:
+        """Whether to log this step: every twentieth of the run, and once a minute."""
+        now = time.monotonic()
+        due = self._count == 1 or step == self._steps or now - self._last_line_s >= _LINE_EVERY_S
+        due = due or step % max(1, self._steps // _LINES_PER_RUN) == 0
+        if due:
+            self._last_line_s = now
+        return due
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Drop the JSON lines past `step`, and a last one that a crash left half written."""
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
+    if len(kept) < len(lines):
+        write_atomically(path, "".join(kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+_DIGEST_BITS = 64
+_LIMB_BITS = 16
+
+
+def digest_limbs(samples: Sequence[int]) -> list[float]:
+    """Hash a rank's sample ids to four numbers that add up over ranks, in any order and split, in float64 exactly."""
+    total = int(hash_numpy(np.asarray(samples, dtype=np.int64)).sum(dtype=np.uint64))
+    return [float(total >> shift & (1 << _LIMB_BITS) - 1) for shift in range(0, _DIGEST_BITS, _LIMB_BITS)]
+
+
+def digest(limbs: Sequence[float]) -> str:
+    """Return the hex digest of a global batch from the sums of its ranks' `digest_limbs`."""
+    total = sum(int(limb) << _LIMB_BITS * place for place, limb in enumerate(limbs))
+    return f"{total % (1 << _DIGEST_BITS):016x}"
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as a person would say it: `42 s`, `3 min 05 s`, `2 h 10 min`, `4 d 3 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"

@@ -1,0 +1,63 @@
+"""Pictures of what the network paints, at a few moments of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coma.pipeline import Stream
+from coma.reconstruct import picture
+from coma.runs import build_model
+from coma.shards.manifest import Manifest
+
+PREVIEWS_NAME = "previews"
+IMAGES = 4
+
+
+def preview_steps(steps: int) -> frozenset[int]:
+    """Return the steps after which to paint: the start, a 16th, an 8th, a quarter, half and the end of the run."""
+    return frozenset({0, *(steps // share for share in (16, 8, 4, 2, 1))})
+
+
+def preview_path(run: Path, step: int) -> Path:
+    """Return where the picture of a step is."""
+    return run / PREVIEWS_NAME / f"step-{step:06}.png"
+
+
+class Previewer:
+    """Paints the data's first images, always the same, in float32 and on the side: training never notices.
+
+    Args:
+        config: the run's configuration as `coma.runs.read_config` gives it.
+        stream_options: what the model wants of a stream.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        config: dict[str, Any],
+        data: Manifest,
+        stream_options: dict[str, Any],
+        device: torch.device,
+    ) -> None:
+        self._run, self._config, self._device = run, config, device
+        with Stream(
+            data, batch_size=IMAGES, training=False, seed=0, device=device, **stream_options
+        ) as stream:
+            batch = next(iter(stream))
+        self._images, self._units = batch.images.clone(), batch.units.clone()
+
+    def paint(self, weights: dict[str, Tensor], step: int) -> Path:
+        """Write the picture of the network with these weights, and return its path."""
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            model = build_model(self._config)
+            model.load_state_dict(weights)
+            image = picture(model.to(self._device).eval(), self._images, self._units)
+        path = preview_path(self._run, step)
+        path.parent.mkdir(exist_ok=True)
+        image.save(path)
+        return path

@@ -1,0 +1,129 @@
+"""Where a run goes: a new folder, or the one that the same command left unfinished. Decided before anything is written."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from coma.errors import UsageError
+from coma.runs import CONFIG_NAME, checkpoint_step, latest_checkpoint
+from coma.shards.files import write_atomically
+from coma.training.config import PretrainConfig
+from coma.training.plan import Plan
+
+DEFAULT_RUNS = Path("runs")
+LEDGER_NAME = "ledger.jsonl"
+_LIBRARIES = ("coma", "torch", "deepspeed", "timm", "nvidia-dali-cuda120", "numpy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder for a run, and whether the run is begun or done already."""
+
+    path: Path
+    begun: bool = False
+    finished: bool = False
+
+
+def identity(config: PretrainConfig, plan: Plan) -> dict[str, Any]:
+    """Return what makes two commands one and the same run; where, how long and how often it is watched does not."""
+    batch_keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    return {
+        "--model": config.model,
+        "--method": config.method,
+        "--views": config.views,
+        "--image-size": config.image_size,
+        "--patch-size": config.patch_size,
+        "--seed": config.seed,
+        "--base-lr": config.base_lr,
+        "--weight-decay": config.weight_decay,
+        "the data's fingerprint": plan.fingerprint,
+        "the number of steps": plan.steps,
+        "the number of warm-up steps": plan.warmup_steps,
+        "the global batch": plan.batch_size,
+        "the precision": plan.precision,
+        "--ds-config's content": {
+            key: value for key, value in plan.deepspeed.items() if key not in batch_keys
+        },
+    }
+
+
+def choose_run(config: PretrainConfig, plan: Plan) -> RunFolder:
+    """Find the folder for a run.
+
+    Raises:
+        UsageError: --out holds something else, or --resume never and it holds anything.
+    """
+    if config.out is not None:
+        found = _look(config.out, config, plan)
+        if isinstance(found, str):
+            raise UsageError(found)
+        if found.begun and config.resume == "never":
+            raise UsageError(f"{config.out} holds a run already, and --resume is never: give another --out")
+        return found
+    path, number = DEFAULT_RUNS / config.model, 1
+    while True:
+        found = _look(path, config, plan)
+        if isinstance(found, RunFolder) and (
+            not found.begun or (config.resume == "auto" and not found.finished)
+        ):
+            return found
+        number += 1
+        path = DEFAULT_RUNS / f"{config.model}-{number}"
+
+
+def _look(path: Path, config: PretrainConfig, plan: Plan) -> RunFolder | str:
+    """Return the run at `path`, or why it is not this one."""
+    if path.exists() and not path.is_dir():
+        return f"--out {path} is a file"
+    if not path.exists() or not any(path.iterdir()):
+        return RunFolder(path)
+    try:
+        before = json.loads((path / CONFIG_NAME).read_text())["identity"]
+    except (OSError, ValueError, KeyError):
+        return f"--out {path} is not empty and holds no run to go on with: give another --out"
+    now = json.loads(json.dumps(identity(config, plan)))
+    for name, value in now.items():
+        if before.get(name) != value:
+            return (
+                f"{path} holds another run: {name} was {before.get(name)!r} there and is {value!r} now: "
+                "give another --out"
+            )
+    checkpoint = latest_checkpoint(path)
+    return RunFolder(
+        path, begun=True, finished=checkpoint is not None and checkpoint_step(checkpoint) >= plan.steps
+    )
+
+
+def write_config(run: Path, config: PretrainConfig, plan: Plan, parameters: int, device_name: str) -> None:
+    """Write RUN/config.json: what was asked, what it came to, and with which versions."""
+    run.mkdir(parents=True, exist_ok=True)
+    content = {
+        "config": config.to_json(),
+        "resolved": {**plan.to_json(), "parameters": parameters, "device_name": device_name},
+        "versions": versions(),
+        "identity": identity(config, plan),
+    }
+    write_atomically(run / CONFIG_NAME, json.dumps(content, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on; with coma's git revision if it runs from a checkout."""
+    found = {library: version(library) for library in _LIBRARIES}
+    found["python"] = platform.python_version()
+    found["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    revision = subprocess.run(
+        ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if revision.returncode == 0:
+        found["revision"] = revision.stdout.strip()
+    return found

@@ -1,0 +1,127 @@
+"""Everything before the first step: what the configuration comes to, where it goes, the network."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from coma.runs import build_model, checkpoint_step, latest_checkpoint
+from coma.shards.manifest import Manifest, find_data, read_manifest
+from coma.training import story
+from coma.training.config import PretrainConfig
+from coma.training.dsconfig import read_ds_config
+from coma.training.metrics import METRICS_NAME
+from coma.training.plan import Plan, resolve
+from coma.training.previews import preview_path
+from coma.training.run_folder import RunFolder, choose_run
+from coma.training.world import World
+
+if TYPE_CHECKING:
+    from coma.autoencoder import MaskedAutoencoder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A run that is ready to begin; nothing has been written yet."""
+
+    config: PretrainConfig
+    plan: Plan
+    folder: RunFolder
+    manifest: Manifest
+    model: MaskedAutoencoder
+    parameters: int
+    device_name: str
+
+
+def prepare(config: PretrainConfig, world: World) -> Prepared:
+    """Resolve a configuration; every rank comes to the same.
+
+    Raises:
+        UsageError, DataError: something in it is wrong. Rank 0 says so, the others leave quietly.
+    """
+    with world.said_once():
+        file = read_ds_config(config.ds_config)
+        manifest = read_manifest(config.data or find_data(Path.cwd()))
+        plan = resolve(
+            config,
+            file,
+            data=str(_data_set(manifest)),
+            fingerprint=manifest.fingerprint,
+            samples_per_epoch=len(manifest),
+            world_size=world.size,
+            device=world.device.type,
+            has_bf16=world.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
+        )
+        torch.manual_seed(config.seed)  # the same initial weights on every rank
+        model = build_model(config.to_json())
+        torch.manual_seed(config.seed + 1 + world.rank)  # dropped paths differ between ranks
+    return Prepared(
+        config=config,
+        plan=plan,
+        folder=world.agree(lambda: choose_run(config, plan)),
+        manifest=manifest,
+        model=model,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        device_name=device_name(world.device),
+    )
+
+
+def tell(prepared: Prepared, begun_at: int) -> None:
+    """Log what a run was resolved to."""
+    options = prepared.model.stream_options()
+    view_sizes: tuple[int, ...] = prepared.model.view_sizes  # type: ignore[assignment]
+    for line in story.opening(
+        prepared.config,
+        prepared.plan,
+        run=str(prepared.folder.path),
+        found=prepared.config.data is None,
+        parameters=prepared.parameters,
+        view_sizes=view_sizes,
+        unit_size=options["unit_size"],
+        device_name=prepared.device_name,
+        begun_at=begun_at,
+    ):
+        logger.info("%s", line)
+    devices = torch.cuda.device_count()
+    if prepared.plan.device == "cuda" and prepared.plan.world_size == 1 < devices:
+        logger.info("%-9s this machine has %d GPUs: --devices %d uses them all", "", devices, devices)
+
+
+def summarise(run: Path, plan: Plan, *, elapsed_s: float, images_per_s: float | None) -> dict[str, Any]:
+    """Return a run's result, read from its folder."""
+    checkpoint = latest_checkpoint(run)
+    step = checkpoint_step(checkpoint) if checkpoint else 0
+    steps = [json.loads(line) for line in (run / METRICS_NAME).read_text().splitlines()]
+    losses = [line["loss"] for line in steps if line.get("loss") is not None]
+    picture, report = preview_path(run, plan.steps), run / "report.html"
+    return {
+        "run": str(run),
+        "steps": step,
+        "epochs": step * plan.batch_size / plan.samples_per_epoch,
+        "loss": losses[-1] if losses else None,
+        "images_per_s": images_per_s,
+        "elapsed_s": elapsed_s,
+        "finished": step >= plan.steps,
+        "checkpoint": str(checkpoint) if checkpoint else None,
+        "weights": str(checkpoint / "weights.safetensors") if checkpoint else None,
+        "picture": str(picture) if picture.exists() else None,
+        "report": str(report) if report.exists() else None,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Return what to call the device: `NVIDIA H200`, `CPU (2 threads)`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({torch.get_num_threads()} threads)"
+
+
+def _data_set(manifest: Manifest) -> Path:
+    return manifest.folder.parent if manifest.folder.name == manifest.split else manifest.folder
