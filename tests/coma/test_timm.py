@@ -1,0 +1,85 @@
+"""DyViT as timm's users know its models."""
+
+import inspect
+import re
+from types import ModuleType
+
+import pytest
+import timm
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+import coma.attention
+import coma.blocks
+import coma.layout
+
+
+@pytest.mark.parametrize("module", [coma.attention, coma.blocks, coma.layout])
+def test_what_dyvit_needs_does_not_import_timm(module: ModuleType) -> None:
+    """Timm's import ends with that of coma.dyvit: a part that began it would be needed half-made."""
+    assert "timm" not in re.findall(r"^(?:from|import) (\w+)", inspect.getsource(module), flags=re.MULTILINE)
+
+
+def test_features_only_strides_channels_and_shapes() -> None:
+    model = timm.create_model("dyvit_tiny", features_only=True)
+    assert model.feature_info.reduction() == [4, 8, 16, 32]
+    assert model.feature_info.channels() == [64, 128, 256, 512]
+    shapes = [tuple(f.shape) for f in model(torch.randn(1, 3, 64, 96))]
+    assert shapes == [(1, 64, 16, 24), (1, 128, 8, 12), (1, 256, 4, 6), (1, 512, 2, 3)]
+
+
+def test_features_only_prunes_and_follows_the_patch() -> None:
+    whole = timm.create_model("dyvit_tiny", num_classes=0)
+    model = timm.create_model("dyvit_tiny", features_only=True, out_indices=(0, 2), patch_size=2)
+    assert model.feature_info.reduction() == [2, 8]
+    assert [tuple(f.shape) for f in model(torch.randn(1, 3, 32, 48))] == [(1, 64, 16, 24), (1, 256, 4, 6)]
+    assert sum(p.numel() for p in model.parameters()) < 0.7 * sum(p.numel() for p in whole.parameters())
+
+
+def test_forward_intermediates_agree_with_the_forward() -> None:
+    model = timm.create_model("dyvit_tiny", num_classes=0).eval()
+    images = torch.randn(2, 3, 64, 32)
+    final, maps = model.forward_intermediates(images, norm=True)
+    torch.testing.assert_close(final, model.forward_features(images))
+    torch.testing.assert_close(maps[-1].permute(0, 2, 3, 1), final)
+    torch.testing.assert_close(model.forward_head(final, pre_logits=True), final.mean(dim=(1, 2)))
+    (nhwc,) = model.forward_intermediates(images, 1, output_fmt="NHWC", intermediates_only=True)
+    assert nhwc.shape == (2, 2, 1, 512)
+
+
+def test_classifier_head() -> None:
+    model = timm.create_model("dyvit_tiny", num_classes=10, in_chans=1)
+    assert model(torch.randn(2, 1, 32, 32)).shape == (2, 10)
+    assert model.get_classifier().out_features == 10
+    model.reset_classifier(4)
+    assert model(torch.randn(2, 1, 32, 32)).shape == (2, 4)
+    model.reset_classifier(0)
+    assert model(torch.randn(2, 1, 32, 32)).shape == (2, model.num_features)
+
+
+def test_default_cfg_and_data_config() -> None:
+    model = timm.create_model("dyvit_base.coma_in1k", num_classes=0)
+    data = timm.data.resolve_model_data_config(model)
+    assert data["input_size"] == (3, 224, 224)
+    assert data["interpolation"] == "bicubic"
+    assert timm.list_pretrained("dyvit*") == []
+    model = timm.create_model("dyvit_tiny", img_size=96, num_classes=0)
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 96, 96)
+    assert timm.create_model("dyvit_tiny", num_classes=0).default_cfg["input_size"] == (3, 224, 224)
+
+
+def test_parameter_groups() -> None:
+    model = timm.create_model("dyvit_tiny", num_classes=5)
+    position = model.patch_embed.position
+    no_decay, decay = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
+    assert any(p is position for p in no_decay["params"])
+    assert all(p.ndim >= 2 for p in decay["params"])
+    groups = param_groups_layer_decay(
+        model, 0.05, no_weight_decay_list=model.no_weight_decay(), layer_decay=0.5
+    )
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert scale[id(model.head.fc.weight)] == 1
+    assert scale[id(position)] == min(scale.values())
+    blocks = [scale[id(block.norm1.weight)] for stage in model.stages for block in stage.blocks]
+    assert blocks == sorted(blocks)
+    assert len(set(blocks)) == 9
