@@ -52,6 +52,8 @@ class DyViT(nn.Module):
         UsageError: sizes that do not fit each other.
     """
 
+    pretrained_cfg: dict[str, Any]  # timm's builder sets it
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
