@@ -19,13 +19,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from coma.errors import DataError
+from coma.errors import DataError, UsageError
+from coma.pipeline.views import partition_units
+from coma.runs import load_autoencoder, read_config, run_of
 
 if TYPE_CHECKING:
     from coma.autoencoder import MaskedAutoencoder
 
 Pixels = NDArray[np.uint8]
 
+PICTURE_NAME = "reconstruction.png"
 TILE_PX = 176  # a tile's longer side is at least this
 HIDDEN_GREY = 128
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -131,6 +134,69 @@ def picture(autoencoder: MaskedAutoencoder, images: Tensor, units: Tensor) -> Im
         return lay_out(columns_of(autoencoder, images, units))
     finally:
         autoencoder.train(was_training)
+
+
+# -- a run's picture
+
+
+def reconstruct_run(
+    run_or_checkpoint: Path,
+    sources: Sequence[Path] = (),
+    *,
+    out: Path | None = None,
+    count: int = 8,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Path:
+    """Paint images with a run's newest checkpoint (or the one named) and write the picture.
+
+    Args:
+        run_or_checkpoint: run folder, or one of its checkpoints.
+        sources: image files, folders of images, or one sharded data set; none: the data of the run, its split
+            `val` if there is one.
+        out: the PNG; None: RUN/reconstruction.png.
+        count: images, at most.
+        seed: of the masks.
+        device: "cpu" or "cuda".
+
+    Raises:
+        DataError: no such run, checkpoint, data or image.
+        UsageError: `out` is no name of a picture, or `count` is not positive.
+    """
+    if count < 1:
+        raise UsageError(f"{count} images to paint: give 1 or more")
+    run, checkpoint = run_of(run_or_checkpoint)
+    out = run / PICTURE_NAME if out is None else out
+    if out.suffix.lower() not in IMAGE_SUFFIXES or out.is_dir():
+        raise UsageError(f"{out} is no name for a picture: end it in .png")
+    sources = list(sources) or [Path(read_config(run)["resolved"]["data"])]
+    autoencoder = load_autoencoder(checkpoint, device)
+    if len(sources) == 1 and (sources[0] / "_info.json").is_file():
+        images, units = _from_shards(sources[0], autoencoder, count, seed, device)
+    else:
+        options = autoencoder.stream_options()
+        images = load_images(sources, options["image_size"], limit=count).to(device)
+        height, width = images.shape[-2:]
+        in_all = (height // options["unit_size"]) * (width // options["unit_size"])
+        samples = torch.arange(len(images), device=device)
+        units = partition_units(samples, torch.zeros_like(samples), seed=seed, units=in_all)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    picture(autoencoder, images, units).save(out)
+    return out
+
+
+def _from_shards(
+    data: Path, autoencoder: MaskedAutoencoder, count: int, seed: int, device: str
+) -> tuple[Tensor, Tensor]:
+    from coma.pipeline import Stream
+
+    split = "val" if (data / "val" / "manifest.parquet").is_file() else "train"
+    options = autoencoder.stream_options()
+    with Stream(
+        data, split=split, batch_size=count, seed=seed, device=device, training=False, **options
+    ) as stream:
+        batch = next(stream)
+        return batch.images.clone(), batch.units.clone()
 
 
 # -- images from files

@@ -44,7 +44,8 @@ p{margin:.3rem 0}.soft,figcaption span,.axis,.none{color:var(--soft)}.soft{overf
 .tiles span{color:var(--soft);font-size:.85rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.4rem}
 figure{margin:0;min-width:0}figcaption{margin-bottom:.4rem}
-.plot{position:relative;margin:0 .8rem 1.7rem 3.6rem;height:13rem}.wide{margin-bottom:1.2rem}.wide .plot{height:17rem}
+.plot{position:relative;margin:0 .8rem 1.7rem 3.6rem;height:13rem}
+.wide{margin-bottom:1.2rem}.wide .plot{height:17rem}
 .plot svg{position:absolute;inset:0;width:100%;height:100%;overflow:hidden;border-left:1px solid var(--rule);
 border-bottom:1px solid var(--rule)}
 .plot path{fill:none;vector-effect:non-scaling-stroke}.rule{stroke:var(--rule)}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -272,12 +272,19 @@ def _write_some(folder: str, split: str, seed: int, start: int, stop: int) -> No
 
 
 def write_scenes(
-    folder: Path, *, train: int = 3000, val: int = 600, seed: int = 0, workers: int | None = None
+    folder: Path,
+    *,
+    train: int = 3000,
+    val: int = 600,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write FOLDER/train/<class>/00001.jpg … and FOLDER/val/…: the same files for the same seed and counts.
 
     `train` and `val` are numbers of pictures, spread evenly over the ten classes. `workers` processes draw
-    them (None: one a core). UsageError if a count leaves a class empty or the folder holds a split already.
+    them (None: one a core); `progress(drawn, in all)` is called now and then. UsageError if a count leaves a
+    class empty or the folder holds a split already.
     """
     for name, count in (("train", train), ("val", val)):
         if count < len(CLASS_NAMES):
@@ -294,10 +301,21 @@ def write_scenes(
         for start in range(0, count, chunk)
     ]
     workers = workers or len(os.sched_getaffinity(0))
+    drawn = 0
+
+    def tell(job: tuple[str, str, int, int, int]) -> None:
+        nonlocal drawn
+        drawn += job[4] - job[3]
+        if progress is not None:
+            progress(drawn, train + val)
+
     if workers == 1 or len(jobs) == 1:
         for job in jobs:
             _write_some(*job)
+            tell(job)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for done in [pool.submit(_write_some, *job) for job in jobs]:
+        pending = {pool.submit(_write_some, *job): job for job in jobs}
+        for done in as_completed(pending):
             done.result()
+            tell(pending[done])

@@ -58,7 +58,7 @@ def labelled_manifests(data: Path) -> tuple[Manifest, Manifest | None]:
     """Open train and, if there is one, val of a data set (or of the folder of one of its splits).
 
     Raises:
-        DataError: no such data, or no labels in them.
+        DataError: no such data, no labels in them, or one class alone.
     """
     data = Path(data)
     if (data / "manifest.parquet").is_file():
@@ -71,6 +71,8 @@ def labelled_manifests(data: Path) -> tuple[Manifest, Manifest | None]:
             raise DataError(
                 f"{manifest.folder} has no labels, so nothing can be probed: shard a tree of class folders"
             )
+        if len(manifest) and (manifest.label == manifest.label[0]).all():
+            raise DataError(f"{manifest.folder} has one class alone, so nothing can be told apart")
     return opened[0], opened[1] if len(opened) > 1 else None
 
 
@@ -141,7 +143,7 @@ def score(
         test_images=len(test),
         tested_on=tested_on,
         channels=train.x.shape[1],
-        classes=int(torch.cat([rows[1], test_rows[1]]).unique().numel()),
+        classes=len(set(rows[1].tolist()) | set(test_rows[1].tolist())),
     )
 
 
@@ -179,7 +181,7 @@ def score_run(
             raise DataError(f"{data}, which {run} was trained on, is not there: name the sharded data set")
         logger.info("data: %s, which the run was trained on", data)
     labelled_manifests(data)  # before the network is loaded
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     autoencoder = load_autoencoder(checkpoint, device)
     scores = score(
         autoencoder, data, probe=probe, knn=knn, batch_size=batch_size, device=device, progress=progress
@@ -198,6 +200,11 @@ def score_run(
         "data": str(data),
         "run": str(run),
     }
+
+
+def default_device() -> str:
+    """Return "cuda" if there is a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def run_data(run: Path) -> Path:

@@ -1,0 +1,55 @@
+"""`coma reconstruct`: a picture of what a run's network paints."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def reconstruct(
+    run: Annotated[Path, typer.Argument(help="Run folder, or one of its checkpoints.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Image files, folders of images, or a data set made by `coma shard`.",
+            show_default="the run's own data",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The picture to write.",
+            metavar="PNG",
+            show_default="RUN/reconstruction.png",
+            rich_help_panel="Picture",
+        ),
+    ] = None,
+    count: Annotated[
+        int, typer.Option(help="Images, a row each.", min=1, metavar="N", rich_help_panel="Picture")
+    ] = 8,
+    seed: Annotated[int, typer.Option(help="Of the masks.", metavar="N", rich_help_panel="Picture")] = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to run.",
+            metavar="cpu|cuda",
+            show_default="a GPU if there is one",
+            rich_help_panel="Running",
+        ),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel="Running")
+    ] = False,
+) -> None:
+    """Paint originals, views and reconstructions side by side.
+
+    Each view's hidden units are grey, then painted from what the view sees.
+    """
+    from coma.cli import console
+    from coma.evaluation.evaluate import default_device
+    from coma.reconstruct import reconstruct_run
+
+    path = reconstruct_run(
+        run, images or [], out=out, count=count, seed=seed, device=device or default_device()
+    )
+    console.print_result({"picture": str(path)}, json=json)

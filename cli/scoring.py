@@ -1,0 +1,46 @@
+"""What `coma probe` and `coma knn` share: a bar, and the words of a result."""
+
+from pathlib import Path
+from typing import Any
+
+from coma.cli import console
+
+
+def score_and_print(
+    run: Path, data: Path | None, *, probe: bool, knn: bool, batch_size: int, device: str | None, json: bool
+) -> None:
+    """Score a run, watching over it on a terminal, and print the result."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    from coma.evaluation.evaluate import score_run
+
+    bar = console.progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    )
+    with bar:
+        task = bar.add_task("features", total=None)
+        result = score_run(
+            run,
+            data,
+            probe=probe,
+            knn=knn,
+            batch_size=batch_size,
+            device=device,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    console.print_result(result if json else _as_lines(result), json=json)
+
+
+def _as_lines(result: dict[str, Any]) -> dict[str, Any]:
+    lines: dict[str, Any] = {}
+    if "probe" in result:
+        lines["linear probe"] = f"{result['probe']:.1f}% top-1"
+    if "knn" in result:
+        lines["20-NN"] = f"{result['knn']:.1f}% top-1"
+    lines["RankMe"] = f"{result['rankme']:.1f} of {result['channels']} channels"
+    lines["tested on"] = f"{result['test_images']:,} images ({result['tested_on']})"
+    lines["learned from"] = f"{result['train_images']:,} images of {result['classes']:,} classes"
+    lines["data"] = result["data"]
+    lines["step"] = f"{result['step']:,}"
+    lines["added to"] = str(Path(result["run"]) / "metrics.jsonl")
+    return lines

@@ -1,0 +1,251 @@
+"""The whole road on a small scale: images → shards → pre-training, a probe before and after, a picture."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coma.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from coma.evaluation.evaluate import Scores
+    from coma.training import PretrainConfig
+
+logger = logging.getLogger(__name__)
+
+TRAIN_SCENES, VAL_SCENES = 3000, 600
+MODEL = "dyvit_tiny"
+VIEWS = 2
+IMAGE_SIZE, PATCH_SIZE = 64, 4  # pixels
+STEPS, BATCH_SIZE = 600, 32
+BASE_LR = 8e-3  # at 256 images a step
+PICTURE_ROWS = 6
+
+DEFAULT_OUT = Path("coma-demo")
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage ("drawing", "sharding", "probing", "training"), how much is done, and of how much."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What a demo did; the scores are percentages, None if the images have no labels."""
+
+    out: Path
+    data: Path
+    run: Path
+    picture: Path
+    report: Path
+    drawn: bool
+    """Whether the images are the demo's own."""
+    train_images: int
+    val_images: int
+    classes: int
+    set_aside: int
+    steps: int
+    images_seen: int
+    parameters: int
+    first_loss: float
+    last_loss: float
+    training_s: float
+    elapsed_s: float
+    probe_before: float | None
+    probe_after: float | None
+    knn_before: float | None
+    knn_after: float | None
+    no_probe: str | None
+    """Why there are no scores."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values, paths as strings."""
+        return {name: str(v) if isinstance(v, Path) else v for name, v in vars(self).items()}
+
+
+def demo(
+    images: Path | None = None, out: Path | None = None, *, seed: int = 0, progress: Progress | None = None
+) -> DemoResult:
+    """Run the demo in a new folder: OUT/images (if drawn), OUT/shards, OUT/run.
+
+    Args:
+        images: a folder of images as `coma shard` takes it; None: a labelled set is drawn.
+        out: a folder that is new or empty; None: `coma-demo`, or the next free name after it.
+        seed: of the drawing, the shuffle, the weights and the masks.
+        progress: called as the demo goes on; without it, lines are logged now and then.
+
+    Raises:
+        UsageError, DataError: `out` is taken, `images` are none; nothing has been written then.
+    """
+    from coma.evaluation.evaluate import append_metrics, default_device, labelled_manifests, metrics_line
+    from coma.reconstruct import PICTURE_NAME, reconstruct_run
+    from coma.report import write_report
+    from coma.runs import checkpoint_step, load_autoencoder, run_of
+    from coma.training import PretrainConfig, pretrain
+
+    began_s = time.monotonic()
+    out = free_folder() if out is None else new_folder(out)
+    told: Progress = progress or (lambda *_: None)
+    data, run = out / "shards", out / "run"
+
+    source = images if images is not None else _draw(out / "images", seed, told)
+    summary = _shard(source, data, seed, told)
+    splits = {split.name: split.images for split in summary.splits}
+    if "train" not in splits:
+        raise DataError(f"{source} has no training images, only {' and '.join(splits)}: put them beside val/")
+    try:
+        labelled_manifests(data)
+        no_probe = None
+    except DataError as error:
+        no_probe = str(error)
+        logger.info("no probe: %s", no_probe)
+
+    config = PretrainConfig(
+        data=data,
+        model=MODEL,
+        views=VIEWS,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        steps=STEPS,
+        batch_size=BATCH_SIZE,
+        base_lr=BASE_LR,
+        seed=seed,
+        out=run,
+        save_every=STEPS,
+    )
+    device = default_device()
+    before = None if no_probe else _score_untrained(config, data, device, told)
+
+    with _quiet_training(progress is not None):
+        losses: list[float] = []
+
+        def watch(now: Any) -> None:
+            losses.append(now.loss)
+            told("training", now.step, now.steps)
+
+        training = pretrain(config, watch if progress is not None else None)
+
+    _, checkpoint = run_of(run)
+    autoencoder = load_autoencoder(checkpoint, device)
+    after = None if no_probe else _score(autoencoder, data, device, told)
+    for step, scores in ((0, before), (checkpoint_step(checkpoint), after)):
+        if scores is not None:
+            append_metrics(run, metrics_line(step, scores))
+    picture = reconstruct_run(run, out=run / PICTURE_NAME, count=PICTURE_ROWS, seed=seed, device=device)
+    report = write_report(run)
+    first_loss, last_loss = _losses(run)
+    return DemoResult(
+        out=out,
+        data=data,
+        run=run,
+        picture=picture,
+        report=report,
+        drawn=images is None,
+        train_images=splits["train"],
+        val_images=splits.get("val", 0),
+        classes=summary.classes,
+        set_aside=summary.set_aside,
+        steps=checkpoint_step(checkpoint),
+        images_seen=checkpoint_step(checkpoint) * BATCH_SIZE,
+        parameters=sum(parameter.numel() for parameter in autoencoder.backbone.parameters()),
+        first_loss=first_loss,
+        last_loss=last_loss,
+        training_s=training["elapsed_s"],
+        elapsed_s=time.monotonic() - began_s,
+        probe_before=before.probe if before else None,
+        probe_after=after.probe if after else None,
+        knn_before=before.knn if before else None,
+        knn_after=after.knn if after else None,
+        no_probe=no_probe,
+    )
+
+
+def new_folder(out: Path) -> Path:
+    """Return `out` if it is new or empty; UsageError otherwise. Nothing is made yet."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file: name a folder that is new or empty")
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"--out {out} is not empty: name a folder that is new or empty")
+    return out
+
+
+def free_folder(parent: Path = Path()) -> Path:
+    """Return `coma-demo`, or the first of `coma-demo-2`, ... that is new or empty. Nothing is made yet."""
+    number, path = 1, parent / DEFAULT_OUT
+    while path.exists() and (not path.is_dir() or any(path.iterdir())):
+        number += 1
+        path = parent / f"{DEFAULT_OUT}-{number}"
+    if number > 1:
+        logger.info("%s is there already: this demo goes to %s", parent / DEFAULT_OUT, path)
+    return path
+
+
+def _draw(folder: Path, seed: int, told: Progress) -> Path:
+    from coma.demo.scenes import write_scenes
+
+    logger.info("drawing %d images into %s", TRAIN_SCENES + VAL_SCENES, folder)
+    write_scenes(
+        folder,
+        train=TRAIN_SCENES,
+        val=VAL_SCENES,
+        seed=seed,
+        progress=lambda done, total: told("drawing", done, total),
+    )
+    return folder
+
+
+def _shard(source: Path, data: Path, seed: int, told: Progress) -> Any:
+    from coma.shards.writer import ShardOptions, shard
+
+    logger.info("sharding %s into %s", source, data)
+    return shard(
+        source,
+        data,
+        ShardOptions(seed=seed),
+        lambda now: told("sharding", now.images, now.total_images),
+    )
+
+
+def _score_untrained(config: PretrainConfig, data: Path, device: str, told: Progress) -> Scores:
+    """Score the very network that training begins with."""
+    import torch
+
+    from coma.runs import build_model
+
+    torch.manual_seed(config.seed)
+    return _score(build_model(config.to_json()).to(device), data, device, told)
+
+
+def _score(autoencoder: Any, data: Path, device: str, told: Progress) -> Scores:
+    from coma.evaluation.evaluate import score
+
+    scores = score(
+        autoencoder, data, device=device, progress=lambda done, total: told("probing", done, total)
+    )
+    logger.info("probe %.1f%%, nearest neighbours %.1f%%", scores.probe, scores.knn)
+    return scores
+
+
+def _losses(run: Path) -> tuple[float, float]:
+    """Return the mean loss of the first and of the last few steps."""
+    from coma.report import read_lines
+
+    losses = [line["loss"] for line in read_lines(run / "metrics.jsonl") if line.get("loss") is not None]
+    few = max(1, min(10, len(losses) // 4))
+    return sum(losses[:few]) / few, sum(losses[-few:]) / few
+
+
+@contextmanager
+def _quiet_training(quiet: bool) -> Iterator[None]:
+    """Keep training's own story out of a demo that shows a bar instead."""
+    training = logging.getLogger("coma.training")
+    level = training.level
+    if quiet:
+        training.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        training.setLevel(level)

@@ -1,0 +1,161 @@
+"""Scores of a run: real shards, the real stream, a real (untrained) network; no training."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from coma.errors import DataError
+from coma.evaluation.evaluate import HELD_OUT, append_metrics, features_of, score, score_run
+from coma.evaluation.features import extract, held_out_fifth, pool
+from coma.pipeline import Stream
+from coma.runs import build_model
+from coma.shards.writer import ShardOptions, shard
+
+CONFIG = {"model": "dyvit_tiny", "method": "coma", "views": 2, "image_size": 32, "patch_size": 2}
+
+
+def _draw(folder: Path, count: int, seed: int) -> None:
+    """Bright and dark noise: what any network tells apart."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    low = 0 if folder.name == "dark" else 150
+    for i in range(count):
+        pixels = rng.integers(low, low + 100, (36 + i % 5, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:03d}.jpg")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes, 30 + 30 images to learn from, 6 + 6 to test on."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    for split, count in (("train", 30), ("val", 6)):
+        for label in ("bright", "dark"):
+            _draw(folder / "images" / split / label, count, count + len(label))
+    shard(folder / "images", folder / "shards", ShardOptions(workers=1))
+    return folder / "shards"
+
+
+@pytest.fixture
+def run(tmp_path: Path, data: Path) -> Path:
+    """A run folder as training leaves it, its weights those of initialisation."""
+    torch.manual_seed(0)
+    model = build_model(CONFIG)
+    run = tmp_path / "run"
+    checkpoint = run / "checkpoints" / "step-000007"
+    checkpoint.mkdir(parents=True)
+    save_file(model.state_dict(), checkpoint / "weights.safetensors")
+    (run / "checkpoints" / "latest").write_text(checkpoint.name)
+    (run / "config.json").write_text(json.dumps({"config": CONFIG, "resolved": {"data": str(data)}}))
+    (run / "metrics.jsonl").write_text('{"step": 7, "loss": 0.5}\n')
+    return run
+
+
+def test_a_run_is_scored_on_its_own_data_and_the_result_written_down(run, data):
+    result = score_run(run, device="cpu")
+    assert result["probe"] == 100.0
+    assert result["knn"] == 100.0
+    assert (result["train_images"], result["test_images"], result["tested_on"]) == (60, 12, "val")
+    assert 1 <= result["rankme"] <= 60
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0] == {"step": 7, "loss": 0.5}
+    assert lines[1] == {"step": 7, "probe": 100.0, "knn": 100.0, "rankme": result["rankme"]}
+
+
+def test_only_what_was_asked_for_is_scored(run):
+    result = score_run(run / "checkpoints" / "step-000007", probe=False, device="cpu")
+    assert "probe" not in result
+    assert result["knn"] == 100.0
+    assert "probe" not in (run / "metrics.jsonl").read_text()
+
+
+def test_features_are_the_pooled_maps_in_the_manifests_order(data):
+    torch.manual_seed(0)
+    model = build_model(CONFIG)
+    model.train()
+    train, test, _ = features_of(model, data, batch_size=7)
+    assert model.backbone.training
+    assert train.x.shape == (60, model.backbone.num_features)
+    assert train.x.dtype == torch.float32
+    assert train.samples.tolist() == list(range(60))
+    again, _, _ = features_of(model, data, batch_size=16)
+    torch.testing.assert_close(train.x, again.x, atol=1e-4, rtol=1e-4)
+    assert torch.equal(train.labels, again.labels)
+    options = model.stream_options()
+    with Stream(data, split="val", batch_size=12, training=False, **options) as stream, torch.no_grad():
+        batch = next(stream)
+        expected = model.backbone.eval().forward_features(batch.images).mean(dim=(1, 2))
+    torch.testing.assert_close(test.x, expected, atol=1e-4, rtol=1e-4)
+    assert test.labels.tolist() == batch.labels.tolist()
+
+
+def test_without_val_a_fifth_of_train_is_held_out_and_it_is_said(tmp_path, caplog):
+    for label in ("bright", "dark"):
+        _draw(tmp_path / "images" / label, 20, len(label))
+    shard(tmp_path / "images", tmp_path / "shards", ShardOptions(workers=1))
+    torch.manual_seed(0)
+    with caplog.at_level("INFO", logger="coma"):
+        scores = score(build_model(CONFIG), tmp_path / "shards")
+    assert (scores.train_images, scores.test_images, scores.tested_on) == (32, 8, HELD_OUT)
+    assert "a fifth of train is held out" in caplog.text
+    assert scores.knn == 100.0
+
+
+def test_the_held_out_fifth_is_always_the_same_and_not_regular():
+    first = held_out_fifth(1000)
+    assert torch.equal(first, held_out_fifth(1000))
+    assert first.sum() == 200
+    assert first[::5].sum() < 100
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_a_vit_is_pooled_over_its_patch_tokens(prefix):
+    torch.manual_seed(0)
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, num_classes=0, class_token=bool(prefix), global_pool="avg"
+    ).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        tokens = vit.forward_features(images)
+        assert tokens.shape[1] == 4 + prefix
+        torch.testing.assert_close(pool(vit, images), tokens[:, prefix:].mean(1))
+
+
+def test_data_without_labels_or_with_one_class_are_refused_before_anything_is_computed(tmp_path, run):
+    _draw(tmp_path / "flat", 6, 0)
+    shard(tmp_path / "flat", tmp_path / "unlabelled", ShardOptions(workers=1))
+    with pytest.raises(DataError, match="no labels"):
+        score_run(run, tmp_path / "unlabelled")
+    _draw(tmp_path / "one" / "dark", 6, 0)
+    shard(tmp_path / "one", tmp_path / "one-shards", ShardOptions(workers=1))
+    with pytest.raises(DataError, match="one class alone"):
+        score_run(run, tmp_path / "one-shards")
+    with pytest.raises(DataError, match="no run at"):
+        score_run(tmp_path / "nowhere")
+    assert (run / "metrics.jsonl").read_text().count("\n") == 1
+
+
+def test_a_data_set_that_has_moved_is_named(run):
+    config = json.loads((run / "config.json").read_text())
+    config["resolved"]["data"] = "gone/shards"
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=r"gone/shards, which .* was trained on, is not there"):
+        score_run(run)
+
+
+def test_other_data_are_named_in_the_metrics(run, data, tmp_path):
+    (tmp_path / "link").symlink_to(data)
+    score_run(run, tmp_path / "link", probe=False, device="cpu")
+    assert "data" not in json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    append_metrics(run, {"step": 7, "knn": 1.0, "data": "elsewhere"})
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["data"] == "elsewhere"
+
+
+def test_nothing_to_extract_from():
+    with pytest.raises(DataError, match="no sample"):
+        extract(torch.nn.Identity(), [])
