@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a hidden temporary name beside their place, synced, then renamed."""
+"""Files that are whole or absent: written under a hidden temporary name, synced, renamed into place."""
 
 import os
 from collections.abc import Iterator

@@ -1,11 +1,11 @@
-"""Check one image: is it whole, can the stream decode it, how large is it as displayed. Re-encode it if asked."""
+"""Check an image: is it whole, can the stream decode it, how large is it displayed; re-encode it if asked."""
 
 import io
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970
 """Above this an image is set aside as a bomb (PIL's own limit: twice 256 MiB of 3-byte pixels)."""
@@ -19,9 +19,20 @@ _FORMATS = {
     "TIFF": "tiff",
     "PPM": "pnm",
 }
-_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B"})
+_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "I;16B"})
+_TIFF_MODES = frozenset({"L", "P", "RGB", "RGBA", "CMYK", "I;16", "I;16B"})  # what DALI shows as PIL does
+_TIFF_COMPRESSIONS = frozenset({"raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "jpeg"})
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"GIF8")
 _ORIENTATION = 0x0112  # EXIF tag
+_TURN = {  # what makes an image of that orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadImageError(Exception):
@@ -43,7 +54,7 @@ class ImageFacts:
 
 
 def check_image(data: bytes) -> ImageFacts:
-    """Decode an encoded image in full and measure it. Raises BadImageError with the reason if it is no good."""
+    """Decode an encoded image in full and measure it. Raises BadImageError if it is no good."""
     image = _decoded(data)
     width, height = image.size
     if _orientation(image) >= 5:  # turned by a quarter
@@ -54,14 +65,16 @@ def check_image(data: bytes) -> ImageFacts:
 def check_and_resize(data: bytes, shorter_px: int, quality: int) -> tuple[bytes, ImageFacts]:
     """Check an image and return it as an upright JPEG whose shorter side is at most `shorter_px` pixels.
 
-    Lanczos, never enlarging; a JPEG that is small enough already and upright keeps its bytes. Alpha and colour
-    profiles are dropped, as decoding for training drops them. Raises BadImageError.
+    Lanczos, never enlarging; a JPEG that is small enough already and upright keeps its bytes. Alpha and
+    colour profiles are dropped, as decoding for training drops them. Raises BadImageError.
     """
     image = _decoded(data)
     facts = ImageFacts(*image.size, _FORMATS[str(image.format)])
     if facts.format == "jpeg" and min(image.size) <= shorter_px and _orientation(image) == 1:
         return data, facts
-    upright = ImageOps.exif_transpose(_rgb(image))
+    upright = _rgb(image)
+    if (turn := _TURN.get(_orientation(image))) is not None:
+        upright = upright.transpose(turn)
     scale = shorter_px / min(upright.size)
     if scale < 1:
         size = (max(1, round(upright.width * scale)), max(1, round(upright.height * scale)))
@@ -83,19 +96,18 @@ def _decoded(data: bytes) -> Image.Image:
         except Image.DecompressionBombError:
             raise BadImageError(f"bomb: more than {MAX_PIXELS} pixels") from None
         except Exception as error:
-            raise BadImageError(f"unreadable: {_one_line(error)}") from None
-        _refuse(image)
+            raise BadImageError(f"{_kind(error)}: {_one_line(error)}") from None
         try:
+            _refuse(image)
             image.load()
             _orientation(image)
+        except BadImageError:
+            raise
         except Exception as error:
-            cut = isinstance(error, OSError | EOFError) and (
-                "truncated" in str(error) or "end of" in str(error)
-            )
-            raise BadImageError(f"{'truncated' if cut else 'unreadable'}: {_one_line(error)}") from None
+            raise BadImageError(f"{_kind(error)}: {_one_line(error)}") from None
     if image.format in ("JPEG", "MPO") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        # Entropy-coded bytes never hold a marker, so no end of image after the last scan means a lost tail, which
-        # libjpeg would paint grey in silence.
+        # Entropy-coded bytes never hold a marker, so no end of image after the last scan means a lost tail,
+        # which libjpeg would paint grey in silence.
         raise BadImageError("truncated: no end-of-image marker")
     return image
 
@@ -110,13 +122,21 @@ def _refuse(image: Image.Image) -> None:
         raise BadImageError(f"animated: {name} with {getattr(image, 'n_frames', 1)} frames")
     if name not in _FORMATS:
         raise BadImageError(f"unsupported format: {name}")
-    if image.mode not in _MODES:
+    if image.mode not in (_TIFF_MODES if name == "TIFF" else _MODES):
         raise BadImageError(f"unsupported format: {name} of mode {image.mode}")
+    compression = image.info.get("compression")
+    if name == "TIFF" and compression not in _TIFF_COMPRESSIONS:
+        raise BadImageError(f"unsupported format: {name} with {compression} compression")
 
 
 def _unidentified(data: bytes) -> str:
     known = data.startswith(_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
     return "truncated: the header is cut" if known else "not an image"
+
+
+def _kind(error: Exception) -> str:
+    cut = isinstance(error, EOFError) or "truncated" in str(error).lower() or "end of" in str(error).lower()
+    return "truncated" if cut else "unreadable"
 
 
 def _orientation(image: Image.Image) -> int:

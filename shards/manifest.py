@@ -4,7 +4,6 @@ Legend: N samples, S shards of one split.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,6 +67,7 @@ class Manifest:
     """16 hex digits that change whenever the data would."""
 
     def __len__(self) -> int:
+        """N."""
         return len(self.offset)
 
     @cached_property
@@ -112,11 +112,11 @@ def schema(class_names: Sequence[str] | None) -> pa.Schema:
 
 
 def read_manifest(data: Path, split: str = "train") -> Manifest:
-    """Read the index of one split and check it against the shards beside it (their names and sizes, not their bytes).
+    """Read the index of one split and check it against the names and sizes (not the bytes) of its shards.
 
-    `data` is a data set (the folder that `coma shard` wrote) or one of its split folders, and then `split` is not
-    looked at. Raises DataError when there is no such split, when `coma shard` has not finished, or when a row
-    points outside its folder or past its shard's end.
+    `data` is a data set (the folder that `coma shard` wrote) or one of its split folders, and then `split` is
+    not looked at. Raises DataError when there is no such split, when `coma shard` has not finished, or when a
+    row points outside its folder or past its shard's end.
     """
     manifest = load_manifest(data, split)
     sizes = [_shard_bytes(manifest.folder / shard) for shard in manifest.shards]
@@ -124,8 +124,8 @@ def read_manifest(data: Path, split: str = "train") -> Manifest:
     if past.any():
         shard = manifest.shard_id[int(np.argmax(past))]
         raise DataError(
-            f"{manifest.folder / manifest.shards[shard]} is cut short: it has {sizes[shard]} bytes and its manifest "
-            "points past them; copy it again, or shard again into a new folder"
+            f"{manifest.folder / manifest.shards[shard]} is cut short: it has {sizes[shard]} bytes and its "
+            "manifest points past them; copy it again, or shard again into a new folder"
         )
     return manifest
 
@@ -171,9 +171,7 @@ def load_manifest(data: Path, split: str = "train") -> Manifest:
     if label is not None and (
         label.min() < 0 or (class_names is not None and label.max() >= len(class_names))
     ):
-        raise DataError(
-            f"{path}: labels run from {label.min()} to {label.max()}, outside its {class_names and len(class_names)} classes"
-        )
+        raise DataError(f"{path}: a label lies outside its {len(class_names or ())} classes; shard again")
     return Manifest(
         folder=folder,
         split=folder.name,
@@ -244,9 +242,8 @@ def _split_folder(data: Path, split: str) -> Path:
     if (data / MANIFEST_NAME).is_file():
         return data.absolute()
     if not data.is_dir():
-        raise DataError(
-            f"no sharded data set at {data}: " + ("it is a file" if data.exists() else "no such folder")
-        )
+        what = "it is a file" if data.exists() else "no such folder"
+        raise DataError(f"no sharded data set at {data}: {what}")
     if not (data / INFO_NAME).is_file():
         if (data / WORK_FOLDER).is_dir():
             raise DataError(
@@ -261,7 +258,7 @@ def _split_folder(data: Path, split: str) -> Path:
 
 def _shard_bytes(path: Path) -> int:
     try:
-        status = os.stat(path)
+        status = path.stat()
     except OSError as error:
         raise DataError(
             f"shard {path} cannot be read: {error.strerror}; copy it again, or shard again"

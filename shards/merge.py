@@ -94,7 +94,7 @@ def merge(out: Path, splits: list[Split]) -> Counter[str]:
 def write_info(
     out: Path, splits: list[Split], record: dict[str, Any], reasons: Counter[str]
 ) -> dict[str, Any]:
-    """Write `_info.json`, which says that the data set is complete: timm's fields and our own under "coma"."""
+    """Write `_info.json`, which says that the data set is complete: timm's fields, and ours under "coma"."""
     described: dict[str, Any] = {}
     ours: dict[str, Any] = {}
     for split in splits:

@@ -1,7 +1,7 @@
 """Worker processes that write shards.
 
-They are started as programs, not by multiprocessing: that would run the user's own script again in each (spawn), or
-copy a process that holds threads (fork). They import no torch.
+They are started as programs, not by multiprocessing, which would run the user's own script again in each
+(spawn) or copy a process that holds threads (fork). They import no torch.
 """
 
 import json
@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -52,10 +52,10 @@ class _Worker:
         )
 
 
-def write_shards(jobs: Iterable[ShardJob], workers: int) -> Iterator[Tally | ShardJob]:
+def write_shards(jobs: Iterable[ShardJob], workers: int) -> Generator[Tally | ShardJob]:
     """Write shards in `workers` processes; yield progress as it comes, and each job when its shard is done.
 
-    Raises what a worker raised, and ComaError if one died. However it ends, no worker is left behind.
+    Raises what a worker raised, and ComaError if one died. However it ends (or is closed), no worker is left.
     """
     pending = iter(jobs)
     crew: list[_Worker] = []

@@ -16,28 +16,26 @@ from coma.errors import DataError, UsageError
 log = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".jp2",
-        ".j2k",
-        ".avif",
-        ".heic",
-        ".heif",
-    ]
+    f".{extension}"
+    for extension in (
+        *(
+            "jpg",
+            "jpeg",
+            "jpe",
+            "jfif",
+            "png",
+            "webp",
+            "bmp",
+            "dib",
+            "tif",
+            "tiff",
+            "ppm",
+            "pgm",
+            "pbm",
+            "pnm",
+        ),
+        *("gif", "jp2", "j2k", "avif", "heic", "heif", "jxl"),  # known, and known not to be supported
+    )
 )
 """A file with one of these is an image by name: it ends up in a shard or in the quarantine, never nowhere."""
 
@@ -79,6 +77,7 @@ class Sources:
     """How many files of each extension are not images by name."""
 
     def __len__(self) -> int:
+        """Images, of all splits."""
         return sum(len(split.paths) for split in self.splits)
 
 
@@ -117,7 +116,7 @@ def find_sources(
 
 
 def read_source(root: Path, path: str) -> bytes:
-    """Read one source file whole. Raises OSError, also for what is not a regular file (a pipe would block)."""
+    """Read one source file whole. Raises OSError, also if it is not a regular file (a pipe would block)."""
     descriptor = os.open(root / path, os.O_RDONLY | os.O_NONBLOCK)
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123  (a descriptor, not a path)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -198,8 +197,8 @@ def _arranged(root: Path, files: list[tuple[str, int]], ignored: Counter[str]) -
 def _by_split(files: list[tuple[str, int]]) -> dict[str, list[tuple[str, tuple[str, int]]]]:
     """Group files by split: {split: [(split's folder with its slash, or "", file)]}.
 
-    Folders named train, val, ... are splits when there is nothing else, or when a train folder has a val or test
-    folder beside it; else they are taken for classes (CIFAR-100 has a class "train").
+    Folders named train, val, ... are splits when there is nothing else, or when a train folder has a val or
+    test folder beside it; else they are taken for classes (CIFAR-100 has a class "train").
     """
     top_of = [path.split("/", 1)[0] if "/" in path else "" for path, _ in files]
     tops = set(top_of)

@@ -5,7 +5,6 @@ While a run is under way OUT/.coma-shard holds its record (what was asked for), 
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
@@ -139,4 +138,4 @@ def clear_work(out: Path) -> None:
         (work / name).unlink(missing_ok=True)
     for folder in (parts_folder(out), work):
         with suppress(OSError):
-            os.rmdir(folder)
+            folder.rmdir()

@@ -1,7 +1,7 @@
 """Write one shard; `serve` does so in a worker process until told to stop.
 
-A shard is three files: the tar, its DALI index, and a part, which holds the shard's rows of manifest and quarantine
-until the end. The part takes its name before the tar does, so that a tar in place means that all is known of it.
+A shard is three files: the tar, its DALI index, and a part, which holds the shard's rows of manifest and
+quarantine until the end. The part takes its name before the tar does: all is known of a tar in place.
 """
 
 import io
@@ -104,7 +104,7 @@ def _write_tar(
     index_lines: list[str] = []
     images = source_bytes = set_aside = 0
     reported_s = time.monotonic()
-    # The layout is that of webdataset.TarWriter (a test compares bytes), which would import torch into each worker.
+    # The layout of webdataset.TarWriter, byte for byte; that one would import torch into each worker.
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for i, (path, listed_bytes) in enumerate(zip(job.paths, job.sizes, strict=True)):
             source = printable(path)

@@ -1,7 +1,7 @@
-"""Source folder → WebDataset shards: planned first, then written in parallel, each shard on its own, then indexed.
+"""Source folder → WebDataset shards: planned first, written in parallel, each on its own, then indexed.
 
-A run that was killed goes on where it stopped: shards that stand are kept as they are. The bytes of every file are
-a function of the source files, the seed and the options, not of the number of workers nor of where a run stopped.
+A run that was killed goes on where it stopped: shards that stand are kept as they are. The bytes of a file
+depend on the source files, the seed and the options alone, not on the workers nor on where a run stopped.
 A shard whose images are all set aside is left out, and its number with it.
 """
 
@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class ShardOptions:
     """The part of a source without validation images to hold out as split `val`."""
 
     def __post_init__(self) -> None:
+        """Check the limits."""
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed {self.seed} is not between 0 and 2^63")
         if self.shard_bytes < 1:
@@ -147,8 +148,8 @@ def shard(
     """Pack the images under `source` into shards under `out`, or go on with a run that was stopped.
 
     Raises UsageError (a source that is none, an `out` that holds something else, options that contradict the
-    source), DataError (no images, or none that is any good), ComaError (disk full). Nothing is written before the
-    first two have been checked, except that an image is only known to be bad once it is read.
+    source) and DataError (no images) before anything is written; DataError when no image is any good and
+    ComaError when the disk is full only after, and then the same call goes on from what is done.
     """
     begun_s = time.monotonic()
     source, out = Path(source), Path(out)
@@ -191,7 +192,7 @@ def _plan(sources: Sources, options: ShardOptions) -> list[_PlannedSplit]:
             held_out = round(options.val_fraction * len(order))
             if not 0 < held_out < len(order):
                 raise UsageError(
-                    f"--val-fraction {options.val_fraction} of {len(order)} images leaves one of the splits empty"
+                    f"--val-fraction {options.val_fraction} of {len(order)} images leaves a split empty"
                 )
             log.info("holding out %s of them as split val", f"{held_out:,}")
         named.append((split.name, split, order[held_out:]))
@@ -271,18 +272,18 @@ def _write(
 
     tell()
     try:
-        for event in write_shards(_jobs(sources, missing, out, options), options.workers):
-            if isinstance(event, Tally):
-                images += event.images
-                source_bytes += event.source_bytes
-                set_aside += event.set_aside
-            else:
-                shards_done += 1
-            tell()
-    except BaseException:
-        for split in planned:
-            remove_temporaries(out / split.name)
-        raise
+        with closing(write_shards(_jobs(sources, missing, out, options), options.workers)) as events:
+            for event in events:
+                if isinstance(event, Tally):
+                    images += event.images
+                    source_bytes += event.source_bytes
+                    set_aside += event.set_aside
+                else:
+                    shards_done += 1
+                tell()
+    finally:  # a worker that had to be stopped may have left some
+        for folder in (parts_folder(out), *(out / split.name for split in planned)):
+            remove_temporaries(folder)
     return kept_shards
 
 
@@ -321,7 +322,8 @@ def _finish(
     if sum(reasons.values()) == len(sources):
         kinds = ", ".join(f"{count} {kind}" for kind, count in reasons.most_common(3))
         raise DataError(
-            f"none of the {len(sources)} images in {sources.root} is any good ({kinds}); {out / QUARANTINE_NAME} lists them"
+            f"none of the {len(sources)} images in {sources.root} is any good ({kinds}); "
+            f"{out / QUARANTINE_NAME} lists them"
         )
     return write_info(out, splits, record, reasons)
 

@@ -1,0 +1,118 @@
+import logging
+import os
+
+import pytest
+
+from coma.errors import DataError, UsageError
+from coma.shards.sources import find_sources, printable
+
+
+def listed(root, **kw):
+    found = find_sources(root, **kw)
+    return {split.name: split for split in found.splits}, found
+
+
+def put(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"x")
+    return root
+
+
+def test_class_folders(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "coma")
+    splits, found = listed(put(tmp_path, "b/1.jpg", "b/deeper/2.JPG", "a/3.JPEG"))
+    assert found.class_names == ("a", "b")
+    assert splits["train"].paths == ["a/3.JPEG", "b/1.jpg", "b/deeper/2.JPG"]
+    assert splits["train"].labels.tolist() == [0, 1, 1]
+    assert "found 3 images in 2 class folders, split train" in caplog.text
+
+
+def test_one_image_outside_the_class_folders_means_no_labels(tmp_path):
+    splits, found = listed(put(tmp_path, "b/1.jpg", "3.jpg"))
+    assert found.class_names is None
+    assert splits["train"].labels is None
+
+
+def test_splits_share_their_class_numbers(tmp_path):
+    splits, found = listed(
+        put(tmp_path, "train/b/1.jpg", "train/c/1.jpg", "validation/a/2.jpg", "test/c/1.jpg")
+    )
+    assert list(splits) == ["train", "test", "val"]
+    assert found.class_names == ("a", "b", "c")
+    assert [splits[name].labels.tolist() for name in ("train", "val", "test")] == [[1, 2], [0], [2]]
+
+
+def test_a_split_without_class_folders_is_unlabelled_by_itself(tmp_path, caplog):
+    splits, _ = listed(put(tmp_path, "train/b/1.jpg", "val/1.jpg"))
+    assert splits["train"].labels.tolist() == [0]
+    assert splits["val"].labels is None
+    assert "only the former get labels" in caplog.text
+
+
+def test_train_may_be_the_name_of_a_class(tmp_path):
+    splits, found = listed(put(tmp_path, "train/1.jpg", "bus/1.jpg"))
+    assert list(splits) == ["train"]
+    assert found.class_names == ("bus", "train")
+
+
+def test_what_lies_beside_train_and_val_is_left_out_aloud(tmp_path, caplog):
+    splits, _ = listed(put(tmp_path, "train/1.jpg", "val/1.jpg", "extra/1.jpg", "docs/readme.txt"))
+    assert list(splits) == ["train", "val"]
+    assert "left out 1 images beside train and val" in caplog.text
+
+
+def test_clutter_is_passed_over_and_counted(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "coma")
+    put(
+        tmp_path,
+        "a/1.jpg",
+        "a/Thumbs.db",
+        "a/.hidden.jpg",
+        ".git/x.jpg",
+        "__MACOSX/a/1.jpg",
+        "notes.txt",
+        "a/README",
+    )
+    splits, found = listed(tmp_path)
+    assert splits["train"].paths == ["a/1.jpg"]
+    assert found.ignored == {".db": 1, ".txt": 1, "no extension": 1}
+    assert "passed over 3 files (1 .db, 1 .txt, 1 no extension): not images by name" in caplog.text
+
+
+def test_links_are_followed_but_never_round_in_a_circle(tmp_path, caplog):
+    put(tmp_path, "real/a/1.jpg", "tree/b/2.jpg")
+    (tmp_path / "tree/a").symlink_to(tmp_path / "real/a")
+    (tmp_path / "tree/b/3.jpg").symlink_to(tmp_path / "real/a/1.jpg")
+    (tmp_path / "tree/b/up").symlink_to(tmp_path / "tree")
+    (tmp_path / "tree/b/self.jpg").symlink_to(tmp_path / "tree/b/self.jpg")
+    (tmp_path / "tree/b/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    splits, _ = listed(tmp_path / "tree")
+    assert splits["train"].paths == ["a/1.jpg", "b/2.jpg", "b/3.jpg", "b/gone.jpg", "b/self.jpg"]
+    assert splits["train"].sizes.tolist() == [1, 1, 1, -1, -1]
+    assert "passed over b/up" in caplog.text
+
+
+def test_the_excluded_folder_is_not_looked_into(tmp_path):
+    put(tmp_path, "a/1.jpg", "out/2.jpg")
+    splits, found = listed(tmp_path, exclude=tmp_path / "out")
+    assert splits["train"].paths == ["a/1.jpg"]
+    assert found.class_names == ("a",)
+
+
+def test_names_that_are_no_utf8_can_be_printed(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
+    (tmp_path / os.fsdecode(b"caf\xe9/1.jpg")).write_bytes(b"x")
+    splits, found = listed(tmp_path)
+    assert found.class_names == ("caf\\xe9",)
+    assert printable(splits["train"].paths[0]) == "caf\\xe9/1.jpg"
+
+
+def test_refusals(tmp_path):
+    put(tmp_path, "file.jpg", "words/1.txt")
+    with pytest.raises(UsageError, match="no such folder"):
+        find_sources(tmp_path / "nope")
+    with pytest.raises(UsageError, match="is a file"):
+        find_sources(tmp_path / "file.jpg")
+    with pytest.raises(DataError, match=r"no images in .*; it has 1 file \(1 .txt\)"):
+        find_sources(tmp_path / "words")
