@@ -46,10 +46,8 @@ def reconstruct(
     Each view's hidden units are grey, then painted from what the view sees.
     """
     from coma.cli import console
-    from coma.evaluation.evaluate import default_device
+    from coma.evaluation.evaluate import choose_device
     from coma.reconstruct import reconstruct_run
 
-    path = reconstruct_run(
-        run, images or [], out=out, count=count, seed=seed, device=device or default_device()
-    )
+    path = reconstruct_run(run, images or [], out=out, count=count, seed=seed, device=choose_device(device))
     console.print_result({"picture": str(path)}, json=json)

@@ -80,7 +80,7 @@ def demo(
     Raises:
         UsageError, DataError: `out` is taken, `images` are none; nothing has been written then.
     """
-    from coma.evaluation.evaluate import append_metrics, default_device, labelled_manifests, metrics_line
+    from coma.evaluation.evaluate import append_metrics, choose_device, labelled_manifests, metrics_line
     from coma.reconstruct import PICTURE_NAME, reconstruct_run
     from coma.report import write_report
     from coma.runs import checkpoint_step, load_autoencoder, run_of
@@ -116,7 +116,7 @@ def demo(
         out=run,
         save_every=STEPS,
     )
-    device = default_device()
+    device = choose_device()
     before = None if no_probe else _score_untrained(config, data, device, told)
 
     with _quiet_training(progress is not None):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from coma.errors import DataError
+from coma.errors import DataError, UsageError
 from coma.evaluation.features import Features, extract, held_out_fifth
 from coma.evaluation.knn import knn_accuracy
 from coma.evaluation.probe import probe_accuracy
@@ -181,7 +181,7 @@ def score_run(
             raise DataError(f"{data}, which {run} was trained on, is not there: name the sharded data set")
         logger.info("data: %s, which the run was trained on", data)
     labelled_manifests(data)  # before the network is loaded
-    device = device or default_device()
+    device = choose_device(device)
     autoencoder = load_autoencoder(checkpoint, device)
     scores = score(
         autoencoder, data, probe=probe, knn=knn, batch_size=batch_size, device=device, progress=progress
@@ -202,9 +202,22 @@ def score_run(
     }
 
 
-def default_device() -> str:
-    """Return "cuda" if there is a GPU, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def choose_device(asked: str | None = None) -> str:
+    """Return the device that was asked for, or a GPU if there is one, else "cpu".
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        device = torch.device("meta")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < gpus):
+        return asked
+    raise UsageError(f"--device {asked}: this machine has cpu and {gpus} GPUs (cuda, cuda:0, ...)")
 
 
 def run_data(run: Path) -> Path:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from coma.errors import DataError
+from coma.errors import DataError, UsageError
 from coma.evaluation.evaluate import HELD_OUT, append_metrics, features_of, score, score_run
 from coma.evaluation.features import extract, held_out_fifth, pool
 from coma.pipeline import Stream
@@ -154,6 +154,12 @@ def test_other_data_are_named_in_the_metrics(run, data, tmp_path):
     assert "data" not in json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     append_metrics(run, {"step": 7, "knn": 1.0, "data": "elsewhere"})
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["data"] == "elsewhere"
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
+def test_a_device_that_is_not_there(run, device):
+    with pytest.raises(UsageError, match=f"--device {device}: this machine has cpu and"):
+        score_run(run, device=device)
 
 
 def test_nothing_to_extract_from():
