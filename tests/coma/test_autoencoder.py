@@ -87,6 +87,13 @@ def test_each_unit_is_predicted_by_every_other_view(views: int) -> None:
             assert not {u for r in p.hidden for u in range(*r)} & set(range(*p.visible))
 
 
+def test_a_view_predicts_those_that_follow_it() -> None:
+    first, second, last = complementary((3, 2, 2), 1)
+    assert (first.visible, first.hidden) == ((0, 3), ((3, 5),))
+    assert (second.visible, second.hidden) == ((3, 5), ((5, 7),))
+    assert (last.visible, last.hidden) == ((5, 7), ((0, 3),))
+
+
 @pytest.mark.parametrize(("views", "predict"), [(2, None), (3, None), (4, None), (4, 1), (3, 2), (5, 2)])
 def test_predictions_and_their_order(views: int, predict: int | None) -> None:
     model = make(views=views, predict=predict)
