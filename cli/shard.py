@@ -102,6 +102,7 @@ class _Bar:
             TextColumn("{task.fields[done]}"),
             TimeRemainingColumn(compact=True),
         )
+        self.progress.live.transient = True  # the summary says it all
         self.task = self.progress.add_task("listing", total=None, done="")
 
     def __enter__(self) -> "_Bar":

@@ -35,6 +35,7 @@ def verify(
     with console.progress(
         "verifying", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True)
     ) as bar:
+        bar.live.transient = True
         task = bar.add_task("verifying", total=None)
 
         def show(now: VerifyProgress) -> None:

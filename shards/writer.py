@@ -169,6 +169,9 @@ def shard(
             kept_shards = _write(sources, planned, out, options, progress)
             info = _finish(sources, planned, out, record)
         clear_work(out)
+    except KeyboardInterrupt:
+        log.warning("stopped; the same command goes on from the shards that are done")
+        raise
     except OSError as error:
         raise ComaError(f"cannot write to {out}: {error.strerror or error}; what is done is kept") from error
     return _summary(out, info, kept_shards, time.monotonic() - begun_s)

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from coma.shards.images import check_image
 from coma.shards.manifest import read_manifest
 from coma.shards.writer import ShardOptions, shard
 
@@ -121,3 +123,49 @@ def test_tars_are_plain_ustar_with_short_dotless_keys(made):
                 assert re.fullmatch(r"\d{9}\.(jpg|png|webp|cls|json)", member.name)
                 assert not member.pax_headers
         assert path.read_bytes()[257:263] == b"ustar\0"
+
+
+def variants(image) -> Iterator[tuple[str, bytes]]:
+    """Images of every format and mode that the check lets pass, in every orientation where there is one."""
+    picture = Image.open(io.BytesIO(image(3, form="PNG")))
+    modes = {
+        "JPEG": ("L", "RGB", "CMYK"),
+        "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+        "WEBP": ("RGB", "RGBA"),
+        "BMP": ("1", "L", "P", "RGB"),
+        "TIFF": ("L", "P", "RGB", "RGBA", "CMYK", "I;16"),
+        "PPM": ("L", "RGB"),
+    }
+    for form, of in modes.items():
+        for mode in of:
+            deep = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) << 8)
+            file = io.BytesIO()
+            (deep if mode == "I;16" else picture.convert(mode)).save(file, form)
+            yield f"{form} {mode}", file.getvalue()
+    for form in ("JPEG", "PNG", "WEBP", "TIFF"):
+        for orientation in range(2, 9):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            yield f"{form} turned {orientation}", image(4, form=form, exif=exif)
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
+        yield f"TIFF {compression}", image(5, form="TIFF", compression=compression)
+    yield "progressive JPEG", image(6, progressive=True)
+    yield "lossless WEBP", image(7, form="WEBP", lossless=True)
+
+
+def test_dali_decodes_whatever_passes_the_check_at_the_size_recorded(image):
+    from nvidia.dali import fn, pipeline_def
+
+    cases = dict(variants(image))
+    facts = {name: check_image(data) for name, data in cases.items()}
+    batch = [np.frombuffer(data, np.uint8) for data in cases.values()]
+
+    @pipeline_def(batch_size=len(batch), num_threads=1, device_id=None)
+    def decode() -> object:
+        return fn.decoders.image(fn.external_source(lambda: batch, batch=True))
+
+    pipeline = decode()
+    pipeline.build()
+    (decoded,) = pipeline.run()
+    sizes = {name: np.array(decoded[i]).shape for i, name in enumerate(cases)}
+    assert sizes == {name: (fact.height, fact.width, 3) for name, fact in facts.items()}
