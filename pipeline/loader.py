@@ -11,21 +11,23 @@ import atexit
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from threading import Condition, Thread, current_thread
-from typing import Generic, TypeVar
+from threading import Thread, current_thread
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from coma.errors import DataError, UsageError
+from coma.pipeline.channel import Channel
 from coma.pipeline.crops import Crops, IntArray, center_crops, random_resized_crops
 from coma.pipeline.decode import DecodeError, Decoder, Encoded
 from coma.pipeline.faults import Substitution, candidates
 from coma.pipeline.order import Int64Array, Planner, Step, rank_slice
-from coma.pipeline.reader import Bytes, ShardReader, Unreadable
+from coma.pipeline.reader import Bytes, SampleReader, Unreadable
 from coma.pipeline.views import partition_units
 from coma.shards.manifest import Manifest
 
@@ -73,6 +75,11 @@ class LoaderOptions:
             raise UsageError(f"{self.workers} workers and {self.prefetch} batches ahead; give 1 or more")
 
     @property
+    def rank_batch_size(self) -> int:
+        """Samples in a rank's part of a global batch."""
+        return self.batch_size // self.world_size
+
+    @property
     def units(self) -> int:
         """Mask units in an image."""
         return (self.image_size // self.unit_size) ** 2
@@ -103,51 +110,6 @@ class _Fetched:
     substitutions: dict[int, Substitution]  # by position in the batch
 
 
-class Channel(Generic[T]):
-    """A bounded queue between two threads that can be ended by either."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._items: deque[T] = deque()
-        self._changed = Condition()
-        self._finished = False
-        self._closed = False
-        self._error: BaseException | None = None
-
-    def put(self, item: T) -> bool:
-        """Wait for room and add an item; False if the channel was closed meanwhile."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._items) < self._capacity)
-            if not self._closed:
-                self._items.append(item)
-                self._changed.notify_all()
-            return not self._closed
-
-    def finish(self, error: BaseException | None = None) -> None:
-        """Say that no more items come; `error` is raised to whoever asks past the last one."""
-        with self._changed:
-            self._finished, self._error = True, error
-            self._changed.notify_all()
-
-    def get(self) -> T | None:
-        """Wait for the next item; None after the last, or once closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._finished or self._items)
-            if self._items:
-                self._changed.notify_all()
-                return self._items.popleft()
-            if self._error is not None and not self._closed:
-                raise self._error
-            return None
-
-    def close(self) -> None:
-        """Throw away what is waiting and wake everybody."""
-        with self._changed:
-            self._closed = True
-            self._items.clear()
-            self._changed.notify_all()
-
-
 class Loader:
     """Prepares batches from `start_sample` on, ahead of the consumer."""
 
@@ -164,8 +126,7 @@ class Loader:
             Thread(target=self._read_ahead, args=(start_sample,), name="coma-read", daemon=True),
             Thread(target=self._decode_ahead, name="coma-decode", daemon=True),
         ]
-        # Now, after DALI was imported: what is registered last runs first, and the threads must be gone by the
-        # time that DALI takes its pipelines down.
+        # Last registered, first run: the threads end before DALI, imported earlier, takes its pipelines down.
         atexit.register(self.close)
         for thread in self._threads:
             thread.start()
@@ -190,23 +151,20 @@ class Loader:
     # The reading thread
 
     def _read_ahead(self, start_sample: int) -> None:
-        reader = ShardReader(self._manifest)
+        part = rank_slice(self._options.batch_size, self._options.rank, self._options.world_size)
+        position = start_sample
         try:
-            position = start_sample
-            while not self._closing and (step := self._planner.at(position)) is not None:
-                part = rank_slice(self._options.batch_size, self._options.rank, self._options.world_size)
-                samples, epochs = step.samples[part], step.epochs[part]
-                # The last batch of a single pass may leave nothing to this rank.
-                if len(samples) and not self._fetched.put(self._fetch(reader, step, samples, epochs)):
-                    return
-                position = step.stop_sample
+            with closing(SampleReader(self._manifest, self._options.rank_batch_size)) as reader:
+                while not self._closing and (step := self._planner.at(position)) is not None:
+                    samples, epochs = step.samples[part], step.epochs[part]
+                    if len(samples):  # the last batch of a single pass may leave nothing to this rank
+                        self._fetched.put(self._fetch(reader, step, samples, epochs))
+                    position = step.stop_sample
             self._fetched.finish()
         except BaseException as error:
             self._fetched.finish(error)
-        finally:
-            reader.close()
 
-    def _fetch(self, reader: ShardReader, step: Step, samples: Int64Array, epochs: Int64Array) -> _Fetched:
+    def _fetch(self, reader: SampleReader, step: Step, samples: Int64Array, epochs: Int64Array) -> _Fetched:
         shown, data, substitutions = samples.copy(), list[Bytes](), dict[int, Substitution]()
         for position, found in enumerate(reader.read(samples)):
             if not isinstance(found, Unreadable):
@@ -214,7 +172,7 @@ class Loader:
                 continue
             sample, epoch = int(samples[position]), int(epochs[position])
             substitutions[position], instead = self._substitute(
-                step, sample, epoch, found.reason, partial(_readable, reader)
+                step, sample, epoch, found.reason, reader.read_one
             )
             shown[position] = substitutions[position].substitute
             data.append(instead)
@@ -245,7 +203,6 @@ class Loader:
     def _decode_ahead(self) -> None:
         under_way: deque[_Fetched] = deque()
         failures: list[BaseException] = []
-        reader = ShardReader(self._manifest)
 
         def source() -> Encoded | None:
             try:
@@ -261,7 +218,7 @@ class Loader:
         try:
             decoder = Decoder(
                 source,
-                batch_size=-(-self._options.batch_size // self._options.world_size),
+                batch_size=self._options.rank_batch_size,
                 image_size=self._options.image_size,
                 device=self._options.device,
                 threads=self._options.workers,
@@ -274,22 +231,20 @@ class Loader:
                         break
                     fetched = under_way.popleft()
                 except DecodeError as error:
-                    fetched, images = self._decode_singly(decoder, reader, under_way.popleft(), str(error))
+                    fetched, images = self._decode_singly(decoder, under_way.popleft(), str(error))
                 if not self._ready.put(self._assemble(fetched, images, decoder.stream)):
                     return
             self._ready.finish(failures[0] if failures else None)
         except BaseException as error:
             self._ready.finish(error)
-        finally:
-            reader.close()
 
-    def _decode_singly(
-        self, decoder: Decoder, reader: ShardReader, fetched: _Fetched, reason: str
-    ) -> tuple[_Fetched, Tensor]:
+    def _decode_singly(self, decoder: Decoder, fetched: _Fetched, reason: str) -> tuple[_Fetched, Tensor]:
         """A lost batch again, image by image, with substitutes for those that cannot be decoded."""
 
         def attempt(position: int, sample: int) -> Tensor | None:
-            data = _readable(reader, sample)
+            """The image of a candidate, in the window of the sample asked for."""
+            with closing(SampleReader(self._manifest, 1)) as reader:
+                data = reader.read_one(sample)
             at = slice(position, position + 1)
             shown = np.array([sample], np.int64)
             crop = self._crops(fetched.samples[at], fetched.epochs[at], shown)
@@ -319,7 +274,9 @@ class Loader:
                 )
                 shown[position] = substitutions[position].substitute
                 images.append(image)
-        return replace(fetched, shown=shown, substitutions=substitutions), torch.cat(images)
+        with torch.cuda.stream(decoder.stream):
+            batch = torch.cat(images)
+        return replace(fetched, shown=shown, substitutions=substitutions), batch
 
     def _assemble(self, fetched: _Fetched, images: Tensor, stream: "torch.cuda.Stream | None") -> Ready:
         manifest, device = self._manifest, self._options.device
@@ -334,8 +291,3 @@ class Loader:
         stop = fetched.step.stop_sample
         substitutions = tuple(fetched.substitutions.values())
         return Ready(images, units, labels, samples, stop, substitutions, event)
-
-
-def _readable(reader: ShardReader, sample: int) -> Bytes | None:
-    (found,) = reader.read([sample])
-    return None if isinstance(found, Unreadable) else found

@@ -1,4 +1,4 @@
-"""Byte ranges out of the shards of one split, checked: each image's size and hash against the manifest."""
+"""Byte ranges out of the shards of one split, checked against the manifest before anything decodes them."""
 
 import os
 from collections import OrderedDict
@@ -10,9 +10,11 @@ import numpy.typing as npt
 import xxhash
 
 from coma.errors import DataError
+from coma.pipeline.decode import HeaderCheck
 from coma.shards.manifest import Manifest
 
 Bytes = npt.NDArray[np.uint8]
+Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ShardReader:
         self._open_files = open_files
         self._files: OrderedDict[int, int] = OrderedDict()  # shard number → file descriptor
 
-    def read(self, samples: Sequence[int] | npt.NDArray[np.int64]) -> list[Bytes | Unreadable]:
+    def read(self, samples: Sequence[int] | Int64Array) -> list[Bytes | Unreadable]:
         """The encoded images of these samples, each [bytes] uint8, in the order asked for.
 
         Raises:
@@ -89,6 +91,35 @@ class ShardReader:
                 ) from error
         self._files.move_to_end(shard)
         return self._files[shard]
+
+
+class SampleReader:
+    """Reads samples that the decoder can be given: of the right hash, with a header it understands."""
+
+    def __init__(self, manifest: Manifest, batch_size: int) -> None:
+        self._manifest = manifest
+        self._reader = ShardReader(manifest)
+        self._headers = HeaderCheck(batch_size)
+
+    def read(self, samples: Int64Array) -> list[Bytes | Unreadable]:
+        """As `ShardReader.read`. b samples, at most `batch_size`."""
+        found = self._reader.read(samples)
+        whole = [position for position, data in enumerate(found) if not isinstance(data, Unreadable)]
+        data = [data for data in found if not isinstance(data, Unreadable)]
+        ids = samples[whole]
+        faults = self._headers.faults(data, self._manifest.width[ids], self._manifest.height[ids])
+        for at, reason in faults.items():
+            found[whole[at]] = Unreadable(f"decoding failed: {reason}")
+        return found
+
+    def read_one(self, sample: int) -> Bytes | None:
+        """One sample, None if it is no good."""
+        (found,) = self.read(np.array([sample], np.int64))
+        return None if isinstance(found, Unreadable) else found
+
+    def close(self) -> None:
+        """Close the shards."""
+        self._reader.close()
 
 
 def _pread(descriptor: int, offset: int, size: int) -> bytes:
