@@ -5,6 +5,15 @@ from typing import Annotated
 
 import typer
 
+from coma.cli.demo import demo
+from coma.cli.inspect import inspect
+from coma.cli.knn import knn
+from coma.cli.pretrain import pretrain
+from coma.cli.probe import probe
+from coma.cli.reconstruct import reconstruct
+from coma.cli.report import report
+from coma.cli.shard import shard
+from coma.cli.verify import verify
 from coma.errors import ComaError
 
 app = typer.Typer(
@@ -34,12 +43,15 @@ def root(
 ) -> None:
     """Folders of images in, a pre-trained vision backbone out.
 
-    `coma shard` packs images, `coma pretrain` trains DyViT on complementary views of them, `coma probe` tells how
-    good the features are. `coma demo` shows the whole road in a few minutes.
+    Begin with coma demo: the whole road in a few minutes, on a CPU.
     """
     from coma.cli import console
 
     console.set_up_logging(int(verbose) - int(quiet))
+
+
+for command in (demo, shard, inspect, verify, pretrain, probe, knn, reconstruct, report):
+    app.command()(command)
 
 
 def main() -> None:
