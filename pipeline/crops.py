@@ -29,9 +29,11 @@ class Crops:
     flip: npt.NDArray[np.int32]  # [n] 1: mirror left and right
 
     def __len__(self) -> int:
+        """Return n."""
         return len(self.flip)
 
     def __getitem__(self, index: slice | Int64Array) -> "Crops":
+        """Some of the crops."""
         return Crops(self.start[index], self.shape[index], self.flip[index])
 
 

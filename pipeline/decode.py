@@ -214,7 +214,7 @@ def _build(
     pipeline = Pipeline(
         batch_size=batch_size,
         num_threads=threads,
-        device_id=(device.index or 0) if on_gpu else None,
+        device_id=device.index if on_gpu else None,
         prefetch_queue_depth=depth,
         seed=0,  # nothing in the graph is random
     )

@@ -85,6 +85,7 @@ class Ledger:
             }
             log.warning("step %d: sample %s of %s: %s; showing %s instead", *line.values())
             if self._path is not None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
                 # One short write in append mode, so that ranks may share the file.
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")

@@ -55,6 +55,7 @@ class LoaderOptions:
     prefetch: int  # ready batches
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be."""
         if not 0 <= self.rank < self.world_size:
             raise UsageError(f"rank {self.rank} is not one of the {self.world_size} ranks from 0 on")
         if self.batch_size < 1 or self.batch_size % self.world_size:

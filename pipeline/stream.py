@@ -107,7 +107,7 @@ class Stream:
             seed=seed,
             rank=rank,
             world_size=world_size,
-            device=torch.device(device),
+            device=_device(device),
             training=training,
             crop_scale=crop_scale,
             workers=workers if workers is not None else _share_of_cores(world_size),
@@ -154,9 +154,11 @@ class Stream:
         return found
 
     def __iter__(self) -> Self:
+        """Return the stream itself: there is one position, and each batch is handed out once."""
         return self
 
     def __next__(self) -> Batch:
+        """Wait for the next batch. The class says what is raised."""
         if self._closed:
             raise UsageError("the stream is closed")
         if self._loader is None:
@@ -218,11 +220,13 @@ class Stream:
         self._loader = self._finalizer = None
 
     def __enter__(self) -> Self:
+        """Close the stream at the end of the block."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        """End the threads."""
         self.close()
 
 
@@ -233,6 +237,14 @@ def _hand_over(event: torch.cuda.Event, *tensors: Tensor | None) -> None:
             current = torch.cuda.current_stream(tensor.device)
             current.wait_event(event)
             tensor.record_stream(current)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """The device, with its number if it is a GPU: threads do not inherit the current one."""
+    found = torch.device(device)
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
 
 
 def _share_of_cores(world_size: int) -> int:

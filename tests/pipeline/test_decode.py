@@ -1,0 +1,169 @@
+"""The graph against PIL: the same window of the same file, on everything people have."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from pictures import photograph
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from coma.pipeline.crops import Crops
+from coma.pipeline.decode import MEAN, STD, DecodeError, Decoder, Encoded, HeaderCheck
+
+SIZE = 64
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> np.ndarray:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return np.frombuffer(buffer.getvalue(), np.uint8)
+
+
+def window(top: int, left: int, height: int, width: int, flip: int = 0) -> Crops:
+    return Crops(
+        np.array([[top, left]], np.int32), np.array([[height, width]], np.int32), np.array([flip], np.int32)
+    )
+
+
+def decoder(batches: list[Encoded], batch_size: int = 4, depth: int = 1) -> Decoder:
+    feed = iter(batches)
+    cpu = torch.device("cpu")
+    return Decoder(
+        lambda: next(feed, None), batch_size=batch_size, image_size=SIZE, device=cpu, threads=1, depth=depth
+    )
+
+
+def pixels(image: Tensor) -> np.ndarray:
+    """[3, H, W] normalised → [H, W, 3] from 0 to 255."""
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    return ((image * std + mean) * 255).permute(1, 2, 0).double().numpy()
+
+
+def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.square(ours - theirs).mean()))
+
+
+def by_pil(data: np.ndarray, crop: Crops) -> np.ndarray:
+    with Image.open(io.BytesIO(data.tobytes())) as file:
+        image = ImageOps.exif_transpose(file).convert("RGB")
+    (top, left), (height, width) = crop.start[0].tolist(), crop.shape[0].tolist()
+    image = image.crop((left, top, left + width, top + height)).resize(
+        (SIZE, SIZE), Image.Resampling.BILINEAR
+    )
+    return np.asarray(ImageOps.mirror(image) if crop.flip[0] else image, np.float64)
+
+
+def rotated(orientation: int) -> np.ndarray:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(photograph(4, 200, 120), quality=90, exif=exif)
+
+
+FILES = {
+    "jpeg": (encode(photograph(0, 200, 120), quality=90), window(10, 20, 100, 150)),
+    "mirrored": (encode(photograph(0, 200, 120), quality=90), window(10, 20, 100, 150, flip=1)),
+    "subsampled": (encode(photograph(0, 200, 120), quality=75, subsampling=2), window(11, 21, 99, 151)),
+    "progressive": (encode(photograph(1, 200, 120), quality=90, progressive=True), window(7, 3, 100, 150)),
+    "grey": (encode(photograph(2, 200, 120).convert("L")), window(0, 0, 120, 200)),
+    "enlarged": (encode(photograph(3, 200, 120), quality=90), window(30, 40, 20, 30)),
+    "png": (encode(photograph(5, 200, 120), "PNG"), window(10, 20, 100, 150)),
+    "palette": (encode(photograph(5, 200, 120).quantize(64), "PNG"), window(10, 20, 100, 150)),
+    "webp": (encode(photograph(6, 200, 120), "WEBP", quality=90), window(10, 20, 100, 150)),
+} | {f"exif-{orientation}": (rotated(orientation), window(10, 20, 60, 90)) for orientation in range(2, 9)}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pixels_are_those_of_pil(name: str) -> None:
+    data, crop = FILES[name]
+    image = decoder([]).decode_one(data, crop)
+    assert image.shape == (1, 3, SIZE, SIZE)
+    assert image.dtype == torch.float32
+    assert psnr(pixels(image[0]), by_pil(data, crop)) > 40
+
+
+def test_cmyk_comes_out_as_rgb() -> None:
+    """Converters differ in how they mix inks: near is near enough. Mixed-up channels would be below 15 dB."""
+    data = encode(photograph(7, 200, 120).convert("CMYK"), quality=95)
+    crop = window(0, 0, 120, 200)
+    assert psnr(pixels(decoder([]).decode_one(data, crop)[0]), by_pil(data, crop)) > 30
+
+
+def test_headers_are_checked_before_a_batch_is_made() -> None:
+    data = [data for data, _ in FILES.values()]
+    text, size = np.frombuffer(b"not an image" * 20, np.uint8), len(data)
+    turned = [name.startswith("exif") and int(name[-1]) >= 5 for name in FILES]
+    width, height = np.where(turned, 120, 200), np.where(turned, 200, 120)
+    check = HeaderCheck(size + 2)
+    assert check.faults(data, width, height) == {}
+    more = check.faults([*data, text, data[0][150:]], np.append(width, [9, 9]), np.append(height, [9, 9]))
+    assert set(more) == {size, size + 1}
+    assert all("header" in reason for reason in more.values())
+    swapped = check.faults(data, height, width)
+    assert set(swapped) == set(range(size))
+    assert swapped[0] == "it is displayed 200x120 pixels, not the manifest's 120x200"
+    assert check.faults([], np.empty(0, int), np.empty(0, int)) == {}
+
+
+def batches(count: int, size: int = 4) -> list[Encoded]:
+    made = []
+    for number in range(count):
+        data = [encode(photograph(number * size + i, 120, 100)) for i in range(size)]
+        start, shape = np.full((size, 2), number, np.int32), np.full((size, 2), 80 + number, np.int32)
+        made.append(Encoded(data, Crops(start, shape, np.arange(size, dtype=np.int32) % 2)))
+    return made
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_batches_come_in_order_and_keep_their_memory(depth: int) -> None:
+    given = batches(8)
+    run = decoder(given, depth=depth)
+    held, copies = [], []
+    while (images := run.run()) is not None:
+        held.append(images)
+        copies.append(images.clone())
+    assert len(held) == 8
+    for batch, images, copy in zip(given, held, copies, strict=True):
+        assert torch.equal(images, copy)  # no later batch was written over it
+        alone = [run.decode_one(data, batch.crops[i : i + 1]) for i, data in enumerate(batch.data)]
+        assert torch.equal(images, torch.cat(alone))  # an image does not depend on its batch
+
+
+def test_tensors_outlive_the_decoder() -> None:
+    given = batches(2)
+    run = decoder(given)
+    held = [run.run(), run.run()]
+    copies = [images.clone() for images in held if images is not None]
+    del run
+    _ = [np.ones((4, 3, SIZE, SIZE), np.float32) for _ in range(50)]  # what was freed would be taken again
+    assert all(
+        torch.equal(images, copy) for images, copy in zip(held, copies, strict=True) if images is not None
+    )
+
+
+REASONS = {"text": "nvImageCodec", "header": "nvImageCodec", "outside": "cropping window"}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("bad", REASONS)
+def test_a_bad_image_loses_its_own_batch_alone(depth: int, bad: str) -> None:
+    given = batches(6)
+    for number in (2, 3):
+        data, crops = list(given[number].data), given[number].crops
+        if bad == "outside":
+            crops.shape[1] = 500
+        else:
+            data[1] = np.frombuffer(b"not an image" * 20, np.uint8) if bad == "text" else data[1][150:]
+        given[number] = Encoded(data, crops)
+    run = decoder(given, depth=depth)
+    for number in range(6):
+        if number in (2, 3):
+            with pytest.raises(DecodeError, match=REASONS[bad]) as caught:
+                run.run()
+            assert "\n" not in str(caught.value)
+        else:
+            images = run.run()
+            assert images is not None
+            assert torch.equal(images[:1], run.decode_one(given[number].data[0], given[number].crops[:1]))
+    assert run.run() is None

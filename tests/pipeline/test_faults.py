@@ -1,0 +1,272 @@
+"""Shards that are damaged under a running stream: a substitute, a line, a count, or an end that says why."""
+
+import json
+import logging
+import re
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import xxhash
+
+from coma.errors import DataError
+from coma.pipeline import Stream
+from coma.pipeline.faults import candidates, default_budget
+from coma.pipeline.order import SampleOrder
+from coma.pipeline.reader import ShardReader, Unreadable
+from coma.shards.manifest import Manifest, read_manifest
+
+OPTIONS = {"image_size": 64, "unit_size": 16, "workers": 1, "seed": 4}
+
+
+def flip_bytes(manifest: Manifest, sample: int, count: int = 40) -> None:
+    """Damage the middle of one image inside its shard, size and all else unchanged."""
+    path = manifest.folder / manifest.shards[int(manifest.shard_id[sample])]
+    raw = bytearray(path.read_bytes())
+    middle = int(manifest.offset[sample] + manifest.size[sample] // 2)
+    for place in range(middle, middle + count):
+        raw[place] ^= 0xFF
+    path.write_bytes(raw)
+
+
+def rewrite(manifest: Manifest, sample: int, kind: str) -> Manifest:
+    """Put bytes into a shard that only the decoder can tell from an image: the manifest has their hash.
+
+    Kinds: "header", no image at all; "scan", a JPEG of which little more than the header is left.
+    """
+    path = manifest.folder / manifest.shards[int(manifest.shard_id[sample])]
+    raw = bytearray(path.read_bytes())
+    start, size = int(manifest.offset[sample]), int(manifest.size[sample])
+    if kind == "header":
+        raw[start : start + size] = (b"no image at all " * size)[:size]
+        path.write_bytes(raw)
+    else:
+        size = raw.index(b"\xff\xda", start) + 20 - start
+        alter(manifest, "size", sample, size)
+    return alter(manifest, "xxh3_64", sample, xxhash.xxh3_64_intdigest(bytes(raw[start : start + size])))
+
+
+def alter(manifest: Manifest, name: str, sample: int, value: int) -> Manifest:
+    table = pq.read_table(manifest.folder / "manifest.parquet")
+    values = table.column(name).to_numpy().copy()
+    values[sample] = value
+    column = table.schema.get_field_index(name)
+    table = table.set_column(column, table.schema.field(column), [values])
+    pq.write_table(table, manifest.folder / "manifest.parquet")
+    return read_manifest(manifest.folder)
+
+
+REASONS = {
+    "hash": "hash .* is not the manifest's",
+    "header": "decoding failed: the header cannot be parsed",
+    "scan": "decoding failed: Failed to decode sample",
+    "size": "decoding failed: it is displayed .* pixels, not the manifest's 1000x1000",
+}
+
+
+def spoil(manifest: Manifest, sample: int, kind: str) -> Manifest:
+    if kind == "hash":
+        flip_bytes(manifest, sample)
+        return manifest
+    if kind == "size":
+        manifest = alter(manifest, "width", sample, 1000)
+        return alter(manifest, "height", sample, 1000)
+    return rewrite(manifest, sample, kind)
+
+
+def jpegs(manifest: Manifest) -> list[int]:
+    formats = manifest.formats(range(len(manifest)))
+    return [sample for sample, name in enumerate(formats) if name == "jpeg"]
+
+
+def epoch_of(
+    manifest: Manifest, ledger: Path | None = None, **options: object
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples and images of the first batches, a little more than an epoch."""
+    with Stream(manifest, batch_size=8, ledger=ledger, **{**OPTIONS, **options}) as stream:
+        batches = [next(stream) for _ in range(len(manifest) // 8 + 1)]
+    return torch.cat([batch.samples for batch in batches]), torch.cat([batch.images for batch in batches])
+
+
+def lines(ledger: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in ledger.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_a_bad_sample_is_replaced_written_down_and_the_rest_untouched(
+    damaged: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = read_manifest(damaged)
+    before, images_before = epoch_of(manifest)
+    bad = jpegs(manifest)[3:20:14]
+    for sample in bad:
+        manifest = spoil(manifest, sample, kind)
+
+    ledger = tmp_path / "ledger.jsonl"
+    with caplog.at_level(logging.WARNING, "coma"):
+        samples, images = epoch_of(manifest, ledger)
+    assert torch.equal(samples, before)  # the ids asked for, as if nothing had happened
+    changed = [
+        int(sample)
+        for sample, a, b in zip(samples, images, images_before, strict=True)
+        if not torch.equal(a, b)
+    ]
+    assert sorted(set(changed)) == bad
+
+    written = lines(ledger)
+    assert len(written) == len(changed) == len(caplog.records)
+    for line in written:
+        assert set(line) == {"step", "key", "shard", "reason", "substitute"}
+        sample = manifest.keys(range(len(manifest))).index(str(line["key"]))
+        assert sample in bad
+        assert line["shard"] == manifest.shards[int(manifest.shard_id[sample])]
+        assert sample in samples[8 * (int(str(line["step"])) - 1) :][:8]
+        assert re.match(REASONS[kind], str(line["reason"]))
+        substitute = manifest.keys(range(len(manifest))).index(str(line["substitute"]))
+        assert substitute == next(c for c in candidates(manifest, 4, 0, sample) if c not in bad)
+
+    again = tmp_path / "again.jsonl"
+    assert torch.equal(epoch_of(manifest, again)[1], images)
+    assert lines(again) == written
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_all_kinds_at_once_in_one_large_batch(damaged: Path, tmp_path: Path, workers: int) -> None:
+    """A sample's hash is wrong and its substitute cannot be decoded; neighbours have every other fault."""
+    manifest = read_manifest(damaged)
+    total, spoilt = len(manifest), jpegs(manifest)[::16]
+    kinds = dict(zip(spoilt, ["hash", "header", "scan", "size", "scan"], strict=False))
+    first_try = next(candidates(manifest, 4, 0, spoilt[0]))
+    kinds.setdefault(first_try, "scan" if first_try in jpegs(manifest) else "header")
+    for sample, kind in kinds.items():
+        manifest = spoil(manifest, sample, kind)
+    ledger = tmp_path / "ledger.jsonl"
+    with Stream(manifest, batch_size=total, ledger=ledger, **{**OPTIONS, "workers": workers}) as stream:
+        batch = next(stream)
+    assert sorted(batch.samples.tolist()) == list(range(total))
+    assert bool(batch.images.isfinite().all())
+    reasons = {str(line["key"]): str(line["reason"]) for line in lines(ledger)}
+    assert set(reasons) == set(manifest.keys(list(kinds)))
+    for sample, kind in kinds.items():
+        assert re.match(REASONS[kind], reasons[manifest.keys([sample])[0]])
+
+
+def test_labels_are_those_of_the_image_shown(damaged: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(damaged)
+    assert manifest.label is not None
+    bad = next(
+        sample
+        for sample in range(len(manifest))
+        if manifest.label[next(candidates(manifest, 4, 0, sample))] != manifest.label[sample]
+    )
+    flip_bytes(manifest, bad)
+    with Stream(manifest, batch_size=len(manifest), **OPTIONS) as stream:
+        batch = next(stream)
+    assert batch.labels is not None
+    shown = next(candidates(manifest, 4, 0, bad))
+    assert int(batch.labels[batch.samples == bad]) == manifest.label[shown]
+
+
+def test_only_the_rank_that_sees_a_bad_sample_writes_it_down(damaged: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(damaged)
+    flip_bytes(manifest, 3)
+    batch_size = len(manifest) // 2 * 2
+    parts = SampleOrder(manifest, 4).global_batch(0, batch_size)[0].reshape(2, -1)
+    assert 3 in parts
+    for rank in range(2):
+        ledger = tmp_path / f"{rank}.jsonl"
+        options = {"batch_size": batch_size, "rank": rank, "world_size": 2, **OPTIONS}
+        with Stream(manifest, ledger=ledger, **options) as stream:
+            next(stream)
+        assert ledger.exists() == (3 in parts[rank])
+        assert not ledger.exists() or len(lines(ledger)) == 1
+
+
+def test_past_the_budget_the_run_ends(damaged: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(damaged)
+    for sample in (2, 9, 21):
+        flip_bytes(manifest, sample)
+    ledger = tmp_path / "ledger.jsonl"
+    epoch_of(manifest, fault_budget=3)  # a sample that is bad in two epochs counts once
+    with Stream(manifest, batch_size=8, ledger=ledger, fault_budget=2, **OPTIONS) as stream:
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"^3 different .* fault_budget=2; .*coma verify") as caught:
+                deque(stream, maxlen=0)
+            assert "\n" not in str(caught.value)
+            assert caught.value.exit_code == 3
+        assert stream.consumed < len(manifest)
+    assert len({line["key"] for line in lines(ledger)}) == 3
+
+
+def test_the_default_budget() -> None:
+    assert default_budget(100) == 10
+    assert default_budget(1_281_167) == 1281
+
+
+@pytest.mark.parametrize("damage", ["vanished", "truncated"])
+def test_a_lost_shard_ends_the_run_with_its_name(damaged: Path, damage: str) -> None:
+    """Lost after the manifest was read: `read_manifest` itself refuses it before."""
+    manifest = read_manifest(damaged)
+    path = manifest.folder / manifest.shards[2]
+    if damage == "vanished":
+        path.unlink()
+    else:
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size // 2)
+    with Stream(manifest, batch_size=8, **OPTIONS) as stream:
+        with pytest.raises(DataError, match=manifest.shards[2]) as caught:
+            deque(stream, maxlen=0)
+        assert caught.value.exit_code == 3
+    with pytest.raises(DataError, match=manifest.shards[2]):
+        Stream(damaged, batch_size=8, **OPTIONS)
+
+
+def test_batches_before_a_failure_come_out_first(damaged: Path) -> None:
+    manifest = read_manifest(damaged)
+    with Stream(manifest, batch_size=8, **OPTIONS) as stream:
+        lost = int(manifest.shard_id[stream.plan(5).samples[0]])
+        steps = [set(manifest.shard_id[stream.plan(number).samples].tolist()) for number in range(1, 6)]
+        good = next(number for number, shards in enumerate(steps) if lost in shards)
+        (manifest.folder / manifest.shards[lost]).unlink()
+        for _ in range(good):
+            next(stream)
+        with pytest.raises(DataError, match=manifest.shards[lost]):
+            next(stream)
+
+
+def test_when_nothing_has_a_header_the_reason_is_given(damaged: Path) -> None:
+    manifest = read_manifest(damaged)
+    for sample in range(len(manifest)):
+        manifest = rewrite(manifest, sample, "header")
+    reason = "header cannot be parsed.*; none of the samples tried in its place is good"
+    with Stream(manifest, batch_size=4, **OPTIONS) as stream, pytest.raises(DataError, match=reason):
+        next(stream)
+
+
+def test_when_a_whole_batch_fails_the_decoder_is_at_fault(damaged: Path) -> None:
+    manifest = read_manifest(damaged)
+    good = set(jpegs(manifest))
+    with Stream(manifest, batch_size=4, **OPTIONS) as stream:
+        step = next(n for n in range(1, 9) if good.issuperset(stream.plan(n).samples.tolist()))
+        for sample in stream.plan(step).samples:
+            manifest = rewrite(manifest, int(sample), "scan")
+    reason = f"none of the 4 images of step {step} can be decoded: Failed to decode"
+    options = {"batch_size": 4, "start_samples": 4 * (step - 1), **OPTIONS}
+    with Stream(manifest, **options) as stream, pytest.raises(DataError, match=reason):
+        next(stream)
+
+
+def test_the_reader_checks_every_byte_and_keeps_few_files_open(manifest: Manifest) -> None:
+    reader = ShardReader(manifest, open_files=2)
+    rng = np.random.default_rng(0)
+    asked = rng.permutation(len(manifest))
+    for sample, data in zip(asked, reader.read(asked), strict=True):
+        assert not isinstance(data, Unreadable)
+        assert len(data) == manifest.size[sample]
+        assert xxhash.xxh3_64_intdigest(data) == manifest.xxh3_64[sample]
+        assert len(reader._files) <= 2
+    reader.close()
+    assert not reader._files
