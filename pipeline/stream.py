@@ -241,10 +241,9 @@ def _hand_over(event: torch.cuda.Event, *tensors: Tensor | None) -> None:
 
 def _device(device: torch.device | str) -> torch.device:
     """The device, with its number if it is a GPU: threads do not inherit the current one."""
-    found = torch.device(device)
-    if found.type == "cuda" and found.index is None:
+    if str(device) == "cuda":
         return torch.device("cuda", torch.cuda.current_device())
-    return found
+    return torch.device(device)
 
 
 def _share_of_cores(world_size: int) -> int:

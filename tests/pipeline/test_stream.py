@@ -316,3 +316,15 @@ def test_a_manifest_read_before_serves_as_well(data: Path, reference: list[Batch
     with Stream(read_manifest(data), batch_size=12, views=3, seed=5, **SIZE) as stream:
         assert same(next(stream), reference[0])
     assert np.array_equal(read_manifest(data / "train").offset, read_manifest(data).offset)
+
+
+@pytest.mark.gpu
+def test_a_gpu_shows_what_the_cpu_shows(data: Path, reference: list[Batch]) -> None:
+    with Stream(data, batch_size=12, views=3, seed=5, device="cuda", **SIZE) as stream:
+        for before in reference[:5]:
+            batch = next(stream)
+            assert batch.images.is_cuda
+            assert torch.equal(batch.units.cpu(), before.units)
+            assert torch.equal(batch.samples.cpu(), before.samples)
+            # The GPU's JPEG decoder rounds and upsamples chroma in its own way: a few levels of 255.
+            assert (batch.images.cpu() - before.images).abs().mean() < 0.05
