@@ -157,6 +157,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.tokens = tokens
         self.memory = Memory(stage_dims, stage_tokens, tokens, dim)
+        self.position = SinCosPosition(dim, round(tokens**0.5))
         self.queries = Queries(dim, round(tokens**0.5))
         self.blocks = nn.ModuleList(CrossBlock(dim) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
@@ -176,7 +177,9 @@ class Decoder(nn.Module):
         Returns:
             [B, Q, patch_values], Q = T x the sum of the paintings' hidden units.
         """
-        memory = self.memory(features)
+        memory = self.memory(features)  # [B, V·T, D]
+        # Keys that say where they lie let a query find its neighbours from the first step on (docs/experiments.md).
+        memory = self.position(memory, grid, units[:, : memory.shape[1] // self.tokens])
         x = self.queries(torch.cat([take(units, painting.hidden) for painting in paintings], dim=1), grid)
         lengths = [
             (self.tokens * units_in(painting.hidden), self.tokens * units_in([painting.visible]))
