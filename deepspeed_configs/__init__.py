@@ -1,16 +1,16 @@
 """DeepSpeed configurations that `coma pretrain --ds-config NAME` knows by name.
 
-========================  ==========================================================================================
-`zero0.json`              plain data parallelism: everything on every device
-`zero1.json`              optimizer state split over the devices; the default, right for models that fit one device
-`zero2.json`              gradients split as well
-`zero3.json`              parameters split as well: for models that do not fit one device
-`zero2_offload.json`      as zero2, optimizer state and update on the host: little GPU memory, slower steps
-`zero3_offload.json`      as zero3, parameters and optimizer state on the host: the least GPU memory, the slowest
-========================  ==========================================================================================
+====================  =====================================================================================
+`zero0.json`          plain data parallelism: everything on every device
+`zero1.json`          optimizer state split over the devices: the default, for models that fit one device
+`zero2.json`          gradients split as well
+`zero3.json`          parameters split as well: for models that do not fit one device
+`zero2_offload.json`  as zero2, optimizer on the host: little GPU memory, slower steps
+`zero3_offload.json`  as zero3, parameters and optimizer on the host: least GPU memory, slowest steps
+====================  =====================================================================================
 
-A file holds what DeepSpeed alone decides. Batch sizes, learning rate, weight decay and the schedule come from the
-command line; precision from the hardware, unless the file has a `bf16`, `fp16` or `torch_autocast` section.
+A file holds what DeepSpeed alone decides. Batch sizes, learning rate, weight decay and the schedule come from
+the command line; precision from the hardware, unless the file has one of `bf16`, `fp16`, `torch_autocast`.
 """
 
 from pathlib import Path

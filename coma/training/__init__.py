@@ -52,7 +52,8 @@ def pretrain(
         return launch.start_here(config, config.devices)
     if place is not None and config.devices not in (None, place.world_size):
         raise UsageError(
-            f"--devices {config.devices} inside a launcher that started {place.world_size} processes: leave it out"
+            f"--devices {config.devices} inside a launcher that started {place.world_size} processes: leave "
+            "it out"
         )
     if place is not None and place.rank > 0:
         logging.getLogger("coma").setLevel(logging.ERROR)

@@ -28,6 +28,7 @@ from coma.errors import ComaError, UsageError
 from coma.runs import CHECKPOINTS_NAME, LATEST_NAME, MANIFEST_NAME, WEIGHTS_NAME
 from coma.shards.files import write_atomically
 from coma.training.engine import group_settings, restore_group_settings
+from coma.training.plan import processes
 from coma.training.world import World
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def check_world_size(folder: Path, world_size: int) -> None:
     saved = json.loads((folder / MANIFEST_NAME).read_text())["world_size"]
     if saved != world_size:
         raise UsageError(
-            f"{folder} was saved by {saved} processes and this run has {world_size}: "
+            f"{folder} was saved by {processes(saved)} and this run has {world_size}: "
             f"go on with --devices {saved}, or start anew with another --out"
         )
 

@@ -16,7 +16,7 @@ DEFAULT_EPOCHS = 100.0
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """A pre-training run as asked for; what is None is derived from the data and the machine (`plan.resolve`).
+    """A pre-training run as asked for; None is derived from the data and the machine (`plan.resolve`).
 
     Raises:
         UsageError: a value is out of range, or two contradict each other.
@@ -64,6 +64,7 @@ class PretrainConfig:
     """Decoding threads a process."""
 
     def __post_init__(self) -> None:
+        """Refuse what no data and no machine could make right."""
         _require(
             self.epochs is None or self.steps is None, "--epochs and --steps exclude each other: give one"
         )

@@ -1,7 +1,7 @@
 """DeepSpeed's configuration file: found, checked and completed before anything else happens.
 
-DeepSpeed ignores a misspelt top-level key, drops `"auto"` and lets a `scheduler` overwrite the learning rate, all in
-silence. Here each is an error that names the key and the file.
+DeepSpeed ignores a misspelt top-level key, drops `"auto"` and lets a `scheduler` overwrite the learning rate,
+all in silence. Here each is an error that names the key and the file.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _SECTIONS: dict[str, tuple[str, ...] | None] = {
         "use_gds",
     ),
 }
-"""The sections that coma hands on, with their keys; those of `_model_sections` are DeepSpeed's own to check."""
+"""The sections that coma hands on, with their keys; DeepSpeed itself describes those of `_model_sections`."""
 
 _OURS = {
     "scheduler": "coma sets the learning rate before each step: use --base-lr and --warmup-epochs",
@@ -111,7 +111,8 @@ def read_ds_config(name: str) -> DeepSpeedFile:
         stem = name.removesuffix(".json")
         if stem not in names:
             raise UsageError(
-                f"--ds-config {name!r} is neither a file nor one of {', '.join(names)}{_did_you_mean(stem, names)}"
+                f"--ds-config {name!r} is neither a file nor one of "
+                f"{', '.join(names)}{_did_you_mean(stem, names)}"
             )
         path, source = names[stem], f"{stem}.json"
     try:

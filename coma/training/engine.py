@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from coma.training.plan import Plan
 
+_LINEAR = torch.nn.functional.linear
+"""Stage 3 puts a function of its own in this place, for all networks and for good."""
+
 
 def make_engine(model: nn.Module, plan: Plan, *, compile_model: bool = False) -> Any:
     """Wrap a model for training as the plan says; collective."""
@@ -27,8 +30,14 @@ def make_engine(model: nn.Module, plan: Plan, *, compile_model: bool = False) ->
     return engine
 
 
+def dispose(engine: Any) -> None:
+    """Free what an engine holds, so that another one can be made in this process."""
+    engine.destroy()
+    torch.nn.functional.linear = _LINEAR
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the parameters: matrices decay; vectors, positions and tokens (`model.no_weight_decay()`) don't."""
+    """Split the parameters: matrices decay, vectors and `model.no_weight_decay()` don't."""
     kept = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
@@ -56,25 +65,29 @@ def group_settings(engine: Any) -> list[dict[str, Any]]:
 
 
 def restore_group_settings(engine: Any, settings: Iterable[dict[str, Any]]) -> None:
-    """Undo what loading a checkpoint does to the settings: DeepSpeed brings back the saved ones without a word."""
+    """Undo what loading does to the settings: DeepSpeed brings back the saved ones without a word."""
     for group, values in zip(engine.optimizer.param_groups, settings, strict=True):
         group.update(values)
 
 
 def optimizer_step(engine: Any) -> tuple[float, bool]:
-    """Apply the accumulated gradients; collective. Return their norm before clipping, and whether it was applied.
+    """Apply the gradients; collective. Return their norm before clipping, and whether they were applied.
 
-    A step with a gradient that is not finite changes nothing. DeepSpeed sees to that itself, except at stage 0 in
-    single precision, where the optimizer is torch's own.
+    A step with a gradient that is not finite changes nothing. DeepSpeed sees to that itself, except at stage
+    0 in single precision, where the optimizer is torch's own.
     """
     plain = not (engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled())
     if plain:
         gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
-        if not math.isfinite(norm):
-            engine.module.zero_grad(set_to_none=True)  # AdamW passes over parameters without a gradient
+        if math.isfinite(norm):
+            engine.step()
+            return norm, True
+        engine.module.zero_grad(set_to_none=True)  # AdamW passes over parameters without a gradient
+        engine.clip_fp32_gradients = lambda: None  # which would stumble over there being none
         engine.step()
-        return norm, math.isfinite(norm)
+        del engine.clip_fp32_gradients
+        return norm, False
     skipped = engine.skipped_steps
     engine.step()
     norm = engine.get_global_grad_norm()

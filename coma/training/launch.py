@@ -1,7 +1,7 @@
 """Start the processes of a run: several on this machine, or one DeepSpeed launcher for several machines.
 
-Each process is this command again, `coma pretrain --launched FILE`, where FILE holds the whole configuration: it
-survives the remote shells of launchers, which expand arguments and drop the environment.
+Each process is this command again, `coma pretrain --launched FILE`, where FILE holds the whole configuration:
+it survives the remote shells of launchers, which expand arguments and drop the environment.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def start_here(config: PretrainConfig, devices: int) -> dict[str, Any]:
 
 
 def start_on_hosts(config: PretrainConfig) -> dict[str, Any]:
-    """Run `config` on the machines of its hostfile, which must share this folder, through DeepSpeed's launcher.
+    """Run `config` through DeepSpeed's launcher on its hostfile's machines, which must share this folder.
 
     Raises:
         UsageError: there is no such hostfile, or it names a host twice.
@@ -85,7 +85,9 @@ def start_on_hosts(config: PretrainConfig) -> dict[str, Any]:
         launcher = ["deepspeed.launcher.runner", "--hostfile", str(config.hostfile.absolute())]
         launcher += ["--master_port", str(free_port()), "--no_local_rank", "--module"]
         process = subprocess.Popen(
-            [sys.executable, "-m", *launcher, *_command(config, folder)], start_new_session=True
+            [sys.executable, "-m", *launcher, *_command(config, folder)],
+            stdout=sys.stderr,  # its log; the result comes back by a file
+            start_new_session=True,
         )
         try:
             # The launcher would die of a signal and leave the ranks running: they look for this file instead.
@@ -97,7 +99,7 @@ def start_on_hosts(config: PretrainConfig) -> dict[str, Any]:
 
 
 def die_with_launcher() -> None:
-    """Ask the kernel for a SIGTERM, which saves a checkpoint, should the process that started this one be killed."""
+    """Ask for a SIGTERM, which saves a checkpoint, should the process that started this one be killed."""
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is None or not sys.platform.startswith("linux"):
         return

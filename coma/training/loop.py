@@ -1,7 +1,7 @@
 """Pre-training: from a configuration to a trained network, step by step.
 
-Everything that a step sees is a function of the data, the seed and the step, so that a run that was stopped and goes
-on is the run that was not.
+Everything that a step sees is a function of the data, the seed and the step, so that a run that was stopped
+and goes on is the run that was not.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from torch import Tensor
 
 from coma.errors import DivergedError, Preempted
 from coma.pipeline import Batch, Stream
+from coma.report import write_report
 from coma.runs import checkpoint_step
 from coma.shards.manifest import Manifest
 from coma.training import checkpoint, story
 from coma.training.checkpoint import TrainingState
 from coma.training.config import PretrainConfig
-from coma.training.engine import full_weights, make_engine, optimizer_step, set_learning_rate
+from coma.training.engine import dispose, full_weights, make_engine, optimizer_step, set_learning_rate
 from coma.training.metrics import MetricsLog, Pace, Progress, cut_after, digest, digest_limbs
 from coma.training.plan import Plan
 from coma.training.previews import Previewer, preview_steps
@@ -66,10 +68,11 @@ def train(
         with StopRequests(stop_file) as stop:
             pace = take_steps(prepared, engine, world, state, watch, stop)
     finally:
-        engine.destroy()
+        dispose(engine)
 
     if not world.leads:
         return {}
+    write_report(run)
     result = summarise(run, plan, elapsed_s=time.monotonic() - started_s, images_per_s=pace.images_per_s)
     for line in story.closing(result):
         logger.info("%s", line)
@@ -77,7 +80,7 @@ def train(
 
 
 def resume(engine: Any, world: World, run: Path, plan: Plan) -> TrainingState:
-    """Go on from the run's newest whole checkpoint, or from nothing, and cut what was logged past it; collective."""
+    """Go on from the newest whole checkpoint, or from nothing; cut what was logged past it; collective."""
     state = TrainingState(
         step=0, fingerprint=plan.fingerprint, seed=plan.seed, samples=0, world_size=plan.world_size
     )
@@ -132,15 +135,15 @@ def take_steps(
 
             losses, grad_norm, applied = train_on(engine, batch, plan.micro_batch_size)
 
-            mine = [batch.samples[part].tolist() for part in micro_batches(batch, plan.micro_batch_size)]
-            culprits = [ids for ids, loss in zip(mine, losses, strict=True) if not math.isfinite(loss)]
+            parts = micro_batches(batch, plan.micro_batch_size)
+            culprits = [part for part, loss in zip(parts, losses, strict=True) if not math.isfinite(loss)]
             loss, nonfinite, preempted, interrupted, *limbs = world.sum(
                 [
                     sum(losses) / len(losses),
                     len(culprits),
                     stop.preempted,
                     stop.interrupted,
-                    *digest_limbs(sum(mine, [])),
+                    *digest_limbs(batch.samples.tolist()),
                 ]
             )
             # In fp16 DeepSpeed skips steps to find its loss scale: nothing is wrong with those.
@@ -169,7 +172,8 @@ def take_steps(
                 log.write(line)
                 report(pace.take(line), pace, watch)
             if failed:
-                give_up_or_go_on(state, world, run, prepared.manifest, sum(culprits, []))
+                ids = chain.from_iterable(batch.samples[part].tolist() for part in culprits)
+                give_up_or_go_on(state, world, run, prepared.manifest, list(ids))
 
             leaving = bool(preempted or interrupted or step == last)
             keep(saving=leaving or step % plan.save_every == 0, painting=step in paint_after)
@@ -201,8 +205,8 @@ def train_on(engine: Any, batch: Batch, micro_batch_size: int) -> tuple[list[flo
     """Take one optimizer step on this rank's part of a batch; collective.
 
     Returns:
-        The loss of each micro-batch here, the global norm of the gradient before clipping, and whether the step was
-        applied: it is not if that norm is not finite.
+        The loss of each micro-batch here, the global norm of the gradient before clipping, and whether the
+        step was applied: it is not if that norm is not finite.
     """
     losses: list[Tensor] = []
     for part in micro_batches(batch, micro_batch_size):
@@ -236,7 +240,7 @@ def give_up_or_go_on(
     Raises:
         DivergedError: this was the last such step that is put up with.
     """
-    samples = sorted(sum(world.gather(list(culprits)), []))
+    samples = sorted(chain.from_iterable(world.gather(list(culprits))))
     keys = manifest.keys(samples)
     what = "the loss" if samples else "the gradient"
     if world.leads:
@@ -257,7 +261,8 @@ def give_up_or_go_on(
                 f", with the samples {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}" if keys else ""
             )
             raise DivergedError(
-                f"{state.nonfinite_steps} steps without a finite loss or gradient, the last at step {state.step}{named}: "
+                f"{state.nonfinite_steps} steps without a finite loss or gradient, the last at step "
+                f"{state.step}{named}: "
                 f"see {run / NONFINITE_NAME}; lower --base-lr, or set those samples aside"
             )
 

@@ -46,6 +46,7 @@ class Progress:
         )
 
     def __str__(self) -> str:
+        """Return the line that a log gets."""
         return f"step {self.step}/{self.steps}  {self.figures}"
 
 
@@ -58,6 +59,7 @@ class MetricsLog:
     """
 
     def __init__(self, run: Path, start_step: int) -> None:
+        """Open the files, without the lines past `start_step`."""
         from torch.utils.tensorboard import SummaryWriter
 
         cut_after(run / METRICS_NAME, start_step)
@@ -86,6 +88,7 @@ class Pace:
     """The speed of late, smoothed, and when a line is due in a log that nobody watches live."""
 
     def __init__(self, steps: int, batch_size: int) -> None:
+        """Begin to measure a run of `steps` steps of `batch_size` images."""
         self._steps = steps
         self._batch_size = batch_size
         self._step_s = 0.0
@@ -146,7 +149,7 @@ _LIMB_BITS = 16
 
 
 def digest_limbs(samples: Sequence[int]) -> list[float]:
-    """Hash a rank's sample ids to four numbers that add up over ranks, in any order and split, in float64 exactly."""
+    """Hash a rank's sample ids to four numbers whose sums over ranks float64 holds exactly, in any order."""
     total = int(hash_numpy(np.asarray(samples, dtype=np.int64)).sum(dtype=np.uint64))
     return [float(total >> shift & (1 << _LIMB_BITS) - 1) for shift in range(0, _DIGEST_BITS, _LIMB_BITS)]
 

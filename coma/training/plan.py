@@ -1,4 +1,4 @@
-"""What a configuration comes to on these data and this machine: pure, so that every process finds the same plan."""
+"""What a configuration comes to on these data and this machine: pure, so every process finds the same."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def resolve(
     )
     if warmup_steps >= steps and config.warmup_epochs:
         raise UsageError(
-            f"--warmup-epochs {config.warmup_epochs:g} is {warmup_steps} steps, and the run has {steps}: warm up for less"
+            f"--warmup-epochs {config.warmup_epochs:g} is {warmup_steps} steps, and the run has {steps}: "
+            "warm up for less"
         )
     precision = file.precision or ("bf16" if has_bf16 else "fp32")
     if config.compile and file.stage == 3:
@@ -124,7 +125,7 @@ def resolve(
 def resolve_batch(
     config: PretrainConfig, file: DeepSpeedFile, samples_per_epoch: int, world_size: int, device: str
 ) -> tuple[int, int, int]:
-    """Return (global batch, micro batch, accumulation), the three that DeepSpeed wants to multiply up exactly."""
+    """Return (global batch, micro batch, accumulation), which must multiply up exactly."""
     in_file = file.integer(BATCH_KEY)
     micro = file.integer(MICRO_KEY)
     accumulation = file.integer(ACCUMULATION_KEY)
@@ -140,7 +141,7 @@ def resolve_batch(
         batch_size = default_batch(samples_per_epoch, world_size, device)
     if batch_size % world_size:
         raise UsageError(
-            f"the global batch of {batch_size} does not divide over {world_size} processes: "
+            f"the global batch of {batch_size} does not divide over {processes(world_size)}: "
             f"use --batch-size {max(1, round(batch_size / world_size)) * world_size}"
         )
     per_device = batch_size // world_size
@@ -148,17 +149,23 @@ def resolve_batch(
         accumulation = accumulation or 1
         if per_device % accumulation:
             raise UsageError(
-                f"{ACCUMULATION_KEY!r}: {accumulation} in {file.source} does not divide the {per_device} images a device "
+                f"{ACCUMULATION_KEY!r}: {accumulation} in {file.source} does not divide the {per_device} "
+                "images a device "
                 f"(--batch-size {batch_size} over {world_size})"
             )
         micro = per_device // accumulation
     if micro * (accumulation or max(1, per_device // micro)) != per_device:
         product = f"{micro} x {accumulation}" if accumulation else f"a multiple of {micro}"
         raise UsageError(
-            f"{MICRO_KEY!r}: {micro} in {file.source} contradicts the global batch of {batch_size} over {world_size} "
-            f"processes: {per_device} images a device is not {product}"
+            f"{MICRO_KEY!r}: {micro} in {file.source} contradicts the global batch of {batch_size} over "
+            f"{processes(world_size)}: {per_device} images a device is not {product}"
         )
     return batch_size, micro, per_device // micro
+
+
+def processes(count: int) -> str:
+    """Return `1 process`, `2 processes`."""
+    return f"{count} process{'es' if count > 1 else ''}"
 
 
 def default_batch(samples_per_epoch: int, world_size: int, device: str) -> int:

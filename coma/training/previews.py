@@ -18,7 +18,7 @@ IMAGES = 4
 
 
 def preview_steps(steps: int) -> frozenset[int]:
-    """Return the steps after which to paint: the start, a 16th, an 8th, a quarter, half and the end of the run."""
+    """Return the steps after which to paint: none, a 16th, an 8th, a quarter, half and all of them."""
     return frozenset({0, *(steps // share for share in (16, 8, 4, 2, 1))})
 
 
@@ -43,6 +43,7 @@ class Previewer:
         stream_options: dict[str, Any],
         device: torch.device,
     ) -> None:
+        """Read the images."""
         self._run, self._config, self._device = run, config, device
         with Stream(
             data, batch_size=IMAGES, training=False, seed=0, device=device, **stream_options

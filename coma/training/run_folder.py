@@ -1,4 +1,4 @@
-"""Where a run goes: a new folder, or the one that the same command left unfinished. Decided before anything is written."""
+"""Where a run goes: a new folder, or the one that the same command left unfinished."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RunFolder:
 
 
 def identity(config: PretrainConfig, plan: Plan) -> dict[str, Any]:
-    """Return what makes two commands one and the same run; where, how long and how often it is watched does not."""
+    """Return what makes two commands the same run; on how many machines and how closely watched does not."""
     batch_keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     return {
         "--model": config.model,
@@ -114,7 +114,7 @@ def write_config(run: Path, config: PretrainConfig, plan: Plan, parameters: int,
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on; with coma's git revision if it runs from a checkout."""
+    """Return the versions that a result may depend on, and coma's git revision in a checkout."""
     found = {library: version(library) for library in _LIBRARIES}
     found["python"] = platform.python_version()
     found["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

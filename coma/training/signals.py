@@ -14,6 +14,7 @@ class StopRequests:
     """
 
     def __init__(self, stop_file: Path | None = None) -> None:
+        """Watch for a file too, if given."""
         self._stop_file = stop_file
         self._preempted = False
         self._interrupted = False
@@ -30,6 +31,7 @@ class StopRequests:
         return self._interrupted
 
     def __enter__(self) -> StopRequests:
+        """Take over the signals."""
         try:
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._notice)
@@ -40,6 +42,7 @@ class StopRequests:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Give the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

@@ -35,7 +35,8 @@ def opening(
         ),
         (
             "length",
-            f"{plan.steps} steps of {plan.batch_size} images = {devices} x {plan.micro_batch_size}{accumulation}; "
+            f"{plan.steps} steps of {plan.batch_size} images = {devices} x "
+            f"{plan.micro_batch_size}{accumulation}; "
             f"{plan.epochs:.4g} epochs",
         ),
         (

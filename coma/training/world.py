@@ -1,7 +1,7 @@
 """The processes of a run as one group: who am I, who speaks, what have all of us seen.
 
-A process is either alone, or was started by a launcher (`coma pretrain --devices`, deepspeed, torchrun, srun) whose
-environment says which of how many it is.
+A process is either alone, or was started by a launcher (`coma pretrain --devices`, deepspeed, torchrun, srun)
+whose environment says which of how many it is.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class World:
     """All processes of the run, from the inside of one of them."""
 
     def __init__(self, place: Place, device: torch.device) -> None:
+        """Describe a group that is joined already."""
         self.rank = place.rank
         self.size = place.world_size
         self.device = device
@@ -166,7 +167,8 @@ class World:
 def joined(place: Place | None) -> Iterator[World]:
     """Join the group that `place` describes, or make one of this process alone, for the length of a block.
 
-    Inside it stdout is closed to DeepSpeed's, gloo's and NCCL's chatter, which would end up in a command's results.
+    Inside it stdout is closed to DeepSpeed's, gloo's and NCCL's chatter, which would end up in a command's
+    results.
     """
     place = place or Place(0, 0, 1, "127.0.0.1", free_port())
     verbose = logger.isEnabledFor(logging.DEBUG)
@@ -224,7 +226,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_stdout(instead: int | None) -> Iterator[None]:
-    """Send what this process writes to stdout, C++ libraries included, to another descriptor; None: nowhere."""
+    """Send this process's stdout, that of C++ libraries too, to another descriptor; None: nowhere."""
     sys.stdout.flush()
     stdout = os.dup(1)
     sink = os.dup(instead) if instead is not None else os.open(os.devnull, os.O_WRONLY)

@@ -1,0 +1,151 @@
+"""Checkpoints of a small network: whole, checked, and the one before when the newest is damaged."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from coma.errors import ComaError, UsageError
+from coma.runs import latest_checkpoint
+from coma.training import checkpoint
+from coma.training.checkpoint import TrainingState
+from coma.training.dsconfig import read_ds_config
+from coma.training.engine import dispose, full_weights, optimizer_step, set_learning_rate
+from coma.training.world import World, joined
+
+from .test_engine import Toy, engine_of, inputs
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with joined(None) as alone:
+        yield alone
+
+
+@pytest.fixture(params=["zero0", "zero1", "zero2", "zero3"])
+def engine(request: pytest.FixtureRequest, world: World) -> Iterator[Any]:
+    torch.manual_seed(0)
+    made = engine_of(Toy(), read_ds_config(request.param))
+    yield made
+    dispose(made)
+
+
+def state(step: int) -> TrainingState:
+    return TrainingState(step=step, fingerprint="f", seed=3, samples=4 * step, world_size=1)
+
+
+def train(engine: Any, steps: range) -> None:
+    for step in steps:
+        set_learning_rate(engine, 0.1 / step)
+        engine.backward(engine(inputs(step)))
+        optimizer_step(engine)
+
+
+def save(engine: Any, world: World, run: Path, step: int) -> Path:
+    return checkpoint.save(engine, world, run, state(step), full_weights(engine))
+
+
+def test_what_is_loaded_goes_on_as_what_was_saved_would_have(
+    engine: Any, world: World, tmp_path: Path
+) -> None:
+    train(engine, range(1, 4))
+    torch.manual_seed(7)
+    folder = save(engine, world, tmp_path, 3)
+    assert folder == latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-000003"
+    saved = load_file(folder / "weights.safetensors")
+    drawn = torch.rand(3)
+    train(engine, range(4, 6))
+    went_on = full_weights(engine)
+    assert checkpoint.load(engine, world, folder) == state(3)
+    assert torch.equal(torch.rand(3), drawn)
+    for name, value in full_weights(engine).items():
+        assert torch.equal(value, saved[name])
+    train(engine, range(4, 6))
+    for name, value in full_weights(engine).items():
+        assert torch.equal(value, went_on[name])
+
+
+def damage_truncate(folder: Path) -> None:
+    path = folder / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def damage_flip(folder: Path) -> None:
+    path = folder / "rank-00000.pt"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+
+
+def damage_remove(folder: Path) -> None:
+    next((folder / "deepspeed").iterdir()).unlink()
+
+
+def damage_manifest(folder: Path) -> None:
+    (folder / "checkpoint.json").write_text("{")
+
+
+@pytest.mark.parametrize("engine", ["zero1"], indirect=True)
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_remove, damage_manifest])
+def test_the_one_before_stands_in_for_a_damaged_one(
+    engine: Any, world: World, tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert checkpoint.newest_whole(tmp_path, world) is None
+    first, second = (save(engine, world, tmp_path, step) for step in (1, 2))
+    assert checkpoint.newest_whole(tmp_path, world) == second
+    damage(second)
+    logging.getLogger("coma").propagate = True
+    with caplog.at_level(logging.WARNING, "coma"):
+        assert checkpoint.newest_whole(tmp_path, world) == first
+    assert "step-000002 is damaged" in caplog.text
+    damage(first)
+    with pytest.raises(ComaError, match="every checkpoint"):
+        checkpoint.newest_whole(tmp_path, world)
+
+
+@pytest.mark.parametrize("engine", ["zero1"], indirect=True)
+def test_two_are_kept_and_nothing_else_is_touched(engine: Any, world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    (folder / ".step-000009.tmp").mkdir(parents=True)
+    (folder / "step-best").mkdir()
+    (folder / "mine").mkdir()
+    for step in (1, 2, 10):
+        save(engine, world, tmp_path, step)
+    names = {"step-000002", "step-000010", "step-best", "mine", "latest"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert (folder / "latest").read_text() == "step-000010\n"
+
+
+@pytest.mark.parametrize("engine", ["zero1"], indirect=True)
+def test_a_save_that_dies_leaves_the_last_one_in_place(
+    engine: Any, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = save(engine, world, tmp_path, 1)
+
+    def die(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_atomically", die)
+        with pytest.raises(OSError, match="no space"):
+            save(engine, world, tmp_path, 2)
+    assert latest_checkpoint(tmp_path) == checkpoint.newest_whole(tmp_path, world) == first
+    second = save(engine, world, tmp_path, 2)
+    assert latest_checkpoint(tmp_path) == second
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("engine", ["zero1"], indirect=True)
+def test_another_number_of_processes_is_refused(engine: Any, world: World, tmp_path: Path) -> None:
+    folder = save(engine, world, tmp_path, 1)
+    checkpoint.check_world_size(folder, 1)
+    with pytest.raises(UsageError, match=r"saved by 1 process and this run has 2.*--devices 1"):
+        checkpoint.check_world_size(folder, 2)
+    assert json.loads((folder / "checkpoint.json").read_text())["samples"] == 4

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coma.deepspeed_configs import packaged
+from coma.errors import UsageError
+from coma.training.dsconfig import DeepSpeedFile, complete, read_ds_config
+
+
+def written(folder: Path, content: Any) -> str:
+    path = folder / "mine.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", sorted(packaged()))
+def test_every_packaged_configuration_is_right(name: str) -> None:
+    file = read_ds_config(name)
+    assert file == read_ds_config(f"{name}.json")
+    assert file.stage == int(name[4])
+    assert ("offload_optimizer" in file.content["zero_optimization"]) == name.endswith("_offload")
+
+
+def test_a_file_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zero2.json").write_text('{"zero_optimization": {"stage": 3}}')
+    assert read_ds_config("zero2.json").stage == 3
+    assert read_ds_config("zero2").stage == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("{", "not a JSON file"),
+        ("[1]", "holds a list"),
+        ('{"gradient_clipping": 1, "gradient_clipping": 2}', "'gradient_clipping' stands twice"),
+        ({"gradient_cliping": 1.0}, "'gradient_cliping'.*did you mean 'gradient_clipping'"),
+        (
+            {"zero_optimization": {"stage": 2, "ovrlap_comm": True}},
+            "zero_optimization.ovrlap_comm.*'overlap_comm'",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}},
+            "offload_optimizer.devise.*'device'",
+        ),
+        ({"zero_optimization": {"stage": 7}}, "zero_optimization.stage.* 7"),
+        ({"zero_optimization": 2}, "'zero_optimization' is 2"),
+        ({"bf16": {"enabled": "auto"}}, "'bf16.enabled' is \"auto\""),
+        ({"bf16": {"enable": True}}, "bf16.enable.*'enabled'"),
+        ({"train_batch_size": "auto"}, "'train_batch_size' is \"auto\""),
+        ({"train_batch_size": 0}, "'train_batch_size' is 0"),
+        ({"train_micro_batch_size_per_gpu": 1.5}, "1.5"),
+        ({"gradient_clipping": "1"}, "'gradient_clipping'"),
+        ({"scheduler": {"type": "WarmupLR"}}, "'scheduler'.*--base-lr"),
+        ({"optimizer": {"type": "Lamb"}}, "'Lamb'.*AdamW"),
+        ({"optimizer": {"params": {"lr": 1e-3}}}, "optimizer.params.lr.*--base-lr"),
+        ({"optimizer": {"params": {"weight_decay": 0.1}}}, "--weight-decay"),
+        ({"optimizer": {"params": {"beta": [0.9, 0.95]}}}, "optimizer.params.beta.*'betas'"),
+        ({"optimizer": {"parms": {}}}, "optimizer.parms.*'params'"),
+        ({"optimizer": "AdamW"}, "'optimizer' is \"AdamW\""),
+        ({"elasticity": {"enabled": True}}, "'elasticity'"),
+    ],
+)
+def test_what_deepspeed_would_swallow_is_refused(tmp_path: Path, content: Any, named: str) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(UsageError, match=named) as caught:
+        read_ds_config(path)
+    assert path in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_name_is_answered_with_the_names_there_are() -> None:
+    with pytest.raises(UsageError, match=r"zero2_offload.*did you mean 'zero3'"):
+        read_ds_config("zeros3.json")
+
+
+def test_precision_is_the_files_where_it_says_so() -> None:
+    assert DeepSpeedFile("f", {}).precision is None
+    assert DeepSpeedFile("f", {"bf16": {"enabled": True}}).precision == "bf16"
+    assert DeepSpeedFile("f", {"bf16": {"enabled": False}}).precision == "fp32"
+    assert DeepSpeedFile("f", {"torch_autocast": {"enabled": True}}).precision == "bfloat16 autocast"
+
+
+def test_completion_fills_in_what_the_command_line_decides_and_keeps_the_rest() -> None:
+    file = DeepSpeedFile(
+        "f", {"gradient_clipping": 0.5, "optimizer": {"params": {"eps": 1e-6}}, "train_batch_size": 8}
+    )
+    done = complete(
+        file, batch_size=8, micro_batch_size=2, accumulation=4, precision="bf16", weight_decay=0.1
+    )
+    assert done["gradient_clipping"] == 0.5
+    assert done["bf16"] == {"enabled": True}
+    assert done["optimizer"] == {
+        "type": "AdamW",
+        "params": {"betas": [0.9, 0.95], "torch_adam": True, "eps": 1e-6, "weight_decay": 0.1},
+    }
+    assert [done[key] for key in done if "batch" in key or "accumulation" in key] == [8, 2, 4]
+    assert file.content["optimizer"] == {"params": {"eps": 1e-6}}

@@ -1,0 +1,156 @@
+"""The engine on a network of a few weights, at every stage."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from coma.training.config import PretrainConfig
+from coma.training.dsconfig import DeepSpeedFile, read_ds_config
+from coma.training.engine import (
+    dispose,
+    full_weights,
+    group_settings,
+    make_engine,
+    optimizer_step,
+    parameter_groups,
+    restore_group_settings,
+    set_learning_rate,
+)
+from coma.training.plan import resolve
+from coma.training.world import joined
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.ones(2, 4))
+        self.norm = nn.LayerNorm(4)
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("scale", torch.full((1,), 2.0))
+
+    def no_weight_decay(self) -> set[str]:
+        return {"position"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x.to(self.linear.weight.dtype) + self.position[0])
+        return (self.linear(x).float() * self.scale.float()).square().mean()
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[None]:
+    with joined(None):
+        yield
+
+
+def engine_of(model: nn.Module, file: DeepSpeedFile, accumulation: int = 1, clipping: float = 1.0) -> Any:
+    content = {**file.content, "gradient_clipping": clipping, "gradient_accumulation_steps": accumulation}
+    plan = resolve(
+        PretrainConfig(steps=9, batch_size=4 * accumulation),
+        DeepSpeedFile(file.source, content),
+        data="d",
+        fingerprint="f",
+        samples_per_epoch=99,
+        world_size=1,
+        device="cpu",
+        has_bf16=False,
+    )
+    return make_engine(model, plan)
+
+
+def inputs(seed: int = 0) -> Tensor:
+    return torch.randn(4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_matrices_decay_and_nothing_else() -> None:
+    decaying, kept = parameter_groups(Toy(), 0.05)
+    assert [tuple(parameter.shape) for parameter in decaying["params"]] == [(3, 4)]
+    assert decaying["weight_decay"] == 0.05
+    assert sorted(tuple(parameter.shape) for parameter in kept["params"]) == [(2, 4), (3,), (4,), (4,)]
+    assert kept["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"])
+def test_a_step_is_adamws_and_a_gradient_that_is_not_finite_changes_nothing(alone: None, name: str) -> None:
+    torch.manual_seed(0)
+    model = Toy()
+    reference = copy.deepcopy(model)
+    adamw = torch.optim.AdamW(parameter_groups(reference, 0.05), betas=(0.9, 0.95))
+    engine = engine_of(model, read_ds_config(name))
+    for seed, lr in ((0, 0.1), (1, float("nan")), (2, 0.01)):
+        spoilt = math.isnan(lr)
+        set_learning_rate(engine, 1.0 if spoilt else lr)
+        engine.backward(engine(inputs(seed) * lr if spoilt else inputs(seed)))
+        norm, applied = optimizer_step(engine)
+        assert applied != spoilt
+        assert math.isfinite(norm) != spoilt
+        if spoilt:
+            continue
+        for group in adamw.param_groups:
+            group["lr"] = lr
+        adamw.zero_grad()
+        reference(inputs(seed)).backward()
+        gradients = [parameter.grad for parameter in reference.parameters() if parameter.grad is not None]
+        assert norm == pytest.approx(float(torch.nn.utils.get_total_norm(gradients)), rel=1e-5)
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        adamw.step()
+    weights = full_weights(engine)
+    dispose(engine)
+    expected = reference.state_dict()
+    assert weights.keys() == expected.keys()
+    for key, value in weights.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected[key])
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_in_bf16_the_float32_copy_is_what_is_kept(alone: None, stage: int) -> None:
+    file = DeepSpeedFile("f", {"zero_optimization": {"stage": stage}, "bf16": {"enabled": True}})
+    engine = engine_of(Toy(), file)
+    set_learning_rate(engine, 1e-3)
+    engine.backward(engine(inputs()))
+    optimizer_step(engine)
+    weights = full_weights(engine)["linear.weight"]
+    dispose(engine)
+    assert weights.dtype == torch.float32
+    assert not torch.equal(weights, weights.bfloat16().float())
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_accumulation_averages_micro_batches(alone: None, stage: int) -> None:
+    norms = []
+    for accumulation in (1, 2):
+        torch.manual_seed(0)
+        engine = engine_of(Toy(), DeepSpeedFile("f", {"zero_optimization": {"stage": stage}}), accumulation)
+        for number, part in enumerate(inputs().chunk(accumulation)):
+            if number:
+                engine.step()
+            engine.backward(engine(part))
+        norms.append(optimizer_step(engine)[0])
+        dispose(engine)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+def test_settings_come_back_after_something_changed_them(alone: None) -> None:
+    engine = engine_of(Toy(), read_ds_config("zero1"))
+    settings = group_settings(engine)
+    for group in engine.optimizer.param_groups:
+        group.update(lr=9.0, weight_decay=9.0, betas=(0.0, 0.0))
+    restore_group_settings(engine, settings)
+    assert [group["weight_decay"] for group in engine.optimizer.param_groups] == [0.05, 0.0]
+    assert engine.optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+    dispose(engine)
+
+
+def test_stage_3_leaves_torch_as_it_was(alone: None) -> None:
+    linear = torch.nn.functional.linear
+    engine = engine_of(Toy(), read_ds_config("zero3"))
+    assert torch.nn.functional.linear is not linear
+    dispose(engine)
+    assert torch.nn.functional.linear is linear

@@ -1,0 +1,292 @@
+"""Whole runs on a small data set: what they leave, and that stopping and going on changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from coma.errors import DivergedError, Preempted, UsageError
+from coma.runs import build_model, latest_checkpoint, load_autoencoder
+from coma.training import PretrainConfig, pretrain, setup
+from coma.training.metrics import Progress
+
+from .small_runs import course, lines, small
+
+STAGES = ["zero0", "zero1", "zero2", "zero3"]
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of four steps at every stage, never interrupted."""
+    runs = {stage: tmp_path_factory.mktemp("whole") / stage for stage in STAGES}
+    for stage, run in runs.items():
+        pretrain(small(data, run, ds_config=stage))
+    return runs
+
+
+def weights_of(run: Path) -> dict[str, Tensor]:
+    checkpoint = latest_checkpoint(run)
+    assert checkpoint is not None
+    return load_file(checkpoint / "weights.safetensors")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert course(one) == course(other)
+    weights = weights_of(other)
+    assert all(torch.equal(value, weights[name]) for name, value in weights_of(one).items())
+
+
+def test_a_run_leaves_what_the_commands_after_it_need(whole: dict[str, Path], data: Path) -> None:
+    run = whole["zero1"]
+    steps = lines(run)
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert [line["samples"] for line in steps] == [4, 8, 12, 16]
+    assert steps[-1]["epoch"] == pytest.approx(16 / 24)
+    names = [
+        "step",
+        "epoch",
+        "samples",
+        "loss",
+        "lr",
+        "grad_norm",
+        "step_s",
+        "data_wait_s",
+        "images_per_s",
+        "batch_digest",
+    ]
+    assert list(steps[0]) == names
+    assert all(line["step_s"] >= line["data_wait_s"] >= 0 for line in steps)
+    assert (run / "previews" / "step-000000.png").exists()
+    assert (run / "previews" / "step-000004.png").exists()
+    assert list((run / "tensorboard").iterdir())
+    config = json.loads((run / "config.json").read_text())
+    assert config["config"]["model"] == "dyvit_tiny"
+    assert config["resolved"]["data"] == str(data)
+    model = load_autoencoder(run)
+    assert config["resolved"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert not model.training
+
+
+def test_training_lowers_the_loss(data: Path, tmp_path: Path) -> None:
+    result = pretrain(small(data, tmp_path / "run", steps=9, base_lr=0.05, batch_size=8))
+    losses = [line["loss"] for line in lines(tmp_path / "run")]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    assert result["loss"] == losses[-1]
+    assert result["finished"]
+
+
+def test_all_stages_take_the_same_steps(whole: dict[str, Path]) -> None:
+    reference = lines(whole["zero0"])
+    for stage in STAGES[1:]:
+        for mine, its in zip(lines(whole[stage]), reference, strict=True):
+            assert mine["batch_digest"] == its["batch_digest"]
+            assert mine["loss"] == pytest.approx(its["loss"], rel=1e-5)
+            assert mine["grad_norm"] == pytest.approx(its["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_stopped_and_gone_on_is_to_the_bit_never_stopped(
+    whole: dict[str, Path], data: Path, tmp_path: Path, stage: str
+) -> None:
+    config = small(data, tmp_path / "run", ds_config=stage)
+    first = pretrain(dataclasses.replace(config, stop_after=2))
+    assert (first["steps"], first["finished"]) == (2, False)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss": 0.0}\n{"step": 4, "lo')  # what a crash after the checkpoint leaves
+    second = pretrain(config)
+    assert (second["steps"], second["finished"]) == (4, True)
+    assert_same_run(tmp_path / "run", whole[stage])
+
+
+def test_the_same_command_again_goes_on_and_once_finished_does_nothing(
+    data: Path, elsewhere: Path, whole: dict[str, Path]
+) -> None:
+    config = dataclasses.replace(small(data, Path("x")), out=None, stop_after=3)
+    assert pretrain(config)["run"] == "runs/dyvit_tiny"
+    assert pretrain(config)["finished"]
+    assert_same_run(Path("runs/dyvit_tiny"), whole["zero1"])
+    again = pretrain(dataclasses.replace(config, out=Path("runs/dyvit_tiny")))
+    assert (again["steps"], again["finished"]) == (4, True)
+    assert len(lines(Path("runs/dyvit_tiny"))) == 4
+
+
+def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
+    whole: dict[str, Path], data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    config = small(data, run, save_every=1)
+    pretrain(dataclasses.replace(config, stop_after=3))
+    checkpoint = latest_checkpoint(run)
+    assert checkpoint is not None
+    (checkpoint / "rank-00000.pt").unlink()
+    logging.getLogger("coma").propagate = True
+    with caplog.at_level(logging.WARNING, "coma"):
+        pretrain(config)
+    assert "step-000003 is damaged (rank-00000.pt is missing)" in caplog.text
+    assert_same_run(run, whole["zero1"])
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(signal.SIGUSR1, Preempted), (signal.SIGINT, KeyboardInterrupt)],
+)
+def test_a_signal_saves_the_step_and_leaves(
+    whole: dict[str, Path], data: Path, tmp_path: Path, number: int, error: type[BaseException]
+) -> None:
+    def kill(now: Progress) -> None:
+        if now.step == 2:
+            os.kill(os.getpid(), number)
+
+    config = small(data, tmp_path / "run")
+    with pytest.raises(error):
+        pretrain(config, kill)
+    steps = len(lines(tmp_path / "run"))
+    assert steps in (2, 3)  # noticed before or after the next step's sum
+    checkpoint = latest_checkpoint(tmp_path / "run")
+    assert checkpoint is not None
+    assert checkpoint.name == f"step-{steps:06}"
+    pretrain(config)
+    assert_same_run(tmp_path / "run", whole["zero1"])
+
+
+def test_micro_batches_add_up_to_the_batch(whole: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "accumulate.json"
+    file.write_text('{"zero_optimization": {"stage": 1}, "train_micro_batch_size_per_gpu": 2}')
+    pretrain(small(data, tmp_path / "run", ds_config=str(file)))
+    for mine, its in zip(lines(tmp_path / "run"), lines(whole["zero1"]), strict=True):
+        assert mine["batch_digest"] == its["batch_digest"]
+        assert mine["loss"] == pytest.approx(its["loss"], rel=1e-4)
+        assert mine["grad_norm"] == pytest.approx(its["grad_norm"], rel=1e-3)
+
+
+def test_bf16_trains(data: Path, tmp_path: Path, whole: dict[str, Path]) -> None:
+    file = tmp_path / "bf16.json"
+    file.write_text('{"zero_optimization": {"stage": 1}, "bf16": {"enabled": true}}')
+    pretrain(small(data, tmp_path / "run", ds_config=str(file)))
+    ours, theirs = (lines(run) for run in (tmp_path / "run", whole["zero1"]))
+    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=0.005)
+    assert ours[0]["grad_norm"] == pytest.approx(theirs[0]["grad_norm"], rel=0.02)
+    assert ours[-1]["loss"] < ours[0]["loss"]
+
+
+def test_mae_trains_and_is_loaded_again(data: Path, tmp_path: Path) -> None:
+    config = small(data, tmp_path / "run", method="mae", steps=1)
+    result = pretrain(config)
+    assert result["finished"]
+    assert type(load_autoencoder(tmp_path / "run")).__name__ == "MAE"
+
+
+class Spoilt(torch.nn.Module):
+    """Makes the loss of chosen calls NaN, as a damaged image or an overflow would."""
+
+    def __init__(self, model: torch.nn.Module, spoil: set[int]) -> None:
+        super().__init__()
+        forward, calls = model.forward, iter(range(1, 1000))
+        model.forward = lambda *inputs: forward(*inputs) * (float("nan") if next(calls) in spoil else 1.0)  # type: ignore[method-assign]
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
+    def build(config: dict[str, Any]) -> torch.nn.Module:
+        model = build_model(config)
+        Spoilt(model, calls)
+        return model
+
+    monkeypatch.setattr(setup, "build_model", build)
+
+
+@pytest.mark.parametrize("stage", ["zero0", "zero2"])
+def test_a_step_without_a_finite_loss_is_skipped_and_its_samples_written_down(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    spoil(monkeypatch, {2})
+    run = tmp_path / "run"
+    pretrain(small(data, run, ds_config=stage))
+    steps = lines(run)
+    assert [line["loss"] is None for line in steps] == [False, True, False, False]
+    assert [line.get("skipped", False) for line in steps] == [False, True, False, False]
+    assert all(torch.isfinite(value).all() for value in weights_of(run).values())
+    (noted,) = [json.loads(line) for line in (run / "nonfinite.jsonl").read_text().splitlines()]
+    assert noted["step"] == 2
+    assert len(noted["samples"]) == len(noted["keys"]) == 4
+
+
+def test_too_many_of_them_end_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, set(range(2, 100)))
+    with pytest.raises(DivergedError, match=r"10 steps without a finite loss.*step 11, .*nonfinite.jsonl"):
+        pretrain(small(data, tmp_path / "run", steps=20))
+    assert len(lines(tmp_path / "run")) == 11
+
+
+def test_nothing_is_written_before_all_is_known_to_be_right(data: Path, elsewhere: Path) -> None:
+    wrong: list[dict[str, Any]] = [
+        {"model": "dyvit_tinny"},
+        {"ds_config": "zero9"},
+        {"image_size": 33},
+        {"views": 9},
+        {"batch_size": 4, "ds_config": "mine.json"},
+    ]
+    Path("mine.json").write_text('{"train_batch_size": 8}')
+    config = dataclasses.replace(small(data, Path("x")), out=None)
+    for fields in wrong:
+        with pytest.raises(UsageError):
+            pretrain(dataclasses.replace(config, **fields))
+    assert [path.name for path in elsewhere.iterdir()] == ["mine.json"]
+
+
+def test_devices_contradict_a_launcher(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="--devices 3 inside a launcher that started 2"):
+        pretrain(small(data, tmp_path / "run", devices=3))
+
+
+def test_two_processes_take_the_steps_of_one(whole: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = small(data, run, ds_config="zero2", devices=2)
+    result = pretrain(config)
+    assert result["finished"]
+    assert result["run"] == str(run)
+    for mine, its in zip(lines(run), lines(whole["zero2"]), strict=True):
+        assert mine["batch_digest"] == its["batch_digest"]
+        assert mine["loss"] == pytest.approx(its["loss"], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
+def test_two_processes_stopped_and_gone_on(data: Path, tmp_path: Path, stage: str) -> None:
+    through, stopped = (small(data, tmp_path / name, ds_config=stage, devices=2) for name in ("a", "b"))
+    pretrain(through)
+    pretrain(dataclasses.replace(stopped, stop_after=2))
+    with pytest.raises(UsageError, match="saved by 2 processes"):
+        pretrain(dataclasses.replace(stopped, devices=None))
+    pretrain(stopped)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_what_fails_in_a_launched_process_is_this_ones_exit_code(data: Path, elsewhere: Path) -> None:
+    config = PretrainConfig(data=data, out=Path("run"), model="dyvit_tinny", devices=2, batch_size=4)
+    with pytest.raises(SystemExit) as caught:
+        pretrain(config)
+    assert caught.value.code == 2
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_run_without_a_checkpoint_begins_again(whole: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole["zero1"], run)
+    shutil.rmtree(run / "checkpoints")
+    pretrain(dataclasses.replace(small(data, run)))
+    assert_same_run(run, whole["zero1"])

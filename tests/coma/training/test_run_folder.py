@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coma.errors import UsageError
+from coma.training.config import PretrainConfig
+from coma.training.dsconfig import read_ds_config
+from coma.training.plan import Plan, resolve
+from coma.training.run_folder import RunFolder, choose_run, write_config
+
+CONFIG = PretrainConfig(model="dyvit_tiny", steps=10, batch_size=8)
+
+
+def plan(config: PretrainConfig, **facts: Any) -> Plan:
+    given = {"data": "d", "fingerprint": "f", "samples_per_epoch": 80, "world_size": 1, "device": "cpu"}
+    return resolve(config, read_ds_config(config.ds_config), **{**given, "has_bf16": False, **facts})
+
+
+def begin(run: Path, config: PretrainConfig = CONFIG, step: int | None = None) -> None:
+    write_config(run, config, plan(config), 1, "CPU")
+    if step is not None:
+        (run / "checkpoints" / f"step-{step:06}").mkdir(parents=True)
+        (run / "checkpoints" / "latest").write_text(f"step-{step:06}\n")
+
+
+def choose(config: PretrainConfig = CONFIG, **facts: Any) -> RunFolder:
+    return choose_run(config, plan(config, **facts))
+
+
+def test_the_first_run_is_named_after_the_model(elsewhere: Path) -> None:
+    assert choose() == RunFolder(Path("runs/dyvit_tiny"))
+    assert not Path("runs").exists()
+
+
+def test_an_unfinished_run_of_the_same_command_is_gone_on_with(elsewhere: Path) -> None:
+    begin(Path("runs/dyvit_tiny"), step=4)
+    assert choose() == RunFolder(Path("runs/dyvit_tiny"), begun=True)
+    watched = dataclasses.replace(CONFIG, stop_after=3, save_every=2, devices=1, workers=5)
+    assert choose(watched) == RunFolder(Path("runs/dyvit_tiny"), begun=True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"steps": 11}, {"seed": 1}, {"base_lr": 1e-3}, {"views": 3}, {"batch_size": 4}, {"ds_config": "zero2"}],
+)
+def test_another_command_takes_the_next_name(elsewhere: Path, other: dict[str, Any]) -> None:
+    begin(Path("runs/dyvit_tiny"), step=4)
+    assert choose(dataclasses.replace(CONFIG, **other)) == RunFolder(Path("runs/dyvit_tiny-2"))
+
+
+def test_other_data_and_finished_runs_take_the_next_name(elsewhere: Path) -> None:
+    begin(Path("runs/dyvit_tiny"), step=4)
+    begin(Path("runs/dyvit_tiny-2"), step=10)
+    assert choose(fingerprint="g").path == Path("runs/dyvit_tiny-3")
+    begin(Path("runs/dyvit_tiny"), step=10)
+    assert choose().path == Path("runs/dyvit_tiny-3")
+
+
+def test_never_resuming_takes_the_next_name_or_refuses_the_one_given(elsewhere: Path) -> None:
+    begin(Path("runs/dyvit_tiny"), step=4)
+    never = dataclasses.replace(CONFIG, resume="never")
+    assert choose(never).path == Path("runs/dyvit_tiny-2")
+    with pytest.raises(UsageError, match="--resume is never"):
+        choose(dataclasses.replace(never, out=Path("runs/dyvit_tiny")))
+
+
+def test_a_given_folder_is_the_same_run_or_empty(elsewhere: Path) -> None:
+    given = dataclasses.replace(CONFIG, out=Path("mine"))
+    assert choose(given) == RunFolder(Path("mine"))
+    Path("mine").mkdir()
+    assert choose(given) == RunFolder(Path("mine"))
+    begin(Path("mine"), step=10)
+    assert choose(given) == RunFolder(Path("mine"), begun=True, finished=True)
+    with pytest.raises(UsageError, match=r"--seed was 0 there and is 5 now: give another --out"):
+        choose(dataclasses.replace(given, seed=5))
+
+
+def test_a_folder_that_is_no_run_is_left_alone(elsewhere: Path) -> None:
+    Path("photos").mkdir()
+    Path("photos/a.jpg").touch()
+    with pytest.raises(UsageError, match="photos is not empty"):
+        choose(dataclasses.replace(CONFIG, out=Path("photos")))
+    with pytest.raises(UsageError, match="is a file"):
+        choose(dataclasses.replace(CONFIG, out=Path("photos/a.jpg")))
+    assert [path.name for path in Path("photos").iterdir()] == ["a.jpg"]
+
+
+def test_the_configuration_explains_the_run(tmp_path: Path) -> None:
+    write_config(tmp_path, CONFIG, plan(CONFIG), 123, "CPU (2 threads)")
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert PretrainConfig.from_json(written["config"]) == CONFIG
+    resolved = written["resolved"]
+    assert (resolved["steps"], resolved["batch_size"], resolved["parameters"]) == (10, 8, 123)
+    assert resolved["deepspeed"]["train_batch_size"] == 8
+    assert {"coma", "torch", "deepspeed", "python"} <= set(written["versions"])
