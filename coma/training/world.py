@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_LOST_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -185,7 +186,15 @@ def joined(place: Place | None) -> Iterator[World]:
             if not verbose:
                 warnings.simplefilter("ignore")
             _init_distributed(verbose)
-            yield World(place, device)
+            try:
+                yield World(place, device)
+            except RuntimeError as error:
+                if place.world_size > 1 and _LOST_PEER.search(str(error)):
+                    raise ComaError(
+                        f"rank {place.rank} lost another process of the run, which has said why if it could; "
+                        "the same command goes on from the last checkpoint"
+                    ) from error
+                raise
 
 
 def _init_distributed(verbose: bool) -> None:
