@@ -35,11 +35,16 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def root(
     show_version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+        ),
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and errors.")] = False,
-    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = -1,  # the deepspeed launcher adds it
+    local_rank: Annotated[
+        int, typer.Option("--local_rank", hidden=True)
+    ] = -1,  # the deepspeed launcher adds it
 ) -> None:
     """Folders of images in, a pre-trained vision backbone out.
 

@@ -26,7 +26,8 @@ def pretrain(
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="dyvit_tiny, _small, _base, _large, or a timm ViT.", rich_help_panel=MODEL)
+        str,
+        typer.Option(help="dyvit_nano, _tiny, _small, _base, _large, or a timm ViT.", rich_help_panel=MODEL),
     ] = "dyvit_base",
     method: Annotated[
         str, typer.Option(help="coma, or mae for comparison.", metavar="coma|mae", rich_help_panel=MODEL)

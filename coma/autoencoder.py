@@ -260,7 +260,7 @@ def normalise_patches(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tenso
 def decoder_shape(encoder_dim: int) -> tuple[int, int]:
     """Channels and blocks of the cross-attention decoder for a backbone of `encoder_dim` output channels."""
     if encoder_dim < 768:
-        return max(1, round(encoder_dim / 4 / HEAD_DIM)) * HEAD_DIM, 2
+        return max(1, round(encoder_dim / 4 / HEAD_DIM)) * HEAD_DIM, 2 if encoder_dim >= 512 else 1
     return round(encoder_dim / 3 / HEAD_DIM) * HEAD_DIM, 4
 
 

@@ -314,7 +314,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs(
-    {f"dyvit_{size}.coma_in1k": _cfg() for size in ("tiny", "small", "base", "large")}
+    {f"dyvit_{size}.coma_in1k": _cfg() for size in ("nano", "tiny", "small", "base", "large")}
 )
 
 
@@ -329,6 +329,18 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> DyViT:
     if isinstance(model, DyViT):  # not a feature extractor
         model.pretrained_cfg["input_size"] = (model.in_chans, *model.img_size)
     return model  # type: ignore[no-any-return]
+
+
+@register_model  # type: ignore[untyped-decorator]
+def dyvit_nano(pretrained: bool = False, **kwargs: Any) -> DyViT:
+    """1.6 M parameters: for `coma demo`, tests and first tries on a CPU; every kind of head group is there."""
+    shape = {
+        "dims": (32, 64, 128, 256),
+        "depths": (1, 1, 4, 1),
+        "head_dims": (16, 16, 32, 32),
+        "heads": (((16, 1), (64, 1)), ((4, 2), (16, 2)), ((4, 1), (None, 3)), ((None, 8),)),
+    }
+    return _create("dyvit_nano", pretrained, shape | kwargs)
 
 
 @register_model  # type: ignore[untyped-decorator]

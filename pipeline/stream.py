@@ -53,24 +53,28 @@ class Stream:
     down.
 
     Args:
-        data: a sharded data set, one split's folder, or its manifest. split: which split of the data set.
-        batch_size: samples in a global batch, over all ranks. image_size: side of the images in pixels.
-        views: K, complementary views of each image. unit_size: side of a mask unit in pixels. seed: orders,
-        crops, flips and masks follow from it. rank, world_size: this process takes part `rank` of
-        `world_size` contiguous parts of each global batch. device: where batches end up; JPEGs are decoded
-        there if it is a GPU. start_samples: samples consumed before, by all ranks together. training: random
-        crops in an endless shuffled order, or one pass for evaluation. crop_scale: least and greatest part of
-        an image's area that a training crop shows. workers: decoder threads; by default this process's share
-        of the machine's cores. prefetch: batches kept ready ahead of the consumer. ledger: JSON-lines file
-        that substitutions are appended to (step, key, shard, reason, substitute). fault_budget: different
-        damaged samples this rank puts up with; by default a thousandth of the samples, at
-            least 10.
+        data: a sharded data set, one split's folder, or its manifest.
+        split: which split of the data set.
+        batch_size: samples in a global batch, over all ranks.
+        image_size: side of the images in pixels.
+        views: K, complementary views of each image.
+        unit_size: side of a mask unit in pixels.
+        seed: orders, crops, flips and masks follow from it.
+        rank, world_size: this process takes part `rank` of `world_size` of each global batch.
+        device: where batches end up; JPEGs are decoded there if it is a GPU.
+        start_samples: samples consumed before, by all ranks together.
+        training: random crops in an endless shuffled order, or one pass for evaluation.
+        crop_scale: least and greatest part of an image's area that a training crop shows.
+        workers: decoder threads; by default this process's share of the machine's cores.
+        prefetch: batches kept ready ahead of the consumer.
+        ledger: JSON-lines file that substitutions are appended to (step, key, shard, reason, substitute).
+        fault_budget: different damaged samples this rank puts up with; by default a thousandth of the
+            samples, at least 10.
 
     Raises:
-        UsageError: if batch_size is no multiple of world_size, image_size none of unit_size, or a number is
-        absurd. DataError: if the data set is missing or damaged; while iterating, if a shard vanishes or the
-        fault budget is
-            used up.
+        UsageError: batch_size not a multiple of world_size, image_size not of unit_size, absurd numbers.
+        DataError: the data set is missing or damaged; while iterating, a shard vanished or the fault budget
+            is used up.
 
     Example:
         >>> with Stream("photos-shards", batch_size=256) as stream:  # doctest: +SKIP

@@ -25,7 +25,9 @@ PURE = {"pipeline/counter.py", "pipeline/order.py", "pipeline/crops.py", "pipeli
 def sources() -> list[Path]:
     """Every module of the package, once: `coma/`'s links to the rooms are not followed."""
     files = [file for room in ROOMS for file in (ROOT / room).rglob("*.py")]
-    return sorted(f for f in files if not any(p.is_symlink() for p in f.relative_to(ROOT).parents if (ROOT / p) != ROOT))
+    return sorted(
+        f for f in files if not any(p.is_symlink() for p in f.relative_to(ROOT).parents if (ROOT / p) != ROOT)
+    )
 
 
 def imports(file: Path) -> set[str]:
@@ -58,7 +60,9 @@ def test_imports_go_one_way(file: Path) -> None:
             assert ROOMS.index(there) >= here, f"{path} imports {name}, which lies above it"
         library = name.split(".")[0]
         if library in CONFINED:
-            assert path.startswith(CONFINED[library]), f"{path} imports {library}, confined to {CONFINED[library]}"
+            assert path.startswith(CONFINED[library]), (
+                f"{path} imports {library}, confined to {CONFINED[library]}"
+            )
 
 
 @pytest.mark.parametrize("path", sorted(PURE))

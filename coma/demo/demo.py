@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TRAIN_SCENES, VAL_SCENES = 3000, 600
-MODEL = "dyvit_tiny"
+TRAIN_SCENES, VAL_SCENES = 2400, 600
+MODEL = "dyvit_nano"
 VIEWS = 2
-IMAGE_SIZE, PATCH_SIZE = 64, 4  # pixels
-STEPS, BATCH_SIZE = 600, 32
-BASE_LR = 8e-3  # at 256 images a step
+IMAGE_SIZE, PATCH_SIZE = 48, 2  # pixels
+STEPS, BATCH_SIZE = 1500, 16
+BASE_LR = 0.016  # at 256 images a step
+DS_CONFIG = "zero0"  # one process has nothing to shard
 PICTURE_ROWS = 6
 
 DEFAULT_OUT = Path("coma-demo")
@@ -114,6 +115,7 @@ def demo(
         base_lr=BASE_LR,
         seed=seed,
         out=run,
+        ds_config=DS_CONFIG,
         save_every=STEPS,
     )
     device = choose_device()

@@ -1,17 +1,19 @@
 """A labelled set of photo-like pictures, drawn with numpy and Pillow: what `coma demo` trains on.
 
-A scene is a handful of pebbles on uneven ground, lit from one side. The class is the side that the light
-comes from, one of eight. Colours, brightness, contrast, sizes, places, shapes and grain come from one
-distribution for all classes, so the colour of a picture says nothing about its class; shading and shadows do,
-and whoever is to paint a hidden patch of a pebble has to find out about them.
+A scene is one object with a patterned surface, lit from a side, over a cloudy background with plain objects
+as clutter. The class is the pattern alone: which way its stripes run and how fine they are, or checks, or
+rings. Palette, brightness, contrast, size, place, silhouette, background, grain and blur come from one
+distribution for all classes, so that colour tells nothing about them; structure does, and it is what one needs
+to know of the visible patches to paint the hidden ones.
 
-Legend: H, W pixels of the picture (colours come first, [3, H, W], which numpy works through faster); x, y
-coordinates in shorter sides of the picture, from its centre.
+Legend: H, W pixels of the picture (colours come first, [3, H, W], which numpy works through faster);
+u, v coordinates on the object's surface, in periods of its pattern.
 """
 
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,104 +23,216 @@ from PIL import Image, ImageFilter
 
 from coma.errors import UsageError
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating]  # float32 throughout: half the time of float64
+Pattern = Callable[[Field, Field, np.random.Generator], Field]
 
-# Where the light comes from, anticlockwise from the right.
-CLASS_NAMES = ("right", "top-right", "top", "top-left", "left", "bottom-left", "bottom", "bottom-right")
-
-SIDE_PX = (96, 192)
-JPEG_QUALITY = (75, 96)
-SLANT = 0.75  # sine of the angle between the light and the line of sight
-SPREAD = 0.6  # the light's direction varies over this share of its class's eighth of a turn
-PEBBLES = (4, 9)
-RADIUS = (0.1, 0.3)  # of a pebble, in shorter sides
+SIDE_PX = (90, 260)
+ASPECT = (0.75, 1.33)
+PERIOD = (0.12, 0.2)  # of a coarse pattern, in shorter sides of the picture
+RADIUS = (0.45, 0.7)  # of the object, in shorter sides
+JPEG_QUALITY = (72, 96)
 
 
-def _noise(shape: tuple[int, int], cells: int, rng: np.random.Generator) -> Field:
-    """Smooth noise [H, W], `cells` cells across the shorter side."""
+# -- patterns: [H, W] coordinates in periods → [H, W] heights in 0..1
+
+
+def _step(height: Field, rng: np.random.Generator) -> Field:
+    """Turn a wave in -1..1 into two plateaus: soft or hard edges, a narrow or a wide ridge."""
+    steepness, level = rng.uniform(1.5, 6.0), rng.uniform(-0.35, 0.35)
+    return np.clip(0.5 + steepness * (height - np.float32(level)) / 2, 0, 1).astype(np.float32)
+
+
+def _wave(phase: Field) -> Field:
+    wave: Field = np.sin(np.float32(2 * np.pi) * phase)
+    return wave
+
+
+def _stripes(u: Field, v: Field, rng: np.random.Generator) -> Field:
+    return _step(_wave(u), rng)
+
+
+def _checks(u: Field, v: Field, rng: np.random.Generator) -> Field:
+    return _step(1.6 * _wave(u * np.float32(0.6)) * _wave(v * np.float32(0.6)), rng)
+
+
+def _rings(u: Field, v: Field, rng: np.random.Generator) -> Field:
+    off_u, off_v = rng.uniform(-1.0, 1.0, 2).astype(np.float32)
+    return _step(_wave(np.sqrt((u - off_u) ** 2 + (v - off_v) ** 2)), rng)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A class: a pattern, its turn in degrees (None: any), and its period as a share of the coarse one."""
+
+    pattern: Pattern
+    turn_deg: float | None = None
+    period: float = 1.0
+
+
+KINDS: dict[str, Kind] = {
+    "columns": Kind(_stripes, 0),
+    "rising": Kind(_stripes, 45),
+    "rows": Kind(_stripes, 90),
+    "falling": Kind(_stripes, 135),
+    "fine-columns": Kind(_stripes, 0, 0.5),
+    "fine-rising": Kind(_stripes, 45, 0.5),
+    "fine-rows": Kind(_stripes, 90, 0.5),
+    "fine-falling": Kind(_stripes, 135, 0.5),
+    "checks": Kind(_checks),
+    "rings": Kind(_rings),
+}
+CLASS_NAMES: tuple[str, ...] = tuple(KINDS)
+TURN_DEG = 6.0  # standard deviation of how a class lies
+
+
+# -- the scene
+
+
+def _noise(shape: tuple[int, ...], cells: int, rng: np.random.Generator) -> Field:
+    """Smooth noise [H, W] of unit variance before smoothing, `cells` cells across the shorter side."""
     height, width = shape
     scale = cells / min(height, width)
     grid = rng.standard_normal((max(2, round(height * scale)) + 1, max(2, round(width * scale)) + 1))
     picture = Image.fromarray(grid.astype(np.float32))
-    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
 
 
 def _colour(rng: np.random.Generator, value: float) -> Field:
     """One colour [3, 1, 1] of a natural palette: any hue, mostly muted, of the given brightness."""
-    hue, saturation = rng.uniform(0, 6), rng.beta(1.5, 3.0) * 0.8
-    wheel = np.clip(np.abs((hue + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
-    colour: Field = (value * (1 - saturation * (1 - wheel))).astype(np.float32)
-    return colour[:, None, None]
+    hue, saturation = rng.uniform(0, 6), rng.beta(1.5, 3.0) * 0.4
+    wheel: Field = np.clip(np.abs((hue + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
+    return (value * (1 - saturation * (1 - wheel))).astype(np.float32)[:, None, None]
 
 
-def _ground(shape: tuple[int, int], light: Field, rng: np.random.Generator) -> Field:
-    """Uneven ground [3, H, W] of two near colours, shaded as a surface of Lambert's."""
-    clouds = np.clip(0.5 + 0.4 * _noise(shape, 3, rng), 0, 1)
-    value = float(rng.uniform(0.35, 0.8))
+def _mix(first: Field, second: Field, share: Field) -> Field:
+    """Blend two colours [3, 1, 1] or pictures [3, H, W] by a share [H, W]."""
+    return first + (second - first) * share
+
+
+def _background(shape: tuple[int, int], y: Field, rng: np.random.Generator) -> Field:
+    """Clouds or ground [3, H, W]: fractal noise between two near colours, with a horizon half of the time."""
+    fine = float(rng.uniform(0.2, 1.0))
+    clouds = _noise(shape, 2, rng) + 0.6 * _noise(shape, 5, rng) + fine * 0.45 * _noise(shape, 22, rng)
+    value = float(rng.uniform(0.25, 0.85))
     near = _colour(rng, value)
-    far = 0.5 * near + 0.5 * _colour(rng, value)
-    height = _noise(shape, int(rng.integers(5, 9)), rng) * np.float32(0.05 * min(shape))
-    slope_y, slope_x = np.gradient(height)
-    facing = (light[2] - light[0] * slope_x - light[1] * slope_y) / np.sqrt(1 + slope_x**2 + slope_y**2)
-    shade = np.clip(0.25 + 0.9 * facing, 0.05, 1.3).astype(np.float32)
-    ground: Field = (near + (far - near) * clouds) * shade
-    return ground
+    far = 0.5 * near + 0.5 * _colour(rng, float(np.clip(value + rng.uniform(-0.4, 0.4), 0.1, 1)))
+    picture = _mix(near, far, np.clip(0.5 + 0.45 * clouds, 0, 1).astype(np.float32))
+    if rng.random() < 0.5:
+        edge = np.float32(rng.uniform(-0.3, 0.3))
+        ground = np.clip((y + np.float32(0.03) * clouds - edge) * 30, 0, 1).astype(np.float32)
+        tint = _colour(rng, float(rng.uniform(0.5, 1.0)))
+        picture = picture * _mix(np.ones_like(tint), tint, ground)
+    return picture
 
 
-def _put_pebble(picture: Field, x: Field, y: Field, light: Field, rng: np.random.Generator) -> None:
-    """Lay an ellipsoid with its shadow and its highlight on the picture [3, H, W], in place."""
-    radius = float(rng.uniform(*RADIUS))
-    centre_x, centre_y = (float(c) for c in rng.uniform(-0.55, 0.55, 2))
-    rows, columns = _near(y, centre_y, 2.0 * radius), _near(x, centre_x, 2.0 * radius)
-    dx = (x[columns] - np.float32(centre_x))[None] / np.float32(radius)
-    dy = (y[rows] - np.float32(centre_y))[:, None] / np.float32(radius)
-
-    shadow = 1.25 - np.hypot(dx + light[0] * np.float32(0.75), dy + light[1] * np.float32(0.75))
-    shadow = np.clip(shadow, 0, 0.85) * np.float32(rng.uniform(0.5, 0.75))
-
-    turn, stretch = rng.uniform(0, 2 * np.pi), np.float32(rng.uniform(0.8, 1.25))
-    cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
-    u, v = (dx * cos + dy * sin) * stretch, (dy * cos - dx * sin) / stretch
-    squared = u * u + v * v
-    # The normal of the ellipsoid, turned back into the picture's axes.
-    across, along, up = u * stretch, v / stretch, np.sqrt(np.clip(1 - squared, 1e-3, 1))
-    normal_x, normal_y = across * cos - along * sin, across * sin + along * cos
-    facing = normal_x * light[0] + normal_y * light[1] + up * light[2]
-    facing = np.clip(facing / np.sqrt(normal_x**2 + normal_y**2 + up**2), 0, 1)
-
-    colour = _colour(rng, float(rng.uniform(0.35, 0.95)))
-    gloss = np.float32(rng.uniform(0.0, 0.4))
-    surface = colour * (0.12 + 0.95 * facing) + gloss * np.square(np.square(np.square(facing))) ** 3
-    radius_px = np.float32(radius * min(len(x), len(y)))
-    inside = np.clip((1 - np.sqrt(squared)) * radius_px, 0, 1)
-    spot = picture[:, rows, columns]
-    spot *= 1 - shadow * (1 - inside)
-    spot += (surface - spot) * inside
+def _silhouette(u: Field, v: Field, rng: np.random.Generator) -> Field:
+    """Distance from the object's centre [H, W], 1 on its rim: an ellipse, a cushion, a tile or a pebble."""
+    power = float(rng.choice([2.0, 2.0, 3.0, 6.0]))
+    if power == 2.0:
+        rim = np.sqrt(u * u + v * v)
+        lobes, depth, turn = int(rng.integers(2, 6)), float(rng.uniform(0, 0.09)), float(rng.uniform(0, 6))
+        return rim * (1 + depth * np.sin(np.arctan2(v, u) * lobes + turn))
+    return (np.abs(u) ** power + np.abs(v) ** power) ** (1 / power)
 
 
-def _near(positions: Field, centre: float, reach: float) -> slice:
-    """The part of sorted positions within `reach` of the centre."""
-    return slice(*np.searchsorted(positions, [centre - reach, centre + reach]))
+def _place(
+    x: Field, y: Field, radius: float, reach: float, angle: float, rng: np.random.Generator
+) -> tuple[Field, Field]:
+    """Coordinates [H, W] of an object turned by an angle and stretched a little, 1 at its radius."""
+    centre_x, centre_y = rng.uniform(-reach, reach, 2).astype(np.float32)
+    stretch = np.float32(rng.uniform(0.9, 1.1))
+    cos, sin = np.float32(np.cos(angle) / radius), np.float32(np.sin(angle) / radius)
+    dx, dy = x - centre_x, y - centre_y
+    return (cos * dx + sin * dy) * stretch, (cos * dy - sin * dx) / stretch
+
+
+def _blurred(field: Field, radius_px: float, away_px: tuple[int, int]) -> Field:
+    """Blur a field [H, W] in 0..1 and move it by (-x, -y) pixels, with nothing beyond the edges."""
+    picture = Image.fromarray((field * 255).astype(np.uint8))
+    x, y = away_px
+    moved = picture.crop((x, y, x + picture.width, y + picture.height))
+    return np.asarray(moved.filter(ImageFilter.BoxBlur(radius_px)), dtype=np.float32) / 255
+
+
+def _put(
+    picture: Field,
+    surface: Field,
+    rim: Field,
+    radius_px: float,
+    light: tuple[float, float],
+    rng: np.random.Generator,
+) -> Field:
+    """Lay a surface [3, H, W] inside `rim` < 1 over the picture, with its shadow and its rounded shading."""
+    inside = np.clip((1 - rim) * np.float32(radius_px), 0, 1).astype(np.float32)
+    shift = max(1, round(radius_px * rng.uniform(0.06, 0.16)))
+    shadow = _blurred(inside, shift * 0.8, (round(light[0] * shift), round(light[1] * shift)))
+    darkness = np.float32(rng.uniform(0.25, 0.6))
+    return _mix(picture * (1 - darkness * shadow), surface, inside)
 
 
 def draw_scene(label: int, rng: np.random.Generator) -> Image.Image:
     """Draw one scene of class `CLASS_NAMES[label]`; every choice comes from `rng`."""
-    height, width = (int(side) for side in rng.integers(*SIDE_PX, size=2, endpoint=True))
+    kind = KINDS[CLASS_NAMES[label]]
+    side = SIDE_PX[0] + (SIDE_PX[1] - SIDE_PX[0]) * rng.uniform() ** 1.5
+    aspect = np.sqrt(rng.uniform(*ASPECT))
+    height, width = (int(np.clip(round(side * f), *SIDE_PX)) for f in (1 / aspect, aspect))
     short = min(height, width)
-    y = ((np.arange(height) - height / 2) / short).astype(np.float32)
-    x = ((np.arange(width) - width / 2) / short).astype(np.float32)
-    angle = 2 * np.pi * (label + SPREAD * rng.uniform(-0.5, 0.5)) / len(CLASS_NAMES)
-    light = np.array(  # towards the lamp; y points down
-        [SLANT * np.cos(angle), -SLANT * np.sin(angle), np.sqrt(1 - SLANT**2)], dtype=np.float32
+    y, x = np.meshgrid(
+        (np.arange(height, dtype=np.float32) - height / 2) / short,
+        (np.arange(width, dtype=np.float32) - width / 2) / short,
+        indexing="ij",
     )
-    picture = _ground((height, width), light, rng)
-    for _ in range(int(rng.integers(*PEBBLES))):
-        _put_pebble(picture, x, y, light, rng)
+    y, x = y.astype(np.float32), x.astype(np.float32)
+    angle = rng.uniform(0, 2 * np.pi)
+    light = (float(np.cos(angle)), float(np.sin(angle)))  # towards the lamp, x and y
+    slope = light[0] * x + light[1] * y  # -0.7..0.7 along the light
 
-    grain = np.float32(rng.uniform(0.004, 0.016)) * rng.standard_normal((height, width), dtype=np.float32)
-    exposed = np.clip(picture * np.float32(rng.uniform(0.75, 1.1)) + grain, 0, 1)
-    photo = Image.fromarray(np.ascontiguousarray((exposed * 255).astype(np.uint8).transpose(1, 2, 0)))
-    return photo.filter(ImageFilter.BoxBlur(float(rng.uniform(0.2, 0.8))))
+    picture = _background((height, width), y, rng)
+    for _ in range(int(rng.integers(0, 3))):  # plain clutter
+        radius = float(rng.uniform(0.08, 0.25))
+        u, v = _place(x, y, radius, 0.5, float(rng.uniform(0, 2 * np.pi)), rng)
+        rim = _silhouette(u, v, rng)
+        tint = _colour(rng, float(rng.uniform(0.2, 0.95)))
+        surface: Field = tint * (1.0 - 0.25 * np.clip(rim, 0, 1.2) ** 2 + 0.3 * slope)
+        picture = _put(picture, surface, rim, radius * short, light, rng)
+
+    radius = float(rng.uniform(*RADIUS))
+    turn_deg = rng.uniform(0, 360) if kind.turn_deg is None else rng.normal(kind.turn_deg, TURN_DEG)
+    u, v = _place(x, y, radius, max(0.05, 0.5 - 0.75 * radius), float(np.deg2rad(turn_deg)), rng)
+    rim = _silhouette(u, v, rng)
+    bulge = np.float32(rng.uniform(0.0, 0.35)) * np.clip(rim, 0, 1.2) ** 2
+    periods, crumple = (
+        np.float32(radius / (kind.period * rng.uniform(*PERIOD))),
+        np.float32(rng.uniform(0.02, 0.14)),
+    )
+    phase_u, phase_v = rng.uniform(0, 1, 2).astype(np.float32)
+    centred = kind.pattern is _rings
+    surface_u = u * (1 + bulge) * periods + crumple * _noise(u.shape, 4, rng) + (0 if centred else phase_u)
+    surface_v = v * (1 + bulge) * periods + crumple * _noise(u.shape, 4, rng) + (0 if centred else phase_v)
+    heights = kind.pattern(surface_u, surface_v, rng)
+    if rng.random() < 0.5:
+        heights = 1 - heights
+
+    value = float(rng.uniform(0.3, 0.95))
+    first = _colour(rng, value)
+    contrast = float(rng.uniform(0.18, 0.6)) * (1 if value < 0.55 else -1)
+    second = np.clip(0.5 * first + 0.5 * _colour(rng, value) + contrast, 0.02, 1).astype(np.float32)
+    colour = _mix(first, second, heights)
+    relief: Field = np.zeros_like(heights)
+    relief[:-1, :-1] = light[0] * (heights[:-1, :-1] - heights[:-1, 1:])
+    relief[:-1, :-1] += light[1] * (heights[:-1, :-1] - heights[1:, :-1])
+    shade = 1.08 - 0.42 * np.clip(rim, 0, 1.1) ** 2 + 0.5 * slope + np.float32(rng.uniform(0, 0.5)) * relief
+    surface = colour * shade
+    picture = _put(picture, surface, rim, radius * short, light, rng)
+
+    exposure = np.float32(rng.uniform(0.75, 1.15)) * (1 + np.float32(rng.uniform(0.1, 0.5)) * slope)
+    grain = np.float32(rng.uniform(0.005, 0.035)) * rng.standard_normal(y.shape, dtype=np.float32)
+    lit = np.clip(picture * exposure + grain, 0, 1)
+    photo = Image.fromarray(np.ascontiguousarray((lit * 255).astype(np.uint8).transpose(1, 2, 0)))
+    return photo.filter(ImageFilter.BoxBlur(float(rng.uniform(0.0, 0.9)) * short / 150))
+
+
+# -- the data set
 
 
 def _write_some(folder: str, split: str, seed: int, start: int, stop: int) -> None:
@@ -141,7 +255,7 @@ def write_scenes(
 ) -> None:
     """Write FOLDER/train/<class>/00001.jpg … and FOLDER/val/…: the same files for the same seed and counts.
 
-    `train` and `val` are numbers of pictures, spread evenly over the eight classes. `workers` processes draw
+    `train` and `val` are numbers of pictures, spread evenly over the ten classes. `workers` processes draw
     them (None: one a core); `progress(drawn, in all)` is called now and then. UsageError if a count leaves a
     class empty or the folder holds a split already.
     """
