@@ -60,12 +60,9 @@ for command in (demo, shard, inspect, verify, pretrain, probe, knn, reconstruct,
 
 
 def main() -> None:
-    """Run the command line; a `ComaError` becomes one line on stderr and its exit code."""
+    """Run the command line; a `ComaError` becomes one line and its exit code, and Ctrl-C 130 (by Typer)."""
     try:
         app()
     except ComaError as error:
         typer.echo(f"{typer.style('error:', fg='red', bold=True)} {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)

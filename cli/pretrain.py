@@ -120,8 +120,8 @@ def pretrain(
 ) -> None:
     """Pre-train a vision backbone on complementary views of images.
 
-    The same command again goes on where it stopped. Under deepspeed, torchrun or srun it joins their
-    processes.
+    The same command again goes on where it stopped. Under deepspeed, torchrun
+    or srun it joins their processes.
     """
     from coma.cli import console
     from coma.training import PretrainConfig

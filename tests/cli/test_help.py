@@ -1,0 +1,28 @@
+"""Every command explains itself within 80 columns."""
+
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from coma.cli.main import app
+
+COMMANDS = ["demo", "shard", "inspect", "verify", "pretrain", "probe", "knn", "reconstruct", "report"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], *[[name] for name in COMMANDS]], ids=lambda a: " ".join(a) or "coma"
+)
+def test_help_fits_80_columns(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = CliRunner().invoke(app, [*arguments, "--help"])
+    assert shown.exit_code == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown.stdout).splitlines()
+    assert len(lines) > 8
+    assert max(map(len, lines)) <= 80
+
+
+def test_all_commands_are_there() -> None:
+    assert sorted(
+        command.callback.__name__ for command in app.registered_commands if command.callback
+    ) == sorted(COMMANDS)
