@@ -8,6 +8,7 @@ Legend: B images, K views, U mask units, T patches of a unit to predict, Q predi
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from coma.layout import Grid, from_units, take_units
 from coma.pipeline.views import view_sizes
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(nn.Module, ABC):
     """What CoMA and MAE share: images and mask units in, a loss or pictures of the predictions out.
 
     A subclass says which units each view sees and predicts (`paintings`) and makes the decoder.
@@ -64,13 +65,13 @@ class MaskedAutoencoder(nn.Module):
 
     # -- what a subclass decides -----------------------------------------------------------------------------
 
+    @abstractmethod
     def paintings(self, units: int, every: bool = False) -> tuple[Painting, ...]:
         """Which of `units` units each view sees and predicts; `every`: all that it does not see."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stream_views(self) -> int:
         """Into how many views the stream is to part the units."""
-        raise NotImplementedError
 
     @staticmethod
     def _default_unit_size(backbone: nn.Module) -> int | None:
