@@ -42,6 +42,24 @@ class BadImageError(Exception):
     """
 
 
+EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "bmp": "bmp", "tiff": "tif", "pnm": "ppm"}
+"""What an image is called in a shard, by what its bytes are, whatever its file was called."""
+
+
+@dataclass(frozen=True)
+class PixelOptions:
+    """What is checked of an image, and what is done to it."""
+
+    resize_px: int | None = None
+    """Re-encode as JPEG with the shorter side at most this long; None passes the bytes through."""
+    quality: int = 90
+    """JPEG quality of re-encoded images, 1 to 100."""
+    decode: bool = True
+    """Decode every image in full; False looks at its header alone."""
+    max_pixels: int = MAX_PIXELS
+    """An image with more is a bomb."""
+
+
 @dataclass(frozen=True)
 class ImageFacts:
     """What the manifest records of an image."""
@@ -51,6 +69,24 @@ class ImageFacts:
     height: int
     format: str
     """What the bytes are, whatever the file is called: "jpeg", "png", "webp", "bmp", "tiff", "pnm"."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image as it goes into a shard."""
+
+    data: bytes
+    facts: ImageFacts
+    converted: str | None
+    """Why `data` are not the bytes that came in; None if they are."""
+
+
+def prepare_image(data: bytes, options: PixelOptions) -> Prepared:
+    """Check an image, and re-encode it if that is asked for. Raises BadImageError."""
+    if options.resize_px is None:
+        return Prepared(data, check_image(data), None)
+    resized, facts = check_and_resize(data, options.resize_px, options.quality)
+    return Prepared(resized, facts, None if resized is data else "resized")
 
 
 def check_image(data: bytes) -> ImageFacts:

@@ -4,11 +4,9 @@ A shard is three files: the tar, its DALI index, and a part, which holds the sha
 quarantine until the end. The part takes its name before the tar does: all is known of a tar in place.
 """
 
-import io
 import json
 import os
 import signal
-import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,15 +19,21 @@ import pyarrow.parquet as pq
 import xxhash
 
 from coma.errors import ComaError
+from coma.shards import tar
 from coma.shards.files import replacing, write_atomically
-from coma.shards.images import BadImageError, ImageFacts, check_and_resize, check_image
+from coma.shards.images import EXTENSIONS, BadImageError, PixelOptions, Prepared, prepare_image
 from coma.shards.manifest import SCHEMA
 from coma.shards.plan import ShardPlan
-from coma.shards.sources import printable, read_source
+from coma.shards.sources.model import SourceImage, printable
+from coma.shards.sources.read import ImageChangedError, SourceReader
 
 PART_SCHEMA = pa.schema(
     [field.with_nullable(True) for field in SCHEMA]
-    + [pa.field("reason", pa.string()), pa.field("bytes", pa.int64())]  # of an image that was set aside
+    + [
+        pa.field("converted", pa.string()),  # why the bytes are not the source's
+        pa.field("reason", pa.string()),  # of an image that was set aside
+        pa.field("bytes", pa.int64()),
+    ]
 )
 PART_KEY = b"coma.part"
 _REPORT_EVERY_S = 0.1
@@ -41,16 +45,12 @@ class ShardJob:
 
     plan: ShardPlan
     root: Path
-    paths: tuple[str, ...]
-    """One an image, relative to `root`, in the shard's order."""
-    sizes: tuple[int, ...]
-    """Bytes, as they were when the source was listed."""
-    labels: tuple[int, ...] | None
+    images: tuple[SourceImage, ...]
+    """In the shard's order."""
     class_names: tuple[str, ...] | None
     split_folder: Path
     parts_folder: Path
-    resize_px: int | None
-    quality: int
+    pixels: PixelOptions
 
 
 @dataclass(frozen=True)
@@ -100,109 +100,97 @@ class _NothingToKeep(Exception):
 def _write_tar(
     job: ShardJob, file: BinaryIO, report: Callable[[Tally], None]
 ) -> tuple[list[dict[str, Any]], list[str]]:
+    """Write the members of a tar; return the part's rows and the index's lines."""
     rows: list[dict[str, Any]] = []
     index_lines: list[str] = []
     images = source_bytes = set_aside = 0
     reported_s = time.monotonic()
-    # The layout of webdataset.TarWriter, byte for byte; that one would import torch into each worker.
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for i, (path, listed_bytes) in enumerate(zip(job.paths, job.sizes, strict=True)):
-            source = printable(path)
+    reader = SourceReader(job.root)
+    try:
+        for i, image in enumerate(job.images):
             try:
-                image, facts = _load(job, path, listed_bytes)
+                prepared = _prepared(job, reader, image)
             except BadImageError as error:
-                rows.append({"source": source, "reason": str(error), "bytes": max(0, listed_bytes)})
+                rows.append(
+                    {"source": printable(image.path), "reason": str(error), "bytes": max(0, image.size)}
+                )
                 set_aside += 1
             else:
-                label = job.labels[i] if job.labels is not None else None
-                row = _add_sample(
-                    tar, f"{job.plan.start + i:09d}", source, image, facts, label, job, index_lines
-                )
-                rows.append(row)
+                rows.append(_add_sample(file, f"{job.plan.start + i:09d}", image, prepared, job, index_lines))
             images += 1
-            source_bytes += max(0, listed_bytes)
+            source_bytes += max(0, image.size)
             if time.monotonic() - reported_s > _REPORT_EVERY_S:
                 report(Tally(images, source_bytes, set_aside))
                 images = source_bytes = set_aside = 0
                 reported_s = time.monotonic()
+    finally:
+        reader.close()
+    file.write(tar.ending(file.tell()))
     report(Tally(images, source_bytes, set_aside))
     return rows, index_lines
 
 
-def _load(job: ShardJob, path: str, listed_bytes: int) -> tuple[bytes, ImageFacts]:
+def _prepared(job: ShardJob, reader: SourceReader, image: SourceImage) -> Prepared:
+    if image.refused is not None:
+        raise BadImageError(image.refused)
     try:
-        data = read_source(job.root, path)
+        data = reader.read(image)
+    except ImageChangedError as error:
+        raise BadImageError(str(error)) from None
     except OSError as error:
-        if not job.root.is_dir():
+        if not job.root.exists():
             raise ComaError(f"{job.root} has gone; once it is back, the same command goes on") from error
-        if listed_bytes >= 0 and isinstance(error, FileNotFoundError):
-            raise BadImageError("vanished: it was there when the folder was listed") from None
+        if image.size >= 0 and isinstance(error, FileNotFoundError):
+            raise BadImageError("vanished: it was there when the source was listed") from None
         raise BadImageError(f"unreadable: {error.strerror or error}") from None
-    if len(data) != listed_bytes:
-        raise BadImageError(
-            f"changed: {listed_bytes} bytes when the folder was listed, {len(data)} when read"
-        )
-    if job.resize_px is None:
-        return data, check_image(data)
-    return check_and_resize(data, job.resize_px, job.quality)
+    return prepare_image(data, job.pixels)
 
 
 def _add_sample(
-    tar: tarfile.TarFile,
-    key: str,
-    source: str,
-    image: bytes,
-    facts: ImageFacts,
-    label: int | None,
-    job: ShardJob,
-    index_lines: list[str],
+    file: BinaryIO, key: str, image: SourceImage, prepared: Prepared, job: ShardJob, index_lines: list[str]
 ) -> dict[str, Any]:
     """Append a sample's members to the tar and its line to the index; return its manifest row."""
-    xxh3_64 = xxhash.xxh3_64_intdigest(image)
-    class_name = job.class_names[label] if label is not None and job.class_names is not None else None
+    xxh3_64 = xxhash.xxh3_64_intdigest(prepared.data)
+    label, facts = image.label, prepared.facts
     about = {
-        "source": source,
+        "source": printable(image.path),
         "width": facts.width,
         "height": facts.height,
         "label": label,
-        "class_name": class_name,
+        "class_name": job.class_names[label] if label is not None and job.class_names is not None else None,
         "xxh3_64": f"{xxh3_64:016x}",
     }
-    extension = _extension(source) if job.resize_px is None else "jpg"
-    members = {extension: image, "json": json.dumps(about, ensure_ascii=False).encode()}
+    if prepared.converted is not None:
+        about["converted"] = prepared.converted
+    extension = EXTENSIONS[facts.format]
+    members = {extension: prepared.data, "json": json.dumps(about, ensure_ascii=False).encode()}
     if label is not None:
         members["cls"] = str(label).encode()
     offset = 0
     line = []
+    at = file.tell()
     for suffix in sorted(members):
-        member = tarfile.TarInfo(f"{key}.{suffix}")
-        member.size = len(members[suffix])
-        member.mode = 0o444
-        tar.addfile(member, io.BytesIO(members[suffix]))
-        blocks = -(-member.size // tarfile.BLOCKSIZE)
-        start = tar.offset - blocks * tarfile.BLOCKSIZE
-        line.append(f"{suffix} {start} {member.size} {member.name}")
+        name, data = f"{key}.{suffix}", members[suffix]
+        at += file.write(tar.header(name.encode(), len(data)))
+        line.append(f"{suffix} {at} {len(data)} {name}")
         if suffix == extension:
-            offset = start
-    tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every member, for a table of contents that nobody asks for
+            offset = at
+        at += file.write(data)
+        at += file.write(tar.padding(len(data)))
     index_lines.append(" ".join(line))
     return {
         "key": key,
         "shard": f"{job.plan.name}.tar",
         "offset": offset,
-        "size": len(image),
+        "size": len(prepared.data),
         "width": facts.width,
         "height": facts.height,
         "format": facts.format,
         "label": label,
         "xxh3_64": xxh3_64,
-        "source": source,
+        "source": about["source"],
+        "converted": prepared.converted,
     }
-
-
-def _extension(source: str) -> str:
-    extension = source.rpartition(".")[2].lower()
-    return "jpg" if extension in ("jpeg", "jpe", "jfif") else extension
 
 
 def serve(connection: "Connection[Any, Any]") -> None:

@@ -19,11 +19,13 @@ import xxhash
 
 from coma.errors import ComaError, DataError, UsageError
 from coma.shards.files import remove_temporaries
+from coma.shards.images import PixelOptions
 from coma.shards.manifest import QUARANTINE_NAME, read_info, read_manifest
 from coma.shards.merge import Split, merge, write_info
 from coma.shards.plan import ShardPlan, cut, shuffled
 from coma.shards.pool import write_shards
-from coma.shards.sources import Sources, SplitSources, find_sources
+from coma.shards.sources.find import find_sources
+from coma.shards.sources.model import Sources, SplitSources
 from coma.shards.state import State, begun, clear_work, finished, parts_folder, state_of
 from coma.shards.worker import ShardJob, Tally
 
@@ -156,7 +158,7 @@ def shard(
     options = options or ShardOptions()
     progress = progress or (lambda _: None)
     _check_place(out)
-    sources = find_sources(source, out, lambda images: progress(ShardProgress(images=images)))
+    sources = find_sources(source, None, out, lambda images: progress(ShardProgress(images=images)))
     planned = _plan(sources, options)
     record = _record(sources, options)
     state = state_of(out, record)
@@ -185,7 +187,7 @@ def _check_place(out: Path) -> None:
 def _plan(sources: Sources, options: ShardOptions) -> list[_PlannedSplit]:
     named: list[tuple[str, SplitSources, np.ndarray[Any, np.dtype[np.int64]]]] = []
     for split in sources.splits:
-        order = shuffled(len(split.paths), options.seed, split.name)
+        order = shuffled(len(split), options.seed, split.name)
         held_out = 0
         if split.name == "train" and options.val_fraction:
             if any(other.name == "val" for other in sources.splits):
@@ -221,7 +223,7 @@ def _record(sources: Sources, options: ShardOptions) -> dict[str, Any]:
     """All that the bytes depend on, but for the contents of the files."""
     digest = xxhash.xxh3_128(repr(sources.class_names).encode())
     for split in sources.splits:
-        digest.update(f"\n{split.name}\n{len(split.paths)}\n".encode())
+        digest.update(f"\n{split.name}\n{len(split)}\n".encode())
         for path in split.paths:
             digest.update(os.fsencode(path) + b"\0")
         digest.update(split.sizes.tobytes())
@@ -294,19 +296,14 @@ def _jobs(
     sources: Sources, missing: list[tuple[_PlannedSplit, ShardPlan]], out: Path, options: ShardOptions
 ) -> Iterator[ShardJob]:
     for split, plan in missing:
-        chosen = split.order[plan.start : plan.stop]
-        labels = split.sources.labels
         yield ShardJob(
             plan=plan,
             root=sources.root.absolute(),
-            paths=tuple(split.sources.paths[i] for i in chosen),
-            sizes=tuple(split.sources.sizes[chosen].tolist()),
-            labels=tuple(labels[chosen].tolist()) if labels is not None else None,
+            images=tuple(split.sources.image(int(i)) for i in split.order[plan.start : plan.stop]),
             class_names=sources.class_names,
             split_folder=out.absolute() / split.name,
             parts_folder=parts_folder(out.absolute()),
-            resize_px=options.resize_px,
-            quality=options.quality,
+            pixels=PixelOptions(options.resize_px, options.quality),
         )
 
 

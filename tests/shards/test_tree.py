@@ -4,7 +4,8 @@ import os
 import pytest
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources import find_sources, printable
+from coma.shards.sources.find import find_sources
+from coma.shards.sources.model import printable
 
 
 def listed(root, **kw):
@@ -47,7 +48,7 @@ def test_a_split_without_class_folders_is_unlabelled_by_itself(tmp_path, caplog)
     splits, _ = listed(put(tmp_path, "train/b/1.jpg", "val/1.jpg"))
     assert splits["train"].labels.tolist() == [0]
     assert splits["val"].labels is None
-    assert "only the former get labels" in caplog.text
+    assert "some splits have labels and some have not" in caplog.text
 
 
 def test_train_may_be_the_name_of_a_class(tmp_path):
@@ -110,7 +111,7 @@ def test_names_that_are_no_utf8_can_be_printed(tmp_path):
 
 def test_refusals(tmp_path):
     put(tmp_path, "file.jpg", "words/1.txt")
-    with pytest.raises(UsageError, match="no such folder"):
+    with pytest.raises(UsageError, match="no such file or folder"):
         find_sources(tmp_path / "nope")
     with pytest.raises(UsageError, match="is a file"):
         find_sources(tmp_path / "file.jpg")

@@ -1,0 +1,95 @@
+"""Read the images of a source, one at a time, and notice what changed since they were listed."""
+
+import os
+import stat
+from collections import OrderedDict
+from pathlib import Path
+
+from coma.errors import DataError
+from coma.shards.sources.model import WHOLE_FILE, SourceImage, printable
+
+_OPEN_CONTAINERS = 16
+
+
+class ImageChangedError(Exception):
+    """An image is not what it was when the source was listed; the message is the reason, for the quarantine."""
+
+
+class SourceReader:
+    """Reads images below `root`; containers stay open, the least recently used is closed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._containers: OrderedDict[str, int] = OrderedDict()
+
+    def read(self, image: SourceImage) -> bytes:
+        """Read one image whole.
+
+        Raises ImageChangedError if it is no longer what was listed, OSError if it cannot be read (a pipe is
+        refused: it would block), DataError if the container that it is in has changed.
+        """
+        if image.offset != WHOLE_FILE:
+            return self._read_range(image)
+        descriptor = os.open(self._root / image.file, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError("not a regular file")
+            data = _read(descriptor, status.st_size + 1, None)
+        finally:
+            os.close(descriptor)
+        if len(data) != image.size:
+            raise ImageChangedError(f"changed: {image.size} bytes when it was listed, {len(data)} when read")
+        if status.st_mtime_ns != image.mtime_ns:
+            raise ImageChangedError("changed: written to since it was listed")
+        return data
+
+    def close(self) -> None:
+        """Close the containers."""
+        while self._containers:
+            os.close(self._containers.popitem()[1])
+
+    def _read_range(self, image: SourceImage) -> bytes:
+        data = _read(self._container(image), image.size, image.offset)
+        if len(data) != image.size:
+            raise self._changed(image.file)
+        return data
+
+    def _container(self, image: SourceImage) -> int:
+        if image.file not in self._containers:
+            while len(self._containers) >= _OPEN_CONTAINERS:
+                os.close(self._containers.popitem(last=False)[1])
+            try:
+                descriptor = os.open(self._root / image.file, os.O_RDONLY)
+            except OSError as error:
+                raise DataError(
+                    f"{self._root / printable(image.file)} cannot be read ({error.strerror}); once it is "
+                    "back, the same command goes on"
+                ) from None
+            self._containers[image.file] = descriptor
+            if os.fstat(descriptor).st_mtime_ns != image.mtime_ns:
+                raise self._changed(image.file)
+        self._containers.move_to_end(image.file)
+        return self._containers[image.file]
+
+    def _changed(self, file: str) -> DataError:
+        return DataError(
+            f"{self._root / printable(file)} was changed while its images were read; run the command again"
+        )
+
+
+def _read(descriptor: int, size: int, offset: int | None) -> bytes:
+    """Read `size` bytes, fewer only at the end of the file."""
+    parts: list[bytes] = []
+    got = 0
+    while got < size:
+        part = (
+            os.read(descriptor, size - got)
+            if offset is None
+            else os.pread(descriptor, size - got, offset + got)
+        )
+        if not part:
+            break
+        parts.append(part)
+        got += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,0 +1,145 @@
+"""Folders of images: with class folders or without, with train/ and val/ or without.
+
+What is told from folder names here (`arranged`) holds for the members of a tar as well.
+"""
+
+import logging
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from coma.errors import DataError
+from coma.shards.sources.model import Listing, SplitSources, counted, is_image_name, printable
+
+log = logging.getLogger(__name__)
+
+SPLIT_OF_FOLDER = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+_CLUTTER_FOLDERS = frozenset(
+    {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
+)
+
+
+def list_tree(
+    root: Path, exclude: Path | None = None, listed: Callable[[int], None] | None = None
+) -> tuple[Listing, Counter[str]]:
+    """List the images under `root`, and count by extension the files that are none by name.
+
+    Links are followed, but never round in a circle; hidden files are passed over; so is the folder `exclude`.
+    `listed` hears now and then how many images were found. Raises DataError if a folder cannot be read.
+    """
+    listing, ignored = Listing(), Counter[str]()
+    skip = _identity(exclude) if exclude is not None and exclude.exists() else None
+
+    def walk(folder: Path | str, prefix: str, ancestors: frozenset[tuple[int, int]]) -> None:
+        for entry in _entries(folder):
+            if entry.name.startswith("."):
+                continue
+            path = prefix + entry.name
+            try:
+                status = entry.stat()
+            except OSError:  # a dangling link, or a circle of links
+                status = None
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                identity = (status.st_dev, status.st_ino)
+                if identity == skip or entry.name in _CLUTTER_FOLDERS:
+                    continue
+                if identity in ancestors:
+                    log.warning("passed over %s: a link to a folder that holds it", printable(path))
+                    continue
+                walk(entry.path, path + "/", ancestors | {identity})
+            elif is_image_name(entry.name):
+                size, mtime_ns = (-1, 0) if status is None else (status.st_size, status.st_mtime_ns)
+                listing.add(path, size, mtime_ns)
+                if listed is not None and len(listing) % 1000 == 0:
+                    listed(len(listing))
+            else:
+                ignored[printable(os.path.splitext(entry.name)[1].lower()) or "no extension"] += 1  # noqa: PTH122
+
+    walk(root, "", frozenset({_identity(root)}))
+    return listing, ignored
+
+
+def arranged(
+    listing: Listing, class_folders: bool = True
+) -> tuple[tuple[SplitSources, ...], tuple[str, ...] | None]:
+    """Tell splits and classes from the paths of a listing; return the splits, train first, and the class names.
+
+    The class is the first folder (below the split's), as torchvision's ImageFolder has it; a split with an image
+    outside any class folder has no labels. Without `class_folders` none has.
+    """
+    members = _by_split(listing.paths)
+    roots = {name: {top for top, _ in group} for name, group in members.items()}
+    classes = {
+        name: [_first_folder(listing.paths[i], top) if class_folders else None for top, i in group]
+        for name, group in members.items()
+    }
+    names = sorted(
+        {c for split in classes.values() if None not in split for c in split if c is not None},
+        key=os.fsencode,
+    )
+    index = {name: i for i, name in enumerate(names)}
+    splits = []
+    for name in sorted(members, key=lambda name: (name != "train", name)):
+        found = [c for c in classes[name] if c is not None]
+        labels = [index[c] for c in found] if len(found) == len(classes[name]) else None
+        splits.append(listing.split(name, [i for _, i in members[name]], labels))
+        if len(roots[name]) > 1:
+            log.info("split %s is made of the folders %s", name, ", ".join(sorted(roots[name])))
+    return tuple(splits), tuple(map(printable, names)) or None
+
+
+def _entries(folder: Path | str) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(f"cannot list the folder {printable(str(folder))}: {error.strerror}") from error
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _by_split(paths: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
+    """Group images by split: {split: [(split's folder with its slash, or "", image)]}.
+
+    Folders named train, val, ... are splits when there is nothing else, or when a train folder has a val or
+    test folder beside it; else they are taken for classes (CIFAR-100 has a class "train").
+    """
+    top_of = [path.split("/", 1)[0] if "/" in path else "" for path in paths]
+    tops = set(top_of)
+    split_of = {top: SPLIT_OF_FOLDER[top.lower()] for top in tops if top.lower() in SPLIT_OF_FOLDER}
+    splits = set(split_of.values())
+    if not split_of or (len(split_of) < len(tops) and not ("train" in splits and len(splits) > 1)):
+        return {"train": [("", i) for i in range(len(paths))]}
+    groups: dict[str, list[tuple[str, int]]] = {}
+    beside: Counter[str] = Counter()
+    for i, top in enumerate(top_of):
+        if top in split_of:
+            groups.setdefault(split_of[top], []).append((top + "/", i))
+        else:
+            beside[printable(top + "/" if top else paths[i])] += 1
+    if beside:
+        log.warning(
+            "left out %d images beside %s: %s",
+            sum(beside.values()),
+            " and ".join(sorted(split_of)),
+            counted(beside),
+        )
+    return groups
+
+
+def _first_folder(path: str, top: str) -> str | None:
+    head, slash, _ = path[len(top) :].partition("/")
+    return head if slash else None
