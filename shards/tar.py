@@ -11,15 +11,33 @@ from dataclasses import dataclass
 BLOCK_BYTES = 512
 _RECORD_BYTES = 20 * BLOCK_BYTES  # a tar is padded to a multiple of this
 _MAX_USTAR_BYTES = 8**11 - 1
-_MAX_HEADER_BYTES = 1 << 16  # of a long name or PAX records: no file system takes longer names
+_MAX_EXTRA_BYTES = 1 << 20  # of a long name or PAX records (extended attributes make them long)
+_MAX_TAIL_BYTES = 1 << 20  # looked through for another archive behind the end of one
 _BEFORE_SIZE = b"0000444\0" + b"0000000\0" * 2  # mode, user, group
 _AFTER_SUM = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)  # a plain file, no link, nobody's, no prefix
 _FIXED_SUM = sum(_BEFORE_SIZE) + sum(b"0" * 11) + 8 * ord(" ") + sum(_AFTER_SUM)  # with the time 0
 _KINDS = {b"0": "file", b"\0": "file", b"7": "file", b"5": "folder", b"1": "link", b"2": "link"}
+_WITHOUT_DATA = (
+    b"123456"  # links, devices, folders, pipes: tarfile skips no data behind them, whatever they claim
+)
+_PACKED = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"\xfd7zXZ\0": ("xz", "unxz"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+    b"\x04\x22\x4d\x18": ("lz4", "unlz4"),
+    b"PK\3\4": ("zip", "unzip"),
+    b"7z\xbc\xaf\x27\x1c": ("7-Zip", "7z x"),
+    b"Rar!": ("RAR", "unrar"),
+}
 
 
 class TarError(Exception):
     """A tar that is damaged or cut short; the message says where."""
+
+
+class PackedTarError(TarError):
+    """Not a tar but something compressed, which may hold one; the message says how to unpack it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,49 +82,128 @@ def ending(size: int) -> bytes:
 def members(descriptor: int, start: int = 0, stop: int | None = None) -> Iterator[Member]:
     """Walk the tar that lies in the bytes [start, stop) of an open file; nothing but its headers is read.
 
-    Reads USTAR, GNU long names and PAX paths and sizes; memory is bounded whatever the headers claim.
+    Reads V7, USTAR, GNU and PAX archives as tarfile does; memory is bounded whatever the headers claim. The
+    zero blocks at the end may be missing, as some tools leave it.
     Raises TarError where the archive is damaged or ends too early, after the members that are whole.
     """
     stop = os.fstat(descriptor).st_size if stop is None else stop
     at = start
-    long_name: bytes | None = None
-    long_size: int | None = None
-    while True:
-        if at == stop and at > start and long_name is None:
-            return  # without the two zero blocks, as some tools leave it
+    extras = _Extras()
+    while at < stop or at == start or extras.pending:
         block = os.pread(descriptor, BLOCK_BYTES, at) if at + BLOCK_BYTES <= stop else b""
         if len(block) < BLOCK_BYTES:
+            if at == start:
+                raise _not_a_tar(os.pread(descriptor, max(0, stop - start), start))
             raise TarError(f"cut short: a header is missing at byte {at:,}")
         if not any(block):
-            return
-        kind, claimed = block[156:157], _number(block[124:136])
-        if claimed is None or _number(block[148:156]) != sum(block[:148]) + 8 * ord(" ") + sum(block[156:]):
-            what = "not a tar" if at == start else "damaged"
-            raise TarError(f"{what}: there is no header at byte {at:,}")
-        size = claimed if long_size is None or kind in b"LKxg" else long_size
-        data = at + BLOCK_BYTES
-        after = data + size + -size % BLOCK_BYTES
-        if data + size > stop:
-            raise TarError(
-                f"cut short: the member at byte {at:,} claims {size:,} bytes, {stop - data:,} follow"
+            _refuse_more(descriptor, at, stop)
+            break
+        kind, size, named = block[156:157], _number(block[124:136]), _name(block)
+        if size is None or not _sums_up(block):
+            raise (
+                _not_a_tar(block) if at == start else TarError(f"damaged: there is no header at byte {at:,}")
             )
-        at = min(after, stop)
-        if kind in b"LKxg":
-            if size > _MAX_HEADER_BYTES:
-                raise TarError(f"damaged: the header at byte {at:,} claims a name of {size:,} bytes")
-            extra = os.pread(descriptor, size, data)
-            if kind == b"L":
-                long_name = extra.split(b"\0", 1)[0]
-            elif kind == b"x":
-                records = _pax(extra)
-                long_name = records.get(b"path", long_name)
-                if (digits := records.get(b"size")) is not None and digits.isdigit():
-                    long_size = int(digits[:20])
-            continue
-        name = long_name if long_name is not None else _name(block)
-        long_name = long_size = None
-        what = _KINDS.get(kind, "special")
-        yield Member(os.fsdecode(name), "folder" if name.endswith(b"/") else what, data, size)
+        extends = kind in b"LKxXg"
+        if not extends and extras.size is not None:
+            size = extras.size
+        if kind in _WITHOUT_DATA or (kind == b"\0" and named.endswith(b"/")):
+            size = 0
+        data = at + BLOCK_BYTES
+        if kind == b"S":
+            data = _after_sparse_map(descriptor, block, data, stop)
+        after = data + size + -size % BLOCK_BYTES
+        if after > stop:
+            follow = "its padding is missing" if data + size <= stop else f"{max(0, stop - data):,} follow"
+            raise TarError(f"cut short: the member at byte {at:,} claims {size:,} bytes, {follow}")
+        if extends:
+            extras.add(kind, _extra(descriptor, kind, data, size))
+        else:
+            name = named if extras.name is None else extras.name
+            what = "special" if extras.sparse else _KINDS.get(kind, "special")
+            yield Member(os.fsdecode(name), "folder" if name.endswith(b"/") else what, data, size)
+            extras = _Extras()
+        at = after
+
+
+def ends(descriptor: int) -> bool:
+    """Whether an open file ends in zero blocks, as tars do; one that was cut between two members does not."""
+    size = os.fstat(descriptor).st_size
+    return size >= 2 * BLOCK_BYTES and not any(os.pread(descriptor, 2 * BLOCK_BYTES, size - 2 * BLOCK_BYTES))
+
+
+class _Extras:
+    """What the headers before a member's own say of it."""
+
+    def __init__(self) -> None:
+        self.name: bytes | None = None
+        self.size: int | None = None
+        self.sparse = False
+        self.pending = False
+
+    def add(self, kind: bytes, data: bytes) -> None:
+        self.pending = self.pending or kind != b"g"
+        if kind == b"L":
+            self.name = data.split(b"\0", 1)[0]
+        elif kind in b"xX":
+            records = _pax(data)
+            self.name = records.get(b"GNU.sparse.name", records.get(b"path", self.name))
+            self.sparse = self.sparse or any(key.startswith(b"GNU.sparse.") for key in records)
+            if (digits := records.get(b"size")) is not None:
+                if not digits.isdigit():
+                    raise TarError(f"damaged: PAX records claim a size of {digits[:20]!r}")
+                self.size = int(digits.lstrip(b"0")[:20] or b"0")
+
+
+def _extra(descriptor: int, kind: bytes, data: int, size: int) -> bytes:
+    """Read a long name or PAX records; those of the whole archive, and the targets of links, do not matter."""
+    if kind in b"gK":
+        return b""
+    if size > _MAX_EXTRA_BYTES:
+        raise TarError(f"damaged: the header at byte {data - BLOCK_BYTES:,} claims a name of {size:,} bytes")
+    extra = os.pread(descriptor, size, data)
+    if len(extra) < size:
+        raise TarError(f"cut short: byte {data + len(extra):,} cannot be read")
+    return extra
+
+
+def _not_a_tar(beginning: bytes) -> TarError:
+    for magic, (what, unpack) in _PACKED.items():
+        if beginning.startswith(magic):
+            return PackedTarError(f"not a tar but packed with {what}: unpack it first ({unpack})")
+    return TarError("not a tar: there is no header at byte 0" if beginning else "not a tar: it is empty")
+
+
+def _refuse_more(descriptor: int, end: int, stop: int) -> None:
+    """Refuse members behind the end, which tarfile and all who use it would pass over in silence."""
+    for at in range(end, min(stop, end + _MAX_TAIL_BYTES) - BLOCK_BYTES + 1, BLOCK_BYTES):
+        block = os.pread(descriptor, BLOCK_BYTES, at)
+        if any(block):
+            if len(block) == BLOCK_BYTES and _sums_up(block):
+                raise TarError(
+                    f"two archives in one: the first ends at byte {end:,}, another follows at byte {at:,}"
+                )
+            return
+
+
+def _after_sparse_map(descriptor: int, block: bytes, at: int, stop: int) -> int:
+    """Return where the data of a GNU sparse file start: behind the blocks that go on with its map."""
+    goes_on = block[482]
+    while goes_on:
+        if at + BLOCK_BYTES > stop:
+            raise TarError(f"cut short: the map of a sparse file goes on at byte {at:,}")
+        goes_on = os.pread(descriptor, BLOCK_BYTES, at)[504:505] not in (b"", b"\0")
+        at += BLOCK_BYTES
+    return at
+
+
+def _sums_up(block: bytes) -> bool:
+    """Whether a header's checksum is right, over unsigned bytes or, as old tars have it, over signed ones."""
+    claimed = _number(block[148:156])
+    unsigned = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    if claimed == unsigned:
+        return True
+    high = sum(byte > 127 for byte in block) - sum(byte > 127 for byte in block[148:156])
+    return claimed == unsigned - 256 * high
 
 
 def _name(block: bytes) -> bytes:
@@ -119,23 +216,23 @@ def _number(field: bytes) -> int | None:
     """Read a numeric field: octal digits, or GNU's base 256; None if it is neither, or negative."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
-    digits = field.strip(b" \0")
-    try:
-        value = int(digits, 8) if digits else 0
-    except ValueError:
+    digits = field.split(b"\0", 1)[0].strip()
+    if digits.strip(b"01234567"):
         return None
-    return value if value >= 0 else None
+    return int(digits or b"0", 8)
 
 
 def _pax(records: bytes) -> dict[bytes, bytes]:
     """Read PAX records, each "<length> <key>=<value>\\n" (POSIX.1-2001, pax, extended header)."""
     found = {}
-    while records:
-        length, space, _ = records.partition(b" ")
-        if not space or not length.isdigit() or not len(length) < int(length[:9]) <= len(records):
-            break
-        record = records[len(length) + 1 : int(length[:9])]
-        key, _, value = record.rstrip(b"\n").partition(b"=")
+    at = 0
+    while at < len(records):
+        digits = records[at : at + 8].partition(b" ")[0]
+        stop = at + int(digits) if digits.isdigit() else at
+        record = records[at + len(digits) + 1 : stop]
+        key, equals, value = record[:-1].partition(b"=")
+        if not equals or not record.endswith(b"\n") or stop > len(records):
+            raise TarError(f"damaged: no PAX record in {records[at : at + 20]!r}")
         found[key] = value
-        records = records[int(length[:9]) :]
+        at = stop
     return found
