@@ -1,4 +1,4 @@
-"""`coma shard`: a folder of images → WebDataset shards."""
+"""`coma shard`: images → WebDataset shards."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,44 +9,83 @@ from coma.cli import console
 from coma.errors import UsageError
 
 if TYPE_CHECKING:
-    from coma.shards.writer import ShardSummary
+    from coma.shards.summary import ShardPlanSummary, ShardSummary
+
+_SOURCE, _SHARDS, _IMAGES, _RUNNING = "Source", "Shards", "Images", "Running"
 
 
 def shard(
     source: Annotated[
         Path,
-        typer.Argument(
-            help="Folder of images, with class folders or without, with train/ and val/ or without."
-        ),
+        typer.Argument(help="Folder of images; or ImageNet as downloaded, tars, parquet, a list of paths."),
     ],
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
-            help="New or empty folder for the shards.", show_default="NAME-shards, in this folder"
+            help="New or empty folder, or a URL (s3://bucket/name).",
+            show_default="NAME-shards, in this folder",
         ),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the shuffle.", metavar="N", rich_help_panel="Shards")
-    ] = 0,
-    shard_bytes: Annotated[
-        str,
+    layout: Annotated[
+        str | None,
         typer.Option(
-            help="Size of a shard: 256MiB, 1GB, plain bytes.", metavar="SIZE", rich_help_panel="Shards"
+            help="folder, flat (no labels), imagenet, kaggle, tar, webdataset, parquet or list.",
+            metavar="NAME",
+            show_default="looks",
+            rich_help_panel=_SOURCE,
         ),
-    ] = "256MiB",
+    ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of images, or of paths.",
+            metavar="NAME",
+            show_default="looks",
+            rich_help_panel=_SOURCE,
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(help="Column of labels.", metavar="NAME", show_default="looks", rich_help_panel=_SOURCE),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that a list's paths lie in.",
+            metavar="DIR",
+            show_default="the list's",
+            rich_help_panel=_SOURCE,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the shuffle.", metavar="N", rich_help_panel=_SHARDS)] = 0,
+    shard_bytes: Annotated[
+        str | None,
+        typer.Option(
+            help="Size of a shard: 256MiB, 1GB, plain bytes.",
+            metavar="SIZE",
+            show_default="256MiB, or 16 shards",
+            rich_help_panel=_SHARDS,
+        ),
+    ] = None,
     val_fraction: Annotated[
         float,
         typer.Option(
-            help="Hold this part out as split val, if SOURCE has none.", metavar="X", rich_help_panel="Shards"
+            help="Hold this part out as split val, if SOURCE has none.", metavar="X", rich_help_panel=_SHARDS
         ),
     ] = 0.0,
+    dedupe: Annotated[
+        bool,
+        typer.Option(
+            "--dedupe", help="Set exact duplicates aside (reads all twice).", rich_help_panel=_SHARDS
+        ),
+    ] = False,
     resize: Annotated[
         int | None,
         typer.Option(
             help="Re-encode as JPEG, shorter side at most PX pixels.",
             metavar="PX",
             show_default="bytes as they are",
-            rich_help_panel="Images",
+            rich_help_panel=_IMAGES,
         ),
     ] = None,
     quality: Annotated[
@@ -55,39 +94,89 @@ def shard(
             help="JPEG quality, 1 to 100, with --resize.",
             metavar="Q",
             show_default="90",
-            rich_help_panel="Images",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
+    check: Annotated[
+        str,
+        typer.Option(
+            help="full decodes every image; header is quicker.", metavar="HOW", rich_help_panel=_IMAGES
+        ),
+    ] = "full",
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            help="Set larger images aside as bombs.",
+            metavar="N",
+            show_default="67108864",
+            rich_help_panel=_IMAGES,
         ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes.", metavar="N", show_default="one a core", rich_help_panel="Running"),
+        typer.Option(help="Processes.", metavar="N", show_default="one a core", rich_help_panel=_RUNNING),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="processes, here; or ray, on its cluster.", metavar="NAME", rich_help_panel=_RUNNING
+        ),
+    ] = "processes",
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="Write this part of the shards, for array jobs; the last one merges.",
+            metavar="I/N",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written.", rich_help_panel=_RUNNING)
+    ] = False,
     json: Annotated[
-        bool, typer.Option("--json", help="Print the summary as JSON.", rich_help_panel="Running")
+        bool, typer.Option("--json", help="Print the summary as JSON.", rich_help_panel=_RUNNING)
     ] = False,
 ) -> None:
-    """Pack a folder of images into WebDataset shards.
+    """Pack images into WebDataset shards, every one accounted for.
 
-    Images are shuffled once and for all by seed and copied untouched; damaged
-    ones are set aside with their reasons (OUT/quarantine.parquet). Stopped or
-    killed, the same command goes on where it was.
+    They are shuffled once and for all by seed and copied untouched; damaged ones
+    are set aside with their reasons (OUT/quarantine.parquet). Stopped or killed,
+    the same command goes on where it was.
     """
     from coma.shards import writer
+    from coma.shards.files import folder_at
+    from coma.shards.options import ShardOptions, parse_part
     from coma.shards.units import parse_bytes
 
     if quality is not None and resize is None:
         raise UsageError(f"--quality {quality} only matters when images are re-encoded; add --resize PX")
-    given: dict[str, Any] = {"quality": quality, "workers": workers}
-    options = writer.ShardOptions(
+    given: dict[str, Any] = {"quality": quality, "max_pixels": max_pixels}
+    options = ShardOptions(
         seed=seed,
-        shard_bytes=parse_bytes(shard_bytes, "--shard-bytes"),
-        resize_px=resize,
+        shard_bytes=None if shard_bytes is None else parse_bytes(shard_bytes, "--shard-bytes"),
         val_fraction=val_fraction,
+        resize_px=resize,
+        check=check,
+        dedupe=dedupe,
+        workers=workers,
+        engine=engine,
+        part=None if part is None else parse_part(part),
+        layout=layout,
+        image_column=image_column,
+        label_column=label_column,
+        root=root,
         **{name: value for name, value in given.items() if value is not None},
     )
+    place = writer.default_out(source) if out is None else folder_at(out)
+    result: dict[str, Any]
     with _Bar() as bar:
-        summary = writer.shard(source, out or writer.default_out(source), options, bar.show)
-    console.print_result(_as_json(summary) if json else _as_lines(summary), json=json)
+        if dry_run:
+            plan = writer.plan_shards(source, place, options, bar.show)
+            result = _plan_as_json(plan) if json else _plan_as_lines(plan)
+        else:
+            summary = writer.shard(source, place, options, bar.show)
+            result = _as_json(summary) if json else _as_lines(summary)
+    console.print_result(result, json=json)
 
 
 class _Bar:
@@ -104,6 +193,8 @@ class _Bar:
         )
         self.progress.live.transient = True  # the summary says it all
         self.task = self.progress.add_task("listing", total=None, done="")
+        self.stage = "listing"
+        self.first_images = 0
 
     def __enter__(self) -> "_Bar":
         self.progress.start()
@@ -119,9 +210,12 @@ class _Bar:
         if not now.total_images:
             self.progress.update(self.task, done=f"{now.images:,} images")
             return
-        if self.progress.tasks[0].total is None:
-            self.first_images = now.images  # those of an earlier run do not count for the rate
-            self.progress.reset(self.task, description="sharding", total=now.total_source_bytes)
+        if self.stage != now.stage:
+            self.stage, self.first_images = (
+                now.stage,
+                now.images,
+            )  # an earlier run's do not count for the rate
+            self.progress.reset(self.task, description=now.stage, total=now.total_source_bytes)
         elapsed_s = self.progress.tasks[0].elapsed or 0
         rate = f"{(now.images - self.first_images) / elapsed_s:,.0f}" if elapsed_s > 0.5 else "-"
         aside = f", {now.set_aside:,} set aside" if now.set_aside else ""
@@ -139,6 +233,7 @@ def _as_json(summary: "ShardSummary") -> dict[str, Any]:
         "kept": summary.kept,
         "set_aside": summary.set_aside,
         "reasons": summary.reasons,
+        "converted": summary.converted,
         "classes": summary.classes,
         "shards": summary.shards,
         "bytes": summary.shard_bytes,
@@ -146,6 +241,7 @@ def _as_json(summary: "ShardSummary") -> dict[str, Any]:
             split.name: {"images": split.images, "shards": split.shards, "bytes": split.shard_bytes}
             for split in summary.splits
         },
+        "part": summary.part,
         "shards_from_before": summary.kept_shards,
         "elapsed_s": round(summary.elapsed_s, 3),
     }
@@ -156,18 +252,52 @@ def _as_lines(summary: "ShardSummary") -> dict[str, str]:
 
     from rich.filesize import decimal
 
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary.reasons.items())
     kept = ", ".join(f"{split.name} {split.images:,}" for split in summary.splits)
-    out = quote(str(summary.out))
-    return {
+    converted = f"; {sum(summary.converted.values()):,} converted ({_kinds(summary.converted)})"
+    aside = f" ({_kinds(summary.reasons)}): see quarantine.parquet" if summary.reasons else ""
+    lines = {} if summary.part is None else {"part": f"{summary.part}, of the shards"}
+    lines |= {
         "found": f"{summary.found:,} images",
-        "kept": f"{summary.kept:,} ({kept})"
-        if len(summary.splits) > 1
-        else f"{summary.kept:,}, split {kept}",
-        "set aside": f"{summary.set_aside:,} ({kinds}): see quarantine.parquet"
-        if summary.set_aside
-        else "none",
+        "kept": (
+            f"{summary.kept:,} ({kept})" if len(summary.splits) > 1 else f"{summary.kept:,}, split {kept}"
+        )
+        + (converted if summary.converted else ""),
+        "set aside": f"{summary.set_aside:,}{aside}" if summary.set_aside else "none",
         "shards": f"{summary.shards:,}, {decimal(summary.shard_bytes)} in all, in {summary.elapsed_s:.1f} s",
         "where": str(summary.out),
-        "next": f"coma pretrain {out}",
     }
+    if summary.part is None:
+        lines["next"] = f"coma pretrain {quote(str(summary.out))}"
+    else:
+        lines["next"] = "the other parts; then, if none of them said it was the last, this without --part"
+    return lines
+
+
+def _plan_as_json(plan: "ShardPlanSummary") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"dry_run": True} | asdict(plan)
+
+
+def _plan_as_lines(plan: "ShardPlanSummary") -> dict[str, str]:
+    from rich.filesize import decimal
+
+    lines = {"found": f"{plan.found:,} images in {plan.source} ({plan.layout})"}
+    for split in plan.splits:
+        classes = f" of {split.classes:,} classes" if split.classes else ", no labels"
+        shards = "1 shard" if split.shards == 1 else f"{split.shards:,} shards"
+        lines[split.name] = f"{split.images:,} images{classes}: {shards}, about {decimal(split.bytes)}"
+    if plan.refused:
+        lines["set aside"] = f"{plan.refused:,} by their names alone, more when they are read"
+    if plan.spool_bytes:
+        lines["meanwhile"] = f"{decimal(plan.spool_bytes)} of disk for the images of parquet rows"
+    if plan.free_bytes is not None:
+        lines["free"] = decimal(plan.free_bytes)
+    if plan.done_shards:
+        lines["done"] = f"{plan.done_shards:,} shards stand already"
+    lines["where"] = f"{plan.out} (nothing was written)"
+    return lines
+
+
+def _kinds(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())

@@ -1,12 +1,56 @@
-"""Files that are whole or absent: written under a hidden temporary name, synced, renamed into place."""
+"""Files that are whole or absent, here and in object stores.
+
+A local file is written under a hidden temporary name, synced and renamed into place; an object is written here
+first and uploaded once it is whole. A folder in a store is a `UPath` (universal_pathlib over fsspec), which has
+a Path's methods, and is called a Path here and below.
+"""
 
 import os
-from collections.abc import Iterator
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
+
+from coma.errors import ComaError, UsageError
 
 _SUFFIX = ".coma-tmp"
+_URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_EXTRAS = {"s3": "pip install 'coma[s3]'", "s3a": "pip install 'coma[s3]'", "gs": "pip install gcsfs"}
+
+
+def folder_at(text: str | Path) -> Path:
+    """Return the folder that a user named: a Path, or a UPath for a URL such as s3://bucket/name.
+
+    Raises UsageError for a scheme that nothing here can read.
+    """
+    if isinstance(text, os.PathLike) or not _URL.match(text):
+        return Path(text) if isinstance(text, str) else text
+    scheme = text.split("://", 1)[0].lower()
+    from upath import UPath
+
+    try:
+        place = UPath(text)
+        place.fs  # noqa: B018  (makes the connection's object: what is not installed says so)
+    except ImportError as error:
+        way_out = _EXTRAS.get(scheme, str(error))
+        raise UsageError(f"{text}: reading {scheme}:// needs another package: {way_out}") from None
+    except ValueError as error:
+        raise UsageError(f"{text}: {error}") from None
+    return cast(Path, place)
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a folder lies in an object store."""
+    return not isinstance(path, Path)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; an object store has none to make."""
+    if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -15,6 +59,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     A process killed inside the block leaves the hidden temporary behind, for `remove_temporaries`.
     """
+    if is_remote(path):
+        with _uploading(path) as file:
+            yield file
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
     try:
         with temporary.open("wb") as file:
@@ -35,10 +83,52 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what killed processes left of their `replacing` in `folder`; nothing else is touched."""
+def remove_temporaries(folder: Path, names: Collection[str] | None = None) -> None:
+    """Remove what killed processes left of their `replacing` in `folder`; nothing else is touched.
+
+    With `names`, only what was to become a file of one of these names (without extension).
+    """
+    if is_remote(folder):
+        return
     for temporary in folder.glob(f".*{_SUFFIX}"):
-        temporary.unlink(missing_ok=True)
+        if names is None or temporary.name[1:].split(".", 1)[0] in names:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def as_local(path: Path) -> Iterator[Path]:
+    """A local file with the contents of `path`, which may lie in a store: then a copy, for as long as it is used."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=path.name) as copy:
+        with reaching(path), path.open("rb") as remote:
+            shutil.copyfileobj(remote, copy, 1 << 22)
+        copy.flush()
+        yield Path(copy.name)
+
+
+@contextmanager
+def reaching(path: Path) -> Iterator[None]:
+    """Turn whatever a store's library raises in the block into an OSError, which all callers expect."""
+    try:
+        yield
+    except (OSError, ComaError):
+        raise
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _uploading(path: Path) -> Iterator[BinaryIO]:
+    store: Any = path
+    with tempfile.NamedTemporaryFile(suffix=_SUFFIX) as file:
+        yield cast(BinaryIO, file)
+        file.flush()
+        with reaching(path):
+            store.fs.put_file(file.name, store.path)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,10 +4,12 @@ Legend: N samples, S shards of one split.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +18,12 @@ import pyarrow.parquet as pq
 import xxhash
 
 from coma.errors import DataError
+from coma.shards.files import folder_at, is_remote, reaching
 
 MANIFEST_NAME = "manifest.parquet"
 INFO_NAME = "_info.json"
 QUARANTINE_NAME = "quarantine.parquet"
+CARD_NAME = "README.md"
 WORK_FOLDER = ".coma-shard"
 CLASS_NAMES_KEY = b"coma.class_names"
 
@@ -92,7 +96,7 @@ class Manifest:
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"sample {wanted.max()} of {len(self)} in split {self.split}")
         found = [""] * len(wanted)
-        with pq.ParquetFile(self.folder / MANIFEST_NAME, memory_map=True) as file:
+        with _opened(self.folder / MANIFEST_NAME) as source, pq.ParquetFile(source) as file:
             starts = np.cumsum(
                 [0] + [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             )
@@ -132,10 +136,11 @@ def read_manifest(data: Path, split: str = "train") -> Manifest:
 
 def load_manifest(data: Path, split: str = "train") -> Manifest:
     """Read the index as `read_manifest` does, without looking at the shards."""
-    folder = _split_folder(Path(data), split)
+    folder = _split_folder(folder_at(data), split)
     path = folder / MANIFEST_NAME
     try:
-        table = pq.read_table(path, columns=list(_ARRAY_COLUMNS), memory_map=True, read_dictionary=["shard"])
+        with _opened(path) as source:
+            table = pq.read_table(source, columns=list(_ARRAY_COLUMNS), read_dictionary=["shard"])
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a manifest: {str(error).splitlines()[0]}") from error
     for name in _ARRAY_COLUMNS:
@@ -190,9 +195,10 @@ def load_manifest(data: Path, split: str = "train") -> Manifest:
 
 def read_info(data: Path) -> dict[str, object]:
     """Read a complete data set's `_info.json`. Raises DataError if it is missing or not one of ours."""
-    path = Path(data) / INFO_NAME
+    path = folder_at(data) / INFO_NAME
     try:
-        info = json.loads(path.read_bytes())
+        with reaching(path):
+            info = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not isinstance(info, dict) or not isinstance(info.get("splits"), dict):
@@ -205,7 +211,7 @@ def split_names(data: Path) -> list[str]:
     info = read_info(data)
     splits = info["splits"]
     assert isinstance(splits, dict)
-    names = [name for name in splits if (Path(data) / name / MANIFEST_NAME).is_file()]
+    names = [name for name in splits if (folder_at(data) / name / MANIFEST_NAME).is_file()]
     if not names:
         raise DataError(f"{data} has no split with a {MANIFEST_NAME}; make one with: coma shard SOURCE")
     return sorted(names, key=lambda name: (name != "train", name))
@@ -216,7 +222,6 @@ def find_data(folder: Path) -> Path:
 
     Raises DataError if there is none or there are several, naming them.
     """
-    folder = Path(folder)
     if _is_data(folder):
         return folder
     children = sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
@@ -256,9 +261,21 @@ def _split_folder(data: Path, split: str) -> Path:
     return (data / split).absolute()
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with reaching(path):
+        if not is_remote(path):
+            with pa.memory_map(str(path)) as file:
+                yield file
+            return
+        with path.open("rb") as file:
+            yield file
+
+
 def _shard_bytes(path: Path) -> int:
     try:
-        status = path.stat()
+        with reaching(path):
+            status = path.stat()
     except OSError as error:
         raise DataError(
             f"shard {path} cannot be read: {error.strerror}; copy it again, or shard again"

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from coma.shards.files import replacing, write_atomically
+from coma.shards.files import reaching, replacing, write_atomically
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, QUARANTINE_NAME, load_manifest, schema
 from coma.shards.plan import ShardPlan
 from coma.shards.state import parts_folder
@@ -58,12 +58,14 @@ class _Rows:
         self.writer.close()
 
 
-def merge(out: Path, splits: list[Split]) -> Counter[str]:
-    """Write each split's manifest.parquet and the quarantine; return how many images were set aside, by kind.
+def merge(out: Path, splits: list[Split]) -> tuple[Counter[str], Counter[str]]:
+    """Write each split's manifest.parquet and the quarantine.
 
-    A split without a single good image gets no manifest.
+    Returns how many images were set aside, and how many were converted, by kind. A split without a single good
+    image gets no manifest.
     """
     reasons: Counter[str] = Counter()
+    converted: Counter[str] = Counter()
     with replacing(out / QUARANTINE_NAME) as quarantine_file:
         quarantine = _Rows(quarantine_file, QUARANTINE_SCHEMA)
         for split in splits:
@@ -72,9 +74,9 @@ def merge(out: Path, splits: list[Split]) -> Counter[str]:
                 manifest_schema = schema(split.class_names)
                 manifest = _Rows(manifest_file, manifest_schema)
                 for plan in split.shards:
-                    part = pq.read_table(parts_folder(out) / f"{plan.name}.parquet").replace_schema_metadata(
-                        None
-                    )
+                    path = parts_folder(out) / f"{plan.name}.parquet"
+                    with reaching(path), path.open("rb") as file:
+                        part = pq.read_table(file).replace_schema_metadata(None)
                     is_bad = pc.is_valid(part["reason"])
                     good = part.filter(pc.invert(is_bad)).select(manifest_schema.names)
                     bad = part.filter(is_bad)
@@ -83,16 +85,27 @@ def merge(out: Path, splits: list[Split]) -> Counter[str]:
                         pa.table([bad["source"], bad["reason"], bad["bytes"]], names=QUARANTINE_SCHEMA.names)
                     )
                     kept += len(good)
-                    reasons.update(reason.split(":")[0] for reason in bad["reason"].to_pylist())
+                    reasons.update(map(kind_of, bad["reason"].to_pylist()))
+                    converted.update(map(kind_of, part["converted"].drop_null().to_pylist()))
                 manifest.close()
             if not kept:
                 (out / split.name / MANIFEST_NAME).unlink()
         quarantine.close()
-    return reasons
+    return reasons, converted
+
+
+def kind_of(reason: str) -> str:
+    """The kind of a reason: what stands before its colon."""
+    return reason.split(":", 1)[0]
 
 
 def write_info(
-    out: Path, splits: list[Split], record: dict[str, Any], reasons: Counter[str]
+    out: Path,
+    splits: list[Split],
+    record: dict[str, Any],
+    reasons: Counter[str],
+    converted: Counter[str],
+    class_words: tuple[str, ...] | None,
 ) -> dict[str, Any]:
     """Write `_info.json`, which says that the data set is complete: timm's fields, and ours under "coma"."""
     described: dict[str, Any] = {}
@@ -119,9 +132,11 @@ def write_info(
             "version": version("coma"),
             "seed": record["seed"],
             "classes": list(class_names) if class_names is not None else None,
+            "class_words": list(class_words) if class_words is not None else None,
             "splits": ours,
             "found": record["images"],
             "set_aside": dict(sorted(reasons.items())),
+            "converted": dict(sorted(converted.items())),
             "plan": record,
         },
     }

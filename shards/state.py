@@ -5,8 +5,9 @@ While a run is under way OUT/.coma-shard holds its record (what was asked for), 
 
 import fcntl
 import json
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from coma.errors import DataError, UsageError
-from coma.shards.files import remove_temporaries, write_atomically
+from coma.shards.files import is_remote, make_folder, reaching, remove_temporaries, write_atomically
 from coma.shards.manifest import INFO_NAME, WORK_FOLDER, read_info
 from coma.shards.plan import ShardPlan
 from coma.shards.worker import PART_KEY
 
 _RECORD_NAME = "plan.json"
+_OURS = re.compile(r"plan\.json|lock(-\d+-of-\d+)?|coma-.*\.parquet")
 _LOCK_NAME = "lock"
 _PARTS_NAME = "parts"
 
@@ -29,6 +31,9 @@ _ASKED = {
     "resize_px": "--resize",
     "quality": "--quality",
     "val_fraction": "--val-fraction",
+    "check": "--check",
+    "max_pixels": "--max-pixels",
+    "dedupe": "--dedupe",
 }
 
 
@@ -43,6 +48,15 @@ class State(Enum):
 def parts_folder(out: Path) -> Path:
     """Where the shards' parts wait for the end of the run."""
     return out / WORK_FOLDER / _PARTS_NAME
+
+
+def spool_folder(out: Path, part: str | None = None) -> Path:
+    """Where the images of parquet rows are while a run, or a part of one, is under way."""
+    return out / WORK_FOLDER / ("spool" if part is None else f"spool-{_part_suffix(part)}")
+
+
+def _part_suffix(part: str) -> str:
+    return part.replace("/", "-of-")
 
 
 def state_of(out: Path, record: dict[str, Any]) -> State:
@@ -88,38 +102,58 @@ def _require_same(out: Path, what: str, previous: dict[str, Any], record: dict[s
 
 
 @contextmanager
-def begun(out: Path, record: dict[str, Any]) -> Iterator[None]:
-    """Make OUT and hold it for this run alone; clear what a killed run left half-written.
+def begun(out: Path, record: dict[str, Any], part: str | None = None) -> Iterator[None]:
+    """Make OUT and hold it: for this run alone, or for one `part` ("3/16") of it beside others.
 
-    Raises UsageError if another run holds it.
+    What a killed run left half-written is cleared, but for a part: others may be at work. Raises UsageError if
+    another run holds it. An object store has no locks.
     """
     work = out / WORK_FOLDER
-    parts_folder(out).mkdir(parents=True, exist_ok=True)
-    with (work / _LOCK_NAME).open("w") as lock:
+    make_folder(parts_folder(out))
+    with ExitStack() as locks:
+        if not is_remote(out):
+            locks.enter_context(_locked(out, _LOCK_NAME, shared=part is not None))
+            if part is not None:
+                locks.enter_context(_locked(out, f"{_LOCK_NAME}-{_part_suffix(part)}", shared=False))
+            else:
+                for folder in (
+                    out,
+                    work,
+                    parts_folder(out),
+                    *(child for child in out.iterdir() if child.is_dir()),
+                ):
+                    remove_temporaries(folder)
+        write_atomically(work / _RECORD_NAME, json.dumps(record, indent=2) + "\n")
+        yield
+
+
+@contextmanager
+def _locked(out: Path, name: str, shared: bool) -> Iterator[None]:
+    with (out / WORK_FOLDER / name).open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(
                 f"another `coma shard` is writing to {out}; let it end, or name another OUT"
             ) from None
         except OSError:
             pass  # a file system without locks
-        for folder in (out, work, parts_folder(out), *(child for child in out.iterdir() if child.is_dir())):
-            remove_temporaries(folder)
-        write_atomically(work / _RECORD_NAME, json.dumps(record, indent=2) + "\n")
         yield
 
 
 def finished(out: Path, plan: ShardPlan) -> dict[str, int] | None:
     """Return the counts of a shard that stands complete (kept, set_aside, tar_bytes), else None."""
     try:
-        metadata = pq.read_schema(parts_folder(out) / f"{plan.name}.parquet").metadata
+        part = parts_folder(out) / f"{plan.name}.parquet"
+        with reaching(part), part.open("rb") as file:
+            metadata = pq.read_schema(file).metadata
         counts: dict[str, int] = json.loads(metadata[PART_KEY])
         tar = out / plan.split / f"{plan.name}.tar"
-        if counts["kept"] and (
-            tar.stat().st_size != counts["tar_bytes"] or not tar.with_suffix(".idx").is_file()
-        ):
-            return None
+        with reaching(tar):
+            if counts["kept"] and (
+                tar.stat().st_size != counts["tar_bytes"] or not tar.with_suffix(".idx").is_file()
+            ):
+                return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return counts
@@ -127,15 +161,26 @@ def finished(out: Path, plan: ShardPlan) -> dict[str, int] | None:
 
 def clear_work(out: Path) -> None:
     """Remove the folder of a run that is over: the files we know, and the folders once they are empty."""
-    work = out / WORK_FOLDER
+    work, parts = out / WORK_FOLDER, parts_folder(out)
+    if is_remote(out):
+        store: Any = work
+        if store.exists():
+            store.fs.rm([found for found in store.fs.find(store.path) if _is_ours(found)])
+        return
     if not work.is_dir():
         return
-    for part in parts_folder(out).glob("coma-*.parquet"):
-        part.unlink()
-    for folder in (parts_folder(out), work):
+    for folder in work.glob("spool*"):
+        from coma.shards.sources.spool import remove_spool
+
+        remove_spool(folder)
+    for folder in (parts, work):
         remove_temporaries(folder)
-    for name in (_RECORD_NAME, _LOCK_NAME):
-        (work / name).unlink(missing_ok=True)
-    for folder in (parts_folder(out), work):
+        for file in folder.glob("*"):
+            if _is_ours(file.name):
+                file.unlink()
         with suppress(OSError):
             folder.rmdir()
+
+
+def _is_ours(path: str) -> bool:
+    return bool(_OURS.fullmatch(path.rsplit("/", 1)[-1]))

@@ -1,16 +1,13 @@
-"""Write one shard; `serve` does so in a worker process until told to stop.
+"""Write one shard.
 
 A shard is three files: the tar, its DALI index, and a part, which holds the shard's rows of manifest and
 quarantine until the end. The part takes its name before the tar does: all is known of a tar in place.
 """
 
 import json
-import os
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +19,7 @@ from coma.errors import ComaError
 from coma.shards import tar
 from coma.shards.files import replacing, write_atomically
 from coma.shards.images import EXTENSIONS, BadImageError, PixelOptions, Prepared, prepare_image
+from coma.shards.jobs import Tally
 from coma.shards.manifest import SCHEMA
 from coma.shards.plan import ShardPlan
 from coma.shards.sources.model import SourceImage, printable
@@ -52,14 +50,14 @@ class ShardJob:
     parts_folder: Path
     pixels: PixelOptions
 
+    @property
+    def name(self) -> str:
+        """The shard's."""
+        return self.plan.name
 
-@dataclass(frozen=True)
-class Tally:
-    """How far a shard is; as progress, since the last report."""
-
-    images: int = 0
-    source_bytes: int = 0
-    set_aside: int = 0
+    def run(self, report: Callable[[Tally], None]) -> None:
+        """Write the shard."""
+        write_shard(self, report)
 
 
 def write_shard(job: ShardJob, report: Callable[[Tally], None]) -> None:
@@ -191,26 +189,3 @@ def _add_sample(
         "source": about["source"],
         "converted": prepared.converted,
     }
-
-
-def serve(connection: "Connection[Any, Any]") -> None:
-    """Write the shards that arrive on `connection` until None does, or the other end has gone.
-
-    Answers with Tally (progress), None (that shard is done) or the exception that ended it.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    try:
-        while (job := connection.recv()) is not None:
-            try:
-                write_shard(job, connection.send)
-            except Exception as error:
-                connection.send(error)
-            else:
-                connection.send(None)
-    except (EOFError, ConnectionError):
-        os._exit(1)  # the parent was killed
-
-
-def serve_at(descriptor: int) -> None:
-    """Serve on an inherited file descriptor."""
-    serve(Connection(descriptor))

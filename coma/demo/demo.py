@@ -200,7 +200,8 @@ def _draw(folder: Path, seed: int, told: Progress) -> Path:
 
 
 def _shard(source: Path, data: Path, seed: int, told: Progress) -> Any:
-    from coma.shards.writer import ShardOptions, shard
+    from coma.shards.options import ShardOptions
+    from coma.shards.writer import shard
 
     logger.info("sharding %s into %s", source, data)
     return shard(

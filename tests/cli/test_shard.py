@@ -47,7 +47,7 @@ def test_the_road_from_a_folder_to_a_checked_data_set(here, coma):
     Path("pets/cat/bad.jpg").write_bytes(b"")
     done = coma("shard", "pets/", "--workers", 1)
     assert done.code == 0, done.err
-    assert "found 9 images in 2 class folders, split train" in done.err
+    assert "found 9 images in split train, of 2 classes" in done.err
     lines = dict(line.split("  ", 1) for line in done.out.splitlines())
     assert lines["set aside"].strip() == "1 (1 empty): see quarantine.parquet"
     assert lines["next"].strip() == "coma pretrain pets-shards"
@@ -87,7 +87,7 @@ def test_the_current_folder_as_source(here, coma, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["nowhere"], 2, "no such folder: nowhere"),
+        (["nowhere"], 2, "no such file or folder: nowhere"),
         (["pets/cat/0.JPEG"], 2, "pets/cat/0.JPEG is a file"),
         (["empty"], 3, "no images in empty"),
         (["pets", "full"], 2, "full is not empty (it holds thesis.tex)"),

@@ -9,7 +9,8 @@ from pictures import photograph
 from PIL import Image
 
 from coma.shards.manifest import Manifest, read_manifest
-from coma.shards.writer import ShardOptions, shard
+from coma.shards.options import ShardOptions
+from coma.shards.writer import shard
 
 CLASSES = 3
 PER_CLASS = 25

@@ -9,7 +9,8 @@ import pytest
 
 from coma.errors import DataError
 from coma.shards.manifest import find_data, read_manifest
-from coma.shards.writer import ShardOptions, shard
+from coma.shards.options import ShardOptions
+from coma.shards.writer import shard
 
 
 @pytest.fixture(scope="module")

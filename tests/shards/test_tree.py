@@ -26,7 +26,7 @@ def test_class_folders(tmp_path, caplog):
     assert found.class_names == ("a", "b")
     assert splits["train"].paths == ["a/3.JPEG", "b/1.jpg", "b/deeper/2.JPG"]
     assert splits["train"].labels.tolist() == [0, 1, 1]
-    assert "found 3 images in 2 class folders, split train" in caplog.text
+    assert "found 3 images in split train, of 2 classes" in caplog.text
 
 
 def test_one_image_outside_the_class_folders_means_no_labels(tmp_path):

@@ -17,8 +17,9 @@ import xxhash
 
 from coma.errors import ComaError, DataError, UsageError
 from coma.shards.manifest import read_manifest
+from coma.shards.options import ShardOptions
 from coma.shards.verify import verify
-from coma.shards.writer import ShardOptions, default_out, shard
+from coma.shards.writer import default_out, shard
 
 SMALL = ShardOptions(shard_bytes=20_000, workers=1)
 
@@ -272,7 +273,8 @@ Path.replace = replace
 RUN = """
 import sys
 from pathlib import Path
-from coma.shards.writer import ShardOptions, shard
+from coma.shards.options import ShardOptions
+from coma.shards.writer import shard
 shard(Path(sys.argv[1]), Path(sys.argv[2]), ShardOptions(shard_bytes=20_000, workers=int(sys.argv[3])))
 """
 

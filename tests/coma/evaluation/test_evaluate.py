@@ -15,7 +15,8 @@ from coma.evaluation.evaluate import HELD_OUT, append_metrics, features_of, scor
 from coma.evaluation.features import extract, held_out_fifth, pool
 from coma.pipeline import Stream
 from coma.runs import build_model
-from coma.shards.writer import ShardOptions, shard
+from coma.shards.options import ShardOptions
+from coma.shards.writer import shard
 
 CONFIG = {"model": "dyvit_tiny", "method": "coma", "views": 2, "image_size": 32, "patch_size": 2}
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coma.shards.writer import ShardOptions, shard
+from coma.shards.options import ShardOptions
+from coma.shards.writer import shard
 
 IMAGES = 24
 
