@@ -1,0 +1,182 @@
+"""Tars that hold trees of images, read where they lie: what the folder would be, had they been unpacked."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from coma.errors import DataError
+from coma.shards.sources.model import Listing, is_image_name, printable
+from coma.shards.sources.tree import _CLUTTER_FOLDERS as CLUTTER_FOLDERS
+from coma.shards.sources.tree import SPLIT_OF_FOLDER
+from coma.shards.tar import Member, PackedTarError, TarError, ends, members
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class TarImage:
+    """A member that is an image by name."""
+
+    path: str
+    """Where unpacking would put it; of an unsafe one, the name as it is."""
+    offset: int
+    """In the file, also of an image in a tar in that file."""
+    size: int
+    refused: str | None
+
+
+def list_tars(
+    root: Path, tars: list[str], listed: Callable[[int], None] | None = None
+) -> tuple[Listing, Counter[str]]:
+    """List the images in `tars` (paths below `root`), and count by extension the members that are none by name.
+
+    Paths are those of the members, in the folders that their tar lies in. Where images lie flat in a tar, or the
+    tars are called train, val, ..., a tar counts as a folder of its name. A folder that holds everything, as tars
+    of folders have it, is left out. Raises DataError that names all tars that are damaged.
+    """
+    listing, ignored = Listing(), Counter[str]()
+    for tar, mtime_ns, image in walked(root, tars, lambda descriptor: images_in(descriptor, ignored)):
+        listing.add(image.path, image.size, mtime_ns, tar, image.offset, image.refused)
+        if listed is not None and len(listing) % 1000 == 0:
+            listed(len(listing))
+    _place(listing, tars)
+    _refuse_replaced(listing)
+    return listing, ignored
+
+
+def walked(
+    root: Path, tars: Iterable[str], walk: Callable[[int], Iterable[T]]
+) -> Iterator[tuple[str, int, T]]:
+    """Open one tar after the other and yield what `walk` finds in each: (tar, its time of change in ns, found).
+
+    Raises DataError at the end that names all tars that cannot be read or are damaged.
+    """
+    problems: list[str] = []
+    damaged = False
+    for tar in tars:
+        path = root / tar
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                mtime_ns = os.fstat(descriptor).st_mtime_ns
+                for found in walk(descriptor):
+                    yield tar, mtime_ns, found
+                if not ends(descriptor):
+                    log.warning("%s does not end as tars do: it may be cut short", printable(str(path)))
+            finally:
+                os.close(descriptor)
+        except (TarError, OSError) as error:
+            damaged = damaged or (isinstance(error, TarError) and not isinstance(error, PackedTarError))
+            what = error.strerror if isinstance(error, OSError) else error
+            problems.append(f"{printable(str(path))} ({what})")
+    if problems:
+        raise DataError(
+            f"{len(problems)} {'tar' if len(problems) == 1 else 'tars'} cannot be read: {', '.join(problems)}"
+            + ("; download or copy what is damaged again" if damaged else "")
+        )
+
+
+def images_in(
+    descriptor: int, ignored: Counter[str], start: int = 0, stop: int | None = None, folder: str = ""
+) -> Iterator[TarImage]:
+    """Yield the images in a tar, and in the tars in it, each of which counts as a folder of its name.
+
+    Members that are no images by name are counted in `ignored`; hidden ones are passed over. Raises TarError.
+    """
+    for member in members(descriptor, start, stop):
+        parts = [part for part in member.name.split("/") if part not in ("", ".")]
+        if member.kind == "folder" or not parts or _is_hidden(parts):
+            continue
+        stem, extension = os.path.splitext(parts[-1])  # noqa: PTH122
+        is_tar = extension.lower() == ".tar" and member.kind == "file" and not folder
+        if not is_tar and not is_image_name(parts[-1]):
+            ignored[printable(extension.lower()) or "no extension"] += 1
+        elif (unsafe := _unsafe(member)) is not None:
+            yield TarImage(folder + member.name, member.offset, member.size, unsafe)
+        elif is_tar:
+            inner = "/".join([*parts[:-1], stem, ""])
+            try:
+                yield from images_in(descriptor, ignored, member.offset, member.offset + member.size, inner)
+            except TarError as error:
+                raise type(error)(f"in {printable(member.name)}: {error}") from None
+        else:
+            refused = {
+                "link": "link: the tar holds another file's name for it and no bytes",
+                "special": "special: a device, a pipe or a sparse file",
+            }.get(member.kind)
+            yield TarImage(folder + "/".join(parts), member.offset, member.size, refused)
+
+
+def _is_hidden(parts: list[str]) -> bool:
+    return any((part[0] == "." and part != "..") or part in CLUTTER_FOLDERS for part in parts)
+
+
+def _unsafe(member: Member) -> str | None:
+    if member.name.startswith("/"):
+        return "unsafe name: absolute"
+    if ".." in member.name.split("/"):
+        return "unsafe name: it leads out of its folder"
+    return "unsafe name: it holds a zero byte" if "\0" in member.name else None
+
+
+def _place(listing: Listing, tars: list[str]) -> None:
+    """Make paths of the names that members have in their tars."""
+    good = [i for i in range(len(listing)) if i not in listing.refused]
+    tops: dict[str, set[str]] = {tar: set() for tar in tars}
+    for i in good:
+        top, slash, _ = listing.paths[i].partition("/")
+        tops[listing.files[i]].add(top if slash else "")
+    stems = {tar: os.path.splitext(os.path.basename(tar))[0] for tar in tars}  # noqa: PTH119, PTH122
+    by_name = (len(tars) > 1 or any("/" in tar for tar in tars)) and (
+        any("" in found for found in tops.values())
+        or any(stem.lower() in SPLIT_OF_FOLDER for stem in stems.values())
+        or len({listing.paths[i] for i in good}) < len({(listing.files[i], listing.paths[i]) for i in good})
+    )
+    prefixes = {
+        tar: tar[: tar.rfind("/") + 1] + (f"{stem}/" if by_name and tops[tar] != {stem} else "")
+        for tar, stem in stems.items()
+    }
+    listing.paths[:] = [prefixes[tar] + path for tar, path in zip(listing.files, listing.paths, strict=True)]
+    wrapper = _wrapper([listing.paths[i] for i in good], stems[tars[0]] if len(tars) == 1 else None)
+    if wrapper:
+        log.info("all images lie in the folder %s, which is left out of their paths", printable(wrapper[:-1]))
+        listing.paths[:] = [path.removeprefix(wrapper) for path in listing.paths]
+
+
+def _wrapper(paths: list[str], stem: str | None) -> str:
+    """Return the folder (with its slash) that holds all images and says nothing of them, or "".
+
+    A folder says something if it is called train, val, ..., or if images lie flat in it: it is a class then,
+    unless it is called as the only tar is, `stem`.
+    """
+    wrapper = ""
+    while paths:
+        tops = {path.partition("/")[0] if "/" in path else "" for path in paths}
+        top = tops.pop()
+        if tops or not top or top.lower() in SPLIT_OF_FOLDER:
+            break
+        below = [path[len(top) + 1 :] for path in paths]
+        if top != stem and not all("/" in path for path in below):
+            break
+        wrapper += f"{top}/"
+        paths = below
+    return wrapper
+
+
+def _refuse_replaced(listing: Listing) -> None:
+    """Set aside what a later member of the same name would replace, were the tar unpacked."""
+    if len(set(listing.paths)) == len(listing):
+        return
+    last: dict[str, int] = {}
+    for i, path in enumerate(listing.paths):
+        if i in listing.refused:
+            continue
+        if path in last:
+            listing.refused[last[path]] = "duplicate: a later member has the same name and replaces it"
+        last[path] = i
