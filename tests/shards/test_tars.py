@@ -27,7 +27,7 @@ def packed(members):
 
 
 def put(folder, **tars):
-    """Write tars of {member: bytes} by their stems, "--" for a slash; return their names."""
+    """Write tars of {member: bytes} by their stems, "__" for a slash; return their names."""
     names = []
     for stem, members in tars.items():
         name = stem.replace("__", "/") + ".tar"
@@ -55,11 +55,39 @@ def found(folder, tars):
     return result, ignored
 
 
+SPLITS, CLASSES = ("train", "val"), ("a", "b")
 TREE = {
     f"{split}/{name}/{i}.jpg": f"{split}{name}{i}".encode()
-    for split in ("train", "val")
-    for name in "ab"
+    for split in SPLITS
+    for name in CLASSES
     for i in range(3)
+}
+
+
+def below(folder, before=""):
+    """The part of TREE in a folder, by the paths below it, with something before them."""
+    return {
+        before + path.removeprefix(folder): data for path, data in TREE.items() if path.startswith(folder)
+    }
+
+
+def class_tars(split):
+    return {f"{name}.tar": packed(below(f"{split}/{name}/")) for name in CLASSES}
+
+
+WAYS = {
+    "in a folder of the tar's name": {"pets": below("", "pets/")},
+    "in other folders": {"x": below("", "deep/er/")},
+    "a tar a split": {split: below(f"{split}/") for split in SPLITS},
+    "a tar a split, in its folder": {split: below(split, split) for split in SPLITS},
+    "a tar a class, in folders": {
+        f"{split}__{name}": below(f"{split}/{name}/") for split in SPLITS for name in CLASSES
+    },
+    "in parts": {f"part{i}": {path: TREE[path] for path in TREE if f"{i}.jpg" in path} for i in range(3)},
+    "tars in a tar a split": {split: class_tars(split) for split in SPLITS},
+    "tars in a tar": {
+        "all": {f"{split}/{name}": tar for split in SPLITS for name, tar in class_tars(split).items()}
+    },
 }
 
 
@@ -84,27 +112,13 @@ def test_a_tar_is_the_tree_that_it_holds(tmp_path):
         assert split.paths == of_tree.paths
         assert split.labels.tolist() == of_tree.labels.tolist()
         assert split.sizes.tolist() == of_tree.sizes.tolist()
-    assert {
-        path: data for split in found(tmp_path, ["all.tar"])[0].values() for path, (data, _) in split.items()
-    } == TREE
+    splits, _ = found(tmp_path, ["all.tar"])
+    assert {path: data for split in splits.values() for path, (data, _) in split.items()} == TREE
 
 
-@pytest.mark.parametrize(
-    "tars",
-    [
-        {"pets": {f"pets/{path}": data for path, data in TREE.items()}},
-        {"x": {f"deep/er/{path}": data for path, data in TREE.items()}},
-        {split: {path.removeprefix(f"{split}/"): TREE[path] for path in TREE if path.startswith(split)} for split in ("train", "val")},
-        {split: {path: TREE[path] for path in TREE if path.startswith(split)} for split in ("train", "val")},
-        {f"{split}__{name}": {path[-5:]: TREE[path] for path in TREE if path.startswith(f"{split}/{name}")} for split in ("train", "val") for name in "ab"},
-        {f"part{i}": {path: TREE[path] for path in TREE if path.endswith(f"{i}.jpg")} for i in range(3)},
-        {split: {f"{name}.tar": packed({path[-5:]: TREE[path] for path in TREE if path.startswith(f"{split}/{name}")}) for name in "ab"} for split in ("train", "val")},
-        {"all": {f"{split}/{name}.tar": packed({path[-5:]: TREE[path] for path in TREE if path.startswith(f"{split}/{name}")}) for split in ("train", "val") for name in "ab"}},
-    ],
-    ids=["a folder of its own", "folders around", "a tar a split", "a tar a split with its folder", "a tar a class", "parts", "tars in a tar a split", "tars in a tar"],
-)  # fmt: skip
-def test_ways_to_pack_one_tree(tars, tmp_path):
-    splits, _ = found(tmp_path, put(tmp_path, **tars))
+@pytest.mark.parametrize("way", WAYS)
+def test_ways_to_pack_one_tree(way, tmp_path):
+    splits, _ = found(tmp_path, put(tmp_path, **WAYS[way]))
     assert splits == {
         split: {path: (data, path.split("/")[1]) for path, data in TREE.items() if path.startswith(split)}
         for split in ("train", "val")
