@@ -46,7 +46,7 @@ def list_tars(
         if listed is not None and len(listing) % 1000 == 0:
             listed(len(listing))
     _place(listing, tars)
-    _refuse_replaced(listing)
+    refuse_replaced(listing)
     return listing, ignored
 
 
@@ -169,7 +169,7 @@ def _wrapper(paths: list[str], stem: str | None) -> str:
     return wrapper
 
 
-def _refuse_replaced(listing: Listing) -> None:
+def refuse_replaced(listing: Listing) -> None:
     """Set aside what a later member of the same name would replace, were the tar unpacked."""
     if len(set(listing.paths)) == len(listing):
         return
