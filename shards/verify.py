@@ -1,29 +1,35 @@
-"""Check a data set against its manifest: every sample's bytes are in their place and what they were."""
+"""Check a data set: every tar against its manifest, the manifests against what is said of them."""
 
 import os
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import xxhash
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from coma.errors import DataError
-from coma.shards.images import BadImageError, check_image
-from coma.shards.manifest import MANIFEST_NAME, Manifest, load_manifest, split_names
+from coma.shards.audit import Problem, check_shard
+from coma.shards.files import folder_at, is_remote, reaching
+from coma.shards.manifest import (
+    INFO_NAME,
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    Manifest,
+    load_manifest,
+    read_info,
+    split_names,
+)
+from coma.shards.merge import kind_of
 
-_TAR_BLOCK_BYTES = 512
+__all__ = ["Problem", "VerifyProgress", "VerifyReport", "load_manifests", "verify"]
 
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that differs; `key` is empty when it is the whole shard."""
-
-    split: str
-    shard: str
-    key: str
-    reason: str
+_TELL_EVERY_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -50,97 +56,174 @@ class VerifyProgress:
 def verify(
     data: Path,
     decode: bool = False,
-    workers: int = 4,
+    workers: int | None = None,
     progress: Callable[[VerifyProgress], None] | None = None,
 ) -> VerifyReport:
-    """Read every sample and compare its hash with the manifest's; with `decode`, decode it too.
+    """Read a data set, or one split's folder of it, from end to end and compare it with its manifest.
 
-    Problems are reported, not raised: a missing or cut shard, a sample that is not where the manifest says or
-    not what it was, a tar that no manifest lists. Raises DataError if there is no data set or no readable
-    manifest.
+    Every tar is walked from its first byte to its last, in `workers` threads (as many as there are cores,
+    unless told); with `decode` every image is decoded too. Problems are reported, not raised: a missing,
+    changed or cut shard, a label or description that disagrees, a sample or a tar that no manifest lists, an
+    .idx, `_info.json` or quarantine that does not fit. Raises DataError if there is no data set or no
+    readable manifest.
     """
+    data = folder_at(data)
     manifests = load_manifests(data)
-    total_shards = sum(len(manifest.shards) for manifest in manifests)
-    total_bytes = sum(int(manifest.size.sum()) for manifest in manifests)
     problems = [problem for manifest in manifests for problem in _unlisted(manifest)]
-    shards = image_bytes = 0
-    pool = ThreadPoolExecutor(workers)
-    try:
-        checks = {
-            pool.submit(_check_shard, manifest, shard, decode): int(
-                manifest.size[manifest.shard_id == shard].sum()
-            )
-            for manifest in manifests
-            for shard in range(len(manifest.shards))
-        }
-        for check in as_completed(checks):
-            problems += check.result()
-            shards += 1
-            image_bytes += checks[check]
-            if progress is not None:
-                progress(VerifyProgress(shards, total_shards, image_bytes, total_bytes, len(problems)))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    samples = sum(map(len, manifests))
-    ordered = sorted(problems, key=lambda problem: (problem.split, problem.shard, problem.key))
-    return VerifyReport(samples, total_shards, total_bytes, tuple(ordered))
+    if not (data / MANIFEST_NAME).is_file():
+        problems += [*_info_problems(data, manifests), *_quarantine_problems(data), *_stray(data, manifests)]
+    problems += _check_shards(
+        manifests, decode, workers or len(os.sched_getaffinity(0)), progress, len(problems)
+    )
+    return VerifyReport(
+        samples=sum(map(len, manifests)),
+        shards=sum(len(manifest.shards) for manifest in manifests),
+        image_bytes=sum(int(manifest.size.sum()) for manifest in manifests),
+        problems=tuple(sorted(problems, key=lambda problem: (problem.split, problem.shard, problem.key))),
+    )
 
 
 def load_manifests(data: Path) -> list[Manifest]:
     """Read the manifests of all splits of a data set, or the one of a split's folder, train first."""
-    data = Path(data)
+    data = folder_at(data)
     if (data / MANIFEST_NAME).is_file():
         return [load_manifest(data)]
-    if not data.is_dir():
+    if not is_remote(data) and not data.is_dir():
         raise DataError(
             f"no sharded data set at {data}: {'it is a file' if data.exists() else 'no such folder'}"
         )
     return [load_manifest(data, name) for name in split_names(data)]
 
 
-def _unlisted(manifest: Manifest) -> Iterator[Problem]:
-    for tar in sorted(manifest.folder.glob("*.tar")):
-        if tar.name not in manifest.shards:
-            yield Problem(manifest.split, tar.name, "", "not in the manifest: stock readers would read it")
+def _check_shards(
+    manifests: list[Manifest],
+    decode: bool,
+    workers: int,
+    progress: Callable[[VerifyProgress], None] | None,
+    found: int,
+) -> list[Problem]:
+    """Check all shards in threads; `found` problems are known already."""
+    problems: list[Problem] = []
+    jobs = [(manifest, shard) for manifest in manifests for shard in range(len(manifest.shards))]
+    sizes = [int(size) for manifest in manifests for size in _shard_image_bytes(manifest)]
+    checked = [0] * len(jobs)  # bytes of images; each thread has its own entry
+    stopped = threading.Event()
 
+    def check(number: int) -> list[Problem]:
+        def advance(image_bytes: int) -> None:
+            if stopped.is_set():
+                raise _Stopped
+            checked[number] += image_bytes
 
-def _check_shard(manifest: Manifest, shard: int, decode: bool) -> list[Problem]:
-    name = manifest.shards[shard]
-    rows = np.flatnonzero(manifest.shard_id == shard)
+        return check_shard(*jobs[number], decode, advance)
+
+    pool = ThreadPoolExecutor(workers)
     try:
-        descriptor = os.open(manifest.folder / name, os.O_RDONLY)
-    except OSError as error:
-        return [Problem(manifest.split, name, "", f"cannot be read: {error.strerror}")]
-    problems = []
-    try:
-        for row, key in zip(rows, manifest.keys(rows), strict=True):
-            reason = _check_sample(manifest, int(row), key, descriptor, decode)
-            if reason is not None:
-                problems.append(Problem(manifest.split, name, key, reason))
-    except OSError as error:
-        problems.append(Problem(manifest.split, name, "", f"cannot be read: {error.strerror}"))
+        numbers = {pool.submit(check, number): number for number in range(len(jobs))}
+        running = set(numbers)
+        while running:
+            done, running = wait(running, _TELL_EVERY_S, FIRST_COMPLETED)
+            for future in done:
+                problems += future.result()
+                checked[numbers[future]] = sizes[numbers[future]]
+            if progress is not None:
+                shards = len(jobs) - len(running)
+                progress(VerifyProgress(shards, len(jobs), sum(checked), sum(sizes), found + len(problems)))
     finally:
-        os.close(descriptor)
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
     return problems
 
 
-def _check_sample(manifest: Manifest, row: int, key: str, descriptor: int, decode: bool) -> str | None:
-    """Return what is wrong with a sample, None if nothing is."""
-    size, offset = int(manifest.size[row]), int(manifest.offset[row])
-    header_at = max(0, offset - _TAR_BLOCK_BYTES)
-    read = os.pread(descriptor, offset - header_at + size, header_at)
-    header, image = read[: offset - header_at], read[offset - header_at :]
-    if len(image) != size:
-        return f"the shard ends {size - len(image)} bytes before the image does"
-    if xxhash.xxh3_64_intdigest(image) != manifest.xxh3_64[row]:
-        return "its bytes are not what they were (the hash differs)"
-    if not header.startswith(f"{key}.".encode()):
-        return "the tar has another member there"
-    if decode:
-        try:
-            facts = check_image(image)
-        except BadImageError as error:
-            return f"does not decode: {error}"
-        if (facts.width, facts.height) != (manifest.width[row], manifest.height[row]):
-            return f"is {facts.width}x{facts.height} pixels, not {manifest.width[row]}x{manifest.height[row]}"
-    return None
+class _Stopped(Exception):
+    """Ends a thread's check when nobody waits for it any more."""
+
+
+def _shard_image_bytes(manifest: Manifest) -> list[int]:
+    ends = np.cumsum(manifest.shard_lengths)
+    return [int(manifest.size[start:end].sum()) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _unlisted(manifest: Manifest) -> Iterator[Problem]:
+    for path in _tars(manifest.folder):
+        if path.name not in manifest.shards:
+            yield Problem(manifest.split, path.name, "", "not in the manifest: stock readers would read it")
+
+
+def _stray(data: Path, manifests: list[Manifest]) -> Iterator[Problem]:
+    """Tars beside the splits."""
+    splits = {manifest.split for manifest in manifests}
+    for path in _tars(data):
+        yield Problem("", path.name, "", "not in any split's folder: stock readers would read it")
+    for folder in sorted((child for child in data.iterdir() if child.is_dir()), key=lambda child: child.name):
+        if folder.name not in splits and not folder.name.startswith("."):
+            for path in _tars(folder):
+                yield Problem(folder.name, path.name, "", f"in a folder that is no split of {INFO_NAME}")
+
+
+def _tars(folder: Path) -> list[Path]:
+    with reaching(folder):
+        return sorted(folder.glob("*.tar"), key=lambda path: path.name)
+
+
+def _info_problems(data: Path, manifests: list[Manifest]) -> Iterator[Problem]:
+    """What `_info.json` says that the manifests do not."""
+    info = read_info(data)
+    splits = _dict(info.get("splits"))
+    about = _dict(info.get("coma"))
+    known = {manifest.split for manifest in manifests}
+    for name in splits:
+        if name not in known:
+            yield Problem(str(name), MANIFEST_NAME, "", f"missing, and {INFO_NAME} has this split")
+    for manifest in manifests:
+        says = _dict(splits.get(manifest.split))
+        due: dict[str, Any] = {
+            "num_samples": len(manifest),
+            "filenames": [f"{manifest.split}/{shard}" for shard in manifest.shards],
+            "shard_lengths": manifest.shard_lengths.tolist(),
+        }
+        if about:
+            says |= _dict(_dict(about.get("splits")).get(manifest.split))
+            due["fingerprint"] = manifest.fingerprint
+        for name, value in due.items():
+            if says.get(name) != value:
+                yield Problem(manifest.split, INFO_NAME, "", f"{name} is not that of the manifest")
+    if about:
+        kept = sum(map(len, manifests))
+        aside = sum(count for count in _dict(about.get("set_aside")).values() if isinstance(count, int))
+        if about.get("found") != kept + aside:
+            yield Problem(
+                "",
+                INFO_NAME,
+                "",
+                f"says {about.get('found')} images were found, not {kept} + {aside} set aside",
+            )
+
+
+def _quarantine_problems(data: Path) -> Iterator[Problem]:
+    """What the quarantine lists and `_info.json` does not count, or the other way round."""
+    path = data / QUARANTINE_NAME
+    counted = _dict(_dict(read_info(data).get("coma")).get("set_aside"))
+    try:
+        with reaching(path), path.open("rb") as file:
+            reasons = pq.read_table(file, columns=["reason"])["reason"].to_pylist()
+        kinds = Counter(map(kind_of, reasons))
+    except FileNotFoundError:
+        if counted:
+            yield Problem("", QUARANTINE_NAME, "", "missing, and images were set aside")
+        return
+    except (pa.ArrowException, OSError, AttributeError) as error:
+        yield Problem("", QUARANTINE_NAME, "", f"cannot be read: {' '.join(str(error).split())[:200]}")
+        return
+    for kind in sorted({*kinds, *counted}):
+        if kinds[kind] != counted.get(kind, 0):
+            yield Problem(
+                "",
+                QUARANTINE_NAME,
+                "",
+                f"lists {kinds[kind]} images as {kind}, {INFO_NAME} counts {counted.get(kind, 0)}",
+            )
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, dict) else {}
