@@ -26,8 +26,10 @@ def folder_at(text: str | Path) -> Path:
 
     Raises UsageError for a scheme that nothing here can read.
     """
-    if isinstance(text, os.PathLike) or not _URL.match(text):
-        return Path(text) if isinstance(text, str) else text
+    if not isinstance(text, str):
+        return text
+    if not _URL.match(text):
+        return Path(text)
     scheme = text.split("://", 1)[0].lower()
     from upath import UPath
 
@@ -63,7 +65,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with _uploading(path) as file:
             yield file
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}{_SUFFIX}")
     try:
         with temporary.open("wb") as file:
             yield file

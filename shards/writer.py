@@ -385,15 +385,14 @@ def _finish(run: _Run, record: dict[str, Any]) -> None:
 
 def _last_part_finished(run: _Run, record: dict[str, Any]) -> bool:
     """Finish the data set if all other parts have ended; return whether it is complete."""
+    if is_remote(run.out):
+        return False  # no locks there: two parts could do so at a time, and one tidy up under the other
     every = [plan for planned in run.planned for plan in planned.shards]
-    if is_remote(run.out) or not all(finished(run.out, plan) for plan in every):
-        return False
-    try:
-        with begun(run.out, record):
-            _finish(run, record)
-    except UsageError:
-        return False  # another part is still at work, and will be the last
-    return True
+    if all(finished(run.out, plan) for plan in every):
+        with suppress(UsageError), begun(run.out, record):  # or another is at work, and will be the last
+            if state_of(run.out, record) is not State.COMPLETE:
+                _finish(run, record)
+    return state_of(run.out, record) is State.COMPLETE
 
 
 def _completed(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary:
