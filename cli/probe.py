@@ -1,32 +1,14 @@
 """`coma probe`: a linear classifier on a run's frozen features."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
+from coma.cli.options import BatchSize, Device, Json, LabelledData, Run
 
 
 def probe(
-    run: Annotated[Path, typer.Argument(help="Run folder, or one of its checkpoints.")],
-    data: Annotated[
-        Path | None,
-        typer.Argument(help="Labelled data set made by `coma shard`.", show_default="the run's own"),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Images at a time.", min=1, metavar="N", rich_help_panel="Running")
-    ] = 64,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Where to run.",
-            metavar="cpu|cuda",
-            show_default="a GPU if there is one",
-            rich_help_panel="Running",
-        ),
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel="Running")
-    ] = False,
+    run: Run,
+    data: LabelledData = None,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    json: Json = False,
 ) -> None:
     """Fit a linear classifier on a run's frozen features: top-1 accuracy in percent.
 

@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from coma.cli.options import Device, Json, Run
+
 
 def reconstruct(
-    run: Annotated[Path, typer.Argument(help="Run folder, or one of its checkpoints.")],
+    run: Run,
     images: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -28,18 +30,8 @@ def reconstruct(
         int, typer.Option(help="Images, a row each.", min=1, metavar="N", rich_help_panel="Picture")
     ] = 8,
     seed: Annotated[int, typer.Option(help="Of the masks.", metavar="N", rich_help_panel="Picture")] = 0,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Where to run.",
-            metavar="cpu|cuda",
-            show_default="a GPU if there is one",
-            rich_help_panel="Running",
-        ),
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel="Running")
-    ] = False,
+    device: Device = None,
+    json: Json = False,
 ) -> None:
     """Paint originals, views and reconstructions side by side.
 

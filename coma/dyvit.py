@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from coma.attention import HeadGroup
 from coma.blocks import Block, Merge, PatchEmbed, Stage, init_weights
 from coma.errors import UsageError
-from coma.layout import Grid, SinCosPosition, take_units, to_map, to_units
+from coma.layout import Grid, SinCosPosition, take_units, to_map, to_units, unit_grid
 
 __all__ = ["DyViT"]
 
@@ -118,12 +118,7 @@ class DyViT(nn.Module):
 
     def unit_grid(self, height: int, width: int) -> Grid:
         """Mask units down and across an image of this many pixels; UsageError if they do not fill it."""
-        if min(height, width) < 1 or height % self.unit_size or width % self.unit_size:
-            raise UsageError(
-                f"image size {height}x{width} is not a multiple of the {self.unit_size}-pixel mask unit:"
-                " change the image size, or the patch size (a unit is 8 patches)"
-            )
-        return height // self.unit_size, width // self.unit_size
+        return unit_grid(height, width, self.unit_size, "or the patch size (a unit is 8 patches)")
 
     def unit_patches(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, U, T, P]: units in raster order, their patches in Morton order, raw pixels."""

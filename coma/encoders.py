@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from coma.blocks import init_weights
 from coma.dyvit import DyViT
 from coma.errors import UsageError
-from coma.layout import Grid, SinCosPosition, from_units, to_units
+from coma.layout import Grid, SinCosPosition, from_units, to_units, unit_grid
 
 
 class Encoder(Protocol):
@@ -124,12 +124,7 @@ class ViTEncoder:
 
     def unit_grid(self, height: int, width: int) -> Grid:
         """Mask units down and across an image of this many pixels; UsageError if they do not fill it."""
-        if min(height, width) < 1 or height % self.unit_size or width % self.unit_size:
-            raise UsageError(
-                f"image size {height}x{width} is not a multiple of the {self.unit_size}-pixel mask unit:"
-                " change the image size"
-            )
-        return height // self.unit_size, width // self.unit_size
+        return unit_grid(height, width, self.unit_size)
 
     def unit_patches(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, U, T, P]."""

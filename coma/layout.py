@@ -9,8 +9,20 @@ Legend: B images, U mask units, T patches of a unit, P values of a patch (p·p·
 import torch
 from torch import Tensor, nn
 
+from coma.errors import UsageError
+
 Grid = tuple[int, int]
 """Mask units down and across an image."""
+
+
+def unit_grid(height: int, width: int, unit_size: int, way_out: str = "") -> Grid:
+    """Return how many mask units an image of this many pixels has; UsageError if they do not fill it."""
+    if min(height, width) < 1 or height % unit_size or width % unit_size:
+        raise UsageError(
+            f"image size {height}x{width} is not a multiple of the {unit_size}-pixel mask unit:"
+            f" change the image size{', ' if way_out else ''}{way_out}"
+        )
+    return height // unit_size, width // unit_size
 
 
 def to_units(images: Tensor, unit_size: int, patch_size: int) -> Tensor:

@@ -1,0 +1,27 @@
+"""Arguments and options that several commands take."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RUNNING = "Running"
+
+Run = Annotated[Path, typer.Argument(help="Run folder, or one of its checkpoints.")]
+LabelledData = Annotated[
+    Path | None,
+    typer.Argument(help="Labelled data set made by `coma shard`.", show_default="the run's own"),
+]
+BatchSize = Annotated[
+    int, typer.Option(help="Images at a time.", min=1, metavar="N", rich_help_panel=RUNNING)
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Where to run.",
+        metavar="cpu|cuda",
+        show_default="a GPU if there is one",
+        rich_help_panel=RUNNING,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=RUNNING)]
