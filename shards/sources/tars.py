@@ -12,7 +12,7 @@ from coma.errors import DataError
 from coma.shards.sources.model import Listing, is_image_name, printable
 from coma.shards.sources.tree import _CLUTTER_FOLDERS as CLUTTER_FOLDERS
 from coma.shards.sources.tree import SPLIT_OF_FOLDER
-from coma.shards.tar import Member, PackedTarError, TarError, ends, members
+from coma.shards.tar import PackedTarError, TarError, ends, members
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +97,8 @@ def images_in(
         is_tar = extension.lower() == ".tar" and member.kind == "file" and not folder
         if not is_tar and not is_image_name(parts[-1]):
             ignored[printable(extension.lower()) or "no extension"] += 1
-        elif (unsafe := _unsafe(member)) is not None:
-            yield TarImage(folder + member.name, member.offset, member.size, unsafe)
+        elif (refused := unsafe(member.name)) is not None:
+            yield TarImage(folder + member.name, member.offset, member.size, refused)
         elif is_tar:
             inner = "/".join([*parts[:-1], stem, ""])
             try:
@@ -117,12 +117,13 @@ def _is_hidden(parts: list[str]) -> bool:
     return any((part[0] == "." and part != "..") or part in CLUTTER_FOLDERS for part in parts)
 
 
-def _unsafe(member: Member) -> str | None:
-    if member.name.startswith("/"):
+def unsafe(name: str) -> str | None:
+    """Return why a member's name must not be followed, or None."""
+    if name.startswith("/"):
         return "unsafe name: absolute"
-    if ".." in member.name.split("/"):
+    if ".." in name.split("/"):
         return "unsafe name: it leads out of its folder"
-    return "unsafe name: it holds a zero byte" if "\0" in member.name else None
+    return "unsafe name: it holds a zero byte" if "\0" in name else None
 
 
 def _place(listing: Listing, tars: list[str]) -> None:
