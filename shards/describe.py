@@ -1,10 +1,11 @@
-"""What is in a data set: counts, sizes, formats, what was set aside; and a look at some of its images."""
+"""What is in a data set: counts, sizes, formats, balance, colours, what was set aside."""
 
-import io
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
 
-from coma.errors import DataError, UsageError
-from coma.shards.files import write_atomically
-from coma.shards.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, read_manifest
-from coma.shards.plan import shuffled
+from coma.errors import DataError
+from coma.shards.card import card
+from coma.shards.files import folder_at, reaching
+from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, QUARANTINE_NAME, Manifest, read_info, read_manifest
+from coma.shards.merge import kind_of
+from coma.shards.sheet import displayed
 from coma.shards.verify import load_manifests
+
+MEASURED_IMAGES = 512
+_MEASURED_PX = 224
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,33 @@ class Spread:
     def __str__(self) -> str:
         """As "min / median / max"."""
         return f"{self.min:,} / {self.median:,} / {self.max:,}"
+
+
+@dataclass(frozen=True)
+class ClassBalance:
+    """How evenly a split's images are spread over its classes, those without an image among them."""
+
+    per_class: Spread
+    smallest: str
+    """The name of the first class that has the fewest images."""
+    largest: str
+    effective: float
+    """How many classes of equal size would be as varied: exp of the entropy of the label."""
+    counts: dict[str, int]
+    """Images of every class, in the order of the labels."""
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Mean and standard deviation of red, green and blue in [0, 1], every image counting alike.
+
+    Taken of a random sample, which JPEG decodes at a fraction of its size, though not below 224 px.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    images: int
+    """That were looked at; fewer than asked for if some do not decode."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +82,8 @@ class SplitDescription:
     formats: dict[str, int]
     """Samples of each format, the commonest first."""
     labelled: bool
-    samples_per_class: Spread | None
+    classes: ClassBalance | None
+    channels: Channels | None
     fingerprint: str
 
 
@@ -62,77 +95,47 @@ class Description:
     splits: tuple[SplitDescription, ...]
     class_names: tuple[str, ...] | None
     set_aside: dict[str, int]
-    """Source images in the quarantine, by kind of reason."""
+    """Source images in the quarantine, by kind of reason, the commonest first."""
+    converted: dict[str, int]
+    """Images whose bytes are not the source's, by kind of reason."""
+    info: dict[str, Any]
+    """What `_info.json` has under "coma"; empty if it is not ours."""
 
 
-def describe(data: Path) -> Description:
-    """Describe a data set, or one split of it. Raises DataError as `read_manifest` does."""
+def describe(data: Path, measured: int = MEASURED_IMAGES, seed: int = 0) -> Description:
+    """Describe a data set, or one split of it; `measured` images of a split are decoded for its colours.
+
+    Raises DataError as `read_manifest` does.
+    """
+    data = folder_at(data)
     manifests = [read_manifest(manifest.folder) for manifest in load_manifests(data)]
-    quarantine = manifests[0].folder.parent / QUARANTINE_NAME
-    reasons: Counter[str] = Counter()
-    if quarantine.is_file():
-        try:
-            column = pq.read_table(quarantine, columns=["reason"])["reason"]
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{quarantine} cannot be read: {str(error).splitlines()[0]}") from error
-        reasons.update(reason.split(":")[0] for reason in column.to_pylist())
-    class_names = next((manifest.class_names for manifest in manifests if manifest.class_names), None)
+    root = manifests[0].folder.parent
+    about = read_info(root).get("coma") if (root / INFO_NAME).is_file() else None
+    info = about if isinstance(about, dict) else {}
     return Description(
-        Path(data), tuple(map(_described, manifests)), class_names, dict(reasons.most_common())
+        data=data,
+        splits=tuple(_described(manifest, measured, seed) for manifest in manifests),
+        class_names=next((manifest.class_names for manifest in manifests if manifest.class_names), None),
+        set_aside=_set_aside(root / QUARANTINE_NAME),
+        converted=dict(info.get("converted") or {}),
+        info=info,
     )
 
 
-def contact_sheet(
-    data: Path, split: str = "train", images: int = 64, seed: int = 0, cell_px: int = 112
-) -> Image.Image:
-    """Lay out a random choice of a split's images in a square grid, each whole in a cell, as displayed."""
-    manifest = read_manifest(data, split)
-    rows = shuffled(len(manifest), seed, "contact sheet")[:images]
-    columns = int(np.ceil(np.sqrt(len(rows))))
-    gap_px = 4
-    pitch_px = cell_px + gap_px
-    lines = -(-len(rows) // columns)
-    sheet = Image.new("RGB", (columns * pitch_px + gap_px, lines * pitch_px + gap_px), "white")
-    for place, row in enumerate(np.sort(rows)):
-        cell = ImageOps.contain(_image(manifest, int(row)), (cell_px, cell_px))
-        left = gap_px + place % columns * pitch_px + (cell_px - cell.width) // 2
-        top = gap_px + place // columns * pitch_px + (cell_px - cell.height) // 2
-        sheet.paste(cell, (left, top))
-    return sheet
-
-
-def write_contact_sheet(data: Path, path: Path, split: str = "train") -> None:
-    """Write `contact_sheet` as a PNG. Raises UsageError if `path` cannot be written."""
-    sheet = contact_sheet(data, split)
-    png = io.BytesIO()
-    sheet.save(png, "PNG")
-    try:
-        write_atomically(path, png.getvalue())
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+def data_card(data: Path) -> str:
+    """A data set in Markdown, for its README.md or a data card: the same for the same data, wherever it lies."""
+    return card(describe(data, measured=0))
 
 
 def as_json(description: Description) -> dict[str, Any]:
     """The description as plain JSON types."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Path):
-            return str(value)
-        if isinstance(value, tuple):
-            return [plain(item) for item in value]
-        if hasattr(value, "__dataclass_fields__"):
-            return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
-        return value
-
-    result: dict[str, Any] = json.loads(json.dumps(plain(description)))
+    result: dict[str, Any] = json.loads(json.dumps(asdict(description), default=str))
+    del result["info"]
     result["splits"] = {split.pop("split"): split for split in result["splits"]}
     return result
 
 
-def _described(manifest: Manifest) -> SplitDescription:
-    column = pq.read_table(manifest.folder / MANIFEST_NAME, columns=["format"], memory_map=True)["format"]
-    counts = {str(entry["values"]): int(entry["counts"]) for entry in pc.value_counts(column).to_pylist()}
-    label = manifest.label
+def _described(manifest: Manifest, measured: int, seed: int) -> SplitDescription:
     return SplitDescription(
         split=manifest.split,
         samples=len(manifest),
@@ -141,9 +144,10 @@ def _described(manifest: Manifest) -> SplitDescription:
         image_bytes=_spread(manifest.size),
         width=_spread(manifest.width),
         height=_spread(manifest.height),
-        formats=dict(sorted(counts.items(), key=lambda entry: -entry[1])),
-        labelled=label is not None,
-        samples_per_class=None if label is None else _spread(np.unique(label, return_counts=True)[1]),
+        formats=_formats(manifest),
+        labelled=manifest.label is not None,
+        classes=None if manifest.label is None else _balance(manifest.label, manifest.class_names),
+        channels=_channels(manifest, measured, seed) if measured else None,
         fingerprint=manifest.fingerprint,
     )
 
@@ -152,18 +156,61 @@ def _spread(values: npt.NDArray[Any]) -> Spread:
     return Spread(int(values.min()), int(np.median(values)), int(values.max()))
 
 
-def _image(manifest: Manifest, row: int) -> Image.Image:
-    path = manifest.folder / manifest.shards[manifest.shard_id[row]]
-    descriptor = os.open(path, os.O_RDONLY)
+def _formats(manifest: Manifest) -> dict[str, int]:
+    path = manifest.folder / MANIFEST_NAME
+    with reaching(path), path.open("rb") as file:
+        column = pq.read_table(file, columns=["format"], read_dictionary=["format"])["format"]
+    counts = {str(entry["values"]): int(entry["counts"]) for entry in pc.value_counts(column).to_pylist()}
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def _balance(label: npt.NDArray[np.int32], class_names: Sequence[str] | None) -> ClassBalance:
+    counts = np.bincount(label, minlength=len(class_names or ()))
+    names = list(map(str, range(len(counts)))) if class_names is None else class_names
+    share = counts[counts > 0] / len(label)
+    return ClassBalance(
+        per_class=_spread(counts),
+        smallest=names[int(counts.argmin())],
+        largest=names[int(counts.argmax())],
+        effective=float(np.exp(-(share * np.log(share)).sum())),
+        counts=dict(zip(names, counts.tolist(), strict=True)),
+    )
+
+
+def _channels(manifest: Manifest, measured: int, seed: int) -> Channels | None:
+    count = min(measured, len(manifest))
+    rows = np.sort(np.random.default_rng(seed).choice(len(manifest), count, replace=False))
+
+    def moments(row: int) -> npt.NDArray[np.float64] | None:
+        """[2, 3] mean of x and of x squared."""
+        image = displayed(manifest, row, _MEASURED_PX)
+        if image is None:
+            return None
+        histogram = np.asarray(image.histogram(), np.float64).reshape(3, 256) / (image.width * image.height)
+        levels = np.arange(256) / 255
+        return np.stack([histogram @ levels, histogram @ levels**2])
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        found = [each for each in pool.map(moments, rows.tolist()) if each is not None]
+    if not found:
+        return None
+    mean, square = np.mean(found, axis=0)
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    return Channels(_rgb(mean), _rgb(std), len(found))
+
+
+def _rgb(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    red, green, blue = (round(float(value), 4) for value in values)
+    return red, green, blue
+
+
+def _set_aside(quarantine: Path) -> dict[str, int]:
+    if not quarantine.is_file():
+        return {}
     try:
-        data = os.pread(descriptor, int(manifest.size[row]), int(manifest.offset[row]))
-    finally:
-        os.close(descriptor)
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.draft("RGB", (256, 256))  # a JPEG may decode smaller
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:
-        raise DataError(
-            f"{path}: sample {manifest.keys([row])[0]} does not decode; see: coma verify"
-        ) from error
+        with reaching(quarantine), quarantine.open("rb") as file:
+            reasons = pq.read_table(file, columns=["reason"])["reason"].to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{quarantine} cannot be read: {str(error).splitlines()[0]}") from error
+    counts = Counter(map(kind_of, reasons))
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))

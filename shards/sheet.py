@@ -1,0 +1,144 @@
+"""Images of a data set as a person sees them: one by one, and many on a contact sheet."""
+
+import io
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from coma.errors import DataError, UsageError
+from coma.shards.files import reaching, write_atomically
+from coma.shards.manifest import INFO_NAME, Manifest, read_info, read_manifest
+
+_MARGIN_PX = 16
+_GAP_PX = 8
+_CAPTION_PX = 18  # below a cell
+_FONT_PX = 12
+_PAGE, _MAT, _BORDER, _INK = "#ffffff", "#f4f4f5", "#d4d4d8", "#52525b"
+
+
+def contact_sheet(
+    data: Path, split: str = "train", images: int = 64, seed: int = 0, cell_px: int = 128
+) -> Image.Image:
+    """Lay out a random choice of a split's images in rows of equal length, each whole in a square cell.
+
+    As many classes as there is room for are shown, one image of each before a second of any, in the classes'
+    order and with their names. An image that does not decode leaves its cell empty and says so.
+    """
+    manifest = read_manifest(data, split)
+    rows = balanced_choice(manifest, images, seed)
+    columns, lines = _grid(len(rows))
+    rows = rows[: columns * lines]
+    captions = _captions(manifest, rows)
+    with ThreadPoolExecutor() as pool:
+        pictures = pool.map(lambda row: displayed(manifest, int(row), cell_px), rows)
+        across_px = cell_px + _GAP_PX
+        down_px = across_px + (_CAPTION_PX if captions else 0)
+        size = (columns * across_px - _GAP_PX, lines * down_px - _GAP_PX)
+        sheet = Image.new("RGB", (size[0] + 2 * _MARGIN_PX, size[1] + 2 * _MARGIN_PX), _PAGE)
+        draw = ImageDraw.Draw(sheet)
+        for place, picture in enumerate(pictures):
+            left = _MARGIN_PX + place % columns * across_px
+            top = _MARGIN_PX + place // columns * down_px
+            draw.rectangle((left, top, left + cell_px - 1, top + cell_px - 1), _MAT, _BORDER)
+            if picture is None:
+                _centred(draw, "does not decode", left, top + cell_px // 2 - _FONT_PX // 2, cell_px)
+            else:
+                whole = ImageOps.contain(picture, (cell_px - 2, cell_px - 2), Image.Resampling.LANCZOS)
+                corner = (left + (cell_px - whole.width) // 2, top + (cell_px - whole.height) // 2)
+                sheet.paste(whole, corner)
+            if captions:
+                _centred(draw, captions[place], left, top + cell_px + 3, cell_px)
+    return sheet
+
+
+def write_contact_sheet(data: Path, path: Path, split: str = "train", seed: int = 0) -> None:
+    """Write `contact_sheet` as a PNG. Raises UsageError if `path` cannot be written."""
+    png = io.BytesIO()
+    contact_sheet(data, split, seed=seed).save(png, "PNG")
+    try:
+        write_atomically(path, png.getvalue())
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def displayed(manifest: Manifest, row: int, px: int) -> Image.Image | None:
+    """A sample as a person sees it: upright, RGB, at least `px` pixels along its sides if it has them.
+
+    A JPEG may come smaller than it is, never below `px`. None if it does not decode. Raises DataError if its
+    shard cannot be read.
+    """
+    path = manifest.folder / manifest.shards[manifest.shard_id[row]]
+    try:
+        with reaching(path), path.open("rb") as file:
+            file.seek(int(manifest.offset[row]))
+            data = file.read(int(manifest.size[row]))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.draft("RGB", (px, px))
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16"):
+            upright = Image.fromarray((np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8))
+        return upright.convert("RGB")
+    except Exception:
+        return None
+
+
+def balanced_choice(manifest: Manifest, images: int, seed: int) -> npt.NDArray[np.int64]:
+    """Choose up to `images` rows at random: one of every class before a second of any; in order of class."""
+    generator = np.random.default_rng(seed)
+    if manifest.label is None:
+        return np.sort(generator.choice(len(manifest), min(images, len(manifest)), replace=False))
+    classes = generator.permutation(np.flatnonzero(np.bincount(manifest.label)))[:images]
+    shown = np.zeros(manifest.label.max() + 1, bool)
+    shown[classes] = True
+    rows = generator.permutation(np.flatnonzero(shown[manifest.label]))
+    labels = manifest.label[rows]
+    by_class = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[by_class], labels[by_class])
+    turn = np.empty(len(rows), np.int64)  # how many of its class come before it
+    turn[by_class] = np.arange(len(rows)) - starts
+    chosen = rows[np.argsort(turn, kind="stable")[:images]]
+    return chosen[np.lexsort((chosen, manifest.label[chosen]))]
+
+
+def _grid(images: int) -> tuple[int, int]:
+    """Columns and lines of a grid that has no gaps and leaves out as few images as may be."""
+    least = int(np.ceil(np.sqrt(images)))
+    columns = max(range(least, 2 * least + 1), key=lambda columns: (images // columns * columns, -columns))
+    return columns, images // columns
+
+
+def _captions(manifest: Manifest, rows: npt.NDArray[np.int64]) -> list[str] | None:
+    if manifest.label is None:
+        return None
+    names = class_captions(manifest)
+    return [names[label] if names is not None else str(label) for label in manifest.label[rows]]
+
+
+def class_captions(manifest: Manifest) -> list[str] | None:
+    """What to call the classes: in English, by the first of its words, where the data set knows it."""
+    words = None
+    if (manifest.folder.parent / INFO_NAME).is_file():
+        about = read_info(manifest.folder.parent).get("coma")
+        words = about.get("class_words") if isinstance(about, dict) else None
+    if isinstance(words, list) and len(words) == len(manifest.class_names or ()):
+        return [str(word).split(",")[0].strip() for word in words]
+    return None if manifest.class_names is None else list(manifest.class_names)
+
+
+def _centred(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int) -> None:
+    """Write a line of text, cut to `width` pixels; PIL's own font, the same on every machine, has ASCII only."""
+    font = ImageFont.load_default(_FONT_PX)
+    letters = (each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
+    text = " ".join("".join(letters).encode("ascii", "replace").decode().split())
+    shown = text
+    while shown and font.getlength(shown) > width:
+        text = text[:-1]
+        shown = text.rstrip() + "..."
+    draw.text((left + (width - font.getlength(shown)) / 2, top), shown, _INK, font)
