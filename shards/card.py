@@ -173,11 +173,12 @@ def _reading(description: "Description") -> str:
     split = description.splits[0]
     images = ";".join(EXTENSIONS.get(name, name) for name in split.formats)
     fields = f'"{images}", "cls"' if split.labelled else f'"{images}"'
+    tars = f'sorted(glob.glob("{split.split}/*.tar")), shardshuffle=False'
     lines = [
         "import coma.pipeline, glob, timm.data, webdataset",
         "",
         'stream = coma.pipeline.Stream(".", batch_size=8)',
-        f'samples = webdataset.WebDataset(sorted(glob.glob("{split.split}/*.tar"))).decode("pil").to_tuple({fields})',
+        f'samples = webdataset.WebDataset({tars}).decode("pil").to_tuple({fields})',
     ]
     if split.labelled:
         lines.append(f'dataset = timm.data.create_dataset("wds/", root=".", split="{split.split}")')

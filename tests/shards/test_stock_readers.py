@@ -1,27 +1,36 @@
-"""Ordinary shards: webdataset, timm and DALI read them with their own readers: same count, same bytes."""
+"""Ordinary shards: webdataset, timm, DALI and `datasets` read them with their own readers: same count, same bytes."""
 
+import hashlib
 import io
+import json
+import os
 import re
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from coma.shards.describe import data_card
 from coma.shards.images import check_image
 from coma.shards.manifest import read_manifest
-from coma.shards.writer import ShardOptions, shard
+from coma.shards.options import ShardOptions
+from coma.shards.writer import shard
+
+FORMATS = "jpg;png;webp"  # in the shards below
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tree, image):
+    """18 JPEGs, and two images whose names do not say what they are."""
     folder = tmp_path_factory.mktemp("made")
     source = tree(folder / "pets")
-    for name, form in (("cat/x.png", "PNG"), ("dog/y.webp", "WEBP")):
+    for name, form in (("cat/x.jpg", "PNG"), ("dog/y.png", "WEBP")):
         (source / name).write_bytes(image(77, form=form))
     shard(source, folder / "out", ShardOptions(shard_bytes=20_000, workers=1))
     return source, folder / "out"
@@ -61,14 +70,81 @@ def test_tars_are_what_webdataset_would_have_written(made):
         assert file.getvalue() == path.read_bytes()
 
 
-def test_timm(made):
+def test_timm(made, expected):
     from timm.data import create_dataset
 
     _, out = made
     dataset = create_dataset("wds/", root=str(out), split="train", batch_size=1)
     assert len(dataset) == 20
-    labels = [label for _, label in dataset]
-    assert labels == read_manifest(out).label.tolist()
+    got = list(dataset)
+    assert [label for _, label in got] == read_manifest(out).label.tolist()
+    for (picture, _), (data, _) in zip(got, expected.values(), strict=True):
+        assert picture.tobytes() == Image.open(io.BytesIO(data)).convert(picture.mode).tobytes()
+
+
+READ_WITH_DATASETS = """
+import hashlib, json, sys
+from datasets import Image, load_dataset
+
+for asked in json.loads(sys.argv[1]):
+    data = load_dataset(*asked["arguments"], **asked["options"])["train"]
+    names = getattr(data.features["cls"], "names", None)
+    formats = [name for name, kind in data.features.items() if isinstance(kind, Image)]
+    for name in formats:
+        data = data.cast_column(name, Image(decode=False))
+    found = []
+    for sample in data:
+        image = next(sample[name] for name in formats if sample[name] is not None)["bytes"]
+        found.append([sample["__key__"], hashlib.sha256(image).hexdigest(), sample["cls"]])
+    print(json.dumps([found, names]))
+"""
+
+
+def test_datasets(made, expected, tmp_path, tree):
+    """In a process of its own, where the Hub is out of reach."""
+    _, mixed = made
+    shard(tree(tmp_path / "pets", 4), tmp_path / "plain", ShardOptions(shard_bytes=20_000, workers=1))
+    for out in (mixed, tmp_path / "plain"):
+        (out / "README.md").write_text(data_card(out))
+    tars = {"train": str(tmp_path / "plain/train/*.tar")}
+    ways = [
+        {"arguments": [str(mixed)], "options": {}},  # as its card says
+        {"arguments": [str(mixed)], "options": {"streaming": True}},
+        {"arguments": ["webdataset"], "options": {"data_files": tars}},
+        {"arguments": ["webdataset"], "options": {"data_files": tars, "streaming": True}},
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", READ_WITH_DATASETS, json.dumps(ways)],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[[[")]
+    manifest = pq.read_table(tmp_path / "plain/train/manifest.parquet").to_pylist()
+    plain = [
+        [
+            row["key"],
+            hashlib.sha256((tmp_path / "pets" / row["source"]).read_bytes()).hexdigest(),
+            row["label"],
+        ]
+        for row in manifest
+    ]
+    whole = [[key, hashlib.sha256(data).hexdigest(), label] for key, (data, label) in expected.items()]
+    classes = ["cat", "dog", "emu"]
+    assert results == [[whole, classes], [whole, classes], [plain, None], [plain, None]]
+
+
+def test_the_lines_of_the_data_card_run(made, expected, monkeypatch):
+    _, out = made
+    monkeypatch.chdir(out)
+    code = data_card(out).split("```python\n")[1].split("```")[0]
+    read: dict[str, Any] = {}
+    exec(code, read)
+    with read["stream"] as stream:
+        assert next(iter(stream)).images.shape == (8, 3, 224, 224)
+    assert sorted(label for _, label in read["samples"]) == sorted(label for _, label in expected.values())
+    assert len(read["dataset"]) == 20
 
 
 def test_dali(made, expected):
@@ -83,7 +159,7 @@ def test_dali(made, expected):
             fn.readers.webdataset(
                 paths=tars,
                 index_paths=[path.replace(".tar", ".idx") for path in tars],
-                ext=["jpg;png;webp", "cls"],
+                ext=[FORMATS, "cls"],
                 missing_component_behavior="error",
                 name="reader",
             )
