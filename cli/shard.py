@@ -143,10 +143,11 @@ def shard(
     are set aside with their reasons (OUT/quarantine.parquet). Stopped or killed,
     the same command goes on where it was.
     """
-    from coma.shards import writer
+    from coma.shards import prepare
     from coma.shards.files import folder_at
     from coma.shards.options import ShardOptions, parse_part
     from coma.shards.units import parse_bytes
+    from coma.shards.writer import shard as write
 
     if quality is not None and resize is None:
         raise UsageError(f"--quality {quality} only matters when images are re-encoded; add --resize PX")
@@ -167,14 +168,14 @@ def shard(
         root=root,
         **{name: value for name, value in given.items() if value is not None},
     )
-    place = writer.default_out(source) if out is None else folder_at(out)
+    place = prepare.default_out(source) if out is None else folder_at(out)
     result: dict[str, Any]
     with _Bar() as bar:
         if dry_run:
-            plan = writer.plan_shards(source, place, options, bar.show)
+            plan = prepare.plan_shards(source, place, options, bar.show)
             result = _plan_as_json(plan) if json else _plan_as_lines(plan)
         else:
-            summary = writer.shard(source, place, options, bar.show)
+            summary = write(source, place, options, bar.show)
             result = _as_json(summary) if json else _as_lines(summary)
     console.print_result(result, json=json)
 

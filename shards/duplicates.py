@@ -17,7 +17,7 @@ import xxhash
 from coma.shards.jobs import Job, Tally
 from coma.shards.pool import run_jobs
 from coma.shards.sources.model import SourceImage, Sources, SplitSources, printable
-from coma.shards.sources.read import ImageChangedError, SourceReader
+from coma.shards.sources.read import RefusedError, SourceReader
 
 _IMAGES_PER_JOB = 2048
 _KEPT_FIRST = ("test", "val")
@@ -50,11 +50,9 @@ class HashJob:
 
     @staticmethod
     def _digest(reader: SourceReader, image: SourceImage) -> bytes | None:
-        if image.refused is not None:
-            return None
         try:
             return xxhash.xxh3_128_digest(reader.read(image))
-        except (OSError, ImageChangedError):
+        except (OSError, RefusedError):
             return None  # whoever writes the shard will say so
 
 

@@ -138,7 +138,8 @@ def _run_on_ray(jobs: Iterable[Job], workers: int | None) -> Generator[Tally | t
     if ours:
         ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers, log_to_driver=False)
     task = ray.remote(_run_counted)
-    most = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    most = workers or max(1, int(resources.get("CPU", 1)))
     pending = iter(jobs)
     running: dict[Any, Job] = {}
     try:

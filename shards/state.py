@@ -18,6 +18,7 @@ from coma.errors import DataError, UsageError
 from coma.shards.files import is_remote, make_folder, reaching, remove_temporaries, write_atomically
 from coma.shards.manifest import INFO_NAME, WORK_FOLDER, read_info
 from coma.shards.plan import ShardPlan
+from coma.shards.sources.spool import remove_spool
 from coma.shards.worker import PART_KEY
 
 _RECORD_NAME = "plan.json"
@@ -170,8 +171,6 @@ def clear_work(out: Path) -> None:
     if not work.is_dir():
         return
     for folder in work.glob("spool*"):
-        from coma.shards.sources.spool import remove_spool
-
         remove_spool(folder)
     for folder in (parts, work):
         remove_temporaries(folder)

@@ -23,7 +23,7 @@ from coma.shards.jobs import Tally
 from coma.shards.manifest import SCHEMA
 from coma.shards.plan import ShardPlan
 from coma.shards.sources.model import SourceImage, printable
-from coma.shards.sources.read import ImageChangedError, SourceReader
+from coma.shards.sources.read import RefusedError, SourceReader
 
 PART_SCHEMA = pa.schema(
     [field.with_nullable(True) for field in SCHEMA]
@@ -129,11 +129,9 @@ def _write_tar(
 
 
 def _prepared(job: ShardJob, reader: SourceReader, image: SourceImage) -> Prepared:
-    if image.refused is not None:
-        raise BadImageError(image.refused)
     try:
         data = reader.read(image)
-    except ImageChangedError as error:
+    except RefusedError as error:
         raise BadImageError(str(error)) from None
     except OSError as error:
         if not job.root.exists():

@@ -7,8 +7,6 @@ number with it.
 """
 
 import logging
-import os
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -20,19 +18,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from coma.errors import ComaError, DataError, UsageError
+from coma.shards.describe import data_card
 from coma.shards.duplicates import without_duplicates
 from coma.shards.files import is_remote, make_folder, remove_temporaries, write_atomically
 from coma.shards.jobs import Job, Tally
 from coma.shards.manifest import CARD_NAME, QUARANTINE_NAME, read_info
 from coma.shards.merge import Split, merge, write_info
 from coma.shards.options import ShardOptions
-from coma.shards.plan import ShardPlan, cut, shuffled
+from coma.shards.plan import ShardPlan
 from coma.shards.pool import run_jobs
-from coma.shards.sources.find import SourceOptions, find_sources
+from coma.shards.prepare import Planned, prepared, warn_of_space
 from coma.shards.sources.model import Sources, SplitSources
+from coma.shards.sources.spool import remove_spool, spool, spool_bytes
 from coma.shards.state import (
     State,
     begun,
@@ -43,8 +42,6 @@ from coma.shards.state import (
     state_of,
 )
 from coma.shards.summary import (
-    PlannedSplit,
-    ShardPlanSummary,
     ShardProgress,
     ShardSummary,
     SplitSummary,
@@ -54,87 +51,30 @@ from coma.shards.worker import ShardJob
 
 log = logging.getLogger(__name__)
 
-_MAX_SHARDS = 1_000_000  # six digits
-_LAYOUT = 2  # raise it whenever the same source and options would give other bytes
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """A split in its shuffled order, cut into shards; `order` indexes its sources."""
-
-    name: str
-    sources: int
-    """Which of the source's splits it is taken from."""
-    order: npt.NDArray[np.int64]
-    shards: list[ShardPlan]
-    bytes: int
-    """Of all its tars, about."""
-
 
 @dataclass(frozen=True)
 class _Run:
     """One call of `shard`: what goes where."""
 
     sources: Sources
-    planned: list[_Planned]
+    planned: list[Planned]
     out: Path
     options: ShardOptions
     progress: Callable[[ShardProgress], None]
 
-    def split(self, planned: _Planned) -> SplitSources:
+    def split(self, planned: Planned) -> SplitSources:
         return self.sources.splits[planned.sources]
 
-    def source_bytes(self, planned: _Planned, plan: ShardPlan) -> int:
+    def source_bytes(self, planned: Planned, plan: ShardPlan) -> int:
         return int(np.maximum(self.split(planned).sizes[planned.order[plan.start : plan.stop]], 0).sum())
 
-    def shards(self) -> list[tuple[_Planned, ShardPlan]]:
+    def shards(self) -> list[tuple[Planned, ShardPlan]]:
         """Those of this part, of all splits."""
         every = [(planned, plan) for planned in self.planned for plan in planned.shards]
         if self.options.part is None:
             return every
         number, parts = self.options.part
         return every[number - 1 :: parts]
-
-
-def default_out(source: Path) -> Path:
-    """`<name of the source>-shards` in the current folder."""
-    source = source.resolve()
-    return Path(f"{(source.name if source.is_dir() else source.stem) or 'images'}-shards")
-
-
-def plan_shards(
-    source: Path,
-    out: Path,
-    options: ShardOptions | None = None,
-    progress: Callable[[ShardProgress], None] | None = None,
-) -> ShardPlanSummary:
-    """Say what `shard` would write, and write nothing. Raises what `shard` raises before it begins."""
-    options = options or ShardOptions()
-    sources, planned, record = _prepared(Path(source), out, options, progress or (lambda _: None))
-    state = state_of(out, record)
-    if sources.image_column is not None:
-        from coma.shards.sources.spool import spool_bytes
-    every = [plan for split in planned for plan in split.shards]
-    splits = []
-    for split in planned:
-        labels = sources.splits[split.sources].labels
-        classes = 0 if labels is None else len(np.unique(labels[split.order]))
-        splits.append(PlannedSplit(split.name, len(split.order), len(split.shards), split.bytes, classes))
-    return ShardPlanSummary(
-        source=Path(source),
-        layout=sources.layout,
-        out=out,
-        found=len(sources),
-        refused=sum(len(split.refused) for split in sources.splits),
-        splits=tuple(splits),
-        spool_bytes=0 if sources.image_column is None else spool_bytes(sources, None),
-        free_bytes=_free_bytes(out),
-        done_shards=len(every)
-        if state is State.COMPLETE
-        else sum(finished(out, plan) is not None for plan in every)
-        if state is State.UNFINISHED
-        else 0,
-    )
 
 
 def shard(
@@ -151,11 +91,11 @@ def shard(
     """
     begun_s = time.monotonic()
     options, progress = options or ShardOptions(), progress or (lambda _: None)
-    sources, planned, record = _prepared(Path(source), out, options, progress)
+    sources, planned, record = prepared(Path(source), out, options, progress)
     if state_of(out, record) is State.COMPLETE:
         log.info("%s is complete already: nothing to do", out)
         return _completed(out, None, begun_s)
-    _warn_of_space(out, planned)
+    warn_of_space(out, planned)
     run = _Run(sources, planned, out, options, progress)
     try:
         with begun(out, record, options.part_name):
@@ -172,79 +112,10 @@ def shard(
     return _completed(out, kept_shards, begun_s)
 
 
-def _prepared(
-    source: Path, out: Path, options: ShardOptions, progress: Callable[[ShardProgress], None]
-) -> tuple[Sources, list[_Planned], dict[str, Any]]:
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; name a folder that is new or empty")
-    how = SourceOptions(options.layout, options.image_column, options.label_column, options.root)
-    exclude = None if is_remote(out) else out
-    sources = find_sources(source, how, exclude, lambda images: progress(ShardProgress(images=images)))
-    return sources, _plan(source, sources, options), _record(sources, options)
-
-
-def _plan(source: Path, sources: Sources, options: ShardOptions) -> list[_Planned]:
-    named: list[tuple[str, int, npt.NDArray[np.int64]]] = []
-    for number, split in enumerate(sources.splits):
-        order = shuffled(len(split), options.seed, split.name)
-        held_out = 0
-        if split.name == "train" and options.val_fraction:
-            if any(other.name == "val" for other in sources.splits):
-                raise UsageError(
-                    f"--val-fraction {options.val_fraction}: {source} has validation images already"
-                )
-            held_out = round(options.val_fraction * len(order))
-            if not 0 < held_out < len(order):
-                raise UsageError(
-                    f"--val-fraction {options.val_fraction} of {len(order)} images leaves a split empty"
-                )
-            log.info("holding out %s of them as split val", f"{held_out:,}")
-        named.append((split.name, number, order[held_out:]))
-        if held_out:
-            named.append(("val", number, order[:held_out]))
-    if options.val_fraction and not any(name == "val" for name, _, _ in named):
-        raise UsageError(
-            f"--val-fraction {options.val_fraction}: {source} has no training images to take from"
-        )
-    planned = []
-    for name, number, order in named:
-        sizes = sources.splits[number].sizes[order]
-        shards, tar_bytes = cut(sizes, name, options.shard_bytes, options.resize_px)
-        planned.append(_Planned(name, number, order, shards, tar_bytes))
-    most = max(len(split.shards) for split in planned)
-    if most > _MAX_SHARDS:
-        raise UsageError(f"--shard-bytes {options.shard_bytes} makes {most} shards, more than {_MAX_SHARDS}")
-    return planned
-
-
-def _record(sources: Sources, options: ShardOptions) -> dict[str, Any]:
-    """All that the bytes depend on, but for the contents of the files."""
-    digest = xxhash.xxh3_128(repr(sources.class_names).encode())
-    for split in sources.splits:
-        digest.update(f"\n{split.name}\n{len(split)}\n".encode())
-        for path in split.paths:
-            digest.update(os.fsencode(path) + b"\0")
-        digest.update(split.sizes.tobytes())
-        digest.update(split.labels.tobytes() if split.labels is not None else b"unlabelled")
-    return {
-        "layout": _LAYOUT,
-        "sources": digest.hexdigest(),
-        "images": len(sources),
-        "seed": options.seed,
-        "shard_bytes": options.shard_bytes,
-        "resize_px": options.resize_px,
-        "quality": options.quality if options.resize_px is not None else None,
-        "val_fraction": options.val_fraction,
-        "check": options.check,
-        "max_pixels": options.max_pixels,
-        "dedupe": options.dedupe,
-    }
-
-
 def _write(run: _Run) -> int:
     """Write the shards that are not there yet; return how many were."""
     images = source_bytes = set_aside = shards_done = 0
-    missing: list[tuple[_Planned, ShardPlan]] = []
+    missing: list[tuple[Planned, ShardPlan]] = []
     wanted = run.shards()
     total_images = sum(plan.stop - plan.start for _, plan in wanted)
     total_source_bytes = sum(run.source_bytes(planned, plan) for planned, plan in wanted)
@@ -290,12 +161,10 @@ def _write(run: _Run) -> int:
     return kept_shards
 
 
-def _readable(run: _Run, missing: list[tuple[_Planned, ShardPlan]], stack: ExitStack) -> _Run:
+def _readable(run: _Run, missing: list[tuple[Planned, ShardPlan]], stack: ExitStack) -> _Run:
     """Make the images that are needed readable one by one, and refuse duplicates if that is asked for."""
     sources, options = run.sources, run.options
     if sources.image_column is not None:
-        from coma.shards.sources.spool import remove_spool, spool, spool_bytes
-
         folder = spool_folder(run.out, options.part_name)
         if is_remote(run.out):
             if options.engine == "ray":
@@ -334,7 +203,7 @@ def _readable(run: _Run, missing: list[tuple[_Planned, ShardPlan]], stack: ExitS
     return replace(run, sources=sources)
 
 
-def _wanted(run: _Run, missing: list[tuple[_Planned, ShardPlan]]) -> dict[str, npt.NDArray[np.bool_]]:
+def _wanted(run: _Run, missing: list[tuple[Planned, ShardPlan]]) -> dict[str, npt.NDArray[np.bool_]]:
     """Which images of each split of the source go into these shards."""
     wanted = {split.name: np.zeros(len(split), bool) for split in run.sources.splits}
     for planned, plan in missing:
@@ -342,7 +211,7 @@ def _wanted(run: _Run, missing: list[tuple[_Planned, ShardPlan]]) -> dict[str, n
     return wanted
 
 
-def _jobs(run: _Run, missing: list[tuple[_Planned, ShardPlan]]) -> Iterator[Job]:
+def _jobs(run: _Run, missing: list[tuple[Planned, ShardPlan]]) -> Iterator[Job]:
     out = run.out.absolute()
     for planned, plan in missing:
         split = run.split(planned)
@@ -398,11 +267,7 @@ def _last_part_finished(run: _Run, record: dict[str, Any]) -> bool:
 def _completed(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary:
     """Tidy up a complete data set, and sum it up."""
     info = read_info(out)
-    try:
-        from coma.shards.describe import data_card
-    except ImportError:
-        data_card = None
-    if data_card is not None and not (out / CARD_NAME).exists():
+    if not (out / CARD_NAME).exists():
         write_atomically(out / CARD_NAME, data_card(out))
     clear_work(out)
     return summary_of(out, info, kept_shards, time.monotonic() - begun_s)
@@ -435,23 +300,3 @@ def _part_summary(run: _Run, kept_shards: int, elapsed_s: float) -> ShardSummary
         elapsed_s=elapsed_s,
         part=run.options.part_name,
     )
-
-
-def _free_bytes(out: Path) -> int | None:
-    if is_remote(out):
-        return None
-    folder = out.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
-def _warn_of_space(out: Path, planned: list[_Planned]) -> None:
-    free, needed = _free_bytes(out), sum(split.bytes for split in planned)
-    if free is not None and needed > free:
-        log.warning(
-            "the shards need about %.1f GB and %.1f GB are free: when the disk is full the run ends, and goes on "
-            "once there is space",
-            needed / 1e9,
-            free / 1e9,
-        )

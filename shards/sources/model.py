@@ -25,6 +25,10 @@ WHOLE_FILE = -1
 """The offset of an image that is a file of its own."""
 
 
+MAX_IMAGE_BYTES = 256 * 2**20
+"""An encoded image with more is set aside unread: a worker holds it whole, and its pixels besides."""
+
+
 @dataclass(frozen=True, slots=True)
 class SourceImage:
     """One image of a source: what it is called, where its bytes are, what is known of it."""

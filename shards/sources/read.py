@@ -6,13 +6,13 @@ from collections import OrderedDict
 from pathlib import Path
 
 from coma.errors import DataError
-from coma.shards.sources.model import WHOLE_FILE, SourceImage, printable
+from coma.shards.sources.model import MAX_IMAGE_BYTES, WHOLE_FILE, SourceImage, printable
 
 _OPEN_CONTAINERS = 16
 
 
-class ImageChangedError(Exception):
-    """An image is not what it was when the source was listed; the message is the reason, for the quarantine."""
+class RefusedError(Exception):
+    """An image that is not read, or is not what it was when listed; the message is the reason, for the quarantine."""
 
 
 class SourceReader:
@@ -25,9 +25,13 @@ class SourceReader:
     def read(self, image: SourceImage) -> bytes:
         """Read one image whole.
 
-        Raises ImageChangedError if it is no longer what was listed, OSError if it cannot be read (a pipe is
-        refused: it would block), DataError if the container that it is in has changed.
+        Raises RefusedError if it is to be set aside unread, or is no longer what was listed; OSError if it cannot
+        be read (a pipe is refused: it would block), DataError if the container that it is in has changed.
         """
+        if image.refused is not None:
+            raise RefusedError(image.refused)
+        if image.size > MAX_IMAGE_BYTES:
+            raise RefusedError(f"bomb: {image.size} bytes, the limit is {MAX_IMAGE_BYTES}")
         if image.offset != WHOLE_FILE:
             return self._read_range(image)
         descriptor = os.open(self._root / image.file, os.O_RDONLY | os.O_NONBLOCK)
@@ -35,13 +39,17 @@ class SourceReader:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError("not a regular file")
-            data = _read(descriptor, status.st_size + 1, None)
+            if status.st_size != image.size:
+                raise RefusedError(
+                    f"changed: {image.size} bytes when it was listed, {status.st_size} when read"
+                )
+            data = _read(descriptor, image.size + 1, None)
         finally:
             os.close(descriptor)
         if len(data) != image.size:
-            raise ImageChangedError(f"changed: {image.size} bytes when it was listed, {len(data)} when read")
+            raise RefusedError("changed: while it was read")
         if status.st_mtime_ns != image.mtime_ns:
-            raise ImageChangedError("changed: written to since it was listed")
+            raise RefusedError("changed: written to since it was listed")
         return data
 
     def close(self) -> None:

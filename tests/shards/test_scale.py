@@ -13,7 +13,8 @@ import pytest
 from coma.errors import UsageError
 from coma.shards.files import folder_at
 from coma.shards.options import ShardOptions, parse_part
-from coma.shards.writer import plan_shards, shard
+from coma.shards.prepare import plan_shards
+from coma.shards.writer import shard
 
 SMALL = {"shard_bytes": 20_000, "workers": 1, "val_fraction": 0.25}
 
