@@ -1,105 +1,173 @@
 import io
-import zlib
+import subprocess
+import sys
+import threading
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from coma.shards.images import BadImageError, check_and_resize, check_image
+from coma.errors import UsageError
+from coma.shards.images import MAX_PIXELS, BadImageError, PixelOptions, check_image, prepare_image
 
 
-def reason(data: bytes) -> str:
-    with pytest.raises(BadImageError) as caught:
-        check_image(data)
-    return str(caught.value)
+def resized(data: bytes, shorter_px: int, quality: int = 90):
+    return prepare_image(data, PixelOptions(resize_px=shorter_px, quality=quality))
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
-def test_whole_images_are_measured_as_displayed(image, form):
-    facts = check_image(image(0, 40, 30, form))
-    assert (facts.width, facts.height, facts.format) == (40, 30, form.lower())
+def psnr(a, b) -> float:
+    return float(10 * np.log10(255**2 / np.mean((np.asarray(a, float) - np.asarray(b, float)) ** 2)))
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_turns_the_size_as_pil_turns_the_image(image, form, orientation):
-    from PIL import ImageOps
-
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = image(0, 40, 30, form, exif=exif)
-    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    facts = check_image(data)
-    assert (facts.width, facts.height) == upright.size
-    if form == "PNG":  # lossless, so the re-encoding can be compared by pixels
-        resized, resized_facts = check_and_resize(data, 30, 95)
-        got = np.asarray(Image.open(io.BytesIO(resized)), dtype=int)
-        assert (resized_facts.width, resized_facts.height) == upright.size
-        assert np.abs(got - np.asarray(upright, dtype=int)).mean() < 8  # a wrong turn gives about 60
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("decode", [True, False])
+def test_whole_images_pass_untouched(image, form, decode):
+    data = image(0, 40, 30, form)
+    prepared = prepare_image(data, PixelOptions(decode=decode))
+    assert prepared.data is data
+    assert prepared.converted is None
+    assert (prepared.facts.width, prepared.facts.height) == (40, 30)
+    assert prepared.facts.format == {"PPM": "pnm"}.get(form, form.lower())
+    assert check_image(data, decode=decode) == prepared.facts
 
 
-@pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_grey_and_cmyk_photographs_pass(mode):
-    file = io.BytesIO()
-    Image.new(mode, (9, 7)).save(file, "JPEG")
-    assert check_image(file.getvalue()).format == "jpeg"
+@pytest.mark.parametrize(
+    "options", [{"resize_px": 0}, {"resize_px": 70_000}, {"quality": 0}, {"quality": 101}]
+)
+def test_options_outside_their_limits_are_refused_by_the_name_of_their_flag(options):
+    flag = {"resize_px": "--resize", "quality": "--quality"}[next(iter(options))]
+    with pytest.raises(UsageError, match=flag):
+        PixelOptions(**options)
 
 
-def test_reasons(image):
-    assert reason(b"") == "empty"
-    assert reason(b"these are words, not pixels") == "not an image"
-    jpeg = image(0, 200, 200)
-    assert reason(jpeg[: len(jpeg) // 2]).startswith("truncated: ")
-    assert reason(jpeg[:-2]).startswith("truncated: ")
-    assert reason(jpeg[: len(jpeg) // 2] + bytes(len(jpeg) // 2)).startswith("truncated: ")  # a tail of zeros
-    assert reason(jpeg[:20]).startswith("truncated: ")
-    for form in ("PNG", "WEBP", "BMP", "TIFF"):
-        whole = image(0, 200, 200, form)
-        assert reason(whole[: len(whole) // 2]).split(":")[0] in ("truncated", "unreadable")
-    assert reason(image(0, form="GIF")).startswith("unsupported format: GIF")
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    for form in ("GIF", "WEBP", "PNG", "TIFF"):
-        file = io.BytesIO()
-        frames[0].save(file, form, save_all=True, append_images=frames[1:])
-        assert reason(file.getvalue()).startswith("animated: "), form
+@pytest.mark.parametrize("pixels", [0, 178_956_971])
+def test_pil_has_the_last_word_on_the_pixel_limit(pixels):
+    with pytest.raises(UsageError, match="--max-pixels"):
+        PixelOptions(max_pixels=pixels)
+    PixelOptions(max_pixels=178_956_970)
 
 
-def test_a_phone_picture_with_a_second_one_appended_is_a_jpeg(image):
-    file = io.BytesIO()
-    first, second = (Image.open(io.BytesIO(image(seed))) for seed in (0, 1))
-    first.save(file, "MPO", save_all=True, append_images=[second])
-    assert check_image(file.getvalue()).format == "jpeg"
+def test_a_bomb_is_told_by_the_limit_that_was_asked_for(image):
+    data = image(0, 40, 30)
+    assert prepare_image(data, PixelOptions(max_pixels=1200)).data is data
+    for attempt in (
+        lambda: prepare_image(data, PixelOptions(max_pixels=1199)),
+        lambda: check_image(data, max_pixels=1199, decode=False),
+    ):
+        with pytest.raises(BadImageError, match=r"^bomb: 40x30 pixels, the limit is 1199"):
+            attempt()
+    with pytest.raises(BadImageError, match=r"^bomb: 40x30 pixels, the limit for WEBP is 1000"):
+        check_image(image(0, 40, 30, "WEBP"), max_pixels=2000)  # it takes twice the memory
 
 
-@pytest.mark.parametrize("side", [15_000, 60_000])
-def test_a_bomb_is_told_by_its_header(side):
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
-
-    header = side.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100)))
-    assert reason(png).startswith("bomb: ")
+def test_the_header_alone_does_not_tell_a_cut_jpeg(image):
+    data = image(0, 200, 200)
+    half = data[: len(data) // 2]
+    assert prepare_image(half, PixelOptions(decode=False)).data is half
+    with pytest.raises(BadImageError, match=r"^truncated: "):
+        prepare_image(half, PixelOptions())
 
 
 def test_resize_never_enlarges_and_leaves_small_jpegs_alone(image):
     small = image(0, 40, 30)
-    assert check_and_resize(small, 30, 90)[0] is small
-    large, facts = check_and_resize(image(0, 400, 300), 30, 90)
-    assert (facts.width, facts.height, facts.format) == (40, 30, "jpeg")
-    assert Image.open(io.BytesIO(large)).size == (40, 30)
-    again, facts = check_and_resize(image(0, 40, 30, "PNG"), 200, 90)
-    assert (facts.width, facts.height) == Image.open(io.BytesIO(again)).size == (40, 30)
+    assert resized(small, 30).data is small
+    assert resized(small, 30).converted is None
+    large = resized(image(0, 400, 300), 30)
+    assert (large.facts.width, large.facts.height, large.facts.format) == (40, 30, "jpeg")
+    assert large.converted == "resized"
+    assert Image.open(io.BytesIO(large.data)).size == (40, 30)
+    again = resized(image(0, 40, 30, "PNG"), 200)
+    assert (again.facts.width, again.facts.height, again.facts.format) == (40, 30, "jpeg")
+
+
+def test_a_small_jpeg_that_is_cut_is_not_left_alone(image):
+    with pytest.raises(BadImageError, match=r"^truncated: "):
+        resized(image(0, 40, 30)[:-30], 30)
+
+
+@pytest.mark.parametrize("width", [1600, 1601, 1607])
+def test_decoding_at_a_fraction_shows_in_no_picture(image, width):
+    # fine enough that it would
+    noise = np.random.default_rng(0).integers(0, 256, (width // 3, width // 2, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((width, 1203), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    shown = Image.open(io.BytesIO(resized(file.getvalue(), 128, quality=100).data))
+    whole = Image.open(io.BytesIO(file.getvalue())).resize(shown.size, Image.Resampling.LANCZOS)
+    expected = io.BytesIO()
+    whole.save(expected, "JPEG", quality=100)
+    assert psnr(shown, Image.open(expected)) > 40
+
+
+def test_resizing_drops_what_was_said_about_the_source(image):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera"
+    data = image(0, 400, 300, comment=b"a comment", exif=exif, icc_profile=b"a profile")
+    shown = Image.open(io.BytesIO(resized(data, 60).data))
+    assert shown.size == (60, 80)
+    assert not {"comment", "exif", "icc_profile"} & shown.info.keys()
+
+
+def test_grey_stays_grey(image):
+    file = io.BytesIO()
+    Image.open(io.BytesIO(image(0, 400, 300))).convert("L").save(file, "JPEG")
+    assert Image.open(io.BytesIO(resized(file.getvalue(), 60).data)).mode == "L"
 
 
 def test_sixteen_bit_grey_keeps_its_tones_when_resized():
     ramp = (np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)
     file = io.BytesIO()
     Image.fromarray(ramp).save(file, "PNG")
-    resized, _ = check_and_resize(file.getvalue(), 64, 95)
-    got = np.asarray(Image.open(io.BytesIO(resized)))[..., 0]
+    got = np.asarray(Image.open(io.BytesIO(resized(file.getvalue(), 64, 95).data)))
     assert np.abs(got.astype(int) - (ramp >> 8)).max() <= 4
 
 
-def test_pil_says_nothing(image, recwarn):
-    check_image(image(0, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff"))
+def test_what_does_not_fit_a_jpeg_is_set_aside_when_resized():
+    file = io.BytesIO()
+    Image.new("L", (70_000, 2)).save(file, "PNG")
+    assert prepare_image(file.getvalue(), PixelOptions()).facts.width == 70_000
+    with pytest.raises(BadImageError, match=r"^unsupported format: 70000x2"):
+        resized(file.getvalue(), 2)
+
+
+def test_pil_says_nothing_and_its_voice_is_given_back(image, recwarn):
+    data = image(0, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    before = warnings.filters[:]
+    threads = [threading.Thread(target=lambda: [check_image(data) for _ in range(50)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert not list(recwarn)
+    assert warnings.filters == before
+
+
+MEMORY = """
+import io, os, resource
+from PIL import Image
+from coma.shards.images import MAX_PIXELS, PixelOptions, prepare_image
+import coma.shards.worker
+side = int(MAX_PIXELS**0.5)
+reading, writing = os.pipe()
+if os.fork() == 0:  # making it takes more memory than checking it
+    file = io.BytesIO()
+    Image.effect_mandelbrot((1024, 1024), (-3, -2.5, 2, 2.5), 100).convert("RGB").resize((side, side)).save(
+        file, "JPEG", progressive=True, subsampling=0)
+    with os.fdopen(writing, "wb") as out:
+        out.write(file.getvalue())
+    os._exit(0)
+os.close(writing)
+with os.fdopen(reading, "rb") as source:
+    data = source.read()
+os.wait()
+for resize_px in (None, 256):
+    prepared = prepare_image(data, PixelOptions(resize_px=resize_px))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_the_largest_progressive_jpeg_takes_less_than_a_gibibyte():
+    assert MAX_PIXELS == 2**26
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 2**20  # KiB
