@@ -72,6 +72,17 @@ def png_chunks(data: bytes, checksums: bool) -> PngChunks:
         at = end
 
 
+def tidy_jpeg(data: bytes) -> bool:
+    """Whether a JPEG's header is segment upon segment; libjpeg skips what lies between, nvImageCodec does not."""
+    at = 2
+    while data[at : at + 1] == b"\xff":
+        marker = data[at + 1]
+        if marker == 0xDA:  # the pixels
+            return True
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4])
+    return False
+
+
 def whole_jpeg(data: bytes) -> bool:
     """Whether the first picture of a JPEG has its end-of-image marker; libjpeg paints a lost tail in silence."""
     if data.endswith(b"\xff\xd9"):
@@ -136,7 +147,7 @@ def _exif_orientation(exif: bytes) -> int | None:
     return found if whole else None
 
 
-def oddity(image: Image.Image, chunks: PngChunks | None) -> str | None:
+def oddity(image: Image.Image, data: bytes, chunks: PngChunks | None) -> str | None:
     """Why the stream's decoder shows an image otherwise than PIL, or not at all; None if it shows the same.
 
     Orientation apart. Raises BadImageError for what nobody can say the looks of.
@@ -148,8 +159,9 @@ def oddity(image: Image.Image, chunks: PngChunks | None) -> str | None:
         return "JPEG 2000"
     if name in ("JPEG", "MPO"):
         # PIL and the browsers take CMYK for inverted, as Adobe writes it; libjpeg asks for Adobe's marker.
-        plain = image.mode != "CMYK" or "adobe_transform" in image.info
-        return None if plain else "CMYK without Adobe's marker"
+        if image.mode == "CMYK" and "adobe_transform" not in image.info:
+            return "CMYK without Adobe's marker"
+        return None if tidy_jpeg(data) else "JPEG with stray bytes in its header"
     if isinstance(image, TiffImageFile):
         return _tiff_oddity(image)
     if chunks is not None:

@@ -159,7 +159,7 @@ def _look(data: bytes, max_pixels: int, checksums: bool) -> _Look:
     if name != "MPO" and getattr(image, "is_animated", False):
         raise BadImageError(f"animated: a {name} of several pictures")
     chunks = png_chunks(data, checksums) if name == "PNG" else None
-    odd = oddity(image, chunks)
+    odd = oddity(image, data, chunks)
     if chunks is not None and chunks.late_metadata:
         image.load()  # PIL looks at what follows the pixels only then
     orientation = _orientation(image)

@@ -288,6 +288,10 @@ KEPT = {
     "cmyk-adobe.jpg": Case(lambda: jpeg("CMYK")),
     "ycck.jpg": Case(ycck),
     "cmyk-plain.jpg": Case(lambda: without_adobe(jpeg("CMYK")), converted="CMYK without Adobe's marker"),
+    "stray-bytes.jpg": Case(
+        lambda: jpeg()[:20] + b"junk" + jpeg()[20:], converted="JPEG with stray bytes in its header"
+    ),
+    "fill-bytes.jpg": Case(lambda: jpeg()[:20] + b"\xff\xff" + jpeg()[20:]),
     "trailing-junk.jpg": Case(lambda: jpeg() + b"\xff\xda and more"),
     "motion-photo.jpg": Case(lambda: jpeg() + b"\0\0\0\x20ftypisom\xff\xda" + bytes(500)),
     "phone.jpg": Case(phone),
