@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from coma.cli.demo import demo
+from coma.cli.index import index
 from coma.cli.inspect import inspect
 from coma.cli.knn import knn
 from coma.cli.pretrain import pretrain
@@ -55,7 +56,7 @@ def root(
     console.set_up_logging(int(verbose) - int(quiet))
 
 
-for command in (demo, shard, inspect, verify, pretrain, probe, knn, reconstruct, report):
+for command in (demo, shard, index, inspect, verify, pretrain, probe, knn, reconstruct, report):
     app.command()(command)
 
 

@@ -35,6 +35,7 @@ _ASKED = {
     "check": "--check",
     "max_pixels": "--max-pixels",
     "dedupe": "--dedupe",
+    "index": "an index of",
 }
 
 

@@ -1,6 +1,7 @@
 """Look at what the user named and list the images in it; which layout it has is detected, or said."""
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources import tree
-from coma.shards.sources.model import LAYOUTS, Sources, SplitSources, counted
+from coma.shards.sources import imagenet, parquet, tree, webdataset
+from coma.shards.sources import tars as tars_of_trees
+from coma.shards.sources.model import LAYOUTS, Sources, SplitSources, counted, is_image_name, printable
 
 log = logging.getLogger(__name__)
+
+_PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -48,20 +52,68 @@ def find_sources(
     options = options or SourceOptions()
     if not source.exists():
         raise UsageError(f"no such file or folder: {source}")
-    layout = options.layout or _detected(source)
+    layout = options.layout or (_layout_of_folder(source) if source.is_dir() else _layout_of_file(source))
+    if options.root is not None and layout != "list":
+        raise UsageError(f"--root {options.root} is for a list of paths; {source} holds {LAYOUTS[layout]}")
     sources = _listed(source, layout, options, exclude, listed)
+    if not len(sources) and options.layout is None and layout == "folder":
+        containers = _containers(source, exclude)
+        if containers is not None:
+            sources = _listed(source, containers, options, exclude, listed)
     if not len(sources):
         what = f"; it has {counted(sources.ignored)}" if sources.ignored else ""
         raise DataError(f"no images in {source}{what}")
-    _announce(sources)
+    _announce(source, sources)
     return sources
 
 
-def _detected(source: Path) -> str:
-    """Tell the layout of a source by the names in it. Raises UsageError if it is none we know."""
-    if source.is_dir():
-        return "folder"
-    raise UsageError(f"{source} is a file; give the folder that holds the images")
+def _layout_of_folder(folder: Path) -> str:
+    if imagenet.is_kaggle(folder):
+        return "kaggle"
+    return "imagenet" if imagenet.is_official(folder) else "folder"
+
+
+def _layout_of_file(file: Path) -> str:
+    """Tell the layout of a file by its name, and of a tar by its members. Raises UsageError if it has none."""
+    extension = file.suffix.lower()
+    if extension == ".tar":
+        if imagenet.is_official(file):
+            return "imagenet"
+        return "webdataset" if webdataset.is_webdataset(file.parent, [file.name]) else "tar"
+    if extension == ".parquet":
+        from coma.shards.sources import lists
+
+        return "parquet" if lists.holds_images(file) else "list"
+    if extension in (".csv", ".tsv", ".txt"):
+        return "list"
+    if is_image_name(file.name):
+        raise UsageError(f"{file} is one image; give the folder that holds it")
+    if file.name.lower().endswith(_PACKED):
+        raise UsageError(f"{file} is packed; unpack it first (a plain .tar is read where it lies)")
+    raise UsageError(
+        f"{file} is a file of no kind that is known here: give a folder of images, a .tar, a .parquet, or a .csv or "
+        ".txt list"
+    )
+
+
+def _containers(folder: Path, exclude: Path | None) -> str | None:
+    """Tell the layout of a folder in which no file is an image by name; None if there is nothing else in it."""
+    if tars := _files(folder, ".tar", exclude):
+        return "webdataset" if webdataset.is_webdataset(folder, tars) else "tar"
+    return "parquet" if _files(folder, ".parquet", exclude) else None
+
+
+def _files(folder: Path, extension: str, exclude: Path | None) -> list[str]:
+    """The files in a folder, at any depth, that have this extension: paths below it, sorted."""
+    found = []
+    for place, below, names in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(".") and Path(place, name) != exclude]
+        found += [
+            str(Path(place, name).relative_to(folder))
+            for name in names
+            if name.lower().endswith(extension) and not name.startswith(".")
+        ]
+    return sorted(found, key=os.fsencode)
 
 
 def _listed(
@@ -71,18 +123,58 @@ def _listed(
     exclude: Path | None,
     listed: Callable[[int], None] | None,
 ) -> Sources:
+    is_folder = source.is_dir()
+    if layout in ("folder", "flat", "kaggle") and not is_folder:
+        raise UsageError(f"--layout {layout}: {source} is a file")
     if layout in ("folder", "flat"):
         listing, ignored = tree.list_tree(source, exclude, listed)
         splits, class_names = tree.arranged(listing, class_folders=layout == "folder")
         return Sources(source, layout, splits, class_names, ignored=ignored)
-    raise UsageError(f"--layout {layout} is not built yet")
+    if layout == "kaggle":
+        if not imagenet.is_kaggle(source):
+            raise UsageError(f"--layout kaggle: there is no ILSVRC/Data/CLS-LOC in {source}")
+        return imagenet.list_kaggle(source, listed, exclude)
+    if layout == "imagenet":
+        if not imagenet.is_official(source):
+            raise UsageError(
+                f"--layout imagenet: there is no ILSVRC2012_img_train.tar or _val.tar in {source}"
+            )
+        return imagenet.list_official(source, listed)
+    if layout == "parquet":
+        return parquet.list_parquet(source, options.image_column, options.label_column, listed, exclude)
+    if layout == "list":
+        if is_folder:
+            raise UsageError(
+                f"--layout list: {source} is a folder; give the .csv, .tsv, .txt or .parquet file"
+            )
+        from coma.shards.sources import lists
+
+        return lists.list_paths(source, options.image_column, options.label_column, options.root, listed)
+    folder = source if is_folder else source.parent
+    tars = _files(source, ".tar", exclude) if is_folder else [source.name]
+    if not tars:
+        raise UsageError(f"--layout {layout}: there is no .tar in {source}")
+    if layout == "webdataset":
+        return webdataset.list_webdataset(folder, tars, listed)
+    listing, ignored = tars_of_trees.list_tars(folder, tars, listed)
+    splits, class_names = tree.arranged(listing)
+    return Sources(folder, layout, splits, class_names, ignored=ignored)
 
 
-def _announce(sources: Sources) -> None:
-    log.info("%s holds %s", sources.root, LAYOUTS[sources.layout])
+def _announce(source: Path, sources: Sources) -> None:
+    log.info("%s holds %s", source, LAYOUTS[sources.layout])
     for split in sources.splits:
         images = "1 image" if len(split) == 1 else f"{len(split):,} images"
         log.info("found %s in split %s, %s", images, split.name, _classes(split))
+    refused = [(split, i) for split in sources.splits for i in split.refused]
+    if refused:
+        split, i = refused[0]
+        log.warning(
+            "%s set aside unread, such as %s (%s)",
+            "1 image is" if len(refused) == 1 else f"{len(refused):,} images are",
+            printable(split.paths[i]),
+            split.refused[i],
+        )
     labelled = {split.labels is not None for split in sources.splits}
     if len(labelled) > 1:
         log.warning("some splits have labels and some have not")

@@ -10,8 +10,7 @@ from typing import TypeVar
 
 from coma.errors import DataError
 from coma.shards.sources.model import Listing, is_image_name, printable
-from coma.shards.sources.tree import _CLUTTER_FOLDERS as CLUTTER_FOLDERS
-from coma.shards.sources.tree import SPLIT_OF_FOLDER
+from coma.shards.sources.tree import CLUTTER_FOLDERS, SPLIT_OF_FOLDER
 from coma.shards.tar import PackedTarError, TarError, ends, members
 
 log = logging.getLogger(__name__)

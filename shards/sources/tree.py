@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from coma.errors import DataError
-from coma.shards.sources.model import Listing, SplitSources, counted, is_image_name, printable
+from coma.shards.sources.model import Listing, SplitSources, is_image_name, printable
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +24,7 @@ SPLIT_OF_FOLDER = {
     "test": "test",
     "testing": "test",
 }
-_CLUTTER_FOLDERS = frozenset(
-    {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
-)
+CLUTTER_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
 
 
 def list_tree(
@@ -51,7 +49,7 @@ def list_tree(
                 status = None
             if status is not None and stat.S_ISDIR(status.st_mode):
                 identity = (status.st_dev, status.st_ino)
-                if identity == skip or entry.name in _CLUTTER_FOLDERS:
+                if identity == skip or entry.name in CLUTTER_FOLDERS:
                     continue
                 if identity in ancestors:
                     log.warning("passed over %s: a link to a folder that holds it", printable(path))
@@ -75,23 +73,27 @@ def arranged(
     """Tell splits and classes from the paths of a listing; return the splits, train first, and the class names.
 
     The class is the first folder (below the split's), as torchvision's ImageFolder has it; a split with an image
-    outside any class folder has no labels. Without `class_folders` none has.
+    outside any class folder has no labels. Without `class_folders` none has. Refused images, whose names may be
+    anything ("../x.jpg"), have no say in it: one that fits nowhere goes to the first split, with the first label.
     """
-    members = _by_split(listing.paths)
-    roots = {name: {top for top, _ in group} for name, group in members.items()}
+    members = _by_split(listing.paths, listing.refused)
+    roots = {name: {top for top, i in group if i not in listing.refused} for name, group in members.items()}
     classes = {
         name: [_first_folder(listing.paths[i], top) if class_folders else None for top, i in group]
         for name, group in members.items()
     }
+    good = {
+        name: [c for c, (_, i) in zip(classes[name], group, strict=True) if i not in listing.refused]
+        for name, group in members.items()
+    }
     names = sorted(
-        {c for split in classes.values() if None not in split for c in split if c is not None},
-        key=os.fsencode,
+        {c for split in good.values() if None not in split for c in split if c is not None}, key=os.fsencode
     )
     index = {name: i for i, name in enumerate(names)}
     splits = []
     for name in sorted(members, key=lambda name: (name != "train", name)):
-        found = [c for c in classes[name] if c is not None]
-        labels = [index[c] for c in found] if len(found) == len(classes[name]) else None
+        labelled = bool(good[name]) and None not in good[name]
+        labels = [index.get(c, 0) if c is not None else 0 for c in classes[name]] if labelled else None
         splits.append(listing.split(name, [i for _, i in members[name]], labels))
         if len(roots[name]) > 1:
             log.info("split %s is made of the folders %s", name, ", ".join(sorted(roots[name])))
@@ -111,32 +113,28 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _by_split(paths: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
-    """Group images by split: {split: [(split's folder with its slash, or "", image)]}.
+def _by_split(paths: Sequence[str], refused: dict[int, str]) -> dict[str, list[tuple[str, int]]]:
+    """Group images by split: {split: [(split's folder with its slash, or "", image)]}; refuse those in none.
 
     Folders named train, val, ... are splits when there is nothing else, or when a train folder has a val or
     test folder beside it; else they are taken for classes (CIFAR-100 has a class "train").
     """
     top_of = [path.split("/", 1)[0] if "/" in path else "" for path in paths]
-    tops = set(top_of)
+    tops = {top for i, top in enumerate(top_of) if i not in refused} or set(top_of)
     split_of = {top: SPLIT_OF_FOLDER[top.lower()] for top in tops if top.lower() in SPLIT_OF_FOLDER}
     splits = set(split_of.values())
     if not split_of or (len(split_of) < len(tops) and not ("train" in splits and len(splits) > 1)):
         return {"train": [("", i) for i in range(len(paths))]}
     groups: dict[str, list[tuple[str, int]]] = {}
-    beside: Counter[str] = Counter()
+    strays: list[int] = []
     for i, top in enumerate(top_of):
         if top in split_of:
             groups.setdefault(split_of[top], []).append((top + "/", i))
         else:
-            beside[printable(top + "/" if top else paths[i])] += 1
-    if beside:
-        log.warning(
-            "left out %d images beside %s: %s",
-            sum(beside.values()),
-            " and ".join(sorted(split_of)),
-            counted(beside),
-        )
+            strays.append(i)
+            refused.setdefault(i, f"outside the splits: beside {' and '.join(sorted(split_of))}")
+    first = min(groups, key=lambda name: (name != "train", name))
+    groups[first] += [(groups[first][0][0], i) for i in strays]
     return groups
 
 

@@ -88,10 +88,10 @@ def test_the_current_folder_as_source(here, coma, monkeypatch):
     ("arguments", "code", "says"),
     [
         (["nowhere"], 2, "no such file or folder: nowhere"),
-        (["pets/cat/0.JPEG"], 2, "pets/cat/0.JPEG is a file"),
+        (["pets/cat/0.JPEG"], 2, "pets/cat/0.JPEG is one image; give the folder"),
         (["empty"], 3, "no images in empty"),
         (["pets", "full"], 2, "full is not empty (it holds thesis.tex)"),
-        (["pets", "pets/cat/0.JPEG"], 2, "pets/cat/0.JPEG is a file"),
+        (["pets", "pets/cat/0.JPEG"], 2, "pets/cat/0.JPEG is a file; name a folder"),
         (["pets", "--resize", "64", "--quality", "0"], 2, "--quality 0 is not between 1 and 100"),
         (["pets", "--quality", "80"], 2, "--quality 80 only matters"),
         (["pets", "--val-fraction", "1.5"], 2, "--val-fraction 1.5 is not between"),

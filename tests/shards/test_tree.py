@@ -5,7 +5,8 @@ import pytest
 
 from coma.errors import DataError, UsageError
 from coma.shards.sources.find import find_sources
-from coma.shards.sources.model import printable
+from coma.shards.sources.model import Listing, printable
+from coma.shards.sources.tree import arranged
 
 
 def listed(root, **kw):
@@ -57,10 +58,12 @@ def test_train_may_be_the_name_of_a_class(tmp_path):
     assert found.class_names == ("bus", "train")
 
 
-def test_what_lies_beside_train_and_val_is_left_out_aloud(tmp_path, caplog):
+def test_what_lies_beside_train_and_val_is_set_aside_aloud(tmp_path, caplog):
     splits, _ = listed(put(tmp_path, "train/1.jpg", "val/1.jpg", "extra/1.jpg", "docs/readme.txt"))
     assert list(splits) == ["train", "val"]
-    assert "left out 1 images beside train and val" in caplog.text
+    assert splits["train"].paths == ["extra/1.jpg", "train/1.jpg"]
+    assert splits["train"].refused == {0: "outside the splits: beside train and val"}
+    assert "1 image is set aside unread, such as extra/1.jpg (outside the splits: beside" in caplog.text
 
 
 def test_clutter_is_passed_over_and_counted(tmp_path, caplog):
@@ -113,7 +116,45 @@ def test_refusals(tmp_path):
     put(tmp_path, "file.jpg", "words/1.txt")
     with pytest.raises(UsageError, match="no such file or folder"):
         find_sources(tmp_path / "nope")
-    with pytest.raises(UsageError, match="is a file"):
+    with pytest.raises(UsageError, match="is one image; give the folder"):
         find_sources(tmp_path / "file.jpg")
     with pytest.raises(DataError, match=r"no images in .*; it has 1 file \(1 .txt\)"):
         find_sources(tmp_path / "words")
+
+
+def listing(*paths):
+    """A listing of these paths; "!" before one means that it is refused."""
+    made = Listing()
+    for path in paths:
+        made.add(path.removeprefix("!"), 1, 0, refused="link: x" if path.startswith("!") else None)
+    return made
+
+
+@pytest.mark.parametrize("hostile", ["../x.jpg", "/etc/x.jpg", "x.jpg", "zzz/x.jpg", "train/../x.jpg"])
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg"],
+        ["a/1.jpg", "b/2.jpg"],
+        ["train/a/1.jpg"],
+        ["1.jpg"],
+        ["val/1.jpg", "train/a/1.jpg"],
+    ],
+)
+def test_refused_images_have_no_say_in_splits_and_classes(paths, hostile):
+    plain, names = arranged(listing(*paths))
+    splits, same_names = arranged(listing(*paths, f"!{hostile}"))
+    assert same_names == names
+    assert sum(map(len, splits)) == len(paths) + 1
+    assert [split.name for split in splits] == [split.name for split in plain]
+    for split, expected in zip(splits, plain, strict=True):
+        kept = [i for i in range(len(split)) if i not in split.refused]
+        assert [split.paths[i] for i in kept] == expected.paths
+        assert (split.labels is None) == (expected.labels is None)
+        assert split.labels is None or split.labels[kept].tolist() == expected.labels.tolist()
+
+
+def test_nothing_but_refused():
+    splits, names = arranged(listing("!../x.jpg", "!cat/1.jpg"))
+    assert sum(map(len, splits)) == 2
+    assert names is None
