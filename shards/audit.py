@@ -6,7 +6,7 @@ the .idx. A tar that was only indexed is somebody else's: its images alone are l
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,13 @@ import xxhash
 
 from coma.shards import tar
 from coma.shards.files import as_local, reaching
-from coma.shards.images import EXTENSIONS, BadImageError, check_image
+from coma.shards.images import EXTENSIONS, BadImageError, ImageFacts
 from coma.shards.manifest import Manifest
+from coma.shards.walk import Window, index_line, samples, suffix
 
-_READ_BYTES = 1 << 20
-_OWN_PREFIX = "coma-"
-_MAX_MEMBERS = 64  # of one key: more are no sample, and are not held together
 _MAX_STRANGERS = 1000  # that are named, of one shard
+
+Decode = Callable[[bytes], ImageFacts]
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,16 @@ class _Row:
 
 
 def check_shard(
-    manifest: Manifest, shard: int, decode: bool, advance: Callable[[int], None]
+    manifest: Manifest, shard: int, own: bool, decode: Decode | None, advance: Callable[[int], None]
 ) -> list[Problem]:
-    """Return what differs in shard number `shard`; `advance` is told the bytes of images as they are checked."""
-    name = manifest.shards[shard]
-    path = manifest.folder / name
+    """Return what differs in shard number `shard`, an `own` one or one that was only indexed.
+
+    `decode` looks at an image, and may raise BadImageError; `advance` is told the bytes of images as they are
+    checked.
+    """
+    path = manifest.folder / manifest.shards[shard]
     audit = _Audit(_rows(manifest, shard), decode, advance)
-    check = audit.own if name.startswith(_OWN_PREFIX) else audit.foreign
+    check = audit.own if own else audit.foreign
     try:
         with as_local(path) as local:
             descriptor = os.open(local, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not hold us up
@@ -67,17 +70,17 @@ def check_shard(
                 check(descriptor)
             finally:
                 os.close(descriptor)
-        if name.startswith(_OWN_PREFIX):
+        if own:
             audit.index(path.with_suffix(".idx"))
     except OSError as error:
         audit.add("", f"cannot be read: {error.strerror or error}")
-    return [Problem(manifest.split, name, key, reason) for key, reason in audit.found]
+    return [Problem(manifest.split, path.name, key, reason) for key, reason in audit.found]
 
 
 class _Audit:
     """One shard under examination; `found` collects (key, reason)."""
 
-    def __init__(self, rows: list[_Row], decode: bool, advance: Callable[[int], None]) -> None:
+    def __init__(self, rows: list[_Row], decode: Decode | None, advance: Callable[[int], None]) -> None:
         self.rows = rows
         self.decode = decode
         self.advance = advance
@@ -90,14 +93,14 @@ class _Audit:
 
     def own(self, descriptor: int) -> None:
         """Check a tar that `coma shard` wrote."""
-        window = _Window(descriptor)
+        window = Window(descriptor)
         rows = {row.key: row for row in self.rows}
         missing = dict(rows)
         end = strangers = 0
         try:
-            for key, members in _samples(window):
+            for key, members in samples(window):
                 end = members[-1].offset + members[-1].size + -members[-1].size % tar.BLOCK_BYTES
-                self.index_lines.append(_index_line(members))
+                self.index_lines.append(index_line(members))
                 if (row := missing.pop(key, None)) is not None:
                     self._sample(window, row, members)
                 else:
@@ -115,7 +118,7 @@ class _Audit:
 
     def foreign(self, descriptor: int) -> None:
         """Check the images of a tar that was only indexed."""
-        window = _Window(descriptor)
+        window = Window(descriptor)
         missing = {row.offset: row for row in self.rows}
         try:
             for member in tar.members(descriptor):
@@ -143,21 +146,21 @@ class _Audit:
             number = next((i for i, (line, other) in enumerate(common) if line != other), len(due) - 1)
             self.add("", f"{path.name} is not the tar's index: line {number + 1} differs")
 
-    def _sample(self, window: "_Window", row: _Row, members: list[tar.Member]) -> None:
+    def _sample(self, window: Window, row: _Row, members: list[tar.Member]) -> None:
         extension = EXTENSIONS.get(row.format, row.format)
         due = {extension, "json"} if row.label is None else {extension, "json", "cls"}
-        files = {_suffix(member): member for member in members if member.kind == "file"}
+        files = {suffix(member): member for member in members if member.kind == "file"}
         complain = partial(self.add, row.key)
         if files.keys() != due or len(members) != len(due):
-            for suffix in sorted(due - files.keys()):
-                complain(f"lacks its .{suffix}")
-            for suffix in sorted({_suffix(member) for member in members} - due):
-                complain(f"has a member too many: .{suffix}")
+            for one in sorted(due - files.keys()):
+                complain(f"lacks its .{one}")
+            for one in sorted({suffix(member) for member in members} - due):
+                complain(f"has a member too many: .{one}")
             if len(members) > len({member.name for member in members}):
                 complain("has a member twice")
         for each in members:
             if window.read(each.offset + each.size, len(zeros := tar.padding(each.size))) != zeros:
-                complain(f"something follows its .{_suffix(each)} that is not zero")
+                complain(f"something follows its .{suffix(each)} that is not zero")
         if (image := files.get(extension)) is not None:
             if image.offset == row.offset:
                 self._image(window, row, image.size)
@@ -172,14 +175,14 @@ class _Audit:
             if reason is not None:
                 complain(reason)
 
-    def _image(self, window: "_Window", row: _Row, size: int) -> None:
+    def _image(self, window: Window, row: _Row, size: int) -> None:
         if size != row.size:
             self.add(row.key, f"its image has {size:,} bytes in the tar, not {row.size:,}")
         elif (reason := _image_differs(window.read(row.offset, row.size), row, self.decode)) is not None:
             self.add(row.key, reason)
         self.advance(row.size)
 
-    def _ending(self, window: "_Window", end: int) -> None:
+    def _ending(self, window: Window, end: int) -> None:
         """The zeros after the last member at byte `end`."""
         after = window.stop - end
         due = len(tar.ending(end))
@@ -193,7 +196,7 @@ class _Audit:
         self.damaged = True
         self.add("", str(error))
 
-    def _unreached(self, window: "_Window", rows: Iterable[_Row]) -> None:
+    def _unreached(self, window: Window, rows: Iterable[_Row]) -> None:
         """Samples that the walk did not meet: is their image whole at least?"""
         whole = []
         for row in rows:
@@ -210,33 +213,6 @@ class _Audit:
         elif whole:
             for key in whole:
                 self.add(key, "its image is whole, but the tar has no such member there")
-
-
-class _Window:
-    """A file read forwards in large pieces; what it gives is good until the next read."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.stop = os.fstat(descriptor).st_size
-        self._piece = memoryview(bytearray(_READ_BYTES))
-        self._start = self._end = 0  # bytes of the file that the piece holds
-
-    def read(self, offset: int, size: int) -> memoryview:
-        """Bytes [offset, offset + size), fewer where the file ends."""
-        if offset < self._start or offset + size > self._end:
-            self._fill(offset, size)
-        return self._piece[offset - self._start : min(offset + size, self._end) - self._start]
-
-    def _fill(self, offset: int, size: int) -> None:
-        size = min(size, max(0, self.stop - offset))  # a damaged manifest claims anything
-        if size > len(self._piece):
-            self._piece = memoryview(bytearray(size))
-        self._start = self._end = offset
-        while True:
-            got = os.preadv(self.descriptor, [self._piece[self._end - offset :]], self._end)
-            self._end += got
-            if not got or self._end >= offset + size:
-                break
 
 
 def _rows(manifest: Manifest, shard: int) -> list[_Row]:
@@ -263,65 +239,12 @@ def _rows(manifest: Manifest, shard: int) -> list[_Row]:
     ]
 
 
-def _samples(window: _Window) -> Iterator[tuple[str, list[tar.Member]]]:
-    """The members of our tar by key. Raises TarError as `tar.members` does, after what stands before it."""
-    key, group = "", list[tar.Member]()
-    damage = None
-    walk = _members(window)
-    while True:
-        try:
-            member = next(walk, None)
-        except tar.TarError as error:
-            member, damage = None, error
-        its_key = "" if member is None else member.name.partition(".")[0]
-        if group and (member is None or its_key != key or len(group) == _MAX_MEMBERS):
-            yield key, group
-            group = []
-        if damage is not None:
-            raise damage
-        if member is None:
-            return
-        key = its_key
-        group.append(member)
-
-
-def _members(window: _Window) -> Iterator[tar.Member]:
-    """Walk our tar: a header is what we would have written, or `tar.members` says what it is."""
-    at = 0
-    while any(block := bytes(window.read(at, tar.BLOCK_BYTES))):
-        name = block[:100].rstrip(b"\0")
-        try:
-            size = int(block[124:135], 8)
-            if block != tar.header(name, size):
-                break
-        except ValueError:
-            break
-        data = at + tar.BLOCK_BYTES
-        at = data + size + -size % tar.BLOCK_BYTES
-        if at > window.stop:
-            break
-        yield tar.Member(os.fsdecode(name), "file", data, size)
-    else:
-        return
-    for member in tar.members(window.descriptor):
-        if member.offset > at:
-            yield member
-
-
-def _suffix(member: tar.Member) -> str:
-    return member.name.partition(".")[2]
-
-
-def _index_line(members: list[tar.Member]) -> str:
-    return " ".join(f"{_suffix(member)} {member.offset} {member.size} {member.name}" for member in members)
-
-
-def _image_differs(image: memoryview, row: _Row, decode: bool) -> str | None:
+def _image_differs(image: memoryview, row: _Row, decode: Decode | None) -> str | None:
     if xxhash.xxh3_64_intdigest(image) != row.xxh3_64:
         return "its bytes are not what they were (the hash differs)"
-    if decode:
+    if decode is not None:
         try:
-            facts = check_image(bytes(image))
+            facts = decode(bytes(image))
         except BadImageError as error:
             return f"does not decode: {error}"
         if (facts.width, facts.height) != (row.width, row.height):

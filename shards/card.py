@@ -88,7 +88,13 @@ def _opening(description: "Description") -> str:
     classes = (
         f" of {len(names):,} {'class' if len(names) == 1 else 'classes'}" if names else " without labels"
     )
-    return f"{images:,} images{classes}, packed into WebDataset shards by {by}."
+    plan = description.info.get("plan")
+    done = (
+        "in WebDataset tars indexed"
+        if isinstance(plan, dict) and "index" in plan
+        else "packed into WebDataset shards"
+    )
+    return f"{images:,} images{classes}, {done} by {by}."
 
 
 def _table(description: "Description") -> str:

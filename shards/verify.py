@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coma.errors import DataError
-from coma.shards.audit import Problem, check_shard
+from coma.shards.audit import Decode, Problem, check_shard
 from coma.shards.files import folder_at, is_remote, reaching
+from coma.shards.images import MAX_PIXELS, check_image
 from coma.shards.manifest import (
     INFO_NAME,
     MANIFEST_NAME,
@@ -29,6 +31,7 @@ from coma.shards.merge import kind_of
 
 __all__ = ["Problem", "VerifyProgress", "VerifyReport", "load_manifests", "verify"]
 
+_OWN_PREFIX = "coma-"
 _TELL_EVERY_S = 0.2
 
 
@@ -69,11 +72,19 @@ def verify(
     """
     data = folder_at(data)
     manifests = load_manifests(data)
+    root = manifests[0].folder.parent
+    plan = _dict(_dict(read_info(root).get("coma")).get("plan")) if (root / INFO_NAME).is_file() else {}
+    check = partial(check_image, max_pixels=plan.get("max_pixels") or MAX_PIXELS)
     problems = [problem for manifest in manifests for problem in _unlisted(manifest)]
     if not (data / MANIFEST_NAME).is_file():
         problems += [*_info_problems(data, manifests), *_quarantine_problems(data), *_stray(data, manifests)]
     problems += _check_shards(
-        manifests, decode, workers or len(os.sched_getaffinity(0)), progress, len(problems)
+        manifests,
+        "index" in plan,
+        check if decode else None,
+        workers or len(os.sched_getaffinity(0)),
+        progress,
+        len(problems),
     )
     return VerifyReport(
         samples=sum(map(len, manifests)),
@@ -97,7 +108,8 @@ def load_manifests(data: Path) -> list[Manifest]:
 
 def _check_shards(
     manifests: list[Manifest],
-    decode: bool,
+    indexed: bool,
+    decode: Decode | None,
     workers: int,
     progress: Callable[[VerifyProgress], None] | None,
     found: int,
@@ -115,7 +127,9 @@ def _check_shards(
                 raise _Stopped
             checked[number] += image_bytes
 
-        return check_shard(*jobs[number], decode, advance)
+        manifest, shard = jobs[number]
+        ours = not indexed and manifest.shards[shard].startswith(_OWN_PREFIX)
+        return check_shard(manifest, shard, ours, decode, advance)
 
     pool = ThreadPoolExecutor(workers)
     try:

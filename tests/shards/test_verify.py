@@ -11,6 +11,7 @@ import xxhash
 
 from coma.errors import DataError
 from coma.shards import tar
+from coma.shards.index import index
 from coma.shards.manifest import load_manifest, read_manifest, schema
 from coma.shards.options import ShardOptions
 from coma.shards.verify import verify
@@ -286,6 +287,23 @@ def test_tars_that_were_only_indexed_are_checked_for_their_images(tmp_path, imag
     poke(path, images[1].offset)
     poke(path, images[2].offset - 300)
     assert [key for _, _, key, _ in found(folder)] == ["", ""]
+
+
+def test_an_indexed_data_set_is_checked(data, tmp_path):
+    """Of our own tars even: their .json says what was, not what the index calls it."""
+    index(data / "train", tmp_path / "indexed", workers=1)
+    assert found(tmp_path / "indexed", decode=True) == []
+    path, _, members = sample(data, 3)
+    poke(path, members["jpg"].offset)
+    assert ["hash differs" in reason for *_, reason in found(tmp_path / "indexed")] == [True]
+
+
+def test_the_data_set_s_own_pixel_limit_counts(data):
+    info = json.loads((data / "_info.json").read_text())
+    info["coma"]["plan"]["max_pixels"] = 100
+    (data / "_info.json").write_text(json.dumps(info))
+    assert len(found(data, decode=True)) == 18
+    assert found(data) == []
 
 
 def test_no_data(tmp_path):
