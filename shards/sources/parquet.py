@@ -18,14 +18,18 @@ import numpy.typing as npt
 from coma.errors import DataError
 from coma.shards.sources.columns import Columns, choose_columns
 from coma.shards.sources.confined import ConfinedReader
-from coma.shards.sources.model import Listing, Sources, SplitSources, is_image_name, printable
+from coma.shards.sources.model import (
+    MAX_IMAGE_BYTES,
+    Listing,
+    Sources,
+    SplitSources,
+    is_image_name,
+    printable,
+)
 from coma.shards.sources.rows import Contents
 from coma.shards.sources.tables import Label, numbered, split_named
 
 log = logging.getLogger(__name__)
-
-MAX_IMAGE_BYTES = 512 << 20
-"""A row with more is set aside."""
 
 _IMAGENET_PATH = re.compile(
     r"(?P<train>(?P<of_train>n\d{8})_\d+)(_(?P=of_train))?\.JPEG"
@@ -187,16 +191,12 @@ def _imagenet(
         split: None if split == "test" else [index[names[i][1] or ""] for i in rows]
         for split, rows in members.items()
     }
-    words = [_word(columns.class_names, label_of.get(wnid)) for wnid in class_names]
-    known = tuple(word for word in words if word is not None)
-    class_words = known if known and len(known) == len(words) else None
+    class_words = None
+    if columns.class_names is not None and class_names:
+        word_of = dict(enumerate(columns.class_names))
+        words = {wnid: word_of.get(label) for wnid, label in label_of.items() if isinstance(label, int)}
+        class_words = tuple(words.get(wnid) or wnid for wnid in class_names)
     return _splits(listing, members, labels), class_names or None, class_words
-
-
-def _word(class_names: tuple[str, ...] | None, label: Label) -> str | None:
-    if class_names is None or not isinstance(label, int) or not 0 <= label < len(class_names):
-        return None
-    return class_names[label]
 
 
 def _imagenet_names(tables: list[_Table]) -> list[tuple[str, str | None, str]] | None:
