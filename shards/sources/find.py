@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources import imagenet, parquet, tree, webdataset
+from coma.shards.sources import imagenet, lists, parquet, tree, webdataset
 from coma.shards.sources import tars as tars_of_trees
 from coma.shards.sources.model import LAYOUTS, Sources, SplitSources, counted, is_image_name, printable
 
@@ -81,8 +81,6 @@ def _layout_of_file(file: Path) -> str:
             return "imagenet"
         return "webdataset" if webdataset.is_webdataset(file.parent, [file.name]) else "tar"
     if extension == ".parquet":
-        from coma.shards.sources import lists
-
         return "parquet" if lists.holds_images(file) else "list"
     if extension in (".csv", ".tsv", ".txt"):
         return "list"
@@ -147,8 +145,6 @@ def _listed(
             raise UsageError(
                 f"--layout list: {source} is a folder; give the .csv, .tsv, .txt or .parquet file"
             )
-        from coma.shards.sources import lists
-
         return lists.list_paths(source, options.image_column, options.label_column, options.root, listed)
     folder = source if is_folder else source.parent
     tars = _files(source, ".tar", exclude) if is_folder else [source.name]
