@@ -171,7 +171,7 @@ def _announce(source: Path, sources: Sources) -> None:
             printable(split.paths[i]),
             split.refused[i],
         )
-    labelled = {split.labels is not None for split in sources.splits}
+    labelled = {split.labels is not None for split in sources.splits if split.name != "test"}
     if len(labelled) > 1:
         log.warning("some splits have labels and some have not")
     if sources.ignored:
