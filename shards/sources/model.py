@@ -115,7 +115,7 @@ LAYOUTS = {
     "tar": "tars of image folders",
     "webdataset": "tars of WebDataset samples",
     "parquet": "Hugging Face parquet with the images inside",
-    "list": "a CSV, TSV or parquet file of paths and labels",
+    "list": "a CSV, TSV, text or parquet file of paths and labels",
 }
 """What a source may look like, and how that is said."""
 

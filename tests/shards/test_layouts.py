@@ -111,7 +111,7 @@ def test_a_list_of_paths_and_labels(tmp_path, images, form, caplog):
     labels = same_images(tmp_path / "out", images, "train/")
     assert labels["tree/train/n02123045/n02123045_7.JPEG"] == 2
     assert read_manifest(tmp_path / "out").class_names == tuple(sorted(WORDS))
-    assert f"list.{form} holds a CSV, TSV or parquet file of paths and labels" in caplog.text
+    assert f"list.{form} holds a CSV, TSV, text or parquet file of paths and labels" in caplog.text
 
 
 def test_folders_of_any_depth_without_labels(tmp_path, images):
