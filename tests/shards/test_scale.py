@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from coma.errors import UsageError
+from coma.shards.describe import describe
 from coma.shards.files import folder_at
 from coma.shards.options import ShardOptions, parse_part
 from coma.shards.prepare import plan_shards
+from coma.shards.verify import verify
 from coma.shards.writer import shard
 
 SMALL = {"shard_bytes": 20_000, "workers": 1, "val_fraction": 0.25}
@@ -187,6 +189,10 @@ def test_into_an_object_store(pets, bucket, tmp_path, contents):
     assert summary.found == 27
     assert contents(fetched(str(out), tmp_path / "got")) == expected
     assert len(read_manifest(f"{bucket}/pets-shards", "val")) + len(read_manifest(str(out))) == summary.kept
+    assert not verify(out, decode=True).problems
+    assert {split.split: split.samples for split in describe(out).splits} == {
+        split.name: split.images for split in summary.splits
+    }
     again = shard(source, out, ShardOptions(**SMALL, dedupe=True))
     assert again.kept_shards == summary.shards
     with pytest.raises(UsageError, match="it holds a data set of --seed 0, not 1"):
