@@ -73,7 +73,8 @@ def check_shard(
         if own:
             audit.index(path.with_suffix(".idx"))
     except OSError as error:
-        audit.add("", f"cannot be read: {error.strerror or error}")
+        missing = isinstance(error, FileNotFoundError)  # a store's has no strerror
+        audit.add("", f"cannot be read: {'no such file' if missing else error.strerror or error}")
     return [Problem(manifest.split, path.name, key, reason) for key, reason in audit.found]
 
 

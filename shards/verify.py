@@ -169,7 +169,9 @@ def _stray(data: Path, manifests: list[Manifest]) -> Iterator[Problem]:
     splits = {manifest.split for manifest in manifests}
     for path in _tars(data):
         yield Problem("", path.name, "", "not in any split's folder: stock readers would read it")
-    for folder in sorted((child for child in data.iterdir() if child.is_dir()), key=lambda child: child.name):
+    with reaching(data):
+        folders = sorted((child for child in data.iterdir() if child.is_dir()), key=lambda child: child.name)
+    for folder in folders:
         if folder.name not in splits and not folder.name.startswith("."):
             for path in _tars(folder):
                 yield Problem(folder.name, path.name, "", f"in a folder that is no split of {INFO_NAME}")

@@ -3,11 +3,13 @@ import json
 import os
 import shutil
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
+from upath import UPath
 
 from coma.errors import DataError
 from coma.shards import tar
@@ -165,7 +167,7 @@ def test_missing_cut_swapped_and_unlisted_shards_are_all_named(data):
     shutil.copy(data / "val/coma-val-000000.tar", data / "more.tar")
     (data / "old").mkdir()
     shutil.copy(data / "val/coma-val-000000.tar", data / "old/x.tar")
-    assert reasons_of(data, first.name) == ["cannot be read: No such file or directory"]
+    assert reasons_of(data, first.name) == ["cannot be read: no such file"]
     cut = reasons_of(data, second.name)
     assert cut[0].startswith("cut short: the member at byte")
     assert any("lacks its .jpg" in reason for reason in cut)
@@ -245,6 +247,22 @@ def test_a_split_can_be_checked_alone(data):
     (data / "train/coma-train-000000.tar").unlink()
     assert found(data / "val") == []
     assert len(found(data)) == 1
+
+
+def test_a_data_set_in_a_store(data):
+    store = UPath("memory://verify/data")
+    for path in filter(Path.is_file, data.rglob("*")):
+        copy = store / str(path.relative_to(data))
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    assert found(store, decode=True) == []
+    first, second = sorted((store / "train").glob("*.tar"), key=str)[:2]
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-1])
+    assert [(name, reason[:12]) for _, name, _, reason in found(store)] == [
+        (first.name, "cannot be re"),
+        (second.name, "cut short: 1"),
+    ]
 
 
 def test_a_pipe_or_a_folder_in_place_of_a_shard(data):
