@@ -125,7 +125,7 @@ def prepare_image(data: bytes, options: PixelOptions) -> Prepared:
         if look.oddity is not None:
             return _converted(look, data)
         if options.decode:
-            _decode(look.image, data)
+            _decode_for_faults(look.image, data)
         return Prepared(data, facts, None)
 
 
@@ -140,7 +140,7 @@ def check_image(data: bytes, max_pixels: int = MAX_PIXELS, decode: bool = True) 
         if look.oddity is not None:
             raise BadImageError(f"unsupported format: {look.oddity} (`coma shard` converts such an image)")
         if decode:
-            _decode(look.image, data)
+            _decode_for_faults(look.image, data)
         return look.facts
 
 
@@ -181,6 +181,29 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # PIL raises all kinds of things over damaged EXIF, and viewers ignore it
         return 1
     return orientation if orientation in _TURN else 1
+
+
+def _decode_for_faults(image: Image.Image, data: bytes) -> None:
+    """Decode for the faults alone: every code of a JPEG is read, but few pixels are made of them, in grey."""
+    _drafted(image, data, "L", (1, 1))
+
+
+def _drafted(
+    image: Image.Image, data: bytes, mode: str | None, size: tuple[int, int]
+) -> tuple[Image.Image, tuple[float, float, float, float] | None]:
+    """Decode a JPEG at the fraction that still has `size`, anything else in full; return it and PIL's draft box."""
+    draft = image.draft(mode, size)  # None if it is no JPEG
+    if draft is not None:
+        try:
+            _decode(image, data)
+        except (
+            Exception
+        ):  # a lossless JPEG has no fractions; if there is anything else to say, it is said below
+            image = opened(data, MOST_PIXELS)
+        else:
+            return image, draft[1]
+    _decode(image, data)
+    return image, None
 
 
 def _decode(image: Image.Image, data: bytes) -> None:
@@ -224,19 +247,8 @@ def _decoded_for(
     libjpeg decodes at a fraction, though at twice the size asked for or more: within 42 dB of decoding it all
     and up to four times as fast.
     """
-    image = look.image
-    draft = image.draft(None, (2 * size[0], 2 * size[1]))  # None if it is no JPEG
-    if draft is not None:
-        try:
-            _decode(image, data)
-        except (
-            Exception
-        ):  # a lossless JPEG has no fractions; if there is anything else to say, it is said below
-            image = opened(data, MOST_PIXELS)
-        else:
-            return image, draft[1]
-    _decode(image, data)
-    return image, (0.0, 0.0, float(image.width), float(image.height))
+    image, draft = _drafted(look.image, data, None, (2 * size[0], 2 * size[1]))
+    return image, (0.0, 0.0, float(image.width), float(image.height)) if draft is None else draft
 
 
 def _upright(image: Image.Image, look: _Look) -> Image.Image:

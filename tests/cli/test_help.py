@@ -7,7 +7,18 @@ from typer.testing import CliRunner
 
 from coma.cli.main import app
 
-COMMANDS = ["demo", "shard", "inspect", "verify", "pretrain", "probe", "knn", "reconstruct", "report"]
+COMMANDS = [
+    "demo",
+    "index",
+    "shard",
+    "inspect",
+    "verify",
+    "pretrain",
+    "probe",
+    "knn",
+    "reconstruct",
+    "report",
+]
 
 
 @pytest.mark.parametrize(
