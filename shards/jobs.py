@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -53,6 +55,15 @@ def serve(connection: "Connection[Any, Any]") -> None:
         os._exit(1)  # the parent was killed
 
 
+class _WithoutPandas(MetaPathFinder):
+    """Keeps pyarrow from importing pandas wherever that is installed: a second of every worker, for nothing."""
+
+    def find_spec(self, fullname: str, *_: Any) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError("not needed here", name=fullname)
+
+
 def serve_at(descriptor: int) -> None:
     """Serve on an inherited file descriptor."""
+    sys.meta_path.insert(0, _WithoutPandas())
     serve(Connection(descriptor))
