@@ -27,8 +27,8 @@ from coma.shards.plan import ShardPlan
 from coma.shards.pool import run_jobs
 from coma.shards.sources.model import counted, printable
 from coma.shards.sources.webdataset import NO_IMAGE, ClassNames, is_labelled, split_of
-from coma.shards.state import begun, clear_work, state_of
-from coma.shards.summary import ShardSummary, summary_of
+from coma.shards.state import begun, state_of
+from coma.shards.summary import ShardSummary, completed
 
 log = logging.getLogger(__name__)
 
@@ -79,22 +79,20 @@ def index(
     state = xxhash.xxh3_128_hexdigest(repr([(tar.size, tar.mtime_ns) for tar in tars]).encode())
     if _is_complete(out, root, tars, record, state):
         log.info("%s is complete already: nothing to do", out)
-        clear_work(out)
-        return summary_of(out, read_info(out), None, time.monotonic() - begun_s)
+        return completed(out, None, begun_s)
     jobs = [IndexJob(root, tar, out.absolute(), decode) for tar in tars]
     try:
         with begun(out, record):
             for split in {tar.plan.split for tar in tars}:
                 make_folder(out / split)
             kept_tars = _run(jobs, workers, progress or (lambda _: None))
-            info = _finish(source, out, root, jobs, record | {"state": state})
-        clear_work(out)
+            _finish(source, out, root, jobs, record | {"state": state})
     except KeyboardInterrupt:
         log.warning("stopped; the same command goes on from the tars that are done")
         raise
     except OSError as error:
         raise ComaError(f"cannot write to {out}: {error.strerror or error}; what is done is kept") from error
-    return summary_of(out, info, kept_tars, time.monotonic() - begun_s)
+    return completed(out, kept_tars, begun_s)
 
 
 def _tars(source: Path, out: Path) -> tuple[Path, list[IndexedTar]]:
@@ -212,10 +210,8 @@ def _run(jobs: list[IndexJob], workers: int | None, progress: Callable[[IndexPro
     return kept_tars
 
 
-def _finish(
-    source: Path, out: Path, root: Path, jobs: list[IndexJob], record: dict[str, Any]
-) -> dict[str, Any]:
-    """Put parts and links together; return the data set's `_info.json`, which is written last."""
+def _finish(source: Path, out: Path, root: Path, jobs: list[IndexJob], record: dict[str, Any]) -> None:
+    """Put parts and links together; the data set's `_info.json` is written last."""
     found = {job: _require_found(job) for job in jobs}
     for job in jobs:
         if not found[job].ended:
@@ -256,7 +252,7 @@ def _finish(
             if images
             else f"no sample in the tars of {source} has an image"
         )
-    return write_info(out, splits, record | {"images": images}, reasons, converted, None)
+    write_info(out, splits, record | {"images": images}, reasons, converted, None)
 
 
 def _require_found(job: IndexJob) -> Found:

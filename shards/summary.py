@@ -1,11 +1,15 @@
 """What a run of `coma shard` comes to: planned, written in part, or complete."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from coma.errors import DataError
-from coma.shards.manifest import read_manifest
+from coma.shards.describe import data_card
+from coma.shards.files import write_atomically
+from coma.shards.manifest import CARD_NAME, read_info, read_manifest
+from coma.shards.state import clear_work
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,16 @@ class ShardSummary:
         return sum(split.shard_bytes for split in self.splits)
 
 
-def summary_of(out: Path, info: dict[str, Any], kept_shards: int | None, elapsed_s: float) -> ShardSummary:
+def completed(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary:
+    """Tidy up a data set that is complete since a run that began at `begun_s` (monotonic), and sum it up."""
+    info: Any = read_info(out)
+    if not (out / CARD_NAME).exists():
+        write_atomically(out / CARD_NAME, data_card(out))
+    clear_work(out)
+    return _summary_of(out, info, kept_shards, time.monotonic() - begun_s)
+
+
+def _summary_of(out: Path, info: dict[str, Any], kept_shards: int | None, elapsed_s: float) -> ShardSummary:
     """Sum up a complete data set. Raises DataError if its `_info.json` and its manifests disagree."""
     about = info["coma"]
     splits = []

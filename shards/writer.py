@@ -20,11 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from coma.errors import ComaError, DataError, UsageError
-from coma.shards.describe import data_card
 from coma.shards.duplicates import without_duplicates
-from coma.shards.files import is_remote, make_folder, remove_temporaries, write_atomically
+from coma.shards.files import is_remote, make_folder, remove_temporaries
 from coma.shards.jobs import Job, Tally
-from coma.shards.manifest import CARD_NAME, QUARANTINE_NAME, read_info
+from coma.shards.manifest import QUARANTINE_NAME
 from coma.shards.merge import Split, merge, write_info
 from coma.shards.options import ShardOptions
 from coma.shards.plan import ShardPlan
@@ -35,7 +34,6 @@ from coma.shards.sources.spool import remove_spool, spool, spool_bytes
 from coma.shards.state import (
     State,
     begun,
-    clear_work,
     finished,
     parts_folder,
     spool_folder,
@@ -45,7 +43,7 @@ from coma.shards.summary import (
     ShardProgress,
     ShardSummary,
     SplitSummary,
-    summary_of,
+    completed,
 )
 from coma.shards.worker import ShardJob
 
@@ -94,7 +92,7 @@ def shard(
     sources, planned, record = prepared(Path(source), out, options, progress)
     if state_of(out, record) is State.COMPLETE:
         log.info("%s is complete already: nothing to do", out)
-        return _completed(out, None, begun_s)
+        return completed(out, None, begun_s)
     warn_of_space(out, planned)
     run = _Run(sources, planned, out, options, progress)
     try:
@@ -109,7 +107,7 @@ def shard(
         raise
     except OSError as error:
         raise ComaError(f"cannot write to {out}: {error.strerror or error}; what is done is kept") from error
-    return _completed(out, kept_shards, begun_s)
+    return completed(out, kept_shards, begun_s)
 
 
 def _write(run: _Run) -> int:
@@ -262,15 +260,6 @@ def _last_part_finished(run: _Run, record: dict[str, Any]) -> bool:
             if state_of(run.out, record) is not State.COMPLETE:
                 _finish(run, record)
     return state_of(run.out, record) is State.COMPLETE
-
-
-def _completed(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary:
-    """Tidy up a complete data set, and sum it up."""
-    info = read_info(out)
-    if not (out / CARD_NAME).exists():
-        write_atomically(out / CARD_NAME, data_card(out))
-    clear_work(out)
-    return summary_of(out, info, kept_shards, time.monotonic() - begun_s)
 
 
 def _part_summary(run: _Run, kept_shards: int, elapsed_s: float) -> ShardSummary:
