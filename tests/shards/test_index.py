@@ -76,6 +76,7 @@ def test_the_manifest_says_where_each_image_is(made, jpegs):
 def test_out_holds_relative_links_and_what_a_data_set_has(made, contents):
     source, out, _ = made
     assert sorted(contents(out)) == [
+        "README.md",
         "_info.json",
         "quarantine.parquet",
         *(f"train/{name}" for name in ("manifest.parquet",)),
