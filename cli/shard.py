@@ -9,7 +9,7 @@ from coma.cli import console
 from coma.errors import UsageError
 
 if TYPE_CHECKING:
-    from coma.shards.summary import ShardPlanSummary, ShardSummary
+    from coma.shards.summary import ShardPlanSummary
 
 _SOURCE, _SHARDS, _IMAGES, _RUNNING = "Source", "Shards", "Images", "Running"
 
@@ -143,6 +143,7 @@ def shard(
     are set aside with their reasons (OUT/quarantine.parquet). Stopped or killed,
     the same command goes on where it was.
     """
+    from coma.cli.accounts import summary_as_json, summary_as_lines
     from coma.shards import prepare
     from coma.shards.files import folder_at
     from coma.shards.options import ShardOptions, parse_part
@@ -176,7 +177,7 @@ def shard(
             result = _plan_as_json(plan) if json else _plan_as_lines(plan)
         else:
             summary = write(source, place, options, bar.show)
-            result = _as_json(summary) if json else _as_lines(summary)
+            result = summary_as_json(summary) if json else summary_as_lines(summary)
     console.print_result(result, json=json)
 
 
@@ -212,10 +213,8 @@ class _Bar:
             self.progress.update(self.task, done=f"{now.images:,} images")
             return
         if self.stage != now.stage:
-            self.stage, self.first_images = (
-                now.stage,
-                now.images,
-            )  # an earlier run's do not count for the rate
+            self.stage = now.stage
+            self.first_images = now.images  # an earlier run's do not count for the rate
             self.progress.reset(self.task, description=now.stage, total=now.total_source_bytes)
         elapsed_s = self.progress.tasks[0].elapsed or 0
         rate = f"{(now.images - self.first_images) / elapsed_s:,.0f}" if elapsed_s > 0.5 else "-"
@@ -225,53 +224,6 @@ class _Bar:
             completed=now.source_bytes,
             done=f"{now.images:,}/{now.total_images:,}{aside}, {rate} img/s, {decimal(now.source_bytes)}",
         )
-
-
-def _as_json(summary: "ShardSummary") -> dict[str, Any]:
-    return {
-        "out": str(summary.out),
-        "found": summary.found,
-        "kept": summary.kept,
-        "set_aside": summary.set_aside,
-        "reasons": summary.reasons,
-        "converted": summary.converted,
-        "classes": summary.classes,
-        "shards": summary.shards,
-        "bytes": summary.shard_bytes,
-        "splits": {
-            split.name: {"images": split.images, "shards": split.shards, "bytes": split.shard_bytes}
-            for split in summary.splits
-        },
-        "part": summary.part,
-        "shards_from_before": summary.kept_shards,
-        "elapsed_s": round(summary.elapsed_s, 3),
-    }
-
-
-def _as_lines(summary: "ShardSummary") -> dict[str, str]:
-    from shlex import quote
-
-    from rich.filesize import decimal
-
-    kept = ", ".join(f"{split.name} {split.images:,}" for split in summary.splits)
-    converted = f"; {sum(summary.converted.values()):,} converted ({_kinds(summary.converted)})"
-    aside = f" ({_kinds(summary.reasons)}): see quarantine.parquet" if summary.reasons else ""
-    lines = {} if summary.part is None else {"part": f"{summary.part}, of the shards"}
-    lines |= {
-        "found": f"{summary.found:,} images",
-        "kept": (
-            f"{summary.kept:,} ({kept})" if len(summary.splits) > 1 else f"{summary.kept:,}, split {kept}"
-        )
-        + (converted if summary.converted else ""),
-        "set aside": f"{summary.set_aside:,}{aside}" if summary.set_aside else "none",
-        "shards": f"{summary.shards:,}, {decimal(summary.shard_bytes)} in all, in {summary.elapsed_s:.1f} s",
-        "where": str(summary.out),
-    }
-    if summary.part is None:
-        lines["next"] = f"coma pretrain {quote(str(summary.out))}"
-    else:
-        lines["next"] = "the other parts; then, if none of them said it was the last, this without --part"
-    return lines
 
 
 def _plan_as_json(plan: "ShardPlanSummary") -> dict[str, Any]:
@@ -298,7 +250,3 @@ def _plan_as_lines(plan: "ShardPlanSummary") -> dict[str, str]:
         lines["done"] = f"{plan.done_shards:,} shards stand already"
     lines["where"] = f"{plan.out} (nothing was written)"
     return lines
-
-
-def _kinds(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())

@@ -26,6 +26,7 @@ from coma.shards.merge import Split, merge, write_info
 from coma.shards.plan import ShardPlan
 from coma.shards.pool import run_jobs
 from coma.shards.sources.model import counted, printable
+from coma.shards.sources.tree import files_below
 from coma.shards.sources.webdataset import NO_IMAGE, ClassNames, is_labelled, split_of
 from coma.shards.state import begun, state_of
 from coma.shards.summary import ShardSummary, completed
@@ -104,7 +105,7 @@ def _tars(source: Path, out: Path) -> tuple[Path, list[IndexedTar]]:
             f"{source} is a sharded data set already, with its manifests; see: coma inspect {source}"
         )
     root = (source if source.is_dir() else source.parent).absolute()
-    paths = _tar_paths(root, out.absolute()) if source.is_dir() else [source.name]
+    paths = files_below(root, ".tar", out) if source.is_dir() else [source.name]
     if not paths:
         raise UsageError(f"no .tar files in {source}")
     by_place: dict[tuple[str, str], str] = {}
@@ -127,18 +128,6 @@ def _tars(source: Path, out: Path) -> tuple[Path, list[IndexedTar]]:
         )
         numbers[split] += 1
     return root, tars
-
-
-def _tar_paths(root: Path, out: Path) -> list[str]:
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".") and Path(folder, name) != out]
-        found += [
-            str(Path(folder, name).relative_to(root))
-            for name in names
-            if name.endswith(".tar") and not name.startswith(".")
-        ]
-    return sorted(found)
 
 
 def _is_complete(out: Path, root: Path, tars: list[IndexedTar], record: dict[str, Any], state: str) -> bool:

@@ -1,7 +1,6 @@
 """Look at what the user named and list the images in it; which layout it has is detected, or said."""
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,22 +95,9 @@ def _layout_of_file(file: Path) -> str:
 
 def _containers(folder: Path, exclude: Path | None) -> str | None:
     """Tell the layout of a folder in which no file is an image by name; None if there is nothing else in it."""
-    if tars := _files(folder, ".tar", exclude):
+    if tars := tree.files_below(folder, ".tar", exclude):
         return "webdataset" if webdataset.is_webdataset(folder, tars) else "tar"
-    return "parquet" if _files(folder, ".parquet", exclude) else None
-
-
-def _files(folder: Path, extension: str, exclude: Path | None) -> list[str]:
-    """The files in a folder, at any depth, that have this extension: paths below it, sorted."""
-    found = []
-    for place, below, names in os.walk(folder):
-        below[:] = [name for name in below if not name.startswith(".") and Path(place, name) != exclude]
-        found += [
-            str(Path(place, name).relative_to(folder))
-            for name in names
-            if name.lower().endswith(extension) and not name.startswith(".")
-        ]
-    return sorted(found, key=os.fsencode)
+    return "parquet" if tree.files_below(folder, ".parquet", exclude) else None
 
 
 def _listed(
@@ -147,7 +133,7 @@ def _listed(
             )
         return lists.list_paths(source, options.image_column, options.label_column, options.root, listed)
     folder = source if is_folder else source.parent
-    tars = _files(source, ".tar", exclude) if is_folder else [source.name]
+    tars = tree.files_below(source, ".tar", exclude) if is_folder else [source.name]
     if not tars:
         raise UsageError(f"--layout {layout}: there is no .tar in {source}")
     if layout == "webdataset":

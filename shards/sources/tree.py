@@ -67,6 +67,25 @@ def list_tree(
     return listing, ignored
 
 
+def files_below(folder: Path, extension: str, exclude: Path | None = None) -> list[str]:
+    """The files in a folder, at any depth, that have this extension: paths below it, sorted.
+
+    Hidden files are passed over, so are links to folders and the folder `exclude`.
+    """
+    skip = _identity(exclude) if exclude is not None and exclude.exists() else None
+    found = []
+    for place, below, names in os.walk(folder):
+        below[:] = [
+            name for name in below if not name.startswith(".") and _identity(Path(place, name)) != skip
+        ]
+        found += [
+            str(Path(place, name).relative_to(folder))
+            for name in names
+            if name.lower().endswith(extension) and not name.startswith(".")
+        ]
+    return sorted(found, key=os.fsencode)
+
+
 def arranged(
     listing: Listing, class_folders: bool = True
 ) -> tuple[tuple[SplitSources, ...], tuple[str, ...] | None]:

@@ -49,7 +49,7 @@ def test_a_folder_of_tars_becomes_a_data_set(photos):
     summary = json.loads(again.stdout)
     assert (summary["found"], summary["kept"], summary["reasons"]) == (5, 4, {"empty": 1})
     assert summary["splits"] == {
-        "train": {"images": 4, "tars": 1, "bytes": Path("photos/photos-000000.tar").stat().st_size}
+        "train": {"images": 4, "shards": 1, "bytes": Path("photos/photos-000000.tar").stat().st_size}
     }
     assert summary["out"] == "photos-index"
 

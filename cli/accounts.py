@@ -1,0 +1,59 @@
+"""What `coma shard` and `coma index` say at the end: where every image went."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coma.shards.summary import ShardSummary
+
+
+def summary_as_json(summary: "ShardSummary") -> dict[str, Any]:
+    """The summary of a run as plain JSON types."""
+    return {
+        "out": str(summary.out),
+        "found": summary.found,
+        "kept": summary.kept,
+        "set_aside": summary.set_aside,
+        "reasons": summary.reasons,
+        "converted": summary.converted,
+        "classes": summary.classes,
+        "shards": summary.shards,
+        "bytes": summary.shard_bytes,
+        "splits": {
+            split.name: {"images": split.images, "shards": split.shards, "bytes": split.shard_bytes}
+            for split in summary.splits
+        },
+        "part": summary.part,
+        "shards_from_before": summary.kept_shards,
+        "elapsed_s": round(summary.elapsed_s, 3),
+    }
+
+
+def summary_as_lines(summary: "ShardSummary", of_set_aside: str = "") -> dict[str, str]:
+    """The summary of a run as lines to print; `of_set_aside` is added to what is said of those images."""
+    from shlex import quote
+
+    from rich.filesize import decimal
+
+    kept = ", ".join(f"{split.name} {split.images:,}" for split in summary.splits)
+    converted = f"; {sum(summary.converted.values()):,} converted ({_kinds(summary.converted)})"
+    aside = f" ({_kinds(summary.reasons)}): see quarantine.parquet{of_set_aside}" if summary.reasons else ""
+    lines = {} if summary.part is None else {"part": f"{summary.part}, of the shards"}
+    lines |= {
+        "found": f"{summary.found:,} images",
+        "kept": (
+            f"{summary.kept:,} ({kept})" if len(summary.splits) > 1 else f"{summary.kept:,}, split {kept}"
+        )
+        + (converted if summary.converted else ""),
+        "set aside": f"{summary.set_aside:,}{aside}" if summary.set_aside else "none",
+        "shards": f"{summary.shards:,}, {decimal(summary.shard_bytes)} in all, in {summary.elapsed_s:.1f} s",
+        "where": str(summary.out),
+    }
+    if summary.part is None:
+        lines["next"] = f"coma pretrain {quote(str(summary.out))}"
+    else:
+        lines["next"] = "the other parts; then, if none of them said it was the last, this without --part"
+    return lines
+
+
+def _kinds(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
