@@ -1,9 +1,14 @@
+import tracemalloc
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coma.pipeline.crops import random_resized_crops
 from coma.pipeline.order import Planner, SampleOrder, rank_slice, sample_order
+from coma.pipeline.views import partition_units
 
 LENGTHS = st.lists(st.integers(0, 20), min_size=1, max_size=12).filter(any)
 SEEDS = st.integers(0, 2**32)
@@ -48,7 +53,48 @@ def test_batches_go_on_across_epochs_and_resume_anywhere(
     np.testing.assert_array_equal(resumed, order.global_batch(0, skipped + batch_size)[0][skipped:])
 
 
-@given(st.integers(1, 8), st.integers(1, 50))
+@given(LENGTHS, SEEDS, st.integers(1, 16), st.integers(1, 5), st.integers(1, 6), st.integers(0, 40))
+def test_any_number_of_ranks_shows_the_same_batch(
+    lengths: list[int], seed: int, world: int, per_rank: int, views: int, number: int
+) -> None:
+    """Samples, windows, flips and masks of the ranks' parts, each made by its own order, laid end to end."""
+    batch_size = world * per_rank
+
+    def shown(rank: int, world_size: int) -> list[np.ndarray]:
+        step = Planner(SampleOrder(lengths, seed), sum(lengths), batch_size).at(number * batch_size)
+        assert step is not None
+        part = rank_slice(batch_size, rank, world_size)
+        samples, epochs = step.samples[part], step.epochs[part]
+        width, height = 50 + samples * 7 % 90, 50 + samples * 11 % 90  # as a manifest knows them by sample
+        crops = random_resized_crops(samples, epochs, width, height, seed=seed)
+        keys = torch.from_numpy(samples), torch.from_numpy(epochs)
+        units = partition_units(*keys, seed=seed, units=views * 3).numpy()
+        return [samples, epochs, crops.start, crops.shape, crops.flip, units]
+
+    ranks = [shown(rank, world) for rank in range(world)]
+    for together, parts in zip(shown(0, 1), zip(*ranks, strict=True), strict=True):
+        np.testing.assert_array_equal(together, np.concatenate(parts))
+
+
+@given(LENGTHS, SEEDS, st.lists(st.tuples(st.integers(1, 16), st.integers(1, 4)), min_size=1, max_size=6))
+def test_stops_and_other_numbers_of_ranks_leave_no_gap(
+    lengths: list[int], seed: int, runs: list[tuple[int, int]]
+) -> None:
+    """A state is how many samples were consumed: each run goes on there, knowing nothing else."""
+    consumed, seen = 0, []
+    for world, per_rank in runs:
+        batch_size = world * per_rank
+        planner = Planner(SampleOrder(lengths, seed), sum(lengths), batch_size)
+        for _ in range(2):
+            step = planner.at(consumed)
+            assert step is not None
+            seen += [step.samples[rank_slice(batch_size, rank, world)] for rank in range(world)]
+            consumed = step.stop_sample
+    whole, _ = SampleOrder(lengths, seed).global_batch(0, consumed)
+    np.testing.assert_array_equal(np.concatenate(seen), whole)
+
+
+@given(st.integers(1, 16), st.integers(1, 50))
 def test_ranks_partition_the_global_batch(world: int, batch_size: int) -> None:
     batch = np.arange(batch_size)
     parts = [batch[rank_slice(batch_size, rank, world)] for rank in range(world)]
@@ -84,6 +130,21 @@ def test_the_default_window_of_a_large_data_set() -> None:
     shards = order.samples(3, 640_000, 640_256) // 2300
     assert 8 <= len(np.unique(shards)) <= 64
     assert len(order._windows) == 1
+
+
+@pytest.mark.parametrize(("count", "length"), [(1_280_000, 2300), (10**8, 2300), (10**8, 100)])
+def test_a_seek_into_many_samples_takes_little_memory(count: int, length: int) -> None:
+    """What it builds is a window, and numbers a shard: never numbers a sample."""
+    lengths = np.full(count // length, length)
+    tracemalloc.start()
+    try:
+        order = SampleOrder(lengths, 0)
+        for epoch in range(6):
+            order.global_batch(epoch * order.samples_per_epoch + count // 3, 4096)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 8 * 2**20 + 150 * len(lengths)
 
 
 def test_numbers_are_fixed() -> None:
