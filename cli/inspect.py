@@ -1,4 +1,4 @@
-"""`coma inspect`: what is in a data set."""
+"""`coma inspect`: what is in a data set, or what was in one step of a run."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,35 +7,60 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coma.cli import console
+from coma.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from coma.shards.describe import Description, SplitDescription
+    from coma.steps import StepContents
 
 _WIDTH = 62  # of a line's value, in 80 columns
+_ROWS = 10  # of a batch
 
 
 def inspect(
     data: Annotated[
         str | None,
-        typer.Argument(help="Sharded data set: a folder or URL.", show_default="the one in this folder"),
+        typer.Argument(
+            help="Sharded data set, a folder or URL; or a run, with --step.",
+            show_default="the data set in this folder",
+        ),
+    ] = None,
+    step: Annotated[
+        int | None,
+        typer.Option(help="Show the images, crops and views of this step of a run.", metavar="N"),
     ] = None,
     sheet: Annotated[
         Path | None,
-        typer.Option(help="Also write a contact sheet: 64 images, of all classes.", metavar="PNG"),
+        typer.Option(
+            help="Contact sheet to write: 64 images, of all classes; or those of a step.",
+            metavar="PNG",
+            show_default="none; RUN/step-N.png",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random images.", metavar="N", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of a data set's random images.", metavar="N", min=0)] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Show what a sharded data set holds: images, sizes, formats, classes, colours.
+    """Show what a sharded data set holds, or what was in a step of a run.
 
-    Mean and standard deviation are those of up to 512 random images a split.
+    Of a data set: images, sizes, formats, classes, colours (means of up to 512 random images a split).
+
+    Of a step: the very images, crops and views, checked against what the run recorded.
     """
+    if step is not None:
+        _inspect_step(data, step, sheet, json=json)
+        return
     from coma.shards import describe
     from coma.shards.files import folder_at
     from coma.shards.manifest import find_data
     from coma.shards.sheet import write_contact_sheet
 
     folder = find_data(Path()) if data is None else folder_at(data)
+    if _is_run(folder):
+        from coma.steps import steps_of
+
+        raise UsageError(f"{folder} is a run: add --step N, 1 to {steps_of(folder)}, to see a step's images")
     found = describe.describe(folder, seed=seed)
     if sheet is not None:
         write_contact_sheet(folder, sheet, split=found.splits[0].split, seed=seed)
@@ -49,6 +74,95 @@ def inspect(
     for split in found.splits:
         console.stdout.print()
         console.print_result(_of_split(split), json=False)
+
+
+def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool) -> None:
+    from coma.shards.files import folder_at
+
+    if run is None:
+        raise UsageError("--step is one of a run's: coma inspect RUN --step N")
+    if _is_data(folder_at(run)):
+        raise UsageError(f"{run} is a data set, and --step is one of a run's: coma inspect RUN --step {step}")
+
+    from coma.step_sheet import sheet_path, write_step_sheet
+    from coma.steps import read_step
+
+    contents = read_step(Path(run), step)
+    sheet = sheet_path(contents.run, step) if sheet is None else sheet
+    on_sheet = write_step_sheet(contents, sheet)
+    if json:
+        console.print_result({**contents.to_json(), "sheet": str(sheet)}, json=True)
+    else:
+        console.print_result(_of_step(contents), json=False)
+        console.stdout.print()
+        console.stdout.print(_table(contents))
+        console.stdout.print()
+        if len(contents.rows) > _ROWS:
+            console.stdout.print(f"{len(contents.rows) - _ROWS:,} more: --json has them all")
+        for row in [row for row in contents.rows if row.substitute][:_ROWS]:
+            line = f"{row.shown.key} stands in for {row.asked.key}: {row.reason}"
+            console.stdout.print(_short(line, 80), markup=False)
+        console.stdout.print(f"sheet of {on_sheet:,} of {len(contents.rows):,} images: {sheet}", markup=False)
+    contents.check()
+
+
+def _is_data(folder: Path) -> bool:
+    from coma.shards.files import reaching
+    from coma.shards.manifest import INFO_NAME, MANIFEST_NAME
+
+    with reaching(folder):
+        return (folder / INFO_NAME).is_file() or (folder / MANIFEST_NAME).is_file()
+
+
+def _is_run(folder: Path) -> bool:
+    from coma.runs import CONFIG_NAME
+    from coma.shards.files import is_remote
+
+    return not is_remote(folder) and not _is_data(folder) and (folder / CONFIG_NAME).is_file()
+
+
+def _of_step(contents: "StepContents") -> dict[str, str]:
+    recorded = {
+        True: "as in metrics.jsonl",
+        False: f"but {contents.recorded_digest} in metrics.jsonl",
+        None: "(metrics.jsonl has no record of this step)",
+    }[contents.matches]
+    replaced = f", {contents.substituted:,} of them substituted" if contents.substituted else ""
+    return {
+        "run": str(contents.run),
+        "step": f"{contents.step:,} of {contents.steps:,}, epoch {contents.epochs:.4g}",
+        "data": str(contents.manifest.folder),
+        "images": f"{len(contents.rows):,}{replaced}",
+        "digest": f"{contents.batch_digest} {recorded}",
+    }
+
+
+def _table(contents: "StepContents") -> "Table":
+    """The first rows of a batch, within 80 columns."""
+    from pathlib import PurePosixPath
+
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("sample", justify="right", no_wrap=True)
+    table.add_column("key", max_width=12, no_wrap=True)
+    table.add_column("class", max_width=14, no_wrap=True)
+    table.add_column("crop px", no_wrap=True)
+    table.add_column("flip", no_wrap=True)
+    table.add_column("source", no_wrap=True, max_width=24)
+    for row in contents.rows[:_ROWS]:
+        crop, shown = row.crop, row.shown
+        cells = (
+            str(shown.sample),
+            shown.key,
+            shown.class_name or "-",
+            f"{crop.width}x{crop.height} at {crop.x},{crop.y}",
+            "yes" if row.flipped else "-",
+            PurePosixPath(shown.source).name,
+        )
+        table.add_row(*map(Text, cells))
+    return table
 
 
 def _whole(found: "Description") -> dict[str, str]:
