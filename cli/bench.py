@@ -1,0 +1,106 @@
+"""`coma bench`: how fast things are here, on one's own data."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coma.cli import console
+
+if TYPE_CHECKING:
+    from coma.bench.loader import LoaderBench
+
+app = typer.Typer(name="bench", no_args_is_help=True, help="Measure speed here, on your own data.")
+
+
+@app.callback()
+def bench() -> None:
+    """Measure speed here, on your own data."""
+
+
+@app.command()
+def loader(
+    data: Annotated[
+        Path | None, typer.Argument(help="Sharded data set.", show_default="the one in this folder")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Images of the sample.", metavar="N", min=1)] = 256,
+    rounds: Annotated[int, typer.Option(help="Turns of each way.", metavar="N", min=1)] = 5,
+    image_size: Annotated[
+        int, typer.Option(help="Side of the images of a batch.", metavar="PX", min=1)
+    ] = 224,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the result.", metavar="PNG")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compare coma's stream with other loaders on your own shards.
+
+    A sample of the images goes through ImageFolder with PIL, webdataset, DALI's
+    own reader and coma, which all make the same batches: random windows,
+    mirrored, resized linearly with antialiasing, normalised. One core for all,
+    turn by turn; ratios are medians of the turns.
+    """
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+
+    from coma.bench.loader import BenchOptions, bench_loader
+    from coma.shards.manifest import find_data
+
+    options = BenchOptions(images=images, rounds=rounds, image_size=image_size)
+    folder = find_data(Path()) if data is None else data
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with console.progress(*columns) as bar:
+        task = bar.add_task("getting ready", total=None)
+        found = bench_loader(
+            folder,
+            options,
+            lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
+        )
+    if plot is not None:
+        _draw(found, plot)
+    if json:
+        console.print_result(found.to_json(), json=True)
+        return
+    _print(found)
+    if plot is not None:
+        console.stdout.print(f"plot  {plot}", markup=False)
+
+
+def _print(found: "LoaderBench") -> None:
+    from coma.bench.loader import advice
+
+    def line(text: str = "") -> None:
+        console.stdout.print(text, markup=False)
+
+    for part in _story(found):
+        line(part)
+    line()
+    line(f"{'':<26}{'per CPU-s':>12}{'per s':>10}{'ratio':>10}")
+    result = found.to_json()
+    for name, row in (result["ways"] | result["decoding_alone"]).items():
+        rates = f"{row['images_per_cpu_s']:>12,.0f}{row['images_per_s']:>10,.0f}"
+        line(f"{name:<26}{rates}{row['ratio']:>9.2f}x")
+    line()
+    total = sum(found.stages_us.values())
+    for name, value in found.stages_us.items():
+        line(f"{name:<26}{value:>9,.0f} us{value / total:>13.0%} of the stream")
+    line(f"{'storage':<26}{found.storage_images_per_s:>12,.0f}  images/s from {found.data.parent.name}")
+    line()
+    line(f"bottleneck  {found.bottleneck}")
+    line(f"advice      {advice(found)}")
+
+
+def _story(found: "LoaderBench") -> list[str]:
+    size, rounds = found.options.image_size, found.options.rounds
+    return [
+        f"{found.images:,} images of {found.data}: "
+        f"{found.image_bytes / 1000:.0f} KB, {found.megapixels:.2f} Mpx each",
+        f"Batches of {size} px, one core, {rounds} turns; images a second, and the ratio to PIL's",
+    ]
+
+
+def _draw(found: "LoaderBench", path: Path) -> None:
+    from coma.bench.loader import STREAM
+    from coma.bench.plot import write_bars
+
+    rates = {name: way.images_per_cpu_s for name, way in (found.ways | found.limits).items()}
+    title = f"Images per CPU-second, batches of {found.options.image_size} px"
+    note = f"{found.images:,} images of {found.data}, one core, medians of {found.options.rounds} turns"
+    write_bars(path, title, note, rates, mine=STREAM, limits=frozenset(found.limits))

@@ -1,0 +1,1 @@
+"""How fast things are here, on the user's own data, beside what else could be used."""
