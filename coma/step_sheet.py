@@ -48,7 +48,7 @@ def write_step_sheet(contents: StepContents, path: Path) -> int:
     try:
         write_atomically(path, png.getvalue())
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        raise UsageError(f"cannot write {path}: {error.strerror}; give another --sheet") from error
     return min(SHEET_IMAGES, len(contents.rows))
 
 

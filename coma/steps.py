@@ -22,7 +22,7 @@ from coma.pipeline.faults import candidates
 from coma.pipeline.order import Step
 from coma.pipeline.views import partition_units
 from coma.runs import build_model, read_config
-from coma.shards.files import folder_at
+from coma.shards.files import folder_at, reaching
 from coma.shards.manifest import MANIFEST_NAME, Manifest, load_manifest
 from coma.shards.sheet import class_captions
 from coma.training.metrics import METRICS_NAME, digest, digest_limbs
@@ -234,7 +234,9 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _data_of(run: Path, config: dict[str, Any], resolved: dict[str, Any]) -> Manifest:
     """The manifest that the run was trained on, and no other."""
     data = folder_at(str(resolved["data"]))
-    if not data.is_dir():
+    with reaching(data):
+        there = data.is_dir()
+    if not there:
         raise DataError(
             f"the data of {run} are not at {data} any more: put them back there, or a link to where they are"
         )
