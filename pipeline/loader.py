@@ -22,13 +22,17 @@ import torch
 from torch import Tensor
 
 from coma.errors import DataError, UsageError
+from coma.pipeline.ahead import FetchAhead, Upcoming
+from coma.pipeline.cache import ShardCache
 from coma.pipeline.channel import Channel
 from coma.pipeline.crops import Crops, IntArray, center_crops, random_resized_crops
 from coma.pipeline.decode import DecodeError, Decoder, Encoded
+from coma.pipeline.download import without_credentials
 from coma.pipeline.faults import Substitution, candidates
 from coma.pipeline.order import Int64Array, Planner, Step, rank_slice
 from coma.pipeline.reader import Bytes, SampleReader, Unreadable
 from coma.pipeline.views import partition_units
+from coma.shards.files import is_remote
 from coma.shards.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -123,6 +127,12 @@ class Loader:
         self._fetched: Channel[_Fetched] = Channel(1)
         self._ready: Channel[Ready] = Channel(options.prefetch)
         self._closing = False
+        self._cache = ShardCache(manifest) if is_remote(manifest.folder) else None
+        self._ahead = (
+            None
+            if self._cache is None
+            else FetchAhead(self._cache, Upcoming(planner, manifest, start_sample), start_sample)
+        )
         self._threads = [
             Thread(target=self._read_ahead, args=(start_sample,), name="coma-read", daemon=True),
             Thread(target=self._decode_ahead, name="coma-decode", daemon=True),
@@ -137,10 +147,12 @@ class Loader:
         return self._ready.get()
 
     def close(self) -> None:
-        """End both threads: at once, but for the read or the batch under way."""
+        """End all threads: at once, but for the read or the batch under way."""
         self._closing = True
         self._fetched.close()
         self._ready.close()
+        if self._ahead is not None:
+            self._ahead.close()
         atexit.unregister(self.close)
         for thread in self._threads:
             if thread is current_thread():  # the garbage collector may call from anywhere
@@ -155,8 +167,10 @@ class Loader:
         part = rank_slice(self._options.batch_size, self._options.rank, self._options.world_size)
         position = start_sample
         try:
-            with closing(SampleReader(self._manifest, self._options.rank_batch_size)) as reader:
+            with closing(SampleReader(self._manifest, self._options.rank_batch_size, self._cache)) as reader:
                 while not self._closing and (step := self._planner.at(position)) is not None:
+                    if self._ahead is not None:
+                        self._ahead.advance(position)
                     samples, epochs = step.samples[part], step.epochs[part]
                     if len(samples):  # the last batch of a single pass may leave nothing to this rank
                         self._fetched.put(self._fetch(reader, step, samples, epochs))
@@ -188,7 +202,9 @@ class Loader:
             if (made := attempt(candidate)) is not None:
                 return Substitution(step.number, sample, candidate, reason), made
         shard = self._manifest.folder / self._manifest.shards[int(self._manifest.shard_id[sample])]
-        raise DataError(f"shard {shard}: {reason}; none of the samples tried in its place is good")
+        raise DataError(
+            f"shard {without_credentials(str(shard))}: {reason}; none of the samples tried in its place is good"
+        )
 
     def _crops(self, samples: IntArray, epochs: IntArray, shown: Int64Array) -> Crops:
         """Windows keyed by the samples asked for, in the images shown."""
@@ -244,7 +260,7 @@ class Loader:
 
         def attempt(position: int, sample: int) -> Tensor | None:
             """The image of a candidate, in the window of the sample asked for."""
-            with closing(SampleReader(self._manifest, 1)) as reader:
+            with closing(SampleReader(self._manifest, 1, self._cache)) as reader:
                 data = reader.read_one(sample)
             at = slice(position, position + 1)
             shown = np.array([sample], np.int64)

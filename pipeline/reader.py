@@ -1,5 +1,6 @@
 """Byte ranges out of the shards of one split, checked against the manifest before anything decodes them."""
 
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -10,8 +11,13 @@ import numpy.typing as npt
 import xxhash
 
 from coma.errors import DataError
+from coma.pipeline.cache import ShardCache
 from coma.pipeline.decode import HeaderCheck
+from coma.pipeline.download import without_credentials
+from coma.shards.files import is_remote
 from coma.shards.manifest import Manifest
+
+log = logging.getLogger(__name__)
 
 Bytes = npt.NDArray[np.uint8]
 Int64Array = npt.NDArray[np.int64]
@@ -25,19 +31,22 @@ class Unreadable:
 
 
 class ShardReader:
-    """Reads samples of local shards. For one thread at a time.
+    """Reads samples of shards on this disk, or of remote ones by way of a cache on it. For one thread at a time.
 
     A sample whose bytes cannot be read, or do not have the manifest's hash, is `Unreadable`. A shard that is
     gone or cut short is a DataError: the data set is damaged, and no substitute makes up for a missing shard.
+    Before either is said of a cached shard it is downloaded once more.
 
     Args:
         manifest: the split.
         open_files: at most as many shards are kept open, the least recently used is closed.
+        cache: of a remote split; by default one in the default folder.
     """
 
-    def __init__(self, manifest: Manifest, open_files: int = 64) -> None:
+    def __init__(self, manifest: Manifest, open_files: int = 64, cache: ShardCache | None = None) -> None:
         self._manifest = manifest
         self._open_files = open_files
+        self._cache = ShardCache(manifest) if cache is None and is_remote(manifest.folder) else cache
         self._files: OrderedDict[int, int] = OrderedDict()  # shard number → file descriptor
 
     def read(self, samples: Sequence[int] | Int64Array) -> list[Bytes | Unreadable]:
@@ -62,6 +71,31 @@ class ShardReader:
         os.posix_fadvise(descriptor, int(m.offset[sample]), int(m.size[sample]), os.POSIX_FADV_WILLNEED)
 
     def _read_one(self, sample: int) -> Bytes | Unreadable:
+        shard = int(self._manifest.shard_id[sample])
+        try:
+            found = self._read_checked(sample)
+        except _CutShort:
+            if not self._renewed(shard):
+                raise
+            return self._read_checked(sample)
+        if isinstance(found, Unreadable) and self._renewed(shard):
+            return self._read_checked(sample)
+        return found
+
+    def _renewed(self, shard: int) -> bool:
+        """Whether a cached shard was downloaded again, so that reading again may help."""
+        if self._cache is None:
+            return False
+        try:
+            renewed = self._cache.renew(shard, self._descriptor(shard))
+        except DataError as error:
+            log.warning("%s", error)
+            return False
+        if renewed:
+            os.close(self._files.pop(shard))
+        return renewed
+
+    def _read_checked(self, sample: int) -> Bytes | Unreadable:
         m = self._manifest
         shard, offset, size = int(m.shard_id[sample]), int(m.offset[sample]), int(m.size[sample])
         try:
@@ -69,8 +103,8 @@ class ShardReader:
         except OSError as error:
             return Unreadable(f"read failed: {error.strerror}")
         if len(data) < size:
-            raise DataError(
-                f"shard {m.folder / m.shards[shard]} is cut short: a sample lacks its last "
+            raise _CutShort(
+                f"shard {self._place(shard)} is cut short: a sample lacks its last "
                 f"{size - len(data)} bytes; copy the shard again, or shard again"
             )
         found, expected = xxhash.xxh3_64_intdigest(data), int(m.xxh3_64[sample])
@@ -80,25 +114,37 @@ class ShardReader:
 
     def _descriptor(self, shard: int) -> int:
         if shard not in self._files:
-            path = self._manifest.folder / self._manifest.shards[shard]
             while len(self._files) >= self._open_files:
                 os.close(self._files.popitem(last=False)[1])
             try:
-                self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._files[shard] = self._open(shard)
             except OSError as error:
                 raise DataError(
-                    f"shard {path} cannot be opened ({error.strerror}); copy it again, or shard again"
+                    f"shard {self._place(shard)} cannot be opened ({error.strerror}); "
+                    "copy it again, or shard again"
                 ) from error
         self._files.move_to_end(shard)
         return self._files[shard]
+
+    def _open(self, shard: int) -> int:
+        if self._cache is not None:
+            return self._cache.open(shard)
+        return os.open(self._manifest.folder / self._manifest.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+
+    def _place(self, shard: int) -> str:
+        return without_credentials(str(self._manifest.folder / self._manifest.shards[shard]))
+
+
+class _CutShort(DataError):
+    """A shard ends before a sample does."""
 
 
 class SampleReader:
     """Reads samples that the decoder can be given: of the right hash, with a header it understands."""
 
-    def __init__(self, manifest: Manifest, batch_size: int) -> None:
+    def __init__(self, manifest: Manifest, batch_size: int, cache: ShardCache | None = None) -> None:
         self._manifest = manifest
-        self._reader = ShardReader(manifest)
+        self._reader = ShardReader(manifest, cache=cache)
         self._headers = HeaderCheck(batch_size)
 
     def read(self, samples: Int64Array) -> list[Bytes | Unreadable]:

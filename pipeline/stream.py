@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from coma.errors import DataError, UsageError
+from coma.pipeline.download import without_credentials
 from coma.pipeline.faults import Ledger, default_budget
 from coma.pipeline.loader import Loader, LoaderOptions
 from coma.pipeline.order import Planner, SampleOrder, Step
 from coma.pipeline.views import view_sizes
+from coma.shards.files import folder_at
 from coma.shards.manifest import Manifest, read_manifest
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,8 @@ class Stream:
     down.
 
     Args:
-        data: a sharded data set, one split's folder, or its manifest.
+        data: a sharded data set, one split's folder, or its manifest; a URL such as s3://bucket/photos-shards
+            is read by way of a cache on this machine's disk.
         split: which split of the data set.
         batch_size: samples in a global batch, over all ranks.
         image_size: side of the images in pixels.
@@ -120,7 +123,7 @@ class Stream:
         if start_samples < 0:
             raise UsageError(f"start_samples is {start_samples}; give 0 or more")
         self.view_sizes = view_sizes(self._options.units, views)
-        self.manifest = data if isinstance(data, Manifest) else read_manifest(Path(data), split)
+        self.manifest = data if isinstance(data, Manifest) else read_manifest(folder_at(data), split)
         order = SampleOrder(self.manifest, seed) if training else None
         self._planner = Planner(order, len(self.manifest), batch_size)
         budget = default_budget(len(self.manifest)) if fault_budget is None else fault_budget
@@ -202,8 +205,9 @@ class Stream:
         """
         if state["fingerprint"] != self.manifest.fingerprint:
             raise DataError(
-                f"{self.manifest.folder} has fingerprint {self.manifest.fingerprint}, the state was taken of "
-                f"data with fingerprint {state['fingerprint']}; give the same data set, or start anew"
+                f"{without_credentials(str(self.manifest.folder))} has fingerprint "
+                f"{self.manifest.fingerprint}, the state was taken of data with fingerprint "
+                f"{state['fingerprint']}; give the same data set, or start anew"
             )
         if state["seed"] != self._options.seed:
             raise UsageError(

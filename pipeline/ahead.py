@@ -1,0 +1,122 @@
+"""Fetching remote shards ahead of the samples that will be read from them."""
+
+import logging
+from collections import OrderedDict
+from dataclasses import replace
+from threading import Condition, Thread
+
+import numpy as np
+
+from coma.errors import DataError
+from coma.pipeline.cache import ShardCache
+from coma.pipeline.download import Stopped
+from coma.pipeline.order import WINDOW_SAMPLES, Planner
+from coma.shards.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+LOOK_AHEAD_SAMPLES = 2 * WINDOW_SAMPLES
+STREAMS = 4
+_SCAN_SAMPLES = 4096
+
+
+class Upcoming:
+    """Which shards the samples from a position on need, in the order in which they first need them.
+
+    Args:
+        planner: what is read in which order.
+        manifest: which shard each sample is in.
+        start_sample: the first position.
+        look_ahead: samples from the position on that are looked at: a window's and the next one's.
+    """
+
+    def __init__(
+        self, planner: Planner, manifest: Manifest, start_sample: int, look_ahead: int = LOOK_AHEAD_SAMPLES
+    ) -> None:
+        self._planner = replace(planner, batch_size=min(_SCAN_SAMPLES, planner.samples_per_epoch))
+        self._shard_id = manifest.shard_id
+        self._look_ahead = min(look_ahead, 2 * planner.samples_per_epoch)
+        self._scanned = start_sample
+        self._last_need: OrderedDict[int, int] = OrderedDict()  # by shard, in the order of first need
+
+    def at(self, position: int) -> list[int]:
+        """The shards that the samples from `position` on need; positions may only grow."""
+        while self._scanned < position + self._look_ahead:
+            step = self._planner.at(self._scanned)
+            if step is None:
+                break
+            shards = self._shard_id[step.samples]
+            for shard in shards[np.sort(np.unique(shards, return_index=True)[1])].tolist():
+                self._last_need[shard] = step.stop_sample
+            self._scanned = step.stop_sample
+        for shard in [shard for shard, last in self._last_need.items() if last <= position]:
+            del self._last_need[shard]
+        return list(self._last_need)
+
+
+class FetchAhead:
+    """Threads that fill a cache with the shards that will be needed next.
+
+    What fails here is only logged: whoever needs the shard tries again, and hears of it.
+
+    Args:
+        cache: where the shards go. It is stopped with this.
+        upcoming: which will be needed.
+        start_sample: where reading begins.
+    """
+
+    def __init__(self, cache: ShardCache, upcoming: Upcoming, start_sample: int) -> None:
+        self._cache = cache
+        self._upcoming = upcoming
+        self._changed = Condition()
+        self._position = start_sample
+        self._wanted: list[int] = []
+        self._asked: set[int] = set()
+        self._closed = False
+        self._threads = [
+            Thread(target=self._run, name=f"coma-fetch-{number}", daemon=True) for number in range(STREAMS)
+        ]
+        self.advance(start_sample)
+        for thread in self._threads:
+            thread.start()
+
+    def advance(self, position: int) -> None:
+        """Say that the samples before `position` have been read."""
+        with self._changed:
+            self._wanted = self._upcoming.at(position)
+            self._asked.intersection_update(self._wanted)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the threads, and every download of the cache."""
+        self._cache.stop()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(10.0)
+
+    def _wanted_after(self, wanted: list[int]) -> list[int]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._wanted != wanted)
+            return [] if self._closed else self._wanted
+
+    def _next(self) -> int | None:
+        return next((shard for shard in self._wanted if shard not in self._asked), None)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._next() is not None)
+                shard = self._next()
+                if self._closed or shard is None:
+                    return
+                self._asked.add(shard)
+                wanted = self._wanted
+            try:
+                while shard in wanted and not self._cache.fetch(shard, wanted):
+                    wanted = self._wanted_after(wanted)  # full of what is needed: until some of it is read
+            except Stopped:
+                return
+            except DataError as error:
+                log.warning("fetching ahead: %s", error)

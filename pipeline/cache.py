@@ -1,0 +1,297 @@
+"""Remote shards on the local disk: each is downloaded once a machine, whatever the number of processes and
+runs, and kept while there is room.
+
+    FOLDER/shards/FINGERPRINT/SHARD    whole shards; their times of modification say when they were last used
+    FOLDER/partial/NAME.BYTES.RANDOM/  downloads under way, and the room that each will need
+    FOLDER/locks/NAME                  held by whoever downloads; NAME stands for (fingerprint, shard)
+    FOLDER/locks/room                  held for a moment by whoever counts bytes and makes room
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from coma.errors import DataError, UsageError
+from coma.pipeline.download import Patience, Stopped, download
+from coma.shards.manifest import Manifest
+from coma.shards.units import parse_bytes
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BUDGET_BYTES = 64 * 2**30
+_POLL_S = 0.05
+_HELD_S = 300.0
+
+
+class ShardCache:
+    """The shards of one remote split, as local files. For any number of threads.
+
+    Args:
+        manifest: the split; its folder is a UPath.
+        folder: where the shards go; by default $COMA_CACHE, $XDG_CACHE_HOME/coma or ~/.cache/coma.
+        budget_bytes: what all shards in the folder may take together, of this and of other data sets; by
+            default $COMA_CACHE_BYTES, or 64 GiB but no more than half of what the disk has room for. The
+            least recently used ones make way. It is passed by one shard at most.
+        patience: how long a download goes on hoping.
+
+    Raises:
+        UsageError: the folder cannot be made or the budget is none.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        folder: Path | None = None,
+        budget_bytes: int | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self._manifest = manifest
+        self._patience = patience or Patience()
+        self._stopped = threading.Event()
+        self._failures: dict[int, tuple[float, DataError]] = {}  # when, and what
+        root = default_folder() if folder is None else folder
+        self._shards = root / "shards" / manifest.fingerprint
+        self._all_shards, self._partial, self._locks = self._shards.parent, root / "partial", root / "locks"
+        try:
+            for made in (self._shards, self._partial, self._locks):
+                made.mkdir(parents=True, exist_ok=True)
+            self.budget_bytes = _default_budget(root) if budget_bytes is None else budget_bytes
+        except OSError as error:
+            raise UsageError(
+                f"cache folder {root} cannot be used: {error.strerror}; give another with COMA_CACHE"
+            ) from error
+        if self.budget_bytes < 1:
+            raise UsageError(
+                f"a cache of {self.budget_bytes} bytes holds nothing; give COMA_CACHE_BYTES=64GiB"
+            )
+        ends = np.zeros(len(manifest.shards), np.int64)
+        np.maximum.at(ends, manifest.shard_id, manifest.offset + manifest.size)
+        self.least_bytes = ends.tolist()
+        """[S] bytes that each shard has at least: its tar's end marks come on top."""
+
+    def open(self, shard: int) -> int:
+        """A file descriptor of a shard, which is downloaded first if it is not there.
+
+        Raises:
+            DataError: it cannot be downloaded, or the disk is full.
+            Stopped: `stop` was called.
+        """
+        found = self._present(shard)
+        if found is not None:
+            return found
+        began = time.monotonic()
+        with self._locked(shard):
+            found = self._present(shard)  # another process may have been faster
+            if found is None and shard in self._failures and self._failures[shard][0] > began:
+                raise self._failures[shard][1]  # another thread has just lost its patience: not once more
+            return self._download(shard) if found is None else found
+
+    def fetch(self, shard: int, keep: Collection[int]) -> bool:
+        """Download a shard ahead of its use, unless someone does so already.
+
+        Args:
+            shard: its number.
+            keep: shards that are not to make way for it.
+
+        Returns:
+            False if there is no room.
+
+        Raises:
+            DataError, Stopped: as `open`.
+        """
+        with _flock(self._locks / self._name(shard), wait=False) as lock:
+            if lock is None or self._path(shard).exists():
+                return True
+            room = self._reserve(shard, {self._path(other) for other in keep}, ahead=True)
+            if room is not None:
+                os.close(self._download_into(room, shard))
+            return room is not None
+
+    def renew(self, shard: int, descriptor: int) -> bool:
+        """Download a shard again, one of whose samples is not what the manifest says.
+
+        Args:
+            shard: its number.
+            descriptor: the one that the bad bytes were read from.
+
+        Returns:
+            False if it was downloaded again before: then the store's own copy is bad.
+
+        Raises:
+            DataError, Stopped: as `open`.
+        """
+        bad = os.fstat(descriptor).st_ino
+        with self._locked(shard) as lock:
+            path = self._path(shard)
+            if path.exists() and path.stat().st_ino != bad:
+                return True  # another process did
+            if os.pread(lock, 32, 0).strip() == str(bad).encode():
+                return False
+            log.warning("shard %s in the cache is damaged; downloading it again", path.name)
+            fresh = self._download(shard)
+            os.pwrite(lock, str(os.fstat(fresh).st_ino).encode().ljust(20), 0)
+            os.close(fresh)
+            return True
+
+    def stop(self) -> None:
+        """End all downloads; nothing can be downloaded afterwards."""
+        self._stopped.set()
+
+    def _present(self, shard: int) -> int | None:
+        try:
+            descriptor = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        if os.fstat(descriptor).st_size < self.least_bytes[shard]:
+            os.close(descriptor)
+            return None
+        with suppress(OSError):  # another user's cache may be read-only for us
+            os.utime(descriptor)
+        return descriptor
+
+    def _download(self, shard: int) -> int:
+        """Download as soon as there is room. The caller holds the shard's lock."""
+        while (room := self._reserve(shard, set(), ahead=False)) is None:
+            self._pause()
+        return self._download_into(room, shard)
+
+    def _download_into(self, room: Path, shard: int) -> int:
+        source = self._manifest.folder / self._manifest.shards[shard]
+
+        def fresh() -> Path:
+            for left in room.iterdir():
+                left.unlink()
+            file = room / os.urandom(4).hex()
+            file.touch()
+            return file
+
+        try:
+            whole = download(source, fresh, self.least_bytes[shard], self._patience, self._stopped)
+            descriptor = os.open(whole, os.O_RDONLY | os.O_CLOEXEC)  # ours, whoever makes room next
+            whole.replace(self._path(shard))
+            return descriptor
+        except DataError as error:
+            self._failures[shard] = time.monotonic(), error
+            raise
+        except OSError as error:
+            raise DataError(
+                f"cache folder {self._all_shards.parent} cannot take {source.name} ({error.strerror}); "
+                "free some room, give less with COMA_CACHE_BYTES or another folder with COMA_CACHE"
+            ) from None
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
+
+    def _reserve(self, shard: int, keep: Collection[Path], *, ahead: bool) -> Path | None:
+        """Make room for a shard, and a folder to download it into; None if there is no room now.
+
+        Without anything else under way a shard that is waited for is let in even past the budget, which may
+        be smaller than it.
+        """
+        name, size = self._name(shard), self.least_bytes[shard]
+        with _flock(self._locks / "room"):
+            under_way = self._under_way()
+            files = sorted(_files(self._all_shards), key=lambda file: file[1])
+            used = sum(under_way) + sum(size for _, _, size in files)
+            for path, _, freed in files:
+                if used + size <= self.budget_bytes:
+                    break
+                if path not in keep:
+                    path.unlink(missing_ok=True)  # who has it open can go on reading
+                    used -= freed
+            if used + size > self.budget_bytes and (ahead or under_way):
+                return None
+            room = self._partial / f"{name}.{size}.{os.urandom(4).hex()}"
+            room.mkdir()
+            return room
+
+    def _under_way(self) -> list[int]:
+        """Bytes reserved by downloads; what killed processes have left is removed."""
+        reserved = []
+        for room in self._partial.iterdir():
+            name, size, _ = room.name.split(".")
+            with _flock(self._locks / name, wait=False) as lock:
+                if lock is None:
+                    reserved.append(int(size))
+                else:
+                    shutil.rmtree(room, ignore_errors=True)
+        return reserved
+
+    @contextmanager
+    def _locked(self, shard: int) -> Iterator[int]:
+        """Hold a shard's lock; whoever holds it now is waited for as long as it gets on."""
+        name, seen, since = self._name(shard), None, time.monotonic()
+        while True:
+            with _flock(self._locks / name, wait=False) as lock:
+                if lock is not None:
+                    yield lock
+                    return
+            current = [file for room in self._partial.glob(f"{name}.*") for file in _files(room)]
+            if current != seen:
+                seen, since = current, time.monotonic()
+            elif time.monotonic() - since > _HELD_S:
+                raise DataError(
+                    f"shard {self._manifest.shards[shard]}: another process has held its download for "
+                    f"{_HELD_S:.0f} s without getting on; end it (fuser {self._locks / name}), then start again"
+                )
+            self._pause()
+
+    def _pause(self) -> None:
+        if self._stopped.wait(_POLL_S):
+            raise Stopped
+
+    def _path(self, shard: int) -> Path:
+        return self._shards / self._manifest.shards[shard]
+
+    def _name(self, shard: int) -> str:
+        name = xxhash.xxh3_64_hexdigest(self._manifest.shards[shard].encode())
+        return f"{self._manifest.fingerprint}-{name}"
+
+
+def default_folder() -> Path:
+    """$COMA_CACHE, $XDG_CACHE_HOME/coma or ~/.cache/coma."""
+    if given := os.environ.get("COMA_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coma"
+
+
+def _default_budget(root: Path) -> int:
+    if given := os.environ.get("COMA_CACHE_BYTES"):
+        return parse_bytes(given, "COMA_CACHE_BYTES")
+    ours = sum(size for _, _, size in _files(root / "shards"))
+    return min(DEFAULT_BUDGET_BYTES, (shutil.disk_usage(root).free + ours) // 2)
+
+
+def _files(folder: Path) -> list[tuple[Path, int, int]]:
+    """The files in a folder: path, time of modification in ns, bytes. Others may remove some meanwhile."""
+    found = []
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                found.append((path, status.st_mtime_ns, status.st_size))
+    return found
+
+
+@contextmanager
+def _flock(path: Path, wait: bool = True) -> Iterator[int | None]:
+    """Hold the lock of a file; without `wait` None if somebody else does."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield None
+        else:
+            yield descriptor
+    finally:
+        os.close(descriptor)

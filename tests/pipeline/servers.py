@@ -1,0 +1,116 @@
+"""A real HTTP server on loopback that serves a folder, or stands before another server, and misbehaves on demand."""
+
+import http.client
+import http.server
+import re
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `source`: a folder, or the URL of a server that requests are passed on to."""
+
+    daemon_threads = True
+
+    def __init__(self, source: Path | str, ranges: bool) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.source, self.ranges = source, ranges
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.faults: deque[str] = deque()
+        """What becomes of the next downloads of tars: "500", "cut", "stall" or "well"."""
+        self.always: str | None = None
+        self.watch: Callable[[], object] = lambda: None
+        self.downloads: Counter[str] = Counter()
+        self.released = threading.Event()
+        self.dead = False
+
+    def die(self) -> None:
+        self.dead = True
+        self.released.set()
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that hang up are no news."""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        if self.server.dead:  # a connection kept alive
+            self.close_connection = True
+            return
+        fault = "well"
+        if self.command == "GET" and self.path.split("?")[0].endswith(".tar"):
+            self.server.watch()
+            self.server.downloads[self.path.split("?")[0].rsplit("/", 1)[1]] += 1
+            fault = self.server.always or (self.server.faults.popleft() if self.server.faults else "well")
+        status, headers, body = (
+            self.passed_on() if isinstance(self.server.source, str) else self.from_folder()
+        )
+        if fault == "500":
+            status, body = 500, b"out of order"
+            headers = {"Content-Length": str(len(body))}
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if fault in ("cut", "stall"):
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            if fault == "stall":
+                self.server.released.wait(30)
+            self.close_connection = True
+            return
+        self.wfile.write(body)
+
+    def from_folder(self) -> tuple[int, dict[str, str], bytes]:
+        path = Path(self.server.source) / unquote(urlsplit(self.path).path).lstrip("/")
+        if not path.is_file():  # a folder too: there is no listing
+            return 404, {"Content-Length": "0"}, b""
+        body = path.read_bytes()
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked is None or not self.server.ranges:
+            return 200, {"Content-Length": str(len(body))}, body
+        start, total = int(asked[1]), len(body)
+        body = body[start : int(asked[2]) + 1 if asked[2] else None]
+        end = start + len(body) - 1
+        return 206, {"Content-Length": str(len(body)), "Content-Range": f"bytes {start}-{end}/{total}"}, body
+
+    def passed_on(self) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection(urlsplit(str(self.server.source)).netloc, timeout=30)
+        connection.request(self.command, self.path, headers=dict(self.headers))
+        answer = connection.getresponse()
+        body = answer.read()
+        skipped = {"connection", "transfer-encoding", "content-length", "server", "date"}
+        headers = {name: value for name, value in answer.getheaders() if name.lower() not in skipped}
+        headers["Content-Length"] = answer.getheader("Content-Length") or str(len(body))
+        connection.close()
+        return answer.status, headers, body
+
+
+@contextmanager
+def serving(source: Path | str, ranges: bool = True) -> Iterator[Server]:
+    server = Server(source, ranges)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.die()
