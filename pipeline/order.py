@@ -15,8 +15,13 @@ the images globally once, so a shard is itself a random draw of the data set; 2^
 ImageNet's classes, then mix as well as all would. A data set of fewer samples (in at most 64 shards) is a
 single window: a full shuffle. The windows of an epoch have nearly the same number of shards, so no small one
 is left over at its end.
+
+Shards that others made may be sorted by class, and no window of less than all of them mixes those. `mixed`
+tells; their samples are permuted all together, by a function of the position that builds nothing, and every
+shard is in use all the time.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,13 +31,17 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from coma.pipeline.counter import Purpose, hash_numpy, permutation
+from coma.pipeline.counter import Purpose, below, hash_numpy, permutation
 
 Int64Array = npt.NDArray[np.int64]
 
 WINDOW_SAMPLES = 2**15
 WINDOW_SHARDS = 64
 _WINDOWS_KEPT = 4
+_FEISTEL_ROUNDS = 8
+_LABELS_LOOKED_AT = 2**17  # of a shard
+_CLASSES_KEPT = 2**12
+_FAR = 8.0  # standard deviations: sorted shards are hundreds away
 
 
 class HasShardLengths(Protocol):
@@ -61,6 +70,8 @@ class SampleOrder:
         shard_lengths: samples in each shard, or an object with a `shard_lengths` of that kind (a manifest).
         seed: another seed, another order.
         window_shards: shards in a window; by default as the module says.
+        mixed: whether each shard is a random draw of the data set. If not, and there are several windows, the
+            samples of an epoch are permuted all together.
 
     Raises:
         ValueError: if there are no samples.
@@ -72,6 +83,7 @@ class SampleOrder:
         seed: int,
         *,
         window_shards: int | None = None,
+        mixed: bool = True,
     ) -> None:
         lengths = np.asarray(getattr(shard_lengths, "shard_lengths", shard_lengths), dtype=np.int64)
         if lengths.ndim != 1 or int(lengths.sum()) == 0:
@@ -83,6 +95,7 @@ class SampleOrder:
             [[0], np.cumsum(lengths)]
         )  # [S + 1] sample id each shard begins with
         self._window_count = _window_count(lengths, window_shards)
+        self._all_together = not mixed and self._window_count > 1
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int], Int64Array] = OrderedDict()
         self._lock = Lock()
@@ -100,6 +113,8 @@ class SampleOrder:
             raise IndexError(f"positions {start} to {stop} of an epoch of {self.samples_per_epoch} samples")
         if start == stop:
             return np.empty(0, np.int64)
+        if self._all_together:
+            return _permuted(np.arange(start, stop), self.samples_per_epoch, self.seed, epoch)
         with self._lock:
             starts = self._epoch(epoch).starts
             first = int(np.searchsorted(starts, start, side="right")) - 1
@@ -169,6 +184,54 @@ def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
     """A rank's contiguous part of a global batch; the parts differ by one sample at most and follow each
     other."""
     return slice(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
+
+
+def mixed(labels: npt.NDArray[np.integer], shard_lengths: Int64Array) -> bool:
+    """Whether the classes lie in the shards as they would in random draws, by 64 of the shards at most.
+
+    The measure is Pearson's chi-square of shards against classes, in standard deviations of what random draws
+    give (Haldane's variance for small counts). The order depends on it, so it is part of the checkpoint
+    format.
+
+    Args:
+        labels: [N] classes from 0 on, in the order of the shards.
+        shard_lengths: [S].
+    """
+    ends, looked_at = np.cumsum(shard_lengths), np.flatnonzero(shard_lengths)
+    looked_at = looked_at[:: -(-len(looked_at) // WINDOW_SHARDS)]
+    parts = [labels[ends[s] - shard_lengths[s] : ends[s]][:_LABELS_LOOKED_AT] for s in looked_at]
+    # [shards, C]; should there be more classes, several are taken as one
+    seen = np.stack([np.bincount(part % _CLASSES_KEPT, minlength=_CLASSES_KEPT) for part in parts])
+    seen = seen[:, seen.any(axis=0)]
+    (shards, classes), lengths = seen.shape, seen.sum(axis=1, keepdims=True)
+    share = seen.sum(axis=0) / seen.sum()
+    expected = lengths * share
+    deviation = float((np.square(seen - expected) / expected).sum()) - (shards - 1) * (classes - 1)
+    spread = float((1 / share).sum()) - classes**2 - 2 * classes + 2
+    variance = float((2 * (classes - 1) + spread / lengths).sum())
+    return bool(deviation <= _FAR * math.sqrt(max(variance, 1.0)))
+
+
+def _permuted(positions: Int64Array, count: int, seed: int, epoch: int) -> Int64Array:
+    """Where a keyed permutation of 0..count-1 takes some of them.
+
+    A Feistel network over pairs of numbers below the root of `count`, and what leaves the range goes through
+    it again until it is back ("cycle walking": Black and Rogaway, "Ciphers with arbitrary finite domains",
+    CT-RSA 2002).
+    """
+    root = math.isqrt(count - 1) + 1
+    found = positions.astype(np.int64)
+    outside = np.arange(len(found))
+    while len(outside):
+        left, right = np.divmod(found[outside], root)
+        for turn in range(_FEISTEL_ROUNDS):
+            left, right = (
+                right,
+                (left + below(hash_numpy(Purpose.SAMPLES, seed, epoch, turn, right), root)) % root,
+            )
+        found[outside] = left * root + right
+        outside = outside[found[outside] >= count]
+    return found
 
 
 def _window_count(lengths: Int64Array, window_shards: int | None) -> int:

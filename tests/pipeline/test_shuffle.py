@@ -6,8 +6,11 @@ Legend: N samples, C classes, T batches of B samples.
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
 
-from coma.pipeline.order import SampleOrder
+from coma.pipeline.order import SampleOrder, mixed
 from coma.shards.plan import shuffled
 
 CLASSES, BATCHES, BATCH_SIZE = 1000, 200, 256
@@ -86,7 +89,62 @@ def test_a_single_window_mixes_shards_sorted_by_class(count: int, length: int) -
 
 
 @pytest.mark.parametrize("length", [1280, 2300, 100])
-def test_large_data_in_sorted_shards_is_mixed_by_a_window_of_all(length: int) -> None:
-    count, lengths = 1_280_000, in_shards(1_280_000, length)
-    order = SampleOrder(lengths, 1, window_shards=len(lengths))
-    assert abs(deviation(sorted_labels(count), drawn(order, 0.3))) < FAR
+@pytest.mark.parametrize("part", [0.3, 0.97])
+def test_large_data_in_sorted_shards_is_mixed_all_together(length: int, part: float) -> None:
+    labels, lengths = sorted_labels(1_280_000), in_shards(1_280_000, length)
+    order = SampleOrder(lengths, 1, mixed=mixed(labels, np.array(lengths)))
+    assert abs(deviation(labels, drawn(order, part))) < FAR
+
+
+@pytest.mark.parametrize(("count", "length"), [(1_280_000, 2300), (1_280_000, 100), (60_000, 50), (3000, 10)])
+@pytest.mark.parametrize("classes", [2, 1000])
+def test_sorted_shards_are_told_from_random_draws(count: int, length: int, classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    lengths = np.array(in_shards(count, length))
+    even = (np.arange(count) * classes // count).astype(np.int32)
+    uneven = np.sort(rng.zipf(1.5, count) % classes).astype(np.int32)
+    for labels in (even, uneven):
+        assert not mixed(labels, lengths)
+        assert all(mixed(rng.permutation(labels), lengths) for _ in range(3))
+
+
+def test_one_class_or_one_shard_is_mixed() -> None:
+    assert mixed(np.zeros(1000, np.int32), np.array([500, 0, 500]))
+    assert mixed(np.arange(1000) // 100, np.array([1000]))
+
+
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=12).filter(any), st.integers(0, 2**40), st.data())
+def test_all_together_each_epoch_is_a_permutation_too(
+    lengths: list[int], seed: int, data: st.DataObject
+) -> None:
+    order = SampleOrder(lengths, seed, window_shards=1, mixed=False)
+    total = sum(lengths)
+    epochs = [order.samples(epoch, 0, total) for epoch in range(3)]
+    for epoch in epochs:
+        assert epoch.dtype == np.int64
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(total))
+    start = data.draw(st.integers(0, total))
+    stop = data.draw(st.integers(start, total))
+    np.testing.assert_array_equal(order.samples(2, start, stop), epochs[2][start:stop])
+    if total > 20:
+        assert len({epoch.tobytes() for epoch in epochs}) == 3
+
+
+def test_all_together_any_sample_comes_anywhere() -> None:
+    """Every place is as likely for every sample, and neighbours part: over 400 epochs of 1200 samples."""
+    order = SampleOrder([700, 500], 0, window_shards=1, mixed=False)
+    epochs = np.stack([order.samples(epoch, 0, 1200) for epoch in range(400)])
+    places = np.stack([np.bincount(epochs[:, at] // 100, minlength=12) for at in range(0, 1200, 7)])
+    assert chisquare(places.ravel()).pvalue > 1e-3
+    steps = np.bincount(((epochs[:, 1:] - epochs[:, :-1]) % 1200).ravel(), minlength=1200)[1:]
+    assert chisquare(steps).pvalue > 1e-3
+    assert abs(np.corrcoef(epochs.ravel(), np.tile(np.arange(1200), 400))[0, 1]) < 4 / np.sqrt(epochs.size)
+
+
+def test_all_together_numbers_are_fixed() -> None:
+    """The order is part of the checkpoint format: a change here breaks every run that resumes."""
+    order = SampleOrder([5, 0, 7, 3], 1, window_shards=1, mixed=False)
+    np.testing.assert_array_equal(order.samples(0, 0, 15), FIRST)
+
+
+FIRST = [6, 7, 8, 4, 0, 3, 1, 13, 2, 14, 10, 5, 12, 9, 11]
