@@ -77,6 +77,13 @@ class FetchAhead:
             Thread(target=self._run, name=f"coma-fetch-{number}", daemon=True) for number in range(STREAMS)
         ]
         self.advance(start_sample)
+        needed_bytes = sum(cache.least_bytes[shard] for shard in self._wanted)
+        if needed_bytes > cache.budget_bytes:
+            log.warning(
+                "the %d shards needed next have %.3g GB and the cache takes %.3g: some may be downloaded more "
+                "than once; give it room with COMA_CACHE_BYTES",
+                *(len(self._wanted), needed_bytes / 1e9, cache.budget_bytes / 1e9),
+            )
         for thread in self._threads:
             thread.start()
 

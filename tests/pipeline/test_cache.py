@@ -237,6 +237,15 @@ def test_fetching_ahead_fills_the_cache_and_ends(remote: Manifest, tmp_path: Pat
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("coma-fetch")]
 
 
+@pytest.mark.parametrize(("budget_bytes", "told"), [(1000, True), (LARGE, False)])
+def test_a_cache_too_small_for_what_is_needed_next_says_so(
+    remote: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture, budget_bytes: int, told: bool
+) -> None:
+    planner = Planner(SampleOrder(remote, 0), len(remote), 8)
+    FetchAhead(ShardCache(remote, tmp_path, budget_bytes), Upcoming(planner, remote, 0), 0).close()
+    assert ("give it room with COMA_CACHE_BYTES" in caplog.text) == told
+
+
 def test_what_fails_ahead_fails_where_it_is_needed(
     remote: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
