@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from coma.cli import bench
 from coma.cli.demo import demo
 from coma.cli.index import index
 from coma.cli.inspect import inspect
@@ -58,6 +59,7 @@ def root(
 
 for command in (demo, shard, index, inspect, verify, pretrain, probe, knn, reconstruct, report):
     app.command()(command)
+app.add_typer(bench.app)
 
 
 def main() -> None:

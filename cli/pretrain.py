@@ -15,8 +15,11 @@ DATA, MODEL, OPTIMISATION, RUN, MACHINE = "Data", "Model", "Optimisation", "Run"
 
 def pretrain(
     data: Annotated[
-        Path | None,
-        typer.Argument(help="Data set made by `coma shard`.", show_default="the one in the current folder"),
+        str | None,
+        typer.Argument(
+            help="Data set made by `coma shard`: a folder, or a URL (s3://...).",
+            show_default="the one in the current folder",
+        ),
     ] = None,
     image_size: Annotated[int, typer.Option(help="Side of a crop, pixels.", rich_help_panel=DATA)] = 224,
     workers: Annotated[

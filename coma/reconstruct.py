@@ -22,6 +22,7 @@ from torch import Tensor
 from coma.errors import DataError, UsageError
 from coma.pipeline.views import partition_units
 from coma.runs import load_autoencoder, read_config, run_of
+from coma.shards.files import folder_at
 
 if TYPE_CHECKING:
     from coma.autoencoder import MaskedAutoencoder
@@ -169,7 +170,7 @@ def reconstruct_run(
     out = run / PICTURE_NAME if out is None else out
     if out.suffix.lower() not in IMAGE_SUFFIXES or out.is_dir():
         raise UsageError(f"{out} is no name for a picture: end it in .png")
-    sources = list(sources) or [Path(read_config(run)["resolved"]["data"])]
+    sources = list(sources) or [folder_at(read_config(run)["resolved"]["data"])]
     autoencoder = load_autoencoder(checkpoint, device)
     if len(sources) == 1 and (sources[0] / "_info.json").is_file():
         images, units = _from_shards(sources[0], autoencoder, count, seed, device)

@@ -10,7 +10,6 @@ import errno
 import inspect
 import logging
 import random
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from coma.errors import DataError
+from coma.shards.files import without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,6 @@ _JITTER = random.Random()  # the user's own generator is left alone
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)
 _FINAL_STATUS = (401, 403, 404, 410)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_USER_INFO = re.compile(r"(\w://)[^/\s@'\"]*@")
-_QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]*")
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,6 @@ class Patience:
 
 class Stopped(Exception):
     """Nobody waits for the download any more."""
-
-
-def without_credentials(text: str) -> str:
-    """A URL, or a text with URLs in it, without user info and queries."""
-    return _QUERY.sub(r"\1", _USER_INFO.sub(r"\1", text))
 
 
 def download(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from coma.errors import DataError
 from coma.pipeline.counter import Purpose, below, hash_numpy
+from coma.shards.files import without_credentials
 from coma.shards.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -91,8 +92,9 @@ class Ledger:
                     file.write(json.dumps(line) + "\n")
             self._bad.add(entry.sample)
         if len(self._bad) > self._budget:
+            split = without_credentials(str(self._manifest.folder))
             raise DataError(
-                f"{len(self._bad)} different samples of {self._manifest.folder} could not be read or "
+                f"{len(self._bad)} different samples of {split} could not be read or "
                 f"decoded, more than fault_budget={self._budget}; "
-                f"find them with: coma verify {self._manifest.folder.parent}"
+                f"find them with: coma verify {split.rpartition('/')[0]}"
             )

@@ -27,12 +27,11 @@ from coma.pipeline.cache import ShardCache
 from coma.pipeline.channel import Channel
 from coma.pipeline.crops import Crops, IntArray, center_crops, random_resized_crops
 from coma.pipeline.decode import DecodeError, Decoder, Encoded
-from coma.pipeline.download import without_credentials
 from coma.pipeline.faults import Substitution, candidates
 from coma.pipeline.order import Int64Array, Planner, Step, rank_slice
 from coma.pipeline.reader import Bytes, SampleReader, Unreadable
 from coma.pipeline.views import partition_units
-from coma.shards.files import is_remote
+from coma.shards.files import is_remote, without_credentials
 from coma.shards.manifest import Manifest
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,7 @@ import xxhash
 from coma.errors import DataError
 from coma.pipeline.cache import ShardCache
 from coma.pipeline.decode import HeaderCheck
-from coma.pipeline.download import without_credentials
-from coma.shards.files import is_remote
+from coma.shards.files import is_remote, without_credentials
 from coma.shards.manifest import Manifest
 
 log = logging.getLogger(__name__)

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from coma.errors import DataError, UsageError
-from coma.pipeline.download import without_credentials
 from coma.pipeline.faults import Ledger, default_budget
 from coma.pipeline.loader import Loader, LoaderOptions
-from coma.pipeline.order import Planner, SampleOrder, Step
+from coma.pipeline.order import Planner, SampleOrder, Step, mixed
 from coma.pipeline.views import view_sizes
-from coma.shards.files import folder_at
+from coma.shards.files import folder_at, without_credentials
 from coma.shards.manifest import Manifest, read_manifest
 
 log = logging.getLogger(__name__)
@@ -124,7 +123,7 @@ class Stream:
             raise UsageError(f"start_samples is {start_samples}; give 0 or more")
         self.view_sizes = view_sizes(self._options.units, views)
         self.manifest = data if isinstance(data, Manifest) else read_manifest(folder_at(data), split)
-        order = SampleOrder(self.manifest, seed) if training else None
+        order = SampleOrder(self.manifest, seed, mixed=self._mixed()) if training else None
         self._planner = Planner(order, len(self.manifest), batch_size)
         budget = default_budget(len(self.manifest)) if fault_budget is None else fault_budget
         self._ledger = Ledger(None if ledger is None else Path(ledger), self.manifest, budget)
@@ -132,6 +131,17 @@ class Stream:
         self._loader: Loader | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._closed = False
+
+    def _mixed(self) -> bool:
+        """Whether the shards are random draws, as far as their labels say."""
+        label = self.manifest.label
+        found = label is None or mixed(label, self.manifest.shard_lengths)
+        if not found:
+            folder = without_credentials(str(self.manifest.folder))
+            log.info(
+                "the shards of %s are sorted by class: samples are drawn from all of them at a time", folder
+            )
+        return found
 
     @property
     def samples_per_epoch(self) -> int:

@@ -8,17 +8,29 @@ a Path's methods, and is called a Path here and below.
 import os
 import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from coma.errors import ComaError, UsageError
 
+T = TypeVar("T")
 _SUFFIX = ".coma-tmp"
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+_USER_INFO = re.compile(r"(\w://)[^/\s@'\"]*@")
+_QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]*")
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_EXTRAS = {"s3": "pip install 'coma[s3]'", "s3a": "pip install 'coma[s3]'", "gs": "pip install gcsfs"}
+_EXTRAS = {
+    "s3": "pip install 'coma[s3]'",
+    "s3a": "pip install 'coma[s3]'",
+    "gs": "pip install gcsfs",
+    "http": "pip install aiohttp",
+    "https": "pip install aiohttp",
+}
 
 
 def folder_at(text: str | Path) -> Path:
@@ -121,6 +133,44 @@ def reaching(path: Path) -> Iterator[None]:
         if not is_remote(path):
             raise
         raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def without_credentials(text: str) -> str:
+    """A URL, or a text with URLs in it, without user info and queries."""
+    return _QUERY.sub(r"\1", _USER_INFO.sub(r"\1", text))
+
+
+def asking(path: Path, question: Callable[[], T]) -> T:
+    """The answer to a question about `path`; a store that fails to answer is asked again after a growing pause.
+
+    Raises OSError, and FileNotFoundError only if there is no such file.
+    """
+    if not is_remote(path):
+        return question()
+    for pause_s in (*_PAUSES_S, None):
+        try:
+            with reaching(path):
+                return question()
+        except OSError as error:
+            cause = error.__cause__  # fsspec's HTTP says FileNotFoundError whatever went wrong
+            failed = isinstance(cause, OSError) or getattr(cause, "status", 404) not in (404, 410)
+            if isinstance(error, FileNotFoundError) and not failed:
+                raise
+            if pause_s is None or isinstance(error, PermissionError):
+                text = without_credentials(" ".join(str(cause if failed and cause else error).split()))
+                raise OSError(f"the store does not answer: {text}") from None
+            time.sleep(pause_s)
+    raise AssertionError("unreachable")
+
+
+def is_there(path: Path) -> bool:
+    """Whether `path` is a file. Raises OSError if a store does not say."""
+    if not is_remote(path):
+        return path.is_file()
+    try:
+        return not stat.S_ISDIR(asking(path, path.stat).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Legend: N samples, S shards of one split.
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,13 +19,14 @@ import pyarrow.parquet as pq
 import xxhash
 
 from coma.errors import DataError
-from coma.shards.files import folder_at, is_remote, reaching
+from coma.shards.files import asking, folder_at, is_remote, is_there, reaching, without_credentials
 
 MANIFEST_NAME = "manifest.parquet"
 INFO_NAME = "_info.json"
 QUARANTINE_NAME = "quarantine.parquet"
 CARD_NAME = "README.md"
 WORK_FOLDER = ".coma-shard"
+_QUESTIONS = 16  # that a store is asked at a time
 CLASS_NAMES_KEY = b"coma.class_names"
 
 SCHEMA = pa.schema(
@@ -123,7 +125,12 @@ def read_manifest(data: Path, split: str = "train") -> Manifest:
     row points outside its folder or past its shard's end.
     """
     manifest = load_manifest(data, split)
-    sizes = [_shard_bytes(manifest.folder / shard) for shard in manifest.shards]
+    paths = [manifest.folder / shard for shard in manifest.shards]
+    if is_remote(manifest.folder):
+        with ThreadPoolExecutor(_QUESTIONS) as pool:  # each takes a round trip
+            sizes = list(pool.map(_shard_bytes, paths))
+    else:
+        sizes = [_shard_bytes(path) for path in paths]
     past = manifest.offset + manifest.size > np.asarray(sizes, dtype=np.int64)[manifest.shard_id]
     if past.any():
         shard = manifest.shard_id[int(np.argmax(past))]
@@ -136,11 +143,13 @@ def read_manifest(data: Path, split: str = "train") -> Manifest:
 
 def load_manifest(data: Path, split: str = "train") -> Manifest:
     """Read the index as `read_manifest` does, without looking at the shards."""
-    folder = _split_folder(folder_at(data), split)
+    try:
+        folder = _split_folder(folder_at(data), split)
+    except OSError as error:
+        raise DataError(f"{without_credentials(str(data))}: {error.strerror or error}") from None
     path = folder / MANIFEST_NAME
     try:
-        with _opened(path) as source:
-            table = pq.read_table(source, columns=list(_ARRAY_COLUMNS), read_dictionary=["shard"])
+        table = asking(path, lambda: _array_columns(path))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a manifest: {str(error).splitlines()[0]}") from error
     for name in _ARRAY_COLUMNS:
@@ -193,12 +202,16 @@ def load_manifest(data: Path, split: str = "train") -> Manifest:
     )
 
 
+def _array_columns(path: Path) -> pa.Table:
+    with _opened(path) as source:
+        return pq.read_table(source, columns=list(_ARRAY_COLUMNS), read_dictionary=["shard"])
+
+
 def read_info(data: Path) -> dict[str, object]:
     """Read a complete data set's `_info.json`. Raises DataError if it is missing or not one of ours."""
     path = folder_at(data) / INFO_NAME
     try:
-        with reaching(path):
-            info = json.loads(path.read_bytes())
+        info = json.loads(asking(path, path.read_bytes))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not isinstance(info, dict) or not isinstance(info.get("splits"), dict):
@@ -211,7 +224,7 @@ def split_names(data: Path) -> list[str]:
     info = read_info(data)
     splits = info["splits"]
     assert isinstance(splits, dict)
-    names = [name for name in splits if (folder_at(data) / name / MANIFEST_NAME).is_file()]
+    names = [name for name in splits if is_there(folder_at(data) / name / MANIFEST_NAME)]
     if not names:
         raise DataError(f"{data} has no split with a {MANIFEST_NAME}; make one with: coma shard SOURCE")
     return sorted(names, key=lambda name: (name != "train", name))
@@ -244,17 +257,18 @@ def _is_data(folder: Path) -> bool:
 
 
 def _split_folder(data: Path, split: str) -> Path:
-    if (data / MANIFEST_NAME).is_file():
+    if is_there(data / MANIFEST_NAME):
         return data.absolute()
-    if not data.is_dir():
-        what = "it is a file" if data.exists() else "no such folder"
-        raise DataError(f"no sharded data set at {data}: {what}")
-    if not (data / INFO_NAME).is_file():
+    if not is_there(data / INFO_NAME):  # asked first: a web server need not list its folders
+        if not data.is_dir():
+            what = "it is a file" if data.exists() else "no such folder"
+            raise DataError(f"no sharded data set at {without_credentials(str(data))}: {what}")
         if (data / WORK_FOLDER).is_dir():
             raise DataError(
                 f"{data} is not complete: run its `coma shard` again, it goes on where it stopped"
             )
-        raise DataError(f"{data} holds no shards (no {INFO_NAME}); make them with: coma shard {data}")
+        place = without_credentials(str(data))
+        raise DataError(f"{place} holds no shards (no {INFO_NAME}); make them with: coma shard {place}")
     names = split_names(data)
     if split not in names:
         raise DataError(f"{data} has no split {split!r}; it has {', '.join(names)}")
@@ -274,11 +288,11 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _shard_bytes(path: Path) -> int:
     try:
-        with reaching(path):
-            status = path.stat()
+        status = asking(path, path.stat)
     except OSError as error:
         raise DataError(
-            f"shard {path} cannot be read: {error.strerror}; copy it again, or shard again"
+            f"shard {without_credentials(str(path))} cannot be read: {error.strerror or error}; "
+            "copy it again, or shard again"
         ) from error
     return status.st_size
 

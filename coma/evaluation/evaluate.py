@@ -20,6 +20,7 @@ from coma.evaluation.knn import knn_accuracy
 from coma.evaluation.probe import probe_accuracy
 from coma.evaluation.rankme import rankme
 from coma.runs import checkpoint_step, load_autoencoder, read_config, run_of
+from coma.shards.files import folder_at
 from coma.shards.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def labelled_manifests(data: Path) -> tuple[Manifest, Manifest | None]:
     Raises:
         DataError: no such data, no labels in them, or one class alone.
     """
-    data = Path(data)
+    data = folder_at(data)
     if (data / "manifest.parquet").is_file():
         data = data.parent
     opened = [read_manifest(data, "train")]
@@ -222,7 +223,7 @@ def choose_device(asked: str | None = None) -> str:
 
 def run_data(run: Path) -> Path:
     """Return the data set that a run was trained on, as its config.json names it."""
-    return Path(read_config(run)["resolved"]["data"])
+    return folder_at(read_config(run)["resolved"]["data"])
 
 
 def metrics_line(step: int, scores: Scores) -> dict[str, Any]:

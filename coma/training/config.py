@@ -22,8 +22,8 @@ class PretrainConfig:
         UsageError: a value is out of range, or two contradict each other.
     """
 
-    data: Path | None = None
-    """Sharded data set; None: the one found in the current folder."""
+    data: Path | str | None = None
+    """Sharded data set, its folder or its URL; None: the one found in the current folder."""
     model: str = "dyvit_base"
     method: Literal["coma", "mae"] | str = "coma"
     views: int = 2
@@ -112,7 +112,9 @@ class PretrainConfig:
     def from_json(cls, fields: dict[str, Any]) -> PretrainConfig:
         """Make a configuration from `to_json`'s fields."""
         paths = {
-            name: Path(fields[name]) for name in ("data", "out", "hostfile") if fields.get(name) is not None
+            name: Path(fields[name])
+            for name in ("data", "out", "hostfile")
+            if fields.get(name) is not None and "://" not in fields[name]
         }
         return cls(**{**fields, **paths})
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from coma.runs import build_model, checkpoint_step, latest_checkpoint
+from coma.shards.files import folder_at
 from coma.shards.manifest import Manifest, find_data, read_manifest
 from coma.training import story
 from coma.training.config import PretrainConfig
@@ -48,7 +49,7 @@ def prepare(config: PretrainConfig, world: World) -> Prepared:
     """
     with world.said_once():
         file = read_ds_config(config.ds_config)
-        manifest = read_manifest(config.data or find_data(Path.cwd()))
+        manifest = read_manifest(folder_at(config.data) if config.data else find_data(Path.cwd()))
         plan = resolve(
             config,
             file,

@@ -22,7 +22,9 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], *[[name] for name in COMMANDS]], ids=lambda a: " ".join(a) or "coma"
+    "arguments",
+    [[], ["bench", "loader"], *[[name] for name in COMMANDS]],
+    ids=lambda a: " ".join(a) or "coma",
 )
 def test_help_fits_80_columns(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")

@@ -27,6 +27,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.downloads: Counter[str] = Counter()
         self.released = threading.Event()
         self.dead = False
+        self.unwell = 0
+        """How many of the next requests of any kind get a 500."""
 
     def die(self) -> None:
         self.dead = True
@@ -56,7 +58,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         fault = "well"
-        if self.command == "GET" and self.path.split("?")[0].endswith(".tar"):
+        if self.server.unwell:
+            self.server.unwell -= 1
+            fault = "500"
+        elif self.command == "GET" and self.path.split("?")[0].endswith(".tar"):
             self.server.watch()
             self.server.downloads[self.path.split("?")[0].rsplit("/", 1)[1]] += 1
             fault = self.server.always or (self.server.faults.popleft() if self.server.faults else "well")

@@ -19,9 +19,9 @@ from servers import Server, serving
 from coma.errors import DataError
 from coma.pipeline import Stream
 from coma.pipeline.cache import ShardCache
-from coma.pipeline.download import Patience, without_credentials
+from coma.pipeline.download import Patience
 from coma.pipeline.reader import ShardReader, Unreadable
-from coma.shards.files import folder_at
+from coma.shards.files import folder_at, without_credentials
 from coma.shards.manifest import Manifest, read_manifest
 
 HASTY = Patience(stall_s=0.5, first_pause_s=0.01)
@@ -107,6 +107,21 @@ def test_an_epoch_out_of_a_bucket_is_the_local_one(
     assert torch.equal(samples, expected)
     assert torch.equal(images, local)
     assert proxy.downloads == dict.fromkeys(manifest.shards, 1)
+
+
+def test_the_index_is_read_through_trouble_from_a_server_that_lists_nothing(
+    server: Server, data: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coma.shards.files._PAUSES_S", (0.01,) * 4)
+    server.unwell = 4
+    url = f"{server.url}/{data.name}".replace("//", "//someone:hush@")
+    assert read_manifest(folder_at(url)).fingerprint == manifest.fingerprint
+    with pytest.raises(DataError, match=r"no sharded data set at .*: no such folder"):
+        read_manifest(folder_at(f"{server.url}/nowhere"))
+    server.unwell = 1000
+    with pytest.raises(DataError, match="the store does not answer: 500") as caught:
+        read_manifest(folder_at(url))
+    assert "hush" not in str(caught.value)
 
 
 TROUBLE = ["500", "cut", "stall", "well", "500", "500", "well", "cut", "cut", "500", "stall"]
@@ -257,7 +272,7 @@ from coma.pipeline.ahead import FetchAhead, Upcoming
 from coma.pipeline.cache import ShardCache
 from coma.pipeline.order import Planner, SampleOrder
 from coma.pipeline.reader import ShardReader, Unreadable
-from coma.shards.files import folder_at
+from coma.shards.files import folder_at, without_credentials
 from coma.shards.manifest import read_manifest
 manifest = read_manifest(folder_at(sys.argv[1]))
 print("ready", flush=True)
