@@ -130,6 +130,8 @@ def _run_on_ray(jobs: Iterable[Job], workers: int | None) -> Generator[Tally | t
 
     A task that is lost with its machine runs again elsewhere: nothing of it stands before it is whole.
     """
+    # Under `uv run` Ray would start each worker by `uv run` as well, in a copy of the current folder.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
         import ray
     except ImportError:

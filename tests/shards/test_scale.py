@@ -108,11 +108,9 @@ def test_a_part_out_of_range(text):
 RAY = """
 import sys
 from pathlib import Path
-import ray
 from coma.shards.options import ShardOptions
 from coma.shards.writer import shard
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-options = ShardOptions(shard_bytes=20_000, val_fraction=0.25, dedupe=True, engine="ray")
+options = ShardOptions(shard_bytes=20_000, val_fraction=0.25, dedupe=True, engine="ray", workers=2)
 shard(Path(sys.argv[1]), Path(sys.argv[2]), options)
 """
 
@@ -168,8 +166,10 @@ def bucket(tmp_path_factory):
             patch.setenv(name, value)
         import s3fs
 
+        s3fs.S3FileSystem.clear_instance_cache()  # of another server, in other tests
         s3fs.S3FileSystem().mkdir("pictures")
         yield "s3://pictures"
+    s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 
 
