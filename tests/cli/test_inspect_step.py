@@ -5,13 +5,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from coma.cli.main import main
 from coma.shards.options import ShardOptions
 from coma.shards.writer import shard
 from coma.training import PretrainConfig, pretrain
@@ -40,25 +38,6 @@ def here(made, tmp_path, monkeypatch):
     shutil.copytree(made / "run", tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def coma(monkeypatch, capsys):
-    """Run a command line in this process."""
-
-    def run(*arguments) -> Done:
-        monkeypatch.setattr(sys, "argv", ["coma", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        return Done(left.value.code or 0, *capsys.readouterr())
-
-    return run
 
 
 def test_a_step_is_shown_on_a_terminal(here, coma, monkeypatch):

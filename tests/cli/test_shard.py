@@ -1,15 +1,11 @@
 """`coma shard`, `verify`, `inspect` as typed: words, files and exit codes."""
 
 import json
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
-
-from coma.cli.main import main
 
 
 @pytest.fixture
@@ -22,25 +18,6 @@ def here(tmp_path, monkeypatch):
         for i in range(4):
             Image.fromarray(generator.integers(0, 256, (24, 32, 3), np.uint8)).save(f"pets/{name}/{i}.JPEG")
     return tmp_path
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def coma(monkeypatch, capsys):
-    """Run a command line in this process."""
-
-    def run(*arguments) -> Done:
-        monkeypatch.setattr(sys, "argv", ["coma", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        return Done(left.value.code or 0, *capsys.readouterr())
-
-    return run
 
 
 def test_the_road_from_a_folder_to_a_checked_data_set(here, coma):
