@@ -22,6 +22,14 @@ def pretrain(
         ),
     ] = None,
     image_size: Annotated[int, typer.Option(help="Side of a crop, pixels.", rich_help_panel=DATA)] = 224,
+    decode: Annotated[
+        str,
+        typer.Option(
+            help="Where images are decoded; auto: on the device that trains.",
+            metavar="auto|cpu|gpu",
+            rich_help_panel=DATA,
+        ),
+    ] = "auto",
     workers: Annotated[
         int | None,
         typer.Option(
@@ -155,6 +163,7 @@ def pretrain(
             devices=devices,
             hostfile=hostfile,
             compile=compile,
+            decode=decode,
             workers=workers,
         )
     with _live_line() as watch:

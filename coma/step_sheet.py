@@ -103,7 +103,13 @@ def network_images(contents: StepContents, count: int) -> Iterator[Tensor | None
     """
     manifest, device = contents.manifest, torch.device("cpu")
     decoder = Decoder(
-        lambda: None, batch_size=1, image_size=contents.image_size, device=device, threads=1, depth=1
+        lambda: None,
+        batch_size=1,
+        image_size=contents.image_size,
+        device=device,
+        decode_on_gpu=False,
+        threads=1,
+        depth=1,
     )
     with closing(SampleReader(manifest, 1)) as reader:
         for row in contents.rows[:count]:

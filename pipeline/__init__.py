@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coma.pipeline import views as views
-    from coma.pipeline.decode import MEAN as MEAN
-    from coma.pipeline.decode import STD as STD
+    from coma.pipeline.squares import MEAN as MEAN
+    from coma.pipeline.squares import STD as STD
     from coma.pipeline.stream import Batch as Batch
     from coma.pipeline.stream import Stream as Stream
 
 __all__ = ["MEAN", "STD", "Batch", "Stream", "views"]
 
-_HOME = {"Stream": "stream", "Batch": "stream", "MEAN": "decode", "STD": "decode"}
+_HOME = {"Stream": "stream", "Batch": "stream", "MEAN": "squares", "STD": "squares"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,11 @@
-"""The one graph that turns encoded bytes into normalised images, on a CPU or on a GPU. The only user of DALI.
+"""From encoded bytes to normalised images, on a CPU or on a GPU. The only user of DALI.
 
-The graph reads only the window it shows (`image_slice`), resizes it to a square, mirrors and normalises it.
-On a GPU the JPEGs are decoded there (`mixed`), on the hardware engine where there is one, and nothing comes
-back to the host.
+DALI's graph decodes no more of an image than the window it shows (`image_slice`). On a GPU the JPEGs are decoded
+there (`mixed`), on the hardware engine where there is one, and the graph resizes, mirrors and normalises as well:
+nothing comes back to the host. On a CPU the graph ends with the windows, and `squares` does the rest, since torch
+resizes several times as fast there. For a trainer on a GPU whose host decodes, uint8 goes to the device.
 
-Resizing is linear with antialiasing. On photographs it is within 80 dB of PIL's antialiased bilinear, which
-is torchvision's default; antialiased bicubic costs a quarter more of the whole graph's CPU time.
+Resizing is linear with antialiasing, as torchvision's default is.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,11 +22,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from coma.pipeline.crops import Crops, IntArray
-
-MEAN = (0.485, 0.456, 0.406)
-"""ImageNet's mean of red, green and blue, for values from 0 to 1."""
-STD = (0.229, 0.224, 0.225)
-"""ImageNet's standard deviation of red, green and blue, for values from 0 to 1."""
+from coma.pipeline.squares import MEAN, STD, Squares, normalise
 
 
 class DecodeError(Exception):
@@ -50,9 +46,13 @@ class Decoder:
 
     Args:
         source: called for each batch, up to `depth` batches ahead of the one that `run` returns; None ends
-        the run. batch_size: the most images in a batch. image_size: side of the square result in pixels.
-        device: where the images end up. threads: CPU threads of the graph. depth: batches in the graph at the
-        same time.
+        the run.
+        batch_size: the most images in a batch.
+        image_size: side of the square result in pixels.
+        device: where the images end up.
+        decode_on_gpu: whether they are decoded there, if it is a GPU.
+        threads: CPU threads.
+        depth: batches in the graph at the same time.
     """
 
     def __init__(
@@ -62,20 +62,24 @@ class Decoder:
         batch_size: int,
         image_size: int,
         device: torch.device,
+        decode_on_gpu: bool,
         threads: int,
         depth: int,
     ) -> None:
         self._image_size = image_size
         self._device = device
+        self._on_gpu = decode_on_gpu
+        self._squares = None if self._on_gpu else Squares(image_size, threads)
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._batches = _build(source, batch_size, image_size, device, threads, depth)
+        self._batches = self._build(source, batch_size, threads, depth)
         self._single: Pipeline | None = None
         self._single_input: list[Encoded] = []
 
     def run(self) -> Tensor | None:
-        """The next batch, [n, 3, image_size, image_size] float32 on the device, or None after the last.
+        """The next batch, [n, 3, image_size, image_size] float32 on the device in channels-last order, or None
+        after the last.
 
         The tensor is the caller's: no later run writes into it. On a GPU it is ready in the order of
         `stream`.
@@ -93,9 +97,7 @@ class Decoder:
             DecodeError: if it cannot be decoded.
         """
         if self._single is None:
-            self._single = _build(
-                lambda: self._single_input.pop(), 1, self._image_size, self._device, threads=1, depth=1
-            )
+            self._single = self._build(lambda: self._single_input.pop(), 1, threads=1, depth=1)
         self._single_input[:] = [Encoded([data], crop)]
         image = self._run(self._single)
         assert image is not None
@@ -108,20 +110,78 @@ class Decoder:
 
     def _run(self, pipeline: Pipeline) -> Tensor | None:
         try:
-            (images,) = pipeline.run(self._stream)
+            images, mirrored = pipeline.run(self._stream if self._on_gpu else None)
         except StopIteration:
             return None
         except _OutOfStep:
             raise
         except Exception as error:  # DALI raises RuntimeError, ValueError, IndexError, by what went wrong
             raise DecodeError(_cause(str(error))) from error
-        if self._stream is None:
-            # The dynamic executor gives each batch memory of its own, which lives as long as the tensor does.
-            return from_dlpack(images.as_tensor())
+        if self._squares is not None:
+            windows, flips = [from_dlpack(window) for window in images], np.asarray(mirrored.as_tensor())
+            if self._stream is None:
+                return self._squares.normalised(windows, flips)
+            squares = self._squares.raw(windows, flips)
+            with torch.cuda.stream(self._stream):
+                return normalise(squares.to(self._device, non_blocking=True))
         with torch.cuda.stream(self._stream):
             # A copy within the device (microseconds), so that torch's allocator owns the memory and knows its
             # streams.
-            return from_dlpack(images.as_tensor()).clone()
+            return from_dlpack(images.as_tensor()).clone().permute(0, 3, 1, 2)
+
+    def _build(
+        self, source: Callable[[], Encoded | None], batch_size: int, threads: int, depth: int
+    ) -> Pipeline:
+        """The graph; its outputs are images and which of them are mirrored."""
+        fed = 0
+
+        def feed(index: int) -> tuple[Any, ...]:
+            nonlocal fed
+            if index != fed:  # a graph that starts over would repeat data without a word
+                raise _OutOfStep(f"the decoder asked for batch {index}, expected {fed}")
+            batch = source()
+            if batch is None:
+                raise StopIteration
+            fed += 1
+            return list(batch.data), batch.crops.start, batch.crops.shape, batch.crops.flip
+
+        pipeline = Pipeline(
+            batch_size=batch_size,
+            num_threads=threads,
+            device_id=self._device.index if self._on_gpu else None,
+            prefetch_queue_depth=depth,
+            seed=0,  # nothing in the graph is random
+        )
+        with pipeline:
+            encoded, start, shape, mirrored = fn.external_source(
+                source=feed,
+                num_outputs=4,
+                batch=True,
+                dtype=[types.UINT8, types.INT32, types.INT32, types.INT32],
+                ndim=[1, 1, 1, 0],
+            )
+            images = fn.decoders.image_slice(
+                encoded,
+                device="mixed" if self._on_gpu else "cpu",
+                start=start,
+                shape=shape,
+                axes=[0, 1],  # rows, columns of the displayed image: EXIF orientation is applied before
+                output_type=types.RGB,  # grey and CMYK are converted
+            )
+            if self._on_gpu:
+                size = [self._image_size, self._image_size]
+                images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+                images = fn.crop_mirror_normalize(
+                    images,
+                    mirror=mirrored,
+                    mean=[255 * value for value in MEAN],
+                    std=[255 * value for value in STD],
+                    dtype=types.FLOAT,
+                    output_layout="HWC",
+                )
+            pipeline.set_outputs(images, mirrored)
+        pipeline.build()
+        return pipeline
 
 
 class HeaderCheck:
@@ -188,65 +248,6 @@ class HeaderCheck:
                 return [_cause(str(error))]
             return [self._displayed([one])[0] for one in data]
         return [(int(height), int(width)) for height, width, _ in np.asarray(shapes.as_tensor())]
-
-
-def _build(
-    source: Callable[[], Encoded | None],
-    batch_size: int,
-    image_size: int,
-    device: torch.device,
-    threads: int,
-    depth: int,
-) -> Pipeline:
-    on_gpu = device.type == "cuda"
-    fed = 0
-
-    def feed(index: int) -> tuple[Any, ...]:
-        nonlocal fed
-        if index != fed:  # a graph that starts over would repeat data without a word
-            raise _OutOfStep(f"the decoder asked for batch {index}, expected {fed}")
-        batch = source()
-        if batch is None:
-            raise StopIteration
-        fed += 1
-        return list(batch.data), batch.crops.start, batch.crops.shape, batch.crops.flip
-
-    pipeline = Pipeline(
-        batch_size=batch_size,
-        num_threads=threads,
-        device_id=device.index if on_gpu else None,
-        prefetch_queue_depth=depth,
-        seed=0,  # nothing in the graph is random
-    )
-    with pipeline:
-        encoded, start, shape, flip = fn.external_source(
-            source=feed,
-            num_outputs=4,
-            batch=True,
-            dtype=[types.UINT8, types.INT32, types.INT32, types.INT32],
-            ndim=[1, 1, 1, 0],
-        )
-        images = fn.decoders.image_slice(
-            encoded,
-            device="mixed" if on_gpu else "cpu",
-            start=start,
-            shape=shape,
-            axes=[0, 1],  # rows, columns of the displayed image: EXIF orientation is applied before
-            output_type=types.RGB,  # grey and CMYK are converted
-        )
-        size = [image_size, image_size]
-        images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-        images = fn.crop_mirror_normalize(
-            images,
-            mirror=flip,
-            mean=[255 * value for value in MEAN],
-            std=[255 * value for value in STD],
-            dtype=types.FLOAT,
-            output_layout="CHW",
-        )
-        pipeline.set_outputs(images)
-    pipeline.build()
-    return pipeline
 
 
 def _cause(report: str) -> str:

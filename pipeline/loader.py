@@ -54,6 +54,7 @@ class LoaderOptions:
     device: torch.device
     training: bool
     crop_scale: tuple[float, float]
+    decode: str  # "cpu" or "gpu": where images are decoded; or "auto"
     workers: int  # decoder threads
     prefetch: int  # ready batches
 
@@ -75,8 +76,17 @@ class LoaderOptions:
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise UsageError(f"crop scale {low} to {high} is no part of an image; keep 0 < low <= high <= 1")
+        if self.decode not in ("auto", "cpu", "gpu"):
+            raise UsageError(f"decode is {self.decode!r}; it must be auto, cpu or gpu")
+        if self.decode == "gpu" and self.device.type == "cpu":
+            raise UsageError("decode is 'gpu', and the batches go to a CPU; take 'cpu' or 'auto'")
         if self.workers < 1 or self.prefetch < 1:
             raise UsageError(f"{self.workers} workers and {self.prefetch} batches ahead; give 1 or more")
+
+    @property
+    def decode_on_gpu(self) -> bool:
+        """Whether images are decoded where they end up, on a GPU."""
+        return self.decode == "gpu" or (self.decode == "auto" and self.device.type == "cuda")
 
     @property
     def rank_batch_size(self) -> int:
@@ -237,8 +247,9 @@ class Loader:
                 batch_size=self._options.rank_batch_size,
                 image_size=self._options.image_size,
                 device=self._options.device,
+                decode_on_gpu=self._options.decode_on_gpu,
                 threads=self._options.workers,
-                depth=2 if self._options.device.type == "cuda" else 1,
+                depth=2,
             )
             while not self._closing:
                 try:

@@ -63,7 +63,8 @@ class Stream:
         unit_size: side of a mask unit in pixels.
         seed: orders, crops, flips and masks follow from it.
         rank, world_size: this process takes part `rank` of `world_size` of each global batch.
-        device: where batches end up; JPEGs are decoded there if it is a GPU.
+        device: where batches end up.
+        decode: where images are decoded: "cpu", "gpu" (only if the device is one), or "auto", on the device.
         start_samples: samples consumed before, by all ranks together.
         training: random crops in an endless shuffled order, or one pass for evaluation.
         crop_scale: least and greatest part of an image's area that a training crop shows.
@@ -100,6 +101,7 @@ class Stream:
         start_samples: int = 0,
         training: bool = True,
         crop_scale: tuple[float, float] = (0.2, 1.0),
+        decode: str = "auto",
         workers: int | None = None,
         prefetch: int = 2,
         ledger: Path | None = None,
@@ -116,6 +118,7 @@ class Stream:
             device=_device(device),
             training=training,
             crop_scale=crop_scale,
+            decode=decode,
             workers=workers if workers is not None else _share_of_cores(world_size),
             prefetch=prefetch,
         )

@@ -26,9 +26,9 @@ from torch.utils.dlpack import from_dlpack
 from torchvision import transforms  # type: ignore[import-untyped]
 from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
 
-from coma.pipeline import Stream
+from coma.pipeline import MEAN, STD, Stream
 from coma.pipeline.crops import RATIO, random_resized_crops
-from coma.pipeline.decode import MEAN, STD, Decoder, Encoded, HeaderCheck
+from coma.pipeline.decode import Decoder, Encoded, HeaderCheck
 from coma.shards.manifest import Manifest
 
 Way = Generator[int, None, None]
@@ -223,8 +223,9 @@ def whole_graph(sample: Sample) -> Way:
         batch_size=sample.batch_size,
         image_size=sample.image_size,
         device=torch.device("cpu"),
+        decode_on_gpu=False,
         threads=1,
-        depth=1,
+        depth=2,
     )
     while (images := decoder.run()) is not None:
         yield len(images)

@@ -60,6 +60,8 @@ class PretrainConfig:
     """DeepSpeed hostfile: start the run on these machines."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    decode: Literal["auto", "cpu", "gpu"] | str = "auto"
+    """Where images are decoded; auto: on the device that trains."""
     workers: int | None = None
     """Decoding threads a process."""
 
@@ -94,6 +96,7 @@ class PretrainConfig:
         for flag, word, words in (
             ("--method", self.method, ("coma", "mae")),
             ("--resume", self.resume, ("auto", "never")),
+            ("--decode", self.decode, ("auto", "cpu", "gpu")),
         ):
             _require(word in words, f"{flag} is {word!r}; it must be {' or '.join(words)}")
         _require(

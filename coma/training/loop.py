@@ -195,6 +195,7 @@ def open_stream(prepared: Prepared, world: World, state: TrainingState) -> Strea
         world_size=world.size,
         device=world.device,
         start_samples=state.samples,
+        decode=prepared.config.decode,
         ledger=prepared.folder.path / LEDGER_NAME,
         **prepared.model.stream_options(),
         **workers,

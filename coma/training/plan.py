@@ -92,6 +92,8 @@ def resolve(
         raise UsageError(
             f"--compile does not work with ZeRO stage 3 ({file.source}): leave it out, or use zero2.json"
         )
+    if config.decode == "gpu" and device == "cpu":
+        raise UsageError("--decode gpu needs a GPU, and this run has none: leave it out, or use --decode cpu")
     return Plan(
         data=data,
         seed=config.seed,

@@ -9,8 +9,9 @@ from pictures import photograph
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from coma.pipeline import MEAN, STD
 from coma.pipeline.crops import Crops
-from coma.pipeline.decode import MEAN, STD, DecodeError, Decoder, Encoded, HeaderCheck
+from coma.pipeline.decode import DecodeError, Decoder, Encoded, HeaderCheck
 
 SIZE = 64
 
@@ -27,11 +28,17 @@ def window(top: int, left: int, height: int, width: int, flip: int = 0) -> Crops
     )
 
 
-def decoder(batches: list[Encoded], batch_size: int = 4, depth: int = 1) -> Decoder:
+def decoder(batches: list[Encoded], batch_size: int = 4, depth: int = 1, threads: int = 1) -> Decoder:
     feed = iter(batches)
     cpu = torch.device("cpu")
     return Decoder(
-        lambda: next(feed, None), batch_size=batch_size, image_size=SIZE, device=cpu, threads=1, depth=depth
+        lambda: next(feed, None),
+        batch_size=batch_size,
+        image_size=SIZE,
+        device=cpu,
+        decode_on_gpu=False,
+        threads=threads,
+        depth=depth,
     )
 
 
