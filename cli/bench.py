@@ -25,7 +25,7 @@ def loader(
     ] = None,
     images: Annotated[
         int | None,
-        typer.Option(help="Images of the sample.", metavar="N", min=1, show_default="8 batches"),
+        typer.Option(help="Images of the sample.", metavar="N", min=1, show_default="by how large they are"),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Turns of each way.", metavar="N", min=1)] = 5,
     image_size: Annotated[
