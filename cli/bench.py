@@ -8,7 +8,7 @@ import typer
 from coma.cli import console
 
 if TYPE_CHECKING:
-    from coma.bench.loader import LoaderBench
+    from coma.bench.findings import LoaderBench
 
 app = typer.Typer(name="bench", no_args_is_help=True, help="Measure speed here, on your own data.")
 
@@ -23,7 +23,10 @@ def loader(
     data: Annotated[
         Path | None, typer.Argument(help="Sharded data set.", show_default="the one in this folder")
     ] = None,
-    images: Annotated[int, typer.Option(help="Images of the sample.", metavar="N", min=1)] = 256,
+    images: Annotated[
+        int | None,
+        typer.Option(help="Images of the sample.", metavar="N", min=1, show_default="by how large they are"),
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Turns of each way.", metavar="N", min=1)] = 5,
     image_size: Annotated[
         int, typer.Option(help="Side of the images of a batch.", metavar="PX", min=1)
@@ -33,14 +36,16 @@ def loader(
 ) -> None:
     """Compare coma's stream with other loaders on your own shards.
 
-    A sample of the images goes through ImageFolder with PIL, webdataset, DALI's
-    own reader and coma, which all make the same batches: random windows,
+    A sample of the images goes through ImageFolder with PIL or torchvision,
+    webdataset, DALI's own reader and coma; and mosaicml-streaming, litdata and
+    ffcv where they are installed. All make the same batches: random windows,
     mirrored, resized linearly with antialiasing, normalised. One core for all,
     turn by turn; ratios are medians of the turns.
     """
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
-    from coma.bench.loader import BenchOptions, bench_loader
+    from coma.bench.findings import BenchOptions
+    from coma.bench.loader import bench_loader
     from coma.shards.manifest import find_data
 
     options = BenchOptions(images=images, rounds=rounds, image_size=image_size)
@@ -64,43 +69,66 @@ def loader(
 
 
 def _print(found: "LoaderBench") -> None:
-    from coma.bench.loader import advice
+    from coma.bench.findings import advice
 
     def line(text: str = "") -> None:
         console.stdout.print(text, markup=False)
 
-    for part in _story(found):
-        line(part)
+    images, size, rounds = found.images, found.options.image_size, found.options.rounds
+    line(
+        f"{images.count:,} images of {found.data}: "
+        f"{images.bytes / 1000:,.0f} KB, {images.megapixels:.2g} Mpx each"
+    )
+    line(f"Batches of {found.batch_size} at {size} px, one core, {rounds} turns; ratios are to PIL's")
     line()
-    line(f"{'':<26}{'per CPU-s':>12}{'per s':>10}{'ratio':>10}")
-    result = found.to_json()
+    line(f"{'':<26}{'images/CPU-s':>12}{'per s':>10}{'ratio':>10}")
+    result, notes = found.to_json(), found.notes or {}
     for name, row in (result["ways"] | result["decoding_alone"]).items():
         rates = f"{row['images_per_cpu_s']:>12,.0f}{row['images_per_s']:>10,.0f}"
-        line(f"{name:<26}{rates}{row['ratio']:>9.2f}x")
+        line(f"{name:<26}{rates}{row['ratio']:>9.2f}x{'  other work' if name in notes else ''}")
+    for name, note in notes.items():
+        line(f"{name}: {note}")
+    for name, reason in (found.failed or {}).items():
+        line(_cut(f"failed: {name}: {reason}"))
+    if found.missing:
+        line(f"not installed: {', '.join(found.missing)}; pip install them to compare")
     line()
     total = sum(found.stages_us.values())
     for name, value in found.stages_us.items():
         line(f"{name:<26}{value:>9,.0f} us{value / total:>13.0%} of the stream")
-    line(f"{'storage':<26}{found.storage_images_per_s:>12,.0f}  images/s from {found.data.parent.name}")
+    line(f"{'storage':<26}{found.storage_images_per_s:>12,.0f}  images/s, feeds {_cores(found)}")
     line()
     line(f"bottleneck  {found.bottleneck}")
     line(f"advice      {advice(found)}")
 
 
-def _story(found: "LoaderBench") -> list[str]:
-    size, rounds = found.options.image_size, found.options.rounds
-    return [
-        f"{found.images:,} images of {found.data}: "
-        f"{found.image_bytes / 1000:.0f} KB, {found.megapixels:.2f} Mpx each",
-        f"Batches of {size} px, one core, {rounds} turns; images a second, and the ratio to PIL's",
-    ]
+def _cores(found: "LoaderBench") -> str:
+    """As "21 cores (here 2)"."""
+    fed = f"{found.cores_fed:,.0f}" if found.cores_fed >= 10 else f"{found.cores_fed:.1f}"
+    return f"{fed} cores (here {found.cores})"
+
+
+def _cut(text: str, width: int = 80) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _draw(found: "LoaderBench", path: Path) -> None:
-    from coma.bench.loader import STREAM
+    from coma.bench.findings import STREAM
     from coma.bench.plot import write_bars
 
-    rates = {name: way.images_per_cpu_s for name, way in (found.ways | found.limits).items()}
+    notes = found.notes or {}
+    rates = {
+        f"{name} (other work)" if name in notes else name: way.images_per_cpu_s
+        for name, way in found.rows.items()
+    }
     title = f"Images per CPU-second, batches of {found.options.image_size} px"
-    note = f"{found.images:,} images of {found.data}, one core, medians of {found.options.rounds} turns"
-    write_bars(path, title, note, rates, mine=STREAM, limits=frozenset(found.limits))
+    data = "/".join(found.data.parts[-2:])
+    note = f"{found.images.count:,} images of {data}, one core, medians of {found.options.rounds} turns"
+    write_bars(
+        path,
+        title,
+        note,
+        rates,
+        mine=frozenset(name for name in rates if name.split(",")[0] == STREAM),
+        limits=frozenset(found.limits),
+    )

@@ -2,11 +2,10 @@
 
 The whole ways make the same batches, [B, 3, S, S] float32 normalised, of random windows as torchvision's
 RandomResizedCrop draws them, mirrored half of the time, resized by linear interpolation with antialiasing. Each
-draws by its own means, so the windows differ, but their distribution does not. The stages are the stream's own
-parts, one at a time. Everything runs on one thread.
+draws by its own means, so the windows differ, but their distribution does not. Everything runs on one thread.
 """
 
-import os
+import io
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,17 +17,18 @@ import numpy as np
 import nvidia.dali.fn as fn
 import torch
 import webdataset
-import xxhash
 from nvidia.dali import Pipeline, types
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.dlpack import from_dlpack
 from torchvision import transforms  # type: ignore[import-untyped]
 from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
+from torchvision.io import ImageReadMode, decode_image  # type: ignore[import-untyped]
+from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from coma.pipeline import MEAN, STD, Stream
 from coma.pipeline.crops import RATIO, random_resized_crops
-from coma.pipeline.decode import Decoder, Encoded, HeaderCheck
+from coma.pipeline.decode import Encoded
 from coma.shards.manifest import Manifest
 
 Way = Generator[int, None, None]
@@ -41,6 +41,8 @@ _AHEAD = 2  # batches in a native graph, DALI's own default
 class Sample:
     """The images that all ways share: the same files in a class folder, and in shards."""
 
+    scratch: Path
+    """A folder of the benchmark's own, for what other libraries read."""
     folder: Path
     """Class folders, as ImageFolder wants them."""
     manifest: Manifest
@@ -82,7 +84,8 @@ class Sample:
             yield Encoded([self.encoded[i] for i in ids], crops)
 
 
-def _transform(image_size: int) -> Callable[[Any], torch.Tensor]:
+def pil_transform(image_size: int) -> Callable[[Any], torch.Tensor]:
+    """From a PIL image, as torchvision's own training scripts have it."""
     steps = [
         transforms.RandomResizedCrop(image_size, scale=AREA, ratio=RATIO),
         transforms.RandomHorizontalFlip(),
@@ -92,12 +95,23 @@ def _transform(image_size: int) -> Callable[[Any], torch.Tensor]:
     return transforms.Compose(steps)  # type: ignore[no-any-return]
 
 
+def encoded_transform(image_size: int) -> Callable[[bytes], torch.Tensor]:
+    """From an image's bytes, by PIL."""
+    transform = pil_transform(image_size)
+
+    def from_bytes(data: bytes) -> torch.Tensor:
+        with Image.open(io.BytesIO(data)) as image:
+            return transform(image.convert("RGB"))
+
+    return from_bytes
+
+
 # Whole ways
 
 
 def coma_stream(sample: Sample) -> Way:
     """The stream, with its hashes and its masks."""
-    masked = sample.image_size % _UNIT_PX == 0
+    masked = sample.image_size % _UNIT_PX == 0 and sample.image_size > _UNIT_PX
     stream = Stream(
         sample.manifest,
         batch_size=sample.batch_size,
@@ -114,10 +128,29 @@ def coma_stream(sample: Sample) -> Way:
 
 def image_folder(sample: Sample) -> Way:
     """torchvision's ImageFolder, which decodes with PIL, and torch's DataLoader in this process."""
-    files = ImageFolder(str(sample.folder), _transform(sample.image_size))
-    loader = DataLoader(files, sample.batch_size, shuffle=True, drop_last=True)
+    yield from _folder(sample, pil_transform(sample.image_size))
+
+
+def torchvision_decoding(sample: Sample) -> Way:
+    """ImageFolder without PIL: torchvision decodes and transforms tensors of bytes."""
+    steps = [
+        v2.RandomResizedCrop(sample.image_size, scale=AREA, ratio=RATIO, antialias=True),
+        v2.RandomHorizontalFlip(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(MEAN, STD),
+    ]
+
+    def load(path: str) -> torch.Tensor:
+        return decode_image(path, ImageReadMode.RGB)  # type: ignore[no-any-return]
+
+    yield from _folder(sample, v2.Compose(steps), loader=load)
+
+
+def _folder(sample: Sample, transform: Callable[[Any], torch.Tensor], **options: Any) -> Way:
+    files = ImageFolder(str(sample.folder), transform, is_valid_file=lambda _: True, **options)
+    batches = DataLoader(files, sample.batch_size, shuffle=True, drop_last=True)
     while True:
-        for images, _ in loader:
+        for images, _ in batches:
             yield len(images)
 
 
@@ -125,7 +158,9 @@ def web_dataset(sample: Sample) -> Way:
     """The webdataset library over the same shards, with the same transform."""
     shards = webdataset.WebDataset(sample.tars, shardshuffle=False, empty_check=False)
     pairs = (
-        shards.decode("pil").to_tuple(sample.extensions, "cls").map_tuple(_transform(sample.image_size), int)
+        shards.decode("pil")
+        .to_tuple(sample.extensions, "cls")
+        .map_tuple(pil_transform(sample.image_size), int)
     )
     loader = DataLoader(pairs.repeat(), sample.batch_size)
     for images, _ in loader:
@@ -145,7 +180,7 @@ def native_dali(sample: Sample) -> Way:
         )
         return _finish(images, sample.image_size, fn.random.coin_flip())
 
-    return _run(sample, graph)
+    return run_graph(sample, graph)
 
 
 # Decoding alone, the limit
@@ -163,72 +198,10 @@ def pil_decoding(sample: Sample) -> Way:
 
 def dali_decoding(sample: Sample) -> Way:
     """Whole images by DALI, and nothing done with them."""
-    return _run(sample, lambda: fn.decoders.image(_read_natively(sample), output_type=types.RGB))
+    return run_graph(sample, lambda: fn.decoders.image(_read_natively(sample), output_type=types.RGB))
 
 
-# The stream's stages
-
-
-def reading(sample: Sample) -> Way:
-    """Byte ranges of the shards."""
-    m = sample.manifest
-    descriptors = [os.open(tar, os.O_RDONLY) for tar in sample.tars]
-    try:
-        for ids in sample.batches():
-            for i in ids:
-                os.pread(descriptors[m.shard_id[i]], int(m.size[i]), int(m.offset[i]))
-            yield len(ids)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-
-def hashing(sample: Sample) -> Way:
-    """xxh3-64 of every image, and its header parsed."""
-    check, m = HeaderCheck(sample.batch_size), sample.manifest
-    for ids in sample.batches():
-        data = [sample.encoded[i] for i in ids]
-        for image in data:
-            xxhash.xxh3_64_intdigest(image)
-        check.faults(data, m.width[ids], m.height[ids])
-        yield len(ids)
-
-
-def window_decoding(sample: Sample) -> Way:
-    """The window's part of each image, decoded by the same operator as in the stream's graph."""
-    feed = sample.inputs()
-
-    def source() -> tuple[Any, ...]:
-        batch = next(feed)
-        return list(batch.data), batch.crops.start, batch.crops.shape
-
-    def graph() -> Any:
-        encoded, start, shape = fn.external_source(
-            source=source,
-            num_outputs=3,
-            batch=True,
-            dtype=[types.UINT8, types.INT32, types.INT32],
-            ndim=[1, 1, 1],
-        )
-        return fn.decoders.image_slice(encoded, start=start, shape=shape, axes=[0, 1], output_type=types.RGB)
-
-    return _run(sample, graph, depth=1)
-
-
-def whole_graph(sample: Sample) -> Way:
-    """The stream's graph: decoding, resizing, normalising."""
-    feed = sample.inputs()
-    decoder = Decoder(
-        lambda: next(feed),
-        batch_size=sample.batch_size,
-        image_size=sample.image_size,
-        device=torch.device("cpu"),
-        decode_on_gpu=False,
-        threads=1,
-        depth=2,
-    )
-    while (images := decoder.run()) is not None:
-        yield len(images)
+# Parts of DALI's graphs
 
 
 def _read_natively(sample: Sample) -> Any:
@@ -255,7 +228,7 @@ def _finish(images: Any, image_size: int, mirror: Any) -> Any:
     )
 
 
-def _run(sample: Sample, graph: Callable[[], Any], depth: int = _AHEAD) -> Way:
+def run_graph(sample: Sample, graph: Callable[[], Any], depth: int = _AHEAD) -> Way:
     """A graph's batches, as tensors where its images have one shape."""
     pipeline = Pipeline(
         batch_size=sample.batch_size, num_threads=1, device_id=None, prefetch_queue_depth=depth, seed=0
