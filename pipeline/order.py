@@ -148,7 +148,9 @@ class SampleOrder:
             shards = np.argsort(hash_numpy(Purpose.SHARDS, self.seed, epoch, np.arange(count)))
             edges = np.arange(self._window_count + 1) * count // self._window_count
             starts = np.concatenate([[0], np.cumsum(self._lengths[shards])])
-            self._epochs[epoch] = _Epoch(shards, starts, np.unique(starts[edges]))
+            windows = starts[edges]
+            windows = windows[np.diff(windows, prepend=-1) > 0]  # without those that have no samples
+            self._epochs[epoch] = _Epoch(shards, starts, windows)
             while len(self._epochs) > _EPOCHS_KEPT:
                 self._epochs.popitem(last=False)
         return self._epochs[epoch]

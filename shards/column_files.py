@@ -49,7 +49,7 @@ _FORMAT = "coma columns 1"
 _FOOTER_END = b"PAR1"
 _CHUNK_BYTES = 2**22
 _VERSIONS = ("ETag", "etag", "Content-MD5", "md5Hash", "generation", "blob_id")  # as stores call them
-_TIMES = ("LastModified", "Last-Modified", "last_modified", "mtime", "updated")
+_TIMES = ("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "created")
 
 
 def default_folder() -> Path:
