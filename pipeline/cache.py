@@ -18,11 +18,11 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
 import xxhash
 
 from coma.errors import DataError, UsageError
 from coma.pipeline.download import Patience, Stopped, download
+from coma.shards.column_files import default_folder
 from coma.shards.manifest import Manifest
 from coma.shards.units import parse_bytes
 
@@ -74,9 +74,7 @@ class ShardCache:
             raise UsageError(
                 f"a cache of {self.budget_bytes} bytes holds nothing; give COMA_CACHE_BYTES=64GiB"
             )
-        ends = np.zeros(len(manifest.shards), np.int64)
-        np.maximum.at(ends, manifest.shard_id, manifest.offset + manifest.size)
-        self.least_bytes = ends.tolist()
+        self.least_bytes = manifest.least_bytes.tolist()
         """[S] bytes that each shard has at least: its tar's end marks come on top."""
 
     def open(self, shard: int) -> int:
@@ -255,13 +253,6 @@ class ShardCache:
     def _name(self, shard: int) -> str:
         name = xxhash.xxh3_64_hexdigest(self._manifest.shards[shard].encode())
         return f"{self._manifest.fingerprint}-{name}"
-
-
-def default_folder() -> Path:
-    """$COMA_CACHE, $XDG_CACHE_HOME/coma or ~/.cache/coma."""
-    if given := os.environ.get("COMA_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coma"
 
 
 def _default_budget(root: Path) -> int:

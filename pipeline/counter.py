@@ -49,7 +49,11 @@ def hash_numpy(*keys: Key) -> UInt64Array:
     Returns:
         uint64 array of the broadcast shape (0-d if every key is an int).
     """
-    state = np.zeros((), np.uint64)
+    return hash_on(np.zeros((), np.uint64), *keys)
+
+
+def hash_on(state: UInt64Array, *keys: Key) -> UInt64Array:
+    """Fold more keys into a hash: `hash_on(hash_numpy(a), b)` is `hash_numpy(a, b)`."""
     with np.errstate(over="ignore"):
         for key in keys:
             # A bare array of 0 dimensions turns into a scalar under arithmetic, hence np.asarray.
@@ -107,8 +111,3 @@ def uniform(bits: UInt64Array) -> npt.NDArray[np.float64]:
 def below(bits: UInt64Array, stop: int) -> npt.NDArray[np.int64]:
     """Turn hashes into int64 in [0, stop): the remainder, whose bias is under stop / 2^64."""
     return (bits % np.uint64(stop)).astype(np.int64)
-
-
-def permutation(keys: UInt64Array) -> npt.NDArray[np.int64]:
-    """The permutation that sorts the hashes; ties (one in 2^64 a pair) go by index, so it is well defined."""
-    return np.argsort(keys, kind="stable").astype(np.int64)

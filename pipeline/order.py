@@ -6,7 +6,8 @@ windows of neighbouring shards; then the samples of each window are permuted amo
 - every epoch is exactly a permutation of the samples, another one each epoch;
 - it does not depend on the number of ranks, workers or prefetched batches: a rank takes its part of a global
   batch;
-- any position is reached by building the one window it lies in, never by replay;
+- any position is reached by computing it, never by replay: the samples' permutation is a function that is
+  evaluated where it is asked for, and only that of the shards is built;
 - only a window's shards are read at a time, so that remote data is fetched once an epoch and few files are
   open.
 
@@ -17,8 +18,7 @@ single window: a full shuffle. The windows of an epoch have nearly the same numb
 is left over at its end.
 
 Shards that others made may be sorted by class, and no window of less than all of them mixes those. `mixed`
-tells; their samples are permuted all together, by a function of the position that builds nothing, and every
-shard is in use all the time.
+tells; their samples are one window, and every shard is in use all the time.
 """
 
 import math
@@ -31,14 +31,15 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from coma.pipeline.counter import Purpose, below, hash_numpy, permutation
+from coma.pipeline.counter import Purpose, UInt64Array, below, hash_numpy, hash_on
 
 Int64Array = npt.NDArray[np.int64]
 
 WINDOW_SAMPLES = 2**15
 WINDOW_SHARDS = 64
-_WINDOWS_KEPT = 4
-_FEISTEL_ROUNDS = 8
+_EPOCHS_KEPT = 2
+_FEISTEL_ROUNDS = 8  # at least
+_FEISTEL_BITS = 48.0  # that the rounds hash together, a root's worth each
 _LABELS_LOOKED_AT = 2**17  # of a shard
 _CLASSES_KEPT = 2**12
 _FAR = 8.0  # standard deviations: sorted shards are hundreds away
@@ -54,11 +55,11 @@ class HasShardLengths(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Epoch:
-    """The shards of one epoch, permuted and cut. S shards, W windows."""
+    """The shards of one epoch, permuted and cut. S shards, W windows that have samples."""
 
-    shards: Int64Array  # [S] shard numbers in the order visited
-    edges: Int64Array  # [W + 1] window w holds shards[edges[w]:edges[w + 1]]
-    starts: Int64Array  # [W + 1] position in the epoch of each window's first sample
+    shards: Int64Array  # [S] shard numbers
+    starts: Int64Array  # [S + 1] positions in the epoch that they begin at, before the samples are permuted
+    windows: Int64Array  # [W + 1] positions that the windows begin at
 
 
 class SampleOrder:
@@ -70,8 +71,7 @@ class SampleOrder:
         shard_lengths: samples in each shard, or an object with a `shard_lengths` of that kind (a manifest).
         seed: another seed, another order.
         window_shards: shards in a window; by default as the module says.
-        mixed: whether each shard is a random draw of the data set. If not, and there are several windows, the
-            samples of an epoch are permuted all together.
+        mixed: whether each shard is a random draw of the data set. If not, all of them are one window.
 
     Raises:
         ValueError: if there are no samples.
@@ -94,10 +94,8 @@ class SampleOrder:
         self._first_sample = np.concatenate(
             [[0], np.cumsum(lengths)]
         )  # [S + 1] sample id each shard begins with
-        self._window_count = _window_count(lengths, window_shards)
-        self._all_together = not mixed and self._window_count > 1
+        self._window_count = _window_count(lengths, window_shards) if mixed else 1
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
-        self._windows: OrderedDict[tuple[int, int], Int64Array] = OrderedDict()
         self._lock = Lock()
 
     def samples(self, epoch: int, start: int, stop: int) -> Int64Array:
@@ -111,17 +109,18 @@ class SampleOrder:
         """
         if not 0 <= start <= stop <= self.samples_per_epoch:
             raise IndexError(f"positions {start} to {stop} of an epoch of {self.samples_per_epoch} samples")
-        if start == stop:
-            return np.empty(0, np.int64)
-        if self._all_together:
-            return _permuted(np.arange(start, stop), self.samples_per_epoch, self.seed, epoch)
         with self._lock:
-            starts = self._epoch(epoch).starts
-            first = int(np.searchsorted(starts, start, side="right")) - 1
-            last = int(np.searchsorted(starts, stop, side="left"))
-            parts = [self._window(epoch, window) for window in range(first, last)]
-        base = int(starts[first])
-        return np.concatenate(parts)[start - base : stop - base]
+            plan = self._epoch(epoch)
+        places = np.arange(start, stop)
+        first = int(np.searchsorted(plan.windows, start, side="right")) - 1
+        last = int(np.searchsorted(plan.windows, stop, side="left"))
+        for window in range(first, last):
+            begin, end = plan.windows[window : window + 2].tolist()
+            part = slice(max(begin - start, 0), end - start)
+            key = hash_numpy(Purpose.SAMPLES, self.seed, epoch, window)
+            places[part] = begin + _permuted(places[part] - begin, end - begin, key)
+        at = np.searchsorted(plan.starts, places, side="right") - 1
+        return self._first_sample[plan.shards[at]] + places - plan.starts[at]
 
     def global_batch(self, start_sample: int, batch_size: int) -> tuple[Int64Array, Int64Array]:
         """The batch that begins `start_sample` samples after the very first one.
@@ -144,28 +143,17 @@ class SampleOrder:
 
     def _epoch(self, epoch: int) -> _Epoch:
         if epoch not in self._epochs:
-            shards = permutation(hash_numpy(Purpose.SHARDS, self.seed, epoch, np.arange(len(self._lengths))))
-            edges = np.arange(self._window_count + 1) * len(shards) // self._window_count
-            shard_starts = np.concatenate([[0], np.cumsum(self._lengths[shards])])
-            self._epochs[epoch] = _Epoch(shards, edges, shard_starts[edges])
-            while len(self._epochs) > 2:
+            count = len(self._lengths)
+            # Hashes that differ in their last key alone differ, so all ways of sorting them agree.
+            shards = np.argsort(hash_numpy(Purpose.SHARDS, self.seed, epoch, np.arange(count)))
+            edges = np.arange(self._window_count + 1) * count // self._window_count
+            starts = np.concatenate([[0], np.cumsum(self._lengths[shards])])
+            windows = starts[edges]
+            windows = windows[np.diff(windows, prepend=-1) > 0]  # without those that have no samples
+            self._epochs[epoch] = _Epoch(shards, starts, windows)
+            while len(self._epochs) > _EPOCHS_KEPT:
                 self._epochs.popitem(last=False)
         return self._epochs[epoch]
-
-    def _window(self, epoch: int, window: int) -> Int64Array:
-        at = (epoch, window)
-        if at not in self._windows:
-            plan = self._epoch(epoch)
-            # Sorted: the order inside a window depends on which shards are in it, and on nothing else.
-            shards = np.sort(plan.shards[plan.edges[window] : plan.edges[window + 1]])
-            ids = np.concatenate(
-                [np.arange(self._first_sample[s], self._first_sample[s + 1], dtype=np.int64) for s in shards]
-            )
-            self._windows[at] = ids[permutation(hash_numpy(Purpose.SAMPLES, self.seed, epoch, ids))]
-            while len(self._windows) > _WINDOWS_KEPT:
-                self._windows.popitem(last=False)
-        self._windows.move_to_end(at)
-        return self._windows[at]
 
 
 def sample_order(
@@ -212,23 +200,23 @@ def mixed(labels: npt.NDArray[np.integer], shard_lengths: Int64Array) -> bool:
     return bool(deviation <= _FAR * math.sqrt(max(variance, 1.0)))
 
 
-def _permuted(positions: Int64Array, count: int, seed: int, epoch: int) -> Int64Array:
+def _permuted(positions: Int64Array, count: int, key: UInt64Array) -> Int64Array:
     """Where a keyed permutation of 0..count-1 takes some of them.
 
-    A Feistel network over pairs of numbers below the root of `count`, and what leaves the range goes through
-    it again until it is back ("cycle walking": Black and Rogaway, "Ciphers with arbitrary finite domains",
-    CT-RSA 2002).
+    A Feistel network over pairs of numbers below a root of `count`, and what leaves the range goes through it
+    again until it is back ("cycle walking": Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA
+    2002). The root is even: over an odd one, all permutations would have the same sign. A small one takes more
+    rounds, since each hashes fewer bits.
     """
-    root = math.isqrt(count - 1) + 1
-    found = positions.astype(np.int64)
+    root = (math.isqrt(count - 1) // 2 + 1) * 2
+    rounds = max(_FEISTEL_ROUNDS, math.ceil(_FEISTEL_BITS / math.log2(root)))
+    shifts = below(hash_on(key, np.arange(rounds)[:, None], np.arange(root)), root)
+    found = positions.copy()
     outside = np.arange(len(found))
     while len(outside):
         left, right = np.divmod(found[outside], root)
-        for turn in range(_FEISTEL_ROUNDS):
-            left, right = (
-                right,
-                (left + below(hash_numpy(Purpose.SAMPLES, seed, epoch, turn, right), root)) % root,
-            )
+        for shift in shifts:
+            left, right = right, (left + shift[right]) % root
         found[outside] = left * root + right
         outside = outside[found[outside] >= count]
     return found

@@ -4,22 +4,22 @@ Legend: N samples, S shards of one split.
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
-import xxhash
 
 from coma.errors import DataError
-from coma.shards.files import asking, folder_at, is_remote, is_there, reaching, without_credentials
+from coma.shards.column_files import load_columns
+from coma.shards.columns import CLASS_NAMES_KEY, SCHEMA, opened, parquet
+from coma.shards.files import asking, folder_at, is_remote, is_there, without_credentials
 
 MANIFEST_NAME = "manifest.parquet"
 INFO_NAME = "_info.json"
@@ -27,34 +27,24 @@ QUARANTINE_NAME = "quarantine.parquet"
 CARD_NAME = "README.md"
 WORK_FOLDER = ".coma-shard"
 _QUESTIONS = 16  # that a store is asked at a time
-CLASS_NAMES_KEY = b"coma.class_names"
-
-SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),  # file name, in the manifest's own folder
-        pa.field("offset", pa.int64(), nullable=False),  # of the image's first byte, in the tar
-        pa.field("size", pa.int64(), nullable=False),  # of the image, bytes
-        pa.field("width", pa.int32(), nullable=False),  # as displayed, after EXIF orientation
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("format", pa.string(), nullable=False),  # "jpeg", "png", ...: what the bytes are
-        pa.field("label", pa.int32(), nullable=True),  # null in every row, or in none
-        pa.field("xxh3_64", pa.uint64(), nullable=False),  # of the image's bytes
-        pa.field("source", pa.string(), nullable=False),  # path in the source folder
-    ]
-)
-_ARRAY_COLUMNS = ("shard", "offset", "size", "width", "height", "label", "xxh3_64")
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """One split of a sharded data set, as arrays; the strings stay in the file until asked for."""
+    """One split of a sharded data set, as arrays; the strings stay in the file until asked for.
+
+    The arrays of a large one are mapped from files (`column_files`): do not go through all of them at a start.
+    """
 
     folder: Path
     """The split's folder, which holds the shards."""
     split: str
     shards: tuple[str, ...]
     """[S] file names, in order."""
+    shard_lengths: npt.NDArray[np.int64]
+    """[S] samples in each shard."""
+    least_bytes: npt.NDArray[np.int64]
+    """[S] bytes that each shard has at least: where its last image ends."""
     shard_id: npt.NDArray[np.int32]
     """[N] index into `shards`, non-decreasing."""
     offset: npt.NDArray[np.int64]
@@ -76,11 +66,6 @@ class Manifest:
         """N."""
         return len(self.offset)
 
-    @cached_property
-    def shard_lengths(self) -> npt.NDArray[np.int64]:
-        """[S] samples in each shard."""
-        return np.bincount(self.shard_id, minlength=len(self.shards)).astype(np.int64)
-
     def keys(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
         """The WebDataset keys of these samples, in the order asked for."""
         return self._strings("key", indices)
@@ -98,7 +83,11 @@ class Manifest:
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"sample {wanted.max()} of {len(self)} in split {self.split}")
         found = [""] * len(wanted)
-        with _opened(self.folder / MANIFEST_NAME) as source, pq.ParquetFile(source) as file:
+        with (
+            _reading(self.folder / MANIFEST_NAME) as path,
+            opened(path) as source,
+            parquet(path, source) as file,
+        ):
             starts = np.cumsum(
                 [0] + [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             )
@@ -125,15 +114,14 @@ def read_manifest(data: Path, split: str = "train") -> Manifest:
     row points outside its folder or past its shard's end.
     """
     manifest = load_manifest(data, split)
-    paths = [manifest.folder / shard for shard in manifest.shards]
     if is_remote(manifest.folder):
         with ThreadPoolExecutor(_QUESTIONS) as pool:  # each takes a round trip
-            sizes = list(pool.map(_shard_bytes, paths))
+            sizes = list(pool.map(partial(_shard_bytes, manifest.folder), manifest.shards))
     else:
-        sizes = [_shard_bytes(path) for path in paths]
-    past = manifest.offset + manifest.size > np.asarray(sizes, dtype=np.int64)[manifest.shard_id]
+        sizes = [_shard_bytes(manifest.folder, shard) for shard in manifest.shards]
+    past = manifest.least_bytes > np.asarray(sizes, dtype=np.int64)
     if past.any():
-        shard = manifest.shard_id[int(np.argmax(past))]
+        shard = int(np.argmax(past))
         raise DataError(
             f"{manifest.folder / manifest.shards[shard]} is cut short: it has {sizes[shard]} bytes and its "
             "manifest points past them; copy it again, or shard again into a new folder"
@@ -147,64 +135,25 @@ def load_manifest(data: Path, split: str = "train") -> Manifest:
         folder = _split_folder(folder_at(data), split)
     except OSError as error:
         raise DataError(f"{without_credentials(str(data))}: {error.strerror or error}") from None
-    path = folder / MANIFEST_NAME
-    try:
-        table = asking(path, lambda: _array_columns(path))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a manifest: {str(error).splitlines()[0]}") from error
-    for name in _ARRAY_COLUMNS:
-        want = SCHEMA.field(name)
-        column = table.column(name)
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if kind != want.type or (not want.nullable and column.null_count):
-            raise DataError(f"{path}: column {name} is {kind}, not {want.type} without nulls; shard again")
-    if table.num_rows == 0:
-        raise DataError(f"{path} lists no samples")
-
-    shard_column = table.column("shard").unify_dictionaries().combine_chunks()
-    shards = tuple(shard_column.dictionary.to_pylist())
-    shard_id = shard_column.indices.to_numpy(zero_copy_only=False).astype(np.int32)
-    for shard in shards:
-        if not shard or shard in (".", "..") or "/" in shard or "\\" in shard or "\0" in shard:
-            raise DataError(f"{path} names the shard {shard!r}, which is not a plain file name beside it")
-    label_column = table.column("label")
-    if label_column.null_count not in (0, table.num_rows):
-        raise DataError(f"{path}: {label_column.null_count} of {table.num_rows} labels are missing")
-    label = None if label_column.null_count else label_column.to_numpy()
-    offset, size, width, height, xxh3_64 = (
-        table.column(name).to_numpy() for name in ("offset", "size", "width", "height", "xxh3_64")
-    )
-    if (np.diff(shard_id) < 0).any() or min(
-        offset.min(), size.min() - 1, width.min() - 1, height.min() - 1
-    ) < 0:
-        raise DataError(
-            f"{path} is damaged: its rows are out of order or hold sizes that cannot be; shard again"
-        )
-    metadata = table.schema.metadata or {}
-    class_names = tuple(json.loads(metadata[CLASS_NAMES_KEY])) if CLASS_NAMES_KEY in metadata else None
-    if label is not None and (
-        label.min() < 0 or (class_names is not None and label.max() >= len(class_names))
-    ):
-        raise DataError(f"{path}: a label lies outside its {len(class_names or ())} classes; shard again")
+    with _reading(folder / MANIFEST_NAME) as path:
+        columns = asking(path, lambda: load_columns(path))
+    facts, arrays = columns.facts, columns.arrays
     return Manifest(
         folder=folder,
         split=folder.name,
-        shards=shards,
-        shard_id=shard_id,
-        offset=offset,
-        size=size,
-        width=width,
-        height=height,
-        label=label,
-        xxh3_64=xxh3_64,
-        class_names=class_names,
-        fingerprint=_fingerprint(shards, shard_id, offset, size, xxh3_64, label),
+        shards=facts.shards,
+        shard_lengths=np.array(facts.shard_lengths, np.int64),
+        least_bytes=np.array(facts.least_bytes, np.int64),
+        shard_id=arrays["shard_id"],
+        offset=arrays["offset"],
+        size=arrays["size"],
+        width=arrays["width"],
+        height=arrays["height"],
+        label=arrays.get("label"),
+        xxh3_64=arrays["xxh3_64"],
+        class_names=facts.class_names,
+        fingerprint=columns.fingerprint,
     )
-
-
-def _array_columns(path: Path) -> pa.Table:
-    with _opened(path) as source:
-        return pq.read_table(source, columns=list(_ARRAY_COLUMNS), read_dictionary=["shard"])
 
 
 def read_info(data: Path) -> dict[str, object]:
@@ -276,29 +225,21 @@ def _split_folder(data: Path, split: str) -> Path:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    with reaching(path):
-        if not is_remote(path):
-            with pa.memory_map(str(path)) as file:
-                yield file
-            return
-        with path.open("rb") as file:
-            yield file
-
-
-def _shard_bytes(path: Path) -> int:
+def _reading(path: Path) -> Iterator[Path]:
+    """Say of whatever cannot be read in here that it is no manifest."""
     try:
-        status = asking(path, path.stat)
+        yield path
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a manifest: {str(error).splitlines()[0]}") from error
+
+
+def _shard_bytes(folder: Path, shard: str) -> int:
+    try:
+        if is_remote(folder):
+            return asking(folder, (folder / shard).stat).st_size
+        return os.stat(f"{folder}/{shard}").st_size  # noqa: PTH116  (making a Path takes five times as long)
     except OSError as error:
         raise DataError(
-            f"shard {without_credentials(str(path))} cannot be read: {error.strerror or error}; "
+            f"shard {without_credentials(str(folder / shard))} cannot be read: {error.strerror or error}; "
             "copy it again, or shard again"
         ) from error
-    return status.st_size
-
-
-def _fingerprint(shards: tuple[str, ...], *arrays: npt.NDArray[np.generic] | None) -> str:
-    digest = xxhash.xxh3_64(json.dumps(shards).encode())
-    for array in arrays:
-        digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
-    return digest.hexdigest()

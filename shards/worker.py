@@ -17,10 +17,10 @@ import xxhash
 
 from coma.errors import ComaError
 from coma.shards import tar
+from coma.shards.columns import SCHEMA
 from coma.shards.files import replacing, write_atomically
 from coma.shards.images import EXTENSIONS, BadImageError, PixelOptions, Prepared, prepare_image
 from coma.shards.jobs import Tally
-from coma.shards.manifest import SCHEMA
 from coma.shards.plan import ShardPlan
 from coma.shards.sources.model import SourceImage, printable
 from coma.shards.sources.read import RefusedError, SourceReader

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coma.pipeline.counter import below, hash_numpy, hash_torch, permutation, uniform
+from coma.pipeline.counter import below, hash_numpy, hash_on, hash_torch, uniform
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -21,6 +21,15 @@ def test_torch_and_numpy_give_the_same_bits(keys: list[int], scalar: int, last: 
     in_torch = hash_torch(scalar, torch.from_numpy(array), last)
     assert in_numpy.dtype == np.uint64
     np.testing.assert_array_equal(in_numpy.view(np.int64), in_torch.numpy())
+
+
+def test_a_hash_goes_on_from_where_it_was() -> None:
+    keys = np.arange(5)
+    np.testing.assert_array_equal(hash_on(hash_numpy(3, keys), 7, keys), hash_numpy(3, keys, 7, keys))
+
+
+def test_keys_that_differ_at_the_end_alone_never_collide() -> None:
+    assert len(np.unique(hash_numpy(1, 2, np.arange(10**6)))) == 10**6
 
 
 def test_keys_broadcast() -> None:
@@ -43,7 +52,3 @@ def test_uniform_and_below_stay_in_range() -> None:
     assert uniform(ends)[0] == 0
     assert uniform(ends)[1] < 1
     assert set(below(hash_numpy(np.arange(200)), 5)) == {0, 1, 2, 3, 4}
-
-
-def test_permutation_breaks_ties_by_index() -> None:
-    np.testing.assert_array_equal(permutation(np.array([5, 2, 5, 2], np.uint64)), [1, 3, 0, 2])

@@ -1,10 +1,12 @@
 import tracemalloc
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2, chisquare
 
 from coma.pipeline.crops import random_resized_crops
 from coma.pipeline.order import Planner, SampleOrder, rank_slice, sample_order
@@ -125,34 +127,66 @@ def test_windows_bound_the_shards_open_at_a_time() -> None:
 
 
 def test_the_default_window_of_a_large_data_set() -> None:
-    """ImageNet's shape: windows of over 2^15 samples out of a few shards; a seek builds one of them only."""
+    """ImageNet's shape: windows of over 2^15 samples out of a few shards."""
     order = SampleOrder(np.full(557, 2300), 0)
     shards = order.samples(3, 640_000, 640_256) // 2300
     assert 8 <= len(np.unique(shards)) <= 64
-    assert len(order._windows) == 1
 
 
-@pytest.mark.parametrize(("count", "length"), [(1_280_000, 2300), (10**8, 2300), (10**8, 100)])
-def test_a_seek_into_many_samples_takes_little_memory(count: int, length: int) -> None:
-    """What it builds is a window, and numbers a shard: never numbers a sample."""
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize(
+    ("count", "length"),
+    [(1_280_000, 2300), (1_280_000, 1_280_000), (10**8, 2300), (10**8, 10**8), (10**8, 100)],
+)
+def test_a_seek_builds_the_order_of_the_shards_and_no_more(count: int, length: int, mixed: bool) -> None:
+    """Memory by the batch and by the shard, never by the sample."""
     lengths = np.full(count // length, length)
     tracemalloc.start()
     try:
-        order = SampleOrder(lengths, 0)
-        for epoch in range(6):
-            order.global_batch(epoch * order.samples_per_epoch + count // 3, 4096)
+        order = SampleOrder(lengths, 0, mixed=mixed)
+        for epoch in range(4):
+            samples, _ = order.global_batch(epoch * order.samples_per_epoch + count // 3, 4096)
+            assert len(np.unique(samples)) == 4096
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak_bytes < 8 * 2**20 + 150 * len(lengths)
+    assert peak_bytes < 4 * 2**20 + 100 * len(lengths)
+
+
+P = 1e-3  # that chance alone is allowed; the seeds are fixed
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 6, 9, 13, 16, 17, 20])
+def test_small_permutations_are_uniform(count: int) -> None:
+    """A window may be as small: any place for any sample, any two places for any two."""
+    drawn = np.stack([sample_order([count], 0, epoch) for epoch in range(1000)])
+    at = [np.bincount(places, minlength=count) for places in drawn.T]
+    assert chi2.sf(chisquare(at, axis=None).statistic, (count - 1) ** 2) > P
+    pairs = list(combinations(range(count), 2))
+    apart = ~np.eye(count, dtype=bool).ravel()
+    two = [np.bincount(drawn[:, a] * count + drawn[:, b], minlength=count**2)[apart] for a, b in pairs]
+    assert min(chisquare(seen).pvalue for seen in two) > P / len(pairs)
+
+
+def test_every_permutation_of_a_few_comes_up() -> None:
+    drawn = np.stack([sample_order([5], 0, epoch) for epoch in range(2400)])
+    _, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert len(counts) == 120
+    assert chisquare(counts).pvalue > P
 
 
 def test_numbers_are_fixed() -> None:
     """The order is part of the checkpoint format: a change here breaks every run that resumes."""
     np.testing.assert_array_equal(sample_order([5, 0, 7, 3], 1, 0), FIRST)
+    order = SampleOrder([5, 0, 7, 3], 1, window_shards=2)
+    np.testing.assert_array_equal(order.samples(1, 0, 15), IN_TWO_WINDOWS)
+    far = SampleOrder(np.full(40_000, 2500), 1).samples(9, 70_000_000, 70_000_004)
+    np.testing.assert_array_equal(far, FAR)
 
 
-FIRST = [7, 12, 13, 8, 11, 2, 14, 4, 1, 9, 3, 5, 0, 6, 10]
+FIRST = [13, 10, 2, 9, 4, 3, 1, 5, 11, 7, 12, 0, 8, 6, 14]
+IN_TWO_WINDOWS = [13, 14, 12, 6, 2, 5, 8, 3, 7, 9, 0, 4, 10, 11, 1]
+FAR = [35444279, 67962754, 14740445, 67964243]
 
 
 def test_planner_makes_one_pass_or_goes_on_for_ever() -> None:

@@ -6,8 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 
 from coma.errors import DataError
+from coma.shards import column_files
 from coma.shards.manifest import find_data, read_manifest
 from coma.shards.options import ShardOptions
 from coma.shards.writer import shard
@@ -20,6 +22,14 @@ def made(tmp_path_factory, tree):
     tree(folder / "pets/val", per_class=1)
     shard(folder / "pets", folder / "out", ShardOptions(shard_bytes=20_000, workers=1))
     return folder / "out"
+
+
+@pytest.fixture(autouse=True, params=["in memory", "in files"])
+def kept(request, tmp_path, monkeypatch):
+    """A small manifest is read as it is, a large one by way of files: neither is to show."""
+    monkeypatch.setenv("COMA_CACHE", str(tmp_path / "cache"))
+    if request.param == "in files":
+        monkeypatch.setattr(column_files, "LARGE_BYTES", 0)
 
 
 @pytest.fixture
@@ -47,6 +57,10 @@ def test_arrays_agree_with_the_file(data):
     assert [manifest.shards[i] for i in manifest.shard_id] == table["shard"]
     assert manifest.shard_id.dtype == np.int32
     assert manifest.shard_lengths.tolist() == [table["shard"].count(shard) for shard in manifest.shards]
+    ends = {}
+    for name, offset, size in zip(table["shard"], table["offset"], table["size"], strict=True):
+        ends[name] = max(ends.get(name, 0), offset + size)
+    assert manifest.least_bytes.tolist() == [ends[shard] for shard in manifest.shards]
     assert manifest.keys([17, 0, 3]) == [table["key"][i] for i in (17, 0, 3)]
     assert manifest.sources(np.array([5])) == [table["source"][5]]
     assert manifest.keys([]) == []
@@ -81,6 +95,31 @@ def test_the_fingerprint_changes_with_the_data_and_with_nothing_else(data, tmp_p
     assert read_manifest(data).fingerprint == base.fingerprint
 
 
+def test_the_fingerprint_is_a_hash_of_whole_columns(data):
+    """Runs and `_info.json` have it written down, so it may never change."""
+    table = pq.read_table(data / "train/manifest.parquet").to_pydict()
+    shards = list(dict.fromkeys(table["shard"]))
+    digest = xxhash.xxh3_64(json.dumps(shards).encode())
+    digest.update(np.array([shards.index(shard) for shard in table["shard"]], np.int32).tobytes())
+    for name, kind in (("offset", np.int64), ("size", np.int64), ("xxh3_64", np.uint64), ("label", np.int32)):
+        digest.update(np.array(table[name], kind).tobytes())
+    assert read_manifest(data).fingerprint == digest.hexdigest()
+    rewrite(data, label=[None] * 18)
+    unlabelled = read_manifest(data)
+    assert unlabelled.label is None
+    assert unlabelled.fingerprint != digest.hexdigest()
+
+
+@pytest.mark.parametrize("rows", [1, 5, 18])
+def test_row_groups_do_not_show(data, rows):
+    base, path = read_manifest(data), data / "train/manifest.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=rows)
+    again = read_manifest(data)
+    assert (again.fingerprint, again.shards) == (base.fingerprint, base.shards)
+    assert again.shard_lengths.tolist() == base.shard_lengths.tolist()
+    assert again.least_bytes.tolist() == base.least_bytes.tolist()
+
+
 @pytest.mark.parametrize(
     "name", ["../train/coma-train-000000.tar", "/etc/passwd", "..", "", "a/b.tar", "a\\b.tar"]
 )
@@ -105,9 +144,12 @@ def test_what_points_past_a_shard_is_refused(data):
     ("column", "values"),
     [
         ("offset", [-1] * 18),
+        ("offset", [2**63 - 5] * 18),
         ("size", [0] * 18),
+        ("size", [-(2**63)] * 18),
         ("width", [0] * 18),
         ("label", [99] * 18),
+        ("label", [0] * 17 + [-1]),
         ("label", [None] * 9 + [0] * 9),
         ("shard", [f"coma-train-{i % 2:06d}.tar" for i in range(18)]),
     ],
@@ -116,6 +158,7 @@ def test_values_that_cannot_be_are_refused(data, column, values):
     rewrite(data, **{column: values})
     with pytest.raises(DataError):
         read_manifest(data)
+    assert not list(data.parent.glob("cache/columns/?*[!k]"))  # but the lock
 
 
 @pytest.mark.parametrize("junk", [b"", b"PAR1 not really PAR1", b"x" * 5000])
@@ -123,6 +166,7 @@ def test_a_damaged_manifest_is_refused(data, junk):
     (data / "train/manifest.parquet").write_bytes(junk)
     with pytest.raises(DataError, match="is not a manifest"):
         read_manifest(data)
+    assert not list(data.parent.glob("cache/columns/*.*"))
 
 
 def test_a_manifest_of_other_columns_is_refused(data):
