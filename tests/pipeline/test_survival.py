@@ -116,7 +116,9 @@ class Kill:
     after: str  # "start", "step" (a few), "epoch" (the last step of one), "save" (written, but not renamed)
     delay_s: float
 
-    def wait(self, process: "subprocess.Popen[bytes]", folder: Path, total: int, chance: random.Random) -> None:
+    def wait(
+        self, process: "subprocess.Popen[bytes]", folder: Path, total: int, chance: random.Random
+    ) -> None:
         """Return when the process is to be killed, or has ended."""
         taken, steps = len(diary(folder)), chance.randint(1, 6)
 
