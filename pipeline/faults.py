@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from coma.errors import DataError
+from coma.errors import ComaError, DataError
 from coma.pipeline.counter import Purpose, below, hash_numpy
 from coma.shards.files import without_credentials
 from coma.shards.manifest import Manifest
@@ -72,6 +72,7 @@ class Ledger:
         """Append a line for each.
 
         Raises:
+            ComaError: the file cannot be written.
             DataError: past the budget, after the lines are written.
         """
         for entry in substitutions:
@@ -86,10 +87,7 @@ class Ledger:
             }
             log.warning("step %d: sample %s of %s: %s; showing %s instead", *line.values())
             if self._path is not None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                # One short write in append mode, so that ranks may share the file.
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                _append(self._path, json.dumps(line) + "\n")
             self._bad.add(entry.sample)
         if len(self._bad) > self._budget:
             split = without_credentials(str(self._manifest.folder))
@@ -98,3 +96,16 @@ class Ledger:
                 f"decoded, more than fault_budget={self._budget}; "
                 f"find them with: coma verify {split.rpartition('/')[0]}"
             )
+
+
+def _append(path: Path, line: str) -> None:
+    """Write a line in one short call in append mode, so that ranks may share the file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise ComaError(
+            f"ledger {path} cannot be written ({error.strerror}); "
+            "give it more room or another place, then start again"
+        ) from error

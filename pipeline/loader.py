@@ -257,15 +257,15 @@ class Loader:
                     if images is None:
                         break
                     fetched = under_way.popleft()
-                except DecodeError as error:
-                    fetched, images = self._decode_singly(decoder, under_way.popleft(), str(error))
+                except DecodeError:
+                    fetched, images = self._decode_singly(decoder, under_way.popleft())
                 if not self._ready.put(self._assemble(fetched, images, decoder.stream)):
                     return
             self._ready.finish(failures[0] if failures else None)
         except BaseException as error:
             self._ready.finish(error)
 
-    def _decode_singly(self, decoder: Decoder, fetched: _Fetched, reason: str) -> tuple[_Fetched, Tensor]:
+    def _decode_singly(self, decoder: Decoder, fetched: _Fetched) -> tuple[_Fetched, Tensor]:
         """A lost batch again, image by image, with substitutes for those that cannot be decoded."""
 
         def attempt(position: int, sample: int) -> Tensor | None:
@@ -281,17 +281,12 @@ class Loader:
                 return None
 
         shown, substitutions = fetched.shown.copy(), dict(fetched.substitutions)
-        images, failed = list[Tensor](), 0
+        images = list[Tensor]()
         for position, data in enumerate(fetched.encoded.data):
             sample = int(fetched.samples[position])
             try:
                 images.append(decoder.decode_one(data, fetched.encoded.crops[position : position + 1]))
             except DecodeError as error:
-                failed += 1
-                if failed == len(shown) > 1:  # that is no damaged image, it is the decoder or all the data
-                    raise DataError(
-                        f"none of the {failed} images of step {fetched.step.number} can be decoded: {reason}"
-                    ) from error
                 if position in substitutions:
                     cause = substitutions[position].reason
                 else:

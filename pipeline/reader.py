@@ -1,10 +1,14 @@
 """Byte ranges out of the shards of one split, checked against the manifest before anything decodes them."""
 
+import errno
 import logging
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +71,8 @@ class ShardReader:
         """Let the kernel start on the whole batch, so that a cold disk sees many requests at a time."""
         m = self._manifest
         descriptor = self._descriptor(int(m.shard_id[sample]))
-        os.posix_fadvise(descriptor, int(m.offset[sample]), int(m.size[sample]), os.POSIX_FADV_WILLNEED)
+        with suppress(OSError):  # a hint: what is wrong is found when it is read
+            os.posix_fadvise(descriptor, int(m.offset[sample]), int(m.size[sample]), os.POSIX_FADV_WILLNEED)
 
     def _read_one(self, sample: int) -> Bytes | Unreadable:
         shard = int(self._manifest.shard_id[sample])
@@ -128,7 +133,7 @@ class ShardReader:
     def _open(self, shard: int) -> int:
         if self._cache is not None:
             return self._cache.open(shard)
-        return os.open(self._manifest.folder / self._manifest.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+        return _open_file(self._manifest.folder / self._manifest.shards[shard])
 
     def _place(self, shard: int) -> str:
         return without_credentials(str(self._manifest.folder / self._manifest.shards[shard]))
@@ -165,6 +170,15 @@ class SampleReader:
     def close(self) -> None:
         """Close the shards."""
         self._reader.close()
+
+
+def _open_file(path: Path) -> int:
+    """A descriptor of a regular file. A folder would open, and a pipe wait for its writer."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a file")
+    return descriptor
 
 
 def _pread(descriptor: int, offset: int, size: int) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from coma.errors import DataError, UsageError
+from coma.errors import ComaError, DataError, UsageError
 from coma.pipeline.faults import Ledger, default_budget
 from coma.pipeline.loader import Loader, LoaderOptions
 from coma.pipeline.order import Planner, SampleOrder, Step, mixed
@@ -78,6 +78,7 @@ class Stream:
         UsageError: batch_size not a multiple of world_size, image_size not of unit_size, absurd numbers.
         DataError: the data set is missing or damaged; while iterating, a shard vanished or the fault budget
             is used up.
+        ComaError: while iterating, the ledger cannot be written.
 
     Example:
         >>> with Stream("photos-shards", batch_size=256) as stream:  # doctest: +SKIP
@@ -192,7 +193,7 @@ class Stream:
             raise StopIteration
         try:
             self._ledger.record(ready.substitutions)
-        except DataError:
+        except ComaError:
             self._stop()  # the next call would meet the same batch again, and not go on behind it
             raise
         self._consumed = ready.stop_sample

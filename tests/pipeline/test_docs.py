@@ -1,6 +1,7 @@
 """docs/stream.md runs as it is written (on a CPU, with data that exist)."""
 
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +30,8 @@ def test_the_masks_alone() -> None:
     everything = torch.cat([names["first"], *names["others"]], dim=1)
     assert names["sizes"] == (49, 49, 49, 49)
     assert torch.equal(everything.sort(dim=1).values, torch.arange(196).expand(8, 196))
+
+
+def test_the_training_loop_is_the_examples() -> None:
+    example = (DOCS.parents[1] / "examples" / "plain_torch.py").read_text()
+    assert textwrap.indent(blocks()[2], " " * 8) in example

@@ -2,8 +2,14 @@
 
 import json
 import logging
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections import deque
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from coma.errors import DataError
+from coma.errors import ComaError, DataError
 from coma.pipeline import Stream
 from coma.pipeline.faults import candidates, default_budget
 from coma.pipeline.order import SampleOrder
@@ -247,17 +255,40 @@ def test_when_nothing_has_a_header_the_reason_is_given(damaged: Path) -> None:
         next(stream)
 
 
-def test_when_a_whole_batch_fails_the_decoder_is_at_fault(damaged: Path) -> None:
+def test_when_nothing_can_be_decoded_the_reason_is_given(damaged: Path) -> None:
     manifest = read_manifest(damaged)
-    good = set(jpegs(manifest))
+    good = jpegs(manifest)
+    for sample in range(len(manifest)):
+        manifest = rewrite(manifest, sample, "scan" if sample in good else "header")
+    reason = "decoding failed: Failed to decode.*; none of the samples tried in its place is good"
     with Stream(manifest, batch_size=4, **OPTIONS) as stream:
-        step = next(n for n in range(1, 9) if good.issuperset(stream.plan(n).samples.tolist()))
-        for sample in stream.plan(step).samples:
-            manifest = rewrite(manifest, int(sample), "scan")
-    reason = f"none of the 4 images of step {step} can be decoded: Failed to decode"
-    options = {"batch_size": 4, "start_samples": 4 * (step - 1), **OPTIONS}
-    with Stream(manifest, **options) as stream, pytest.raises(DataError, match=reason):
-        next(stream)
+        stream.load_state_dict({**stream.state_dict(), "samples": 4 * (all_jpegs(stream, good) - 1)})
+        with pytest.raises(DataError, match=reason):
+            next(stream)
+
+
+def all_jpegs(stream: Stream, good: list[int]) -> int:
+    """The first step that has nothing but JPEGs."""
+    return next(n for n in range(1, 20) if set(good).issuperset(stream.plan(n).samples.tolist()))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_rank_whose_whole_part_cannot_be_decoded_goes_on_as_one_process_does(
+    damaged: Path, tmp_path: Path, world_size: int
+) -> None:
+    manifest = read_manifest(damaged)
+    with Stream(manifest, batch_size=4, **OPTIONS) as stream:
+        step = all_jpegs(stream, jpegs(manifest))
+        asked = stream.plan(step).samples.tolist()
+    for sample in asked:
+        manifest = rewrite(manifest, sample, "scan")
+    shown = [next(c for c in candidates(manifest, 4, 0, sample) if c not in asked) for sample in asked]
+    for rank in range(world_size):
+        sharing = {"rank": rank, "world_size": world_size, "start_samples": 4 * (step - 1)}
+        with Stream(manifest, batch_size=4, ledger=tmp_path / "ledger.jsonl", **sharing, **OPTIONS) as stream:
+            assert next(stream).samples.tolist() == asked[4 // world_size * rank :][: 4 // world_size]
+    assert [line["key"] for line in lines(tmp_path / "ledger.jsonl")] == manifest.keys(asked)
+    assert [line["substitute"] for line in lines(tmp_path / "ledger.jsonl")] == manifest.keys(shown)
 
 
 def test_the_reader_checks_every_byte_and_keeps_few_files_open(manifest: Manifest) -> None:
@@ -271,3 +302,112 @@ def test_the_reader_checks_every_byte_and_keeps_few_files_open(manifest: Manifes
         assert len(reader._files) <= 2
     reader.close()
     assert not reader._files
+
+
+FULL_DISK = """
+set -e
+mkdir "$1"
+mount -t tmpfs -o size=4k none "$1"
+head -c 4096 /dev/zero > "$1/ledger.jsonl" || true
+exec "$PYTHON" -c "$RUN" "$2" "$1/ledger.jsonl"
+"""
+RUN = """
+import sys
+from pathlib import Path
+from coma.errors import ComaError
+from coma.pipeline import Stream
+try:
+    with Stream(sys.argv[1], batch_size=8, image_size=64, unit_size=16, workers=1, ledger=Path(sys.argv[2])) as stream:
+        for _ in range(100):
+            next(stream)
+except ComaError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_ledger_on_a_full_disk_ends_the_run_in_one_line(damaged: Path, tmp_path: Path) -> None:
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("no mount namespaces here")
+    flip_bytes(read_manifest(damaged), 3)
+    disk = tmp_path / "disk"
+    done = subprocess.run(
+        [*unshare, "sh", "-c", FULL_DISK, "sh", str(disk), str(damaged)],
+        env={**os.environ, "PYTHON": sys.executable, "RUN": RUN},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        rf"ComaError ledger {disk}/ledger.jsonl cannot be written \(No space left on device\); "
+        "give it more room or another place, then start again\n",
+        done.stdout,
+    )
+
+
+@pytest.mark.parametrize("place", ["a-file/ledger.jsonl", "a-folder"])
+def test_a_ledger_that_cannot_be_one_ends_the_run_in_one_line(
+    damaged: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "a-file").touch()
+    (tmp_path / "a-folder").mkdir()
+    manifest = read_manifest(damaged)
+    flip_bytes(manifest, 3)
+    with pytest.raises(ComaError, match=rf"^ledger {tmp_path / place} cannot be written \(.*\); "):
+        epoch_of(manifest, tmp_path / place)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    kinds=st.dictionaries(st.integers(0, 84), st.sampled_from(list(REASONS)), max_size=9),
+    rank_batch_size=st.integers(1, 6),
+    workers=st.integers(1, 3),
+    prefetch=st.integers(1, 4),
+)
+def test_ranks_workers_and_prefetch_do_not_change_what_is_substituted(
+    data: Path, kinds: dict[int, str], rank_batch_size: int, workers: int, prefetch: int
+) -> None:
+    """Whatever is found first: by its hash, by its header, or in the middle of a batch by the decoder."""
+    with tempfile.TemporaryDirectory() as name:
+        manifest = read_manifest(Path(shutil.copytree(data, Path(name) / "shards")))
+        good = jpegs(manifest)
+        for sample, kind in kinds.items():
+            if sample in good or kind in ("hash", "header"):
+                manifest = spoil(manifest, sample, kind)
+
+        def run(world_size: int, workers: int, prefetch: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+            """Samples and images of an epoch, joined, and the lines of all ledgers in order."""
+            options = {
+                "batch_size": 4 * rank_batch_size,
+                "world_size": world_size,
+                "fault_budget": 99,
+                **OPTIONS,
+            }
+            options |= {"workers": workers, "prefetch": prefetch}
+            ledgers = [Path(name) / f"{world_size}-{workers}-{prefetch}-{rank}" for rank in range(world_size)]
+            with ExitStack() as stack:
+                streams = [
+                    stack.enter_context(Stream(manifest, rank=rank, ledger=ledger, **options))
+                    for rank, ledger in enumerate(ledgers)
+                ]
+                steps = range(len(manifest) // (4 * rank_batch_size) + 1)
+                parts = [next(stream) for _ in steps for stream in streams]
+            written = [
+                line for ledger in ledgers if ledger.exists() for line in ledger.read_text().splitlines()
+            ]
+            return (
+                torch.cat([part.samples for part in parts]),
+                torch.cat([part.images for part in parts]),
+                sorted(written),
+            )
+
+        alone = run(1, 1, 2)
+        assert {json.loads(line)["key"] for line in alone[2]} >= set(
+            manifest.keys([s for s, kind in kinds.items() if s in good or kind in ("hash", "header")])
+        )
+        for world_size in (2, 4):
+            together = run(world_size, workers, prefetch)
+            assert torch.equal(together[0], alone[0])
+            assert torch.equal(together[1], alone[1])
+            assert together[2] == alone[2]
