@@ -70,17 +70,15 @@ def load_columns(path: Path) -> Columns:
         key = _key(path, source)
         if key is None:
             return read_columns(path, source)
-        folder = default_folder() / "columns" / key
-        found = _mapped(folder)
-        if found is not None:
-            return found
         try:
-            return _made(path, source, folder)
+            with _keeping():
+                folder = default_folder() / "columns" / key
+            return _mapped(folder) or _made(path, source, folder)
         except _NotKeptError as error:
             log.warning(
-                "the columns of %s cannot be kept in %s (%s): all of them are read into memory, each time; give "
-                "another folder with COMA_CACHE",
-                *(path, folder.parent, error),
+                "the columns of %s cannot be kept as files (%s): all of them are read into memory, each time; "
+                "give another folder with COMA_CACHE",
+                *(without_credentials(str(path)), error),
             )
             return read_columns(path, source)
 
@@ -94,8 +92,8 @@ def _keeping() -> Iterator[None]:
     """What fails in here is the cache's fault, not the manifest's."""
     try:
         yield
-    except OSError as error:
-        raise _NotKeptError(error.strerror or str(error)) from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        raise _NotKeptError(str(error)) from error
 
 
 def _key(path: Path, source: Any) -> str | None:
@@ -169,9 +167,10 @@ def _write(path: Path, source: Any, folder: Path) -> None:
     try:
         with parquet(path, source) as file, ExitStack() as stack:
             count = file.metadata.num_rows
+            total_bytes = count * sum(dtype.itemsize for dtype in DTYPES.values())
             log.warning(
                 "writing the columns of %s to %s, once: %d samples, %.3g GB",
-                *(path, folder, count, count * sum(dtype.itemsize for dtype in DTYPES.values()) / 1e9),
+                *(without_credentials(str(path)), folder, count, total_bytes / 1e9),
             )
             with _keeping():
                 _remove(partial)  # what a killed process left

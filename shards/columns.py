@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from coma.errors import DataError
-from coma.shards.files import is_remote, reaching
+from coma.shards.files import is_remote, reaching, without_credentials
 
 CLASS_NAMES_KEY = b"coma.class_names"
 SCHEMA = pa.schema(
@@ -132,10 +132,11 @@ def scan(path: Path, file: pq.ParquetFile, rows: Rows) -> Facts:
             names, labels are missing or outside the classes, or there are numbers that cannot be.
         pa.ArrowException, OSError: the file cannot be read.
     """
-    _check_types(path, file.schema_arrow)
+    place = without_credentials(str(path))
+    _check_types(place, file.schema_arrow)
     metadata = file.schema_arrow.metadata or {}
     class_names = tuple(json.loads(metadata[CLASS_NAMES_KEY])) if CLASS_NAMES_KEY in metadata else None
-    shards, due, count, unlabelled = _Shards(path), file.metadata.num_rows, 0, 0
+    shards, due, count, unlabelled = _Shards(place), file.metadata.num_rows, 0, 0
     least_label, last_label = 0, 0
     for batch in _batches(file):
         start, count = count, count + len(batch)
@@ -143,7 +144,7 @@ def scan(path: Path, file: pq.ParquetFile, rows: Rows) -> Facts:
             break
         for name in _READ:
             if batch.column(name).null_count and not SCHEMA.field(name).nullable:
-                raise _other_type(path, name, SCHEMA.field(name).type)
+                raise _other_type(place, name, SCHEMA.field(name).type)
         label = batch.column("label")
         part = {
             name: batch.column(name).to_numpy() for name in ("offset", "size", "width", "height", "xxh3_64")
@@ -154,20 +155,20 @@ def scan(path: Path, file: pq.ParquetFile, rows: Rows) -> Facts:
             min(part["offset"].min(), ends.min()) < 0
             or min(part[name].min() for name in ("size", "width", "height")) < 1
         ):
-            raise _damaged(path)
+            raise _damaged(place)
         part["shard_id"] = shards.ids(batch.column("shard"), ends)
         unlabelled += label.null_count
         least_label = min(least_label, int(part["label"].min()))
         last_label = max(last_label, int(part["label"].max()))
         rows.put(start, part)
     if count != due:
-        raise DataError(f"{path} is damaged: it does not have the {due} rows that it says; shard again")
+        raise DataError(f"{place} is damaged: it does not have the {due} rows that it says; shard again")
     if count == 0:
-        raise DataError(f"{path} lists no samples")
+        raise DataError(f"{place} lists no samples")
     if unlabelled not in (0, count):
-        raise DataError(f"{path}: {unlabelled} of {count} labels are missing")
+        raise DataError(f"{place}: {unlabelled} of {count} labels are missing")
     if not unlabelled and (least_label < 0 or (class_names is not None and last_label >= len(class_names))):
-        raise DataError(f"{path}: a label lies outside its {len(class_names or ())} classes; shard again")
+        raise DataError(f"{place}: a label lies outside its {len(class_names or ())} classes; shard again")
     return Facts(
         rows=count,
         labelled=not unlabelled,
@@ -196,11 +197,11 @@ def fingerprint(facts: Facts, column: Any) -> str:
 class _Shards:
     """The shards that have come up so far, numbered in the order of their first rows."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, place: str) -> None:
         self.numbers: dict[str, int] = {}
         self.lengths: list[int] = []
         self.least_bytes: list[int] = []
-        self._path = path
+        self._place = place
 
     def ids(self, names: pa.DictionaryArray, ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         """The numbers of the next rows' shards, whose images end at `ends`."""
@@ -219,13 +220,13 @@ class _Shards:
         if name not in self.numbers:
             if not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
                 raise DataError(
-                    f"{self._path} names the shard {name!r}, which is not a plain file name beside it"
+                    f"{self._place} names the shard {name!r}, which is not a plain file name beside it"
                 )
             self.numbers[name] = len(self.numbers)
             self.lengths.append(0)
             self.least_bytes.append(0)
         elif self.numbers[name] != len(self.numbers) - 1:
-            raise _damaged(self._path)
+            raise _damaged(self._place)
         return self.numbers[name]
 
 
@@ -236,23 +237,23 @@ def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
                 yield batch
 
 
-def _check_types(path: Path, schema: pa.Schema) -> None:
+def _check_types(place: str, schema: pa.Schema) -> None:
     for name in _READ:
-        place, want = schema.get_field_index(name), SCHEMA.field(name).type
-        if place < 0:
-            raise DataError(f"{path} is not a manifest: it has no column {name}")
-        kind = schema.field(place).type
+        number, want = schema.get_field_index(name), SCHEMA.field(name).type
+        if number < 0:
+            raise DataError(f"{place} is not a manifest: it has no column {name}")
+        kind = schema.field(number).type
         kind = kind.value_type if name == "shard" and pa.types.is_dictionary(kind) else kind
         if kind != want:
-            raise _other_type(path, name, kind)
+            raise _other_type(place, name, kind)
 
 
-def _other_type(path: Path, name: str, kind: pa.DataType) -> DataError:
+def _other_type(place: str, name: str, kind: pa.DataType) -> DataError:
     want = SCHEMA.field(name)
-    return DataError(f"{path}: column {name} is {kind}, not {want.type} without nulls; shard again")
+    return DataError(f"{place}: column {name} is {kind}, not {want.type} without nulls; shard again")
 
 
-def _damaged(path: Path) -> DataError:
+def _damaged(place: str) -> DataError:
     return DataError(
-        f"{path} is damaged: its rows are out of order or hold sizes that cannot be; shard again"
+        f"{place} is damaged: its rows are out of order or hold sizes that cannot be; shard again"
     )

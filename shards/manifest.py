@@ -230,7 +230,8 @@ def _reading(path: Path) -> Iterator[Path]:
     try:
         yield path
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a manifest: {str(error).splitlines()[0]}") from error
+        place = without_credentials(str(path))
+        raise DataError(f"{place} is not a manifest: {str(error).splitlines()[0]}") from error
 
 
 def _shard_bytes(folder: Path, shard: str) -> int:

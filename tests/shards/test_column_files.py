@@ -196,6 +196,12 @@ def test_a_folder_that_cannot_be_is_no_reason_to_fail(split, tmp_path, monkeypat
     assert [record.getMessage().count("Not a directory") for record in caplog.records] == [1]
 
 
+def test_neither_is_a_home_that_is_not_known(split, monkeypatch, caplog):
+    monkeypatch.setenv("COMA_CACHE", "~no-such-user-of-this-machine/cache")
+    assert_same(load_manifest(split), split)
+    assert [record.getMessage().count("home directory") for record in caplog.records] == [1]
+
+
 def test_what_killed_processes_left_is_removed(split, cache):
     load_manifest(split)
     (folder,) = kept(cache)
