@@ -31,7 +31,7 @@ class Batch:
     """
 
     images: Tensor
-    """[B, 3, H, W] float32, normalised with `coma.pipeline.MEAN` and `STD`."""
+    """[B, 3, H, W] float32 in channels-last order, normalised with `coma.pipeline.MEAN` and `STD`."""
     units: Tensor
     """[B, U] int64: a permutation of 0..U-1 that lays the K views side by side."""
     view_sizes: tuple[int, ...]

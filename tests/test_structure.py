@@ -18,6 +18,9 @@ CONFINED = {
     "fsspec": ("pipeline/cache.py", "shards/"),
     "webdataset": ("shards/", "coma/bench/"),
     "typer": ("cli/",),
+    "litdata": ("coma/bench/",),
+    "streaming": ("coma/bench/",),
+    "ffcv": ("coma/bench/",),
 }
 PURE = {"pipeline/counter.py", "pipeline/order.py", "pipeline/crops.py", "pipeline/views.py"}
 
