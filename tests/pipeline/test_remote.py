@@ -1,6 +1,7 @@
 """Remote shards behind real servers that misbehave: all there and byte-equal, or an error that says what failed."""
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -146,13 +147,14 @@ def test_trouble_of_a_bucket_that_passes_costs_nothing(
 REASONS = {
     "500": r"5 tries\): the server answers 500",
     "cut": r"5 tries\): .*(payload|bytes)",
-    "stall": r"5 tries\): nothing came for 0.5 s",
+    "stall": r"5 tries\): less than 2048 bytes came in 0.5 s",
+    "trickle": r"5 tries\): less than 2048 bytes came in 0.5 s",
 }
 
 
 @pytest.mark.parametrize("trouble", REASONS)
 def test_trouble_that_stays_is_named(server: Server, remote: Manifest, trouble: str) -> None:
-    server.always = trouble
+    server.always, server.trickle = trouble, (100, 0.1)
     reader = ShardReader(remote, cache=ShardCache(remote, patience=HASTY))
     with pytest.raises(
         DataError, match=rf"{remote.shards[0]} cannot be downloaded \({REASONS[trouble]}"
@@ -162,7 +164,7 @@ def test_trouble_that_stays_is_named(server: Server, remote: Manifest, trouble: 
     assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize("trouble", ["500", "stall"])
+@pytest.mark.parametrize("trouble", ["500", "stall", "trickle"])
 def test_trouble_of_a_bucket_that_stays_is_named(
     bucket: tuple[Server, str], trouble: str, cache: Path
 ) -> None:
@@ -176,6 +178,30 @@ def test_trouble_of_a_bucket_that_stays_is_named(
     finally:
         proxy.always = None
     assert not [path for path in cache.rglob("*") if path.is_file() and path.parent.name != "locks"]
+
+
+@pytest.mark.parametrize("least_bytes_per_s", [10_000, 200_000])
+def test_a_link_is_slow_or_at_fault_by_what_it_brings(
+    server: Server, remote: Manifest, manifest: Manifest, least_bytes_per_s: float
+) -> None:
+    """Each piece is more than a file's buffer: something always comes, and it is a matter of how much."""
+    server.always, server.trickle = "trickle", (10_000, 0.2)
+    patience = Patience(2, stall_s=0.6, first_pause_s=0.01, least_bytes_per_s=least_bytes_per_s)
+    cache = ShardCache(remote, patience=patience)
+    if least_bytes_per_s < 50_000:
+        os.close(cache.open(0))
+    else:
+        with pytest.raises(DataError, match=rf"{remote.shards[0]} .*less than 120000 bytes came in 0.6 s"):
+            cache.open(0)
+
+
+@pytest.mark.slow
+def test_a_server_that_trickles_ends_a_run_within_a_minute(server: Server, remote: Manifest) -> None:
+    server.always = "trickle"
+    began_s = time.monotonic()
+    with Stream(remote, **OPTIONS) as stream, pytest.raises(DataError, match=r"less than \d+ bytes came"):
+        next(stream)
+    assert time.monotonic() - began_s < 60
 
 
 def test_with_the_patience_of_a_run_the_end_comes_within_a_minute() -> None:
@@ -341,7 +367,7 @@ def test_who_waits_for_a_download_that_fails_does_not_begin_again(server: Server
         ahead = other.submit(cache.fetch, 0, [])
         while not server.downloads:
             time.sleep(0.01)
-        with pytest.raises(DataError, match="nothing came"):
+        with pytest.raises(DataError, match="less than 2048 bytes came"):
             cache.open(0)
         assert isinstance(ahead.exception(), DataError)
     assert server.downloads[remote.shards[0]] == HASTY.tries

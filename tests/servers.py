@@ -16,13 +16,15 @@ class Server(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, source: Path | str, ranges: bool) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, source: Path | str, ranges: bool, handler: "type[Handler]") -> None:
+        super().__init__(("127.0.0.1", 0), handler)
         self.source, self.ranges = source, ranges
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.faults: deque[str] = deque()
-        """What becomes of the next downloads of tars: "500", "cut", "stall" or "well"."""
+        """What becomes of the next downloads of tars: "500", "cut", "stall", "trickle" or "well"."""
         self.always: str | None = None
+        self.trickle = (1, 1.0)
+        """How many bytes trickle, and after how many seconds the next ones."""
         self.watch: Callable[[], object] = lambda: None
         self.downloads: Counter[str] = Counter()
         self.released = threading.Event()
@@ -38,6 +40,9 @@ class Server(http.server.ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that hang up are no news."""
+
+
+Answer = tuple[int, dict[str, str], bytes]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -61,9 +66,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.server.unwell:
             self.server.unwell -= 1
             fault = "500"
-        elif self.command == "GET" and self.path.split("?")[0].endswith(".tar"):
+        elif self.is_download():
             self.server.watch()
-            self.server.downloads[self.path.split("?")[0].rsplit("/", 1)[1]] += 1
+            self.server.downloads[unquote(self.path.split("?")[0]).rsplit("/", 1)[1]] += 1
             fault = self.server.always or (self.server.faults.popleft() if self.server.faults else "well")
         status, headers, body = (
             self.passed_on() if isinstance(self.server.source, str) else self.from_folder()
@@ -77,6 +82,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        if fault == "trickle":
+            count, pause_s = self.server.trickle
+            for at in range(0, len(body), count):
+                self.wfile.write(body[at : at + count])
+                if self.server.released.wait(pause_s):
+                    break
+            self.close_connection = True
+            return
         if fault in ("cut", "stall"):
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
@@ -86,8 +99,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         self.wfile.write(body)
 
-    def from_folder(self) -> tuple[int, dict[str, str], bytes]:
-        path = Path(self.server.source) / unquote(urlsplit(self.path).path).lstrip("/")
+    def is_download(self) -> bool:
+        path, _, query = self.path.partition("?")
+        described = (
+            path.startswith("/storage/v1/") and "alt=media" not in query
+        )  # how Google's is asked of a file
+        return self.command == "GET" and path.endswith(".tar") and not described
+
+    def from_folder(self) -> Answer:
+        return self.file(Path(self.server.source) / unquote(urlsplit(self.path).path).lstrip("/"))
+
+    def file(self, path: Path) -> Answer:
         if not path.is_file():  # a folder too: there is no listing
             return 404, {"Content-Length": "0"}, b""
         body = path.read_bytes()
@@ -99,7 +121,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         end = start + len(body) - 1
         return 206, {"Content-Length": str(len(body)), "Content-Range": f"bytes {start}-{end}/{total}"}, body
 
-    def passed_on(self) -> tuple[int, dict[str, str], bytes]:
+    def passed_on(self) -> Answer:
         connection = http.client.HTTPConnection(urlsplit(str(self.server.source)).netloc, timeout=30)
         connection.request(self.command, self.path, headers=dict(self.headers))
         answer = connection.getresponse()
@@ -112,8 +134,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(source: Path | str, ranges: bool = True) -> Iterator[Server]:
-    server = Server(source, ranges)
+def serving(source: Path | str, ranges: bool = True, handler: type[Handler] = Handler) -> Iterator[Server]:
+    server = Server(source, ranges, handler)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield server
