@@ -144,10 +144,11 @@ def _copy(source: Path, target: Path, least_bytes: int, watch: _Watch) -> Path:
         raise OSError(f"it is cut short: it has {expected} bytes, its manifest needs {least_bytes}")
 
     def arrived() -> int:
-        try:  # not every store counts; the size alone would not do: files are written in blocks
-            return max(counter.value, target.stat().st_size)
-        except FileNotFoundError:  # gcsfs removes what it could not complete
-            return counter.value
+        """Bytes so far. Not every store counts them; the size alone would not do, for files are written in blocks."""
+        size = 0
+        with suppress(FileNotFoundError):  # gcsfs removes what it could not complete
+            size = target.stat().st_size
+        return max(int(counter.value), size)
 
     watch.result(_transfer(store, path, target, counter), arrived)
     size = target.stat().st_size

@@ -23,7 +23,7 @@ _SUFFIX = ".coma-tmp"
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 _STALL_S = 10.0  # without a byte
 _HOPE_S = 45.0  # in which a question is put again
-_USER_INFO = re.compile(r"(\w://)[^/\s@'\"]*@")
+_USER_INFO = re.compile(r"(\w://)[^/\s'\"]*@")
 _QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]*")
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _EXTRAS = {
@@ -46,7 +46,7 @@ def folder_at(text: str | Path) -> Path:
         return text
     if not _URL.match(text):
         return Path(text)
-    scheme = text.split("://", 1)[0].lower()
+    scheme, shown = text.split("://", 1)[0].lower(), without_credentials(text)
     from upath import UPath
 
     try:
@@ -54,9 +54,9 @@ def folder_at(text: str | Path) -> Path:
         _give_up_stalled(place.fs)  # makes the connection's object: what is not installed says so
     except ImportError as error:
         way_out = _EXTRAS.get(scheme, str(error))
-        raise UsageError(f"{text}: reading {scheme}:// needs another package: {way_out}") from None
+        raise UsageError(f"{shown}: reading {scheme}:// needs another package: {way_out}") from None
     except ValueError as error:
-        raise UsageError(f"{text}: {error}") from None
+        raise UsageError(f"{shown}: {error}") from None
     return cast(Path, place)
 
 

@@ -1,6 +1,5 @@
 """Remote shards behind real servers that misbehave: all there and byte-equal, or an error that says what failed."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from servers import Server, serving
+from servers import Server, bucket_of, serving
 
 from coma.errors import DataError
 from coma.pipeline import Stream
@@ -49,27 +48,8 @@ def remote(server: Server, data: Path) -> Manifest:
 @pytest.fixture(scope="module")
 def bucket(data: Path) -> Iterator[tuple[Server, str]]:
     """The data set on a real S3 server of this machine, and the proxy before it."""
-    pytest.importorskip("s3fs")
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch, serving(f"http://{host}:{port}") as proxy:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "someone",
-            "AWS_SECRET_ACCESS_KEY": "something-secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": proxy.url,
-        }.items():
-            patch.setenv(name, value)
-        direct = s3fs.S3FileSystem(endpoint_url=f"http://{host}:{port}", skip_instance_cache=True)
-        direct.mkdir("photos")
-        direct.put(str(data), "photos/shards", recursive=True)
-        yield proxy, "s3://photos/shards"
-    moto.stop()
+    with bucket_of(data) as found:
+        yield found
 
 
 def read_all(manifest: Manifest, cache: ShardCache | None = None) -> list[bytes]:

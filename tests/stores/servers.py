@@ -2,6 +2,7 @@
 
 import http.client
 import http.server
+import logging
 import re
 import threading
 from collections import Counter, deque
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -141,3 +144,32 @@ def serving(source: Path | str, ranges: bool = True, handler: type[Handler] = Ha
         yield server
     finally:
         server.die()
+
+
+SECRET = "something-secret"
+
+
+@contextmanager
+def bucket_of(folder: Path) -> Iterator[tuple[Server, str]]:
+    """A folder on a real S3 server of this machine, the proxy before it, and its URL. The environment leads there."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch, serving(f"http://{host}:{port}") as proxy:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "someone",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": proxy.url,
+        }.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # with the address of another test's server
+        direct = s3fs.S3FileSystem(endpoint_url=f"http://{host}:{port}", skip_instance_cache=True)
+        direct.mkdir("photos")
+        direct.put(str(folder), "photos/shards", recursive=True)
+        yield proxy, "s3://photos/shards"
+    moto.stop()
