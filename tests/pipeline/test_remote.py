@@ -105,6 +105,17 @@ def test_the_index_is_read_through_trouble_from_a_server_that_lists_nothing(
     assert "hush" not in str(caught.value)
 
 
+def test_an_index_that_does_not_come_ends_the_wait(
+    server: Server, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coma.shards.files._STALL_S", 0.2)
+    monkeypatch.setattr("coma.shards.files._PAUSES_S", (0.01,) * 4)
+    server.silent = True
+    url = f"{server.url}/{data.name}"
+    with pytest.raises(DataError, match=r"the store does not answer: .*[Tt]imeout"):
+        read_manifest(folder_at(url))
+
+
 TROUBLE = ["500", "cut", "stall", "well", "500", "500", "well", "cut", "cut", "500", "stall"]
 
 
@@ -188,6 +199,12 @@ def test_with_the_patience_of_a_run_the_end_comes_within_a_minute() -> None:
     usual = Patience()
     assert usual.total_s + usual.stall_s <= 60
     assert sum(1.5 * usual.first_pause_s * 2**number for number in range(usual.tries - 1)) < usual.total_s
+
+
+def test_what_was_said_tells_more_than_the_silence_after_it(server: Server, remote: Manifest) -> None:
+    server.faults.extend(["500", "stall", "stall", "stall", "stall"])
+    with pytest.raises(DataError, match=r"5 tries\): the server answers 500"):
+        ShardCache(remote, patience=HASTY).open(0)
 
 
 def test_a_server_that_dies_ends_the_stream_with_the_shard(server: Server, remote: Manifest) -> None:

@@ -32,6 +32,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.downloads: Counter[str] = Counter()
         self.released = threading.Event()
         self.dead = False
+        self.silent = False
+        """Requests of any kind get no answer."""
         self.unwell = 0
         """How many of the next requests of any kind get a 500."""
 
@@ -63,6 +65,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         if self.server.dead:  # a connection kept alive
+            self.close_connection = True
+            return
+        if self.server.silent:
+            self.server.released.wait(30)
             self.close_connection = True
             return
         fault = "well"
