@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from coma.shards.files import without_credentials
+
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
@@ -36,11 +38,19 @@ def set_up_logging(verbosity: int) -> None:
         )
     else:
         handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Formatter("%(message)s"))
     logger = logging.getLogger("coma")
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+
+
+class _Formatter(logging.Formatter):
+    """Shows no credentials, whatever URL a message has in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format as ever, then cut."""
+        return without_credentials(super().format(record))
 
 
 def progress(*columns: "ProgressColumn | str") -> "Progress":
@@ -53,9 +63,9 @@ def progress(*columns: "ProgressColumn | str") -> "Progress":
 def print_result(result: Mapping[str, Any], *, json: bool) -> None:
     """Print a command's result on stdout: as one JSON object, or as aligned `name  value` lines."""
     if json:
-        sys.stdout.write(_json.dumps(result, default=str) + "\n")
+        sys.stdout.write(without_credentials(_json.dumps(result, default=str)) + "\n")
         return
     width = max((len(name) for name in result), default=0)
     for name, value in result.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else value
+        shown = f"{value:.4g}" if isinstance(value, float) else without_credentials(str(value))
         stdout.print(f"{name.replace('_', ' '):<{width}}  {shown}", markup=False)

@@ -17,6 +17,7 @@ from coma.cli.report import report
 from coma.cli.shard import shard
 from coma.cli.verify import verify
 from coma.errors import ComaError
+from coma.shards.files import without_credentials
 
 app = typer.Typer(
     name="coma",
@@ -67,5 +68,7 @@ def main() -> None:
     try:
         app()
     except ComaError as error:
-        typer.echo(f"{typer.style('error:', fg='red', bold=True)} {error}", err=True)
+        typer.echo(
+            f"{typer.style('error:', fg='red', bold=True)} {without_credentials(str(error))}", err=True
+        )
         sys.exit(error.exit_code)

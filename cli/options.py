@@ -9,8 +9,10 @@ RUNNING = "Running"
 
 Run = Annotated[Path, typer.Argument(help="Run folder, or one of its checkpoints.")]
 LabelledData = Annotated[
-    Path | None,
-    typer.Argument(help="Labelled data set made by `coma shard`.", show_default="the run's own"),
+    str | None,
+    typer.Argument(
+        help="Labelled data set made by `coma shard`: a folder or URL.", show_default="the run's own"
+    ),
 ]
 BatchSize = Annotated[
     int, typer.Option(help="Images at a time.", min=1, metavar="N", rich_help_panel=RUNNING)

@@ -7,7 +7,7 @@ from coma.cli import console
 
 
 def score_and_print(
-    run: Path, data: Path | None, *, probe: bool, knn: bool, batch_size: int, device: str | None, json: bool
+    run: Path, data: str | None, *, probe: bool, knn: bool, batch_size: int, device: str | None, json: bool
 ) -> None:
     """Score a run, watching over it on a terminal, and print the result."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -23,6 +23,7 @@ from coma.errors import DataError, UsageError
 from coma.pipeline.views import partition_units
 from coma.runs import load_autoencoder, read_config, run_of
 from coma.shards.files import folder_at
+from coma.shards.manifest import INFO_NAME, MANIFEST_NAME
 
 if TYPE_CHECKING:
     from coma.autoencoder import MaskedAutoencoder
@@ -172,7 +173,7 @@ def reconstruct_run(
         raise UsageError(f"{out} is no name for a picture: end it in .png")
     sources = list(sources) or [folder_at(read_config(run)["resolved"]["data"])]
     autoencoder = load_autoencoder(checkpoint, device)
-    if len(sources) == 1 and (sources[0] / "_info.json").is_file():
+    if len(sources) == 1 and any((sources[0] / name).is_file() for name in (INFO_NAME, MANIFEST_NAME)):
         images, units = _from_shards(sources[0], autoencoder, count, seed, device)
     else:
         options = autoencoder.stream_options()

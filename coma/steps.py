@@ -22,8 +22,8 @@ from coma.pipeline.faults import candidates
 from coma.pipeline.order import Step
 from coma.pipeline.views import partition_units
 from coma.runs import build_model, read_config
-from coma.shards.files import folder_at, reaching
-from coma.shards.manifest import MANIFEST_NAME, Manifest, load_manifest
+from coma.shards.files import folder_at, is_remote
+from coma.shards.manifest import Manifest, load_manifest
 from coma.shards.sheet import class_captions
 from coma.training.metrics import METRICS_NAME, digest, digest_limbs
 from coma.training.run_folder import LEDGER_NAME
@@ -163,7 +163,7 @@ def read_step(run: Path, step: int) -> StepContents:
     config, resolved = _read_run(run)
     if not 1 <= step <= resolved["steps"]:
         raise UsageError(f"{run} has {resolved['steps']} steps: step {step} is none of them")
-    manifest = _data_of(run, config, resolved)
+    manifest = _data_of(run, resolved)
     with torch.device("meta"):  # its sizes are wanted, not its weights
         model = build_model(config)
     options, seed = model.stream_options(), int(config["seed"])
@@ -231,18 +231,14 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, resolved
 
 
-def _data_of(run: Path, config: dict[str, Any], resolved: dict[str, Any]) -> Manifest:
+def _data_of(run: Path, resolved: dict[str, Any]) -> Manifest:
     """The manifest that the run was trained on, and no other."""
     data = folder_at(str(resolved["data"]))
-    with reaching(data):
-        there = data.is_dir()
-    if not there:
+    if not is_remote(data) and not data.is_dir():
         raise DataError(
             f"the data of {run} are not at {data} any more: put them back there, or a link to where they are"
         )
-    asked = folder_at(str(config["data"])) if config.get("data") else data
-    of_split = data / asked.name  # a split's own folder may have been given to `coma pretrain`
-    manifest = load_manifest(of_split if (of_split / MANIFEST_NAME).is_file() else data)
+    manifest = load_manifest(data)
     if manifest.fingerprint != resolved["fingerprint"]:
         raise DataError(
             f"{manifest.folder} is not what {run} was trained on: its fingerprint is {manifest.fingerprint}, "

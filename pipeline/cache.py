@@ -2,7 +2,8 @@
 runs, and kept while there is room.
 
     FOLDER/shards/FINGERPRINT/SHARD    whole shards; their times of modification say when they were last used
-    FOLDER/partial/NAME.BYTES.RANDOM/  downloads under way, and the room that each will need
+    FOLDER/partial/NAME.BYTES.RANDOM/  downloads under way, and the room that each will need; RANDOM.over if
+                                       one was let in past the budget
     FOLDER/locks/NAME                  held by whoever downloads; NAME stands for (fingerprint, shard)
     FOLDER/locks/room                  held for a moment by whoever counts bytes and makes room
 """
@@ -10,12 +11,13 @@ runs, and kept while there is room.
 import fcntl
 import logging
 import os
+import re
 import shutil
 import stat
 import threading
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import xxhash
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 DEFAULT_BUDGET_BYTES = 64 * 2**30
 _POLL_S = 0.05
 _HELD_S = 300.0
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
+_ROOM = re.compile(r"(?P<name>[0-9a-f]{16}-[0-9a-f]{16})\.(?P<size>\d+)\.[0-9a-f]+(?P<over>\.over)?")
 
 
 class ShardCache:
@@ -65,6 +69,8 @@ class ShardCache:
         try:
             for made in (self._shards, self._partial, self._locks):
                 made.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # for reading only
+                self._under_way()  # none is ours yet; the leavings of killed processes go
             self.budget_bytes = _default_budget(root) if budget_bytes is None else budget_bytes
         except OSError as error:
             raise UsageError(
@@ -107,7 +113,9 @@ class ShardCache:
         Raises:
             DataError, Stopped: as `open`.
         """
-        with _flock(self._locks / self._name(shard), wait=False) as lock:
+        if self._path(shard).exists():  # no lock is needed then, nor to be had in a folder for reading only
+            return True
+        with self._lock(self._name(shard)) as lock:
             if lock is None or self._path(shard).exists():
                 return True
             room = self._reserve(shard, {self._path(other) for other in keep}, ahead=True)
@@ -176,70 +184,108 @@ class ShardCache:
         try:
             whole = download(source, fresh, self.least_bytes[shard], self._patience, self._stopped)
             descriptor = os.open(whole, os.O_RDONLY | os.O_CLOEXEC)  # ours, whoever makes room next
-            whole.replace(self._path(shard))
+            try:
+                whole.replace(self._path(shard))
+            except OSError:
+                os.close(descriptor)
+                raise
             return descriptor
         except DataError as error:
             self._failures[shard] = time.monotonic(), error
             raise
         except OSError as error:
-            raise DataError(
-                f"cache folder {self._all_shards.parent} cannot take {source.name} ({error.strerror}); "
-                "free some room, give less with COMA_CACHE_BYTES or another folder with COMA_CACHE"
-            ) from None
+            raise self._no_place(error) from None
         finally:
             shutil.rmtree(room, ignore_errors=True)
 
     def _reserve(self, shard: int, keep: Collection[Path], *, ahead: bool) -> Path | None:
         """Make room for a shard, and a folder to download it into; None if there is no room now.
 
-        Without anything else under way a shard that is waited for is let in even past the budget, which may
-        be smaller than it.
+        A shard that is waited for is let in even past the budget, which may be smaller than it: one at a time.
         """
         name, size = self._name(shard), self.least_bytes[shard]
-        with _flock(self._locks / "room"):
-            under_way = self._under_way()
-            files = sorted(_files(self._all_shards), key=lambda file: file[1])
-            used = sum(under_way) + sum(size for _, _, size in files)
-            for path, _, freed in files:
-                if used + size <= self.budget_bytes:
-                    break
-                if path not in keep:
-                    path.unlink(missing_ok=True)  # who has it open can go on reading
-                    used -= freed
-            if used + size > self.budget_bytes and (ahead or under_way):
-                return None
-            room = self._partial / f"{name}.{size}.{os.urandom(4).hex()}"
-            room.mkdir()
+        cache = self._all_shards.parent
+        with self._held("room", f"cache folder {cache}: another process has counted its bytes"):
+            try:
+                under_way = self._under_way()
+                files = _cached(self._all_shards)
+                limit = min(self.budget_bytes, self._disk_bytes(files))
+                used = sum(int(room["size"]) for room in under_way)
+                kept = sum(size for path, _, size in files if path in keep)
+                over = used + kept + size > limit
+                if over and (ahead or any(room["over"] for room in under_way)):
+                    return None  # and nothing makes way for what does not come
+                used += sum(size for _, _, size in files)
+                for path, _, freed in files:
+                    if used + size <= limit:
+                        break
+                    if path not in keep:
+                        path.unlink(missing_ok=True)  # who has it open can go on reading
+                        used -= freed
+                room = self._partial / f"{name}.{size}.{os.urandom(4).hex()}{'.over' if over else ''}"
+                room.mkdir()
+            except OSError as error:
+                raise self._no_place(error) from None
             return room
 
-    def _under_way(self) -> list[int]:
-        """Bytes reserved by downloads; what killed processes have left is removed."""
-        reserved = []
+    def _under_way(self) -> list[re.Match[str]]:
+        """The rooms of downloads; what killed processes have left is removed."""
+        found = []
         for room in self._partial.iterdir():
-            name, size, _ = room.name.split(".")
-            with _flock(self._locks / name, wait=False) as lock:
-                if lock is None:
-                    reserved.append(int(size))
-                else:
-                    shutil.rmtree(room, ignore_errors=True)
-        return reserved
+            if match := _ROOM.fullmatch(room.name):
+                with _flock(self._locks / match["name"]) as lock:
+                    if lock is None:
+                        found.append(match)
+                    else:
+                        shutil.rmtree(room, ignore_errors=True)
+        return found
+
+    def _disk_bytes(self, files: list[tuple[Path, int, int]]) -> int:
+        """What the cache could take if nothing else on its disk changed."""
+        ours = [*files, *_files(self._partial)]
+        return shutil.disk_usage(self._partial).free + sum(size for _, _, size in ours)
+
+    def _no_place(self, error: OSError) -> DataError:
+        return DataError(
+            f"cache folder {self._all_shards.parent} cannot take shards ({error.strerror}); free some room, give "
+            "less with COMA_CACHE_BYTES or another folder with COMA_CACHE"
+        )
 
     @contextmanager
-    def _locked(self, shard: int) -> Iterator[int]:
+    def _lock(self, name: str) -> Iterator[int | None]:
+        """A lock, None if somebody else has it."""
+        with ExitStack() as stack:
+            try:
+                lock = stack.enter_context(_flock(self._locks / name))
+            except OSError as error:
+                raise self._no_place(error) from None
+            yield lock
+
+    def _locked(self, shard: int) -> AbstractContextManager[int]:
         """Hold a shard's lock; whoever holds it now is waited for as long as it gets on."""
-        name, seen, since = self._name(shard), None, time.monotonic()
+        name = self._name(shard)
+        return self._held(
+            name,
+            f"shard {self._manifest.shards[shard]}: another process has held its download",
+            lambda: [file for room in self._partial.glob(f"{name}.*") for file in _files(room)],
+        )
+
+    @contextmanager
+    def _held(self, name: str, trouble: str, progress: Callable[[], object] = lambda: None) -> Iterator[int]:
+        """Hold a lock; whoever holds it now is waited for while `progress` changes."""
+        seen, since = None, time.monotonic()
         while True:
-            with _flock(self._locks / name, wait=False) as lock:
+            with self._lock(name) as lock:
                 if lock is not None:
                     yield lock
                     return
-            current = [file for room in self._partial.glob(f"{name}.*") for file in _files(room)]
+            current = progress()
             if current != seen:
                 seen, since = current, time.monotonic()
             elif time.monotonic() - since > _HELD_S:
                 raise DataError(
-                    f"shard {self._manifest.shards[shard]}: another process has held its download for "
-                    f"{_HELD_S:.0f} s without getting on; end it (fuser {self._locks / name}), then start again"
+                    f"{trouble} for {_HELD_S:.0f} s without getting on; end it (fuser {self._locks / name}), "
+                    "then start again"
                 )
             self._pause()
 
@@ -258,8 +304,18 @@ class ShardCache:
 def _default_budget(root: Path) -> int:
     if given := os.environ.get("COMA_CACHE_BYTES"):
         return parse_bytes(given, "COMA_CACHE_BYTES")
-    ours = sum(size for _, _, size in _files(root / "shards"))
+    ours = sum(size for _, _, size in _cached(root / "shards"))
     return min(DEFAULT_BUDGET_BYTES, (shutil.disk_usage(root).free + ours) // 2)
+
+
+def _cached(folder: Path) -> list[tuple[Path, int, int]]:
+    """The shards in the cache, the least recently used first. Nothing else that somebody may have put there.
+
+    A time yet to come is a wrong clock's, and would keep a shard for good.
+    """
+    now_ns = time.time_ns()
+    found = [file for data in folder.iterdir() if _FINGERPRINT.fullmatch(data.name) for file in _files(data)]
+    return sorted(found, key=lambda file: file[1] if file[1] <= now_ns else 0)
 
 
 def _files(folder: Path) -> list[tuple[Path, int, int]]:
@@ -274,15 +330,18 @@ def _files(folder: Path) -> list[tuple[Path, int, int]]:
 
 
 @contextmanager
-def _flock(path: Path, wait: bool = True) -> Iterator[int | None]:
-    """Hold the lock of a file; without `wait` None if somebody else does."""
+def _flock(path: Path) -> Iterator[int | None]:
+    """Hold the lock of a file; None if somebody else does."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
         else:
-            yield descriptor
+            try:
+                yield descriptor
+            finally:  # closing is not enough: a child forked meanwhile has it open too
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)

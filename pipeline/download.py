@@ -13,10 +13,14 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import CancelledError, Future, InvalidStateError, wait
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from fsspec.callbacks import Callback
 
 from coma.errors import DataError
 from coma.shards.files import without_credentials
@@ -24,6 +28,7 @@ from coma.shards.files import without_credentials
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.1
+_PIECE_BYTES = 1 << 14
 _JITTER = random.Random()  # the user's own generator is left alone
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)
 _FINAL_STATUS = (401, 403, 404, 410)
@@ -36,9 +41,12 @@ class Patience:
 
     tries: int = 5
     stall_s: float = 15.0
-    """A connection that brings no byte for so long is given up."""
+    """A connection that brings too little for so long is given up."""
+    least_bytes_per_s: float = 4096.0
+    """Less than that, over `stall_s`, is too little. A link of 1 Mbit/s that 30 downloads share brings as much to
+    each; what a network of today brings less of is a fault, and a shard would take most of a day."""
     total_s: float = 45.0
-    """No further try once so much time has gone by without a byte."""
+    """No further try once so much time has gone by in vain."""
     first_pause_s: float = 0.5
     """Before the second try; doubled before each further one, and jittered."""
 
@@ -68,16 +76,19 @@ def download(
         OSError: the local disk has no room.
         Stopped: once `stopped` is set.
     """
-    name, silent_s = without_credentials(str(source)), 0.0
+    name, silent_s, reason = without_credentials(str(source)), 0.0, ""
     for number in range(1, patience.tries + 1):
         allowed_s, began = min(patience.stall_s, patience.total_s - silent_s), time.monotonic()
+        watch = _Watch(allowed_s, patience.least_bytes_per_s * allowed_s, stopped)
         try:
-            return _copy(source, fresh(), least_bytes, allowed_s, stopped)
+            return _copy(source, fresh(), least_bytes, watch)
         except Exception as caught:
             error = _cause(caught)
             if isinstance(error, Stopped) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
                 raise
-            reason, final = _reason(error), _is_final(error)
+            if not (reason and isinstance(error, TimeoutError)):  # what was said tells more than silence
+                reason = _reason(error)
+            final = _is_final(error)
         pause_s = patience.first_pause_s * 2 ** (number - 1) * _JITTER.uniform(0.5, 1.5)
         silent_s += min(time.monotonic() - began, 2 * allowed_s) + pause_s
         if final or number == patience.tries or silent_s >= patience.total_s:
@@ -92,69 +103,99 @@ def download(
     raise Stopped
 
 
-def _copy(source: Path, target: Path, least_bytes: int, allowed_s: float, stopped: threading.Event) -> Path:
+@dataclass(frozen=True)
+class _Watch:
+    """What one request must bring, and in what time, so as not to be given up."""
+
+    allowed_s: float
+    needed_bytes: float
+    stopped: threading.Event
+
+    def result(self, future: "Future[Any]", arrived: Callable[[], int] = lambda: 0) -> Any:
+        """Wait for an answer; TimeoutError once `arrived` has grown by too few bytes in the time allowed."""
+        seen, since = arrived(), time.monotonic()
+        while not wait([future], _TICK_S).done:
+            now, current = time.monotonic(), arrived()
+            if self.stopped.is_set():
+                future.cancel()
+                raise Stopped
+            if current - seen >= self.needed_bytes:
+                seen, since = current, now
+            elif now - since > self.allowed_s:
+                future.cancel()
+                if not current:  # the libraries of some stores hide errors, which they try to outlast
+                    raise TimeoutError(f"no good answer for {self.allowed_s:.2g} s")
+                needed = f"{self.needed_bytes:.0f} bytes"
+                raise TimeoutError(f"less than {needed} came in {self.allowed_s:.2g} s")
+        try:
+            return future.result()
+        except (CancelledError, asyncio.CancelledError) as error:
+            raise OSError("the connection was given up") from error
+
+
+def _copy(source: Path, target: Path, least_bytes: int, watch: _Watch) -> Path:
     """One try; `target` when all of it is there."""
     remote: Any = source
-    store, path = remote.fs, remote.path
-
-    def written() -> tuple[int, ...]:
-        status = target.stat()
-        return status.st_size, status.st_blocks, status.st_mtime_ns
-
+    store, path, counter = remote.fs, remote.path, Callback()
     store.invalidate_cache()  # of listings: the file may have been put right since
-    told = _run(store, "info", (path,), {}, allowed_s, stopped, lambda: None).get("size")
+    told = watch.result(_asked(store, "info", path)).get("size")
     expected = least_bytes if told is None else int(told)
     if expected < least_bytes:
         raise OSError(f"it is cut short: it has {expected} bytes, its manifest needs {least_bytes}")
-    _run(store, "get_file", (path, str(target)), _transfer_options(store), allowed_s, stopped, written)
+
+    def arrived() -> int:
+        """Bytes so far. Not every store counts them; the size alone would not do, for files are written in blocks."""
+        size = 0
+        with suppress(FileNotFoundError):  # gcsfs removes what it could not complete
+            size = target.stat().st_size
+        return max(int(counter.value), size)
+
+    watch.result(_transfer(store, path, target, counter), arrived)
     size = target.stat().st_size
     if size < expected or (told is not None and size > expected):
         raise OSError(f"{size} bytes came instead of {expected}")
     return target
 
 
-def _run(
-    store: Any,
-    method: str,
-    arguments: tuple[str, ...],
-    options: dict[str, Any],
-    allowed_s: float,
-    stopped: threading.Event,
-    progress: Callable[[], object],
-) -> Any:
-    """Call a method of a file system; TimeoutError when `progress` stays the same for `allowed_s`."""
-    future = _started(store, method, arguments, options)
-    seen, since = progress(), time.monotonic()
-    while not wait([future], _TICK_S).done:
-        now = time.monotonic()
-        if (current := progress()) != seen:
-            seen, since = current, now
-        if stopped.is_set() or now - since > allowed_s:
-            future.cancel()
-            if stopped.is_set():
-                raise Stopped
-            raise TimeoutError(f"nothing came for {allowed_s:.2g} s")
-    try:
-        return future.result()
-    except (CancelledError, asyncio.CancelledError) as error:
-        raise OSError("the connection was given up") from error
+def _transfer(store: Any, path: str, target: Path, counter: Callback) -> "Future[Any]":
+    """Begin to copy a file, in the way in which the store delivers bytes as they come, for as long as they come."""
+    if "hf" in _protocols(store):  # its `get_file` shows nothing for 10 MB at a time
+        return _in_thread(_stream, store, path, target, counter)
+    options: dict[str, Any] = {"callback": counter}
+    if not {"http", "https"}.isdisjoint(_protocols(store)):
+        import aiohttp
+
+        options["timeout"] = aiohttp.ClientTimeout(total=None)  # it ends any download after 5 minutes else
+    elif not {"gs", "gcs"}.isdisjoint(_protocols(store)):
+        options["concurrency"] = 1  # it shows nothing for 16 MB at a time else
+    elif store.async_impl and "max_concurrency" in inspect.signature(store._get_file).parameters:
+        options["max_concurrency"] = 1  # s3fs shows nothing until it has 500 MB else
+    return _asked(store, "get_file", path, str(target), **options)
 
 
-def _started(store: Any, method: str, arguments: tuple[str, ...], options: dict[str, Any]) -> "Future[Any]":
-    if store.async_impl:
-        return asyncio.run_coroutine_threadsafe(
-            getattr(store, f"_{method}")(*arguments, **options), store.loop
-        )
+def _stream(store: Any, path: str, target: Path, counter: Callback) -> None:
+    with store.open(path, "rb", block_size=0) as source, target.open("wb") as file:
+        while data := source.read(_PIECE_BYTES):
+            counter.relative_update(file.write(data))
+
+
+def _asked(store: Any, method: str, *arguments: str, **options: Any) -> "Future[Any]":
+    """Begin to call a method of a file system."""
+    if not store.async_impl:
+        return _in_thread(partial(getattr(store, method), **options), *arguments)
+    return asyncio.run_coroutine_threadsafe(getattr(store, f"_{method}")(*arguments, **options), store.loop)
+
+
+def _in_thread(function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
     future: Future[Any] = Future()
 
     def run() -> None:
-        try:
-            result = getattr(store, method)(*arguments, **options)
-        except BaseException as error:
-            if not future.cancelled():
+        with suppress(InvalidStateError):  # given up meanwhile
+            try:
+                result = function(*arguments)
+            except BaseException as error:
                 future.set_exception(error)
-        else:
-            if not future.cancelled():
+            else:
                 future.set_result(result)
 
     # No pool: python waits for a pool's threads at its end, and this one may hang for good.
@@ -162,23 +203,8 @@ def _started(store: Any, method: str, arguments: tuple[str, ...], options: dict[
     return future
 
 
-def _transfer_options(store: Any) -> dict[str, Any]:
-    """What makes a store deliver as the bytes come, for as long as they come."""
-    if _is_http(store):
-        import aiohttp
-
-        return {"timeout": aiohttp.ClientTimeout(total=None)}  # it ends any download after 5 minutes else
-    if store.async_impl and "max_concurrency" in inspect.signature(store._get_file).parameters:
-        return {
-            "max_concurrency": 1
-        }  # s3fs writes nothing until it has 500 MB else; `_run` would see silence
-    return {}
-
-
-def _is_http(store: Any) -> bool:
-    return not {"http", "https"}.isdisjoint(
-        (store.protocol,) if isinstance(store.protocol, str) else store.protocol
-    )
+def _protocols(store: Any) -> set[str]:
+    return {store.protocol} if isinstance(store.protocol, str) else set(store.protocol)
 
 
 def _cause(error: Exception) -> BaseException:
@@ -187,14 +213,28 @@ def _cause(error: Exception) -> BaseException:
 
 
 def _is_final(error: BaseException) -> bool:
-    return isinstance(error, _FINAL) or getattr(error, "status", None) in _FINAL_STATUS
+    return isinstance(error, _FINAL) or _status(error) in _FINAL_STATUS
 
 
 def _reason(error: BaseException) -> str:
-    status = getattr(error, "status", None)
+    status = _status(error)
     if isinstance(error, FileNotFoundError) or status == 404:
         return "no such file"
-    if isinstance(status, int) and status >= 400:
-        return f"the server answers {status} {getattr(error, 'message', '')}".rstrip()
-    text = without_credentials(" ".join(str(error).split()))[:300]
+    if status is not None and status >= 400:
+        return f"the server answers {status} {_line(getattr(error, 'message', ''))}".rstrip()
+    text = _line(error)
     return text if type(error) in (OSError, TimeoutError) and text else f"{type(error).__name__}: {text}"
+
+
+def _status(error: BaseException) -> int | None:
+    """Of an HTTP answer, as the libraries of http, hf and gs have it."""
+    response = getattr(error, "response", None)
+    for found in (getattr(error, "status", None), getattr(response, "status_code", None)):
+        if isinstance(found, int):
+            return found
+    code = str(getattr(error, "code", ""))
+    return int(code) if code.isdigit() else None
+
+
+def _line(text: object) -> str:
+    return without_credentials(" ".join(str(text).split()))[:300]

@@ -21,13 +21,17 @@ from coma.errors import ComaError, UsageError
 T = TypeVar("T")
 _SUFFIX = ".coma-tmp"
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)
-_USER_INFO = re.compile(r"(\w://)[^/\s@'\"]*@")
+_STALL_S = 10.0  # without a byte
+_HOPE_S = 45.0  # in which a question is put again
+_USER_INFO = re.compile(r"(\w://)[^/\s'\"]*@")
 _QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]*")
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _EXTRAS = {
     "s3": "pip install 'coma[s3]'",
     "s3a": "pip install 'coma[s3]'",
-    "gs": "pip install gcsfs",
+    "gs": "pip install 'coma[gcs]'",
+    "gcs": "pip install 'coma[gcs]'",
+    "hf": "pip install huggingface_hub",
     "http": "pip install aiohttp",
     "https": "pip install aiohttp",
 }
@@ -42,18 +46,31 @@ def folder_at(text: str | Path) -> Path:
         return text
     if not _URL.match(text):
         return Path(text)
-    scheme = text.split("://", 1)[0].lower()
+    scheme, shown = text.split("://", 1)[0].lower(), without_credentials(text)
     from upath import UPath
 
     try:
         place = UPath(text)
-        place.fs  # noqa: B018  (makes the connection's object: what is not installed says so)
+        _give_up_stalled(place.fs)  # makes the connection's object: what is not installed says so
     except ImportError as error:
         way_out = _EXTRAS.get(scheme, str(error))
-        raise UsageError(f"{text}: reading {scheme}:// needs another package: {way_out}") from None
+        raise UsageError(f"{shown}: reading {scheme}:// needs another package: {way_out}") from None
     except ValueError as error:
-        raise UsageError(f"{text}: {error}") from None
+        raise UsageError(f"{shown}: {error}") from None
     return cast(Path, place)
+
+
+def _give_up_stalled(store: Any) -> None:
+    """Let a store end a connection that brings nothing; Google's would wait for ever, HTTP's for 5 minutes."""
+    if getattr(store, "requests_timeout", 0) is None:
+        from aiohttp import ClientTimeout
+
+        store.requests_timeout = ClientTimeout(sock_connect=_STALL_S, sock_read=_STALL_S)
+    elif "http" in store.protocol and hasattr(store, "client_kwargs"):
+        from aiohttp import ClientTimeout
+
+        limits = ClientTimeout(total=300, sock_connect=_STALL_S, sock_read=_STALL_S)
+        store.client_kwargs.setdefault("timeout", limits)
 
 
 def is_remote(path: Path) -> bool:
@@ -147,6 +164,7 @@ def asking(path: Path, question: Callable[[], T]) -> T:
     """
     if not is_remote(path):
         return question()
+    began_s = time.monotonic()
     for pause_s in (*_PAUSES_S, None):
         try:
             with reaching(path):
@@ -156,7 +174,8 @@ def asking(path: Path, question: Callable[[], T]) -> T:
             failed = isinstance(cause, OSError) or getattr(cause, "status", 404) not in (404, 410)
             if isinstance(error, FileNotFoundError) and not failed:
                 raise
-            if pause_s is None or isinstance(error, PermissionError):
+            hopeless = time.monotonic() - began_s > _HOPE_S or isinstance(error, PermissionError)
+            if pause_s is None or hopeless:
                 text = without_credentials(" ".join(str(cause if failed and cause else error).split()))
                 raise OSError(f"the store does not answer: {text}") from None
             time.sleep(pause_s)

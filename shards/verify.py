@@ -170,7 +170,10 @@ def _stray(data: Path, manifests: list[Manifest]) -> Iterator[Problem]:
     for path in _tars(data):
         yield Problem("", path.name, "", "not in any split's folder: stock readers would read it")
     with reaching(data):
-        folders = sorted((child for child in data.iterdir() if child.is_dir()), key=lambda child: child.name)
+        try:
+            folders = sorted((child for child in data.iterdir() if child.is_dir()), key=lambda at: at.name)
+        except NotADirectoryError:  # a web server that lists nothing
+            return
     for folder in folders:
         if folder.name not in splits and not folder.name.startswith("."):
             for path in _tars(folder):

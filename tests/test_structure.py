@@ -15,7 +15,7 @@ ROOMS = ("cli", "coma", "pipeline", "shards")  # each may import those to its ri
 CONFINED = {
     "deepspeed": ("coma/training/",),
     "nvidia": ("pipeline/decode.py", "coma/bench/"),
-    "fsspec": ("pipeline/cache.py", "shards/"),
+    "fsspec": ("pipeline/download.py", "shards/"),
     "webdataset": ("shards/", "coma/bench/"),
     "typer": ("cli/",),
     "litdata": ("coma/bench/",),

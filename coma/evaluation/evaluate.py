@@ -20,8 +20,8 @@ from coma.evaluation.knn import knn_accuracy
 from coma.evaluation.probe import probe_accuracy
 from coma.evaluation.rankme import rankme
 from coma.runs import checkpoint_step, load_autoencoder, read_config, run_of
-from coma.shards.files import folder_at
-from coma.shards.manifest import Manifest, read_manifest
+from coma.shards.files import folder_at, is_remote, without_credentials
+from coma.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 if TYPE_CHECKING:
     from coma.autoencoder import MaskedAutoencoder
@@ -52,19 +52,19 @@ class Scores:
 
 def split_folder(data: Path, split: str) -> bool:
     """Tell whether the data set at `data` has the split."""
-    return (data / split / "manifest.parquet").is_file()
+    return (data / split / MANIFEST_NAME).is_file()
 
 
 def labelled_manifests(data: Path) -> tuple[Manifest, Manifest | None]:
-    """Open train and, if there is one, val of a data set (or of the folder of one of its splits).
+    """Open train and, if there is one, val of a data set (or of that which a split's folder lies in).
 
     Raises:
         DataError: no such data, no labels in them, or one class alone.
     """
     data = folder_at(data)
-    if (data / "manifest.parquet").is_file():
+    if (data / MANIFEST_NAME).is_file() and split_folder(data.parent, "train"):
         data = data.parent
-    opened = [read_manifest(data, "train")]
+    opened = [read_manifest(data, "train")]  # or the one folder that was given
     if split_folder(data, "val"):
         opened.append(read_manifest(data, "val"))
     for manifest in opened:
@@ -150,7 +150,7 @@ def score(
 
 def score_run(
     run_or_checkpoint: Path,
-    data: Path | None = None,
+    data: Path | str | None = None,
     *,
     probe: bool = True,
     knn: bool = True,
@@ -176,9 +176,11 @@ def score_run(
     """
     run, checkpoint = run_of(run_or_checkpoint)
     trained_on = run_data(run)
-    if data is None:
+    if data is not None:
+        data = folder_at(data)
+    else:
         data = trained_on
-        if not data.exists():
+        if not is_remote(data) and not data.exists():  # a web server has no folders to ask for
             raise DataError(f"{data}, which {run} was trained on, is not there: name the sharded data set")
         logger.info("data: %s, which the run was trained on", data)
     labelled_manifests(data)  # before the network is loaded
@@ -188,8 +190,9 @@ def score_run(
         autoencoder, data, probe=probe, knn=knn, batch_size=batch_size, device=device, progress=progress
     )
     line = metrics_line(checkpoint_step(checkpoint), scores)
-    if data.resolve() != trained_on.resolve():
-        line["data"] = str(data)
+    shown = without_credentials(str(data if is_remote(data) else data.resolve()))
+    if shown != str(trained_on if is_remote(trained_on) else trained_on.resolve()):
+        line["data"] = without_credentials(str(data))
     append_metrics(run, line)
     return {
         **line,
@@ -198,7 +201,7 @@ def score_run(
         "tested_on": scores.tested_on,
         "channels": scores.channels,
         "classes": scores.classes,
-        "data": str(data),
+        "data": without_credentials(str(data)),
         "run": str(run),
     }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from coma.errors import UsageError
 from coma.runs import CONFIG_NAME, checkpoint_step, latest_checkpoint
-from coma.shards.files import write_atomically
+from coma.shards.files import without_credentials, write_atomically
 from coma.training.config import PretrainConfig
 from coma.training.plan import Plan
 
@@ -102,7 +102,10 @@ def _look(path: Path, config: PretrainConfig, plan: Plan) -> RunFolder | str:
 
 
 def write_config(run: Path, config: PretrainConfig, plan: Plan, parameters: int, device_name: str) -> None:
-    """Write RUN/config.json: what was asked, what it came to, and with which versions."""
+    """Write RUN/config.json: what was asked, what it came to, and with which versions.
+
+    URLs in it lose user info and query: a run folder is shown around.
+    """
     run.mkdir(parents=True, exist_ok=True)
     content = {
         "config": config.to_json(),
@@ -110,7 +113,7 @@ def write_config(run: Path, config: PretrainConfig, plan: Plan, parameters: int,
         "versions": versions(),
         "identity": identity(config, plan),
     }
-    write_atomically(run / CONFIG_NAME, json.dumps(content, indent=2) + "\n")
+    write_atomically(run / CONFIG_NAME, without_credentials(json.dumps(content, indent=2)) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from coma.runs import build_model, checkpoint_step, latest_checkpoint
-from coma.shards.files import folder_at
+from coma.shards.files import folder_at, without_credentials
 from coma.shards.manifest import Manifest, find_data, read_manifest
 from coma.training import story
 from coma.training.config import PretrainConfig
@@ -49,11 +49,12 @@ def prepare(config: PretrainConfig, world: World) -> Prepared:
     """
     with world.said_once():
         file = read_ds_config(config.ds_config)
-        manifest = read_manifest(folder_at(config.data) if config.data else find_data(Path.cwd()))
+        data = folder_at(config.data) if config.data else find_data(Path.cwd())
+        manifest = read_manifest(data)
         plan = resolve(
             config,
             file,
-            data=str(_data_set(manifest)),
+            data=without_credentials(str(data.absolute())),
             fingerprint=manifest.fingerprint,
             samples_per_epoch=len(manifest),
             world_size=world.size,
@@ -122,7 +123,3 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({torch.get_num_threads()} threads)"
-
-
-def _data_set(manifest: Manifest) -> Path:
-    return manifest.folder.parent if manifest.folder.name == manifest.split else manifest.folder

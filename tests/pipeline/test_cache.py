@@ -2,12 +2,15 @@
 
 import fcntl
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -15,10 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import coma.pipeline.cache as cache_module
 from coma.errors import DataError, UsageError
 from coma.pipeline.ahead import FetchAhead, Upcoming
 from coma.pipeline.cache import DEFAULT_BUDGET_BYTES, ShardCache, default_folder
-from coma.pipeline.download import Patience, Stopped
+from coma.pipeline.download import Patience, Stopped, download
 from coma.pipeline.order import Planner, SampleOrder
 from coma.shards.files import folder_at
 from coma.shards.manifest import Manifest, read_manifest
@@ -258,3 +262,118 @@ def test_what_fails_ahead_fails_where_it_is_needed(
     with pytest.raises(DataError, match=f"{remote.shards[0]} cannot be downloaded"):
         cache.open(0)
     ahead.close()
+
+
+def other_of(remote: Manifest) -> Manifest:
+    """As if it were another data set."""
+    return replace(remote, fingerprint="0123456789abcdef")
+
+
+def use(cache: ShardCache, *shards: int) -> None:
+    for shard in shards:
+        os.close(cache.open(shard))
+
+
+def test_leavings_go_even_if_nothing_is_downloaded_any_more(
+    data: Path, remote: Manifest, tmp_path: Path
+) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, data, tmp_path], capture_output=True, check=False)
+    assert list((tmp_path / "partial").iterdir())
+    ShardCache(remote, tmp_path, LARGE)
+    assert not list((tmp_path / "partial").iterdir())
+
+
+def test_what_is_not_the_caches_is_left_alone(remote: Manifest, tmp_path: Path) -> None:
+    mine = [
+        tmp_path / "shards/photos/train-000.tar",
+        tmp_path / "shards/notes",
+        tmp_path / "partial/notes.txt",
+    ]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"mine")
+    use(ShardCache(remote, tmp_path, 1), 0, 1)
+    assert [path.read_bytes() for path in mine] == [b"mine"] * 3
+    assert kept(tmp_path) == sorted([remote.shards[1], "train-000.tar"])
+
+
+def test_a_cache_that_has_everything_needs_no_lock(remote: Manifest, tmp_path: Path) -> None:
+    """It may be another user's, or on a disk that is mounted for reading only."""
+    cache = ShardCache(remote, tmp_path, LARGE)
+    use(cache, 0)
+    shutil.rmtree(tmp_path / "locks")
+    (tmp_path / "locks").touch()  # no lock can be had, root or not
+    assert cache.fetch(0, keep=[])
+    use(cache, 0)
+    for needed in (lambda: cache.open(1), lambda: cache.fetch(1, keep=[])):
+        with pytest.raises(DataError, match=r"cache folder .* cannot take shards .* with COMA_CACHE"):
+            needed()
+
+
+def test_a_forked_child_holds_no_lock(tmp_path: Path) -> None:
+    """As a user's own worker processes would, which outlive the download that was under way at their start."""
+    with cache_module._flock(tmp_path / "lock") as lock:
+        assert lock is not None
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+    try:
+        with cache_module._flock(tmp_path / "lock") as lock:
+            assert lock is not None
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_clock_that_was_ahead_keeps_nothing_for_good(remote: Manifest, tmp_path: Path) -> None:
+    largest = max((remote.folder / shard).stat().st_size for shard in remote.shards)
+    use(ShardCache(remote, tmp_path, LARGE), 0, 1)
+    tomorrow = time.time() + 86400
+    os.utime(next(tmp_path.glob(f"shards/*/{remote.shards[0]}")), (tomorrow, tomorrow))
+    use(ShardCache(remote, tmp_path, 2 * largest), 2)
+    assert kept(tmp_path) == sorted([remote.shards[1], remote.shards[2]])
+
+
+def test_a_full_disk_makes_the_least_recently_used_go(
+    remote: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ShardCache(remote, tmp_path, LARGE)
+    use(cache, 0, 1)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("coma.pipeline.cache.shutil.disk_usage", lambda _: usage._replace(free=1000))
+    use(cache, 2)
+    assert len(kept(tmp_path)) < 3
+    assert {remote.shards[2]} <= set(kept(tmp_path)) <= {remote.shards[1], remote.shards[2]}
+
+
+def test_nothing_makes_way_for_what_cannot_come(remote: Manifest, tmp_path: Path) -> None:
+    use(ShardCache(other_of(remote), tmp_path, LARGE), 0, 1)
+    assert not ShardCache(remote, tmp_path, 1).fetch(2, keep=[])
+    assert len(kept(tmp_path)) == 2
+
+
+def test_a_small_budget_is_served_whatever_a_large_one_downloads(
+    remote: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that always has a download under way does not keep another from ever beginning one."""
+    under_way, ended = threading.Event(), threading.Event()
+
+    def slow(source: Path, *rest: Any) -> Path:
+        if source.name != remote.shards[1]:
+            under_way.set()
+            ended.wait(30)
+        return download(source, *rest)
+
+    monkeypatch.setattr("coma.pipeline.cache.download", slow)
+    large = ShardCache(other_of(remote), tmp_path, LARGE)
+    thread = threading.Thread(target=large.fetch, args=(0, []), daemon=True)
+    thread.start()
+    under_way.wait()
+    small = ShardCache(remote, tmp_path, 1)
+    threading.Timer(5, small.stop).start()
+    try:
+        use(small, 1)
+        assert thread.is_alive()
+    finally:
+        ended.set()
+        thread.join()

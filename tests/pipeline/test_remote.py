@@ -1,6 +1,6 @@
 """Remote shards behind real servers that misbehave: all there and byte-equal, or an error that says what failed."""
 
-import logging
+import os
 import subprocess
 import sys
 import threading
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from servers import Server, serving
+from servers import Server, bucket_of, serving
 
 from coma.errors import DataError
 from coma.pipeline import Stream
@@ -48,27 +48,8 @@ def remote(server: Server, data: Path) -> Manifest:
 @pytest.fixture(scope="module")
 def bucket(data: Path) -> Iterator[tuple[Server, str]]:
     """The data set on a real S3 server of this machine, and the proxy before it."""
-    pytest.importorskip("s3fs")
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch, serving(f"http://{host}:{port}") as proxy:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "someone",
-            "AWS_SECRET_ACCESS_KEY": "something-secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": proxy.url,
-        }.items():
-            patch.setenv(name, value)
-        direct = s3fs.S3FileSystem(endpoint_url=f"http://{host}:{port}", skip_instance_cache=True)
-        direct.mkdir("photos")
-        direct.put(str(data), "photos/shards", recursive=True)
-        yield proxy, "s3://photos/shards"
-    moto.stop()
+    with bucket_of(data) as found:
+        yield found
 
 
 def read_all(manifest: Manifest, cache: ShardCache | None = None) -> list[bytes]:
@@ -124,6 +105,17 @@ def test_the_index_is_read_through_trouble_from_a_server_that_lists_nothing(
     assert "hush" not in str(caught.value)
 
 
+def test_an_index_that_does_not_come_ends_the_wait(
+    server: Server, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coma.shards.files._STALL_S", 0.2)
+    monkeypatch.setattr("coma.shards.files._PAUSES_S", (0.01,) * 4)
+    server.silent = True
+    url = f"{server.url}/{data.name}"
+    with pytest.raises(DataError, match=r"the store does not answer: .*[Tt]imeout"):
+        read_manifest(folder_at(url))
+
+
 TROUBLE = ["500", "cut", "stall", "well", "500", "500", "well", "cut", "cut", "500", "stall"]
 
 
@@ -146,13 +138,14 @@ def test_trouble_of_a_bucket_that_passes_costs_nothing(
 REASONS = {
     "500": r"5 tries\): the server answers 500",
     "cut": r"5 tries\): .*(payload|bytes)",
-    "stall": r"5 tries\): nothing came for 0.5 s",
+    "stall": r"5 tries\): less than 2048 bytes came in 0.5 s",
+    "trickle": r"5 tries\): less than 2048 bytes came in 0.5 s",
 }
 
 
 @pytest.mark.parametrize("trouble", REASONS)
 def test_trouble_that_stays_is_named(server: Server, remote: Manifest, trouble: str) -> None:
-    server.always = trouble
+    server.always, server.trickle = trouble, (100, 0.1)
     reader = ShardReader(remote, cache=ShardCache(remote, patience=HASTY))
     with pytest.raises(
         DataError, match=rf"{remote.shards[0]} cannot be downloaded \({REASONS[trouble]}"
@@ -162,7 +155,7 @@ def test_trouble_that_stays_is_named(server: Server, remote: Manifest, trouble: 
     assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize("trouble", ["500", "stall"])
+@pytest.mark.parametrize("trouble", ["500", "stall", "trickle"])
 def test_trouble_of_a_bucket_that_stays_is_named(
     bucket: tuple[Server, str], trouble: str, cache: Path
 ) -> None:
@@ -178,10 +171,40 @@ def test_trouble_of_a_bucket_that_stays_is_named(
     assert not [path for path in cache.rglob("*") if path.is_file() and path.parent.name != "locks"]
 
 
+@pytest.mark.parametrize("least_bytes_per_s", [10_000, 200_000])
+def test_a_link_is_slow_or_at_fault_by_what_it_brings(
+    server: Server, remote: Manifest, manifest: Manifest, least_bytes_per_s: float
+) -> None:
+    """Each piece is more than a file's buffer: something always comes, and it is a matter of how much."""
+    server.always, server.trickle = "trickle", (10_000, 0.2)
+    patience = Patience(2, stall_s=0.6, first_pause_s=0.01, least_bytes_per_s=least_bytes_per_s)
+    cache = ShardCache(remote, patience=patience)
+    if least_bytes_per_s < 50_000:
+        os.close(cache.open(0))
+    else:
+        with pytest.raises(DataError, match=rf"{remote.shards[0]} .*less than 120000 bytes came in 0.6 s"):
+            cache.open(0)
+
+
+@pytest.mark.slow
+def test_a_server_that_trickles_ends_a_run_within_a_minute(server: Server, remote: Manifest) -> None:
+    server.always = "trickle"
+    began_s = time.monotonic()
+    with Stream(remote, **OPTIONS) as stream, pytest.raises(DataError, match=r"less than \d+ bytes came"):
+        next(stream)
+    assert time.monotonic() - began_s < 60
+
+
 def test_with_the_patience_of_a_run_the_end_comes_within_a_minute() -> None:
     usual = Patience()
     assert usual.total_s + usual.stall_s <= 60
     assert sum(1.5 * usual.first_pause_s * 2**number for number in range(usual.tries - 1)) < usual.total_s
+
+
+def test_what_was_said_tells_more_than_the_silence_after_it(server: Server, remote: Manifest) -> None:
+    server.faults.extend(["500", "stall", "stall", "stall", "stall"])
+    with pytest.raises(DataError, match=r"5 tries\): the server answers 500"):
+        ShardCache(remote, patience=HASTY).open(0)
 
 
 def test_a_server_that_dies_ends_the_stream_with_the_shard(server: Server, remote: Manifest) -> None:
@@ -341,7 +364,7 @@ def test_who_waits_for_a_download_that_fails_does_not_begin_again(server: Server
         ahead = other.submit(cache.fetch, 0, [])
         while not server.downloads:
             time.sleep(0.01)
-        with pytest.raises(DataError, match="nothing came"):
+        with pytest.raises(DataError, match="less than 2048 bytes came"):
             cache.open(0)
         assert isinstance(ahead.exception(), DataError)
     assert server.downloads[remote.shards[0]] == HASTY.tries

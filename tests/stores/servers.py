@@ -2,6 +2,7 @@
 
 import http.client
 import http.server
+import logging
 import re
 import threading
 from collections import Counter, deque
@@ -10,23 +11,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 
 class Server(http.server.ThreadingHTTPServer):
     """Serves `source`: a folder, or the URL of a server that requests are passed on to."""
 
     daemon_threads = True
 
-    def __init__(self, source: Path | str, ranges: bool) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, source: Path | str, ranges: bool, handler: "type[Handler]") -> None:
+        super().__init__(("127.0.0.1", 0), handler)
         self.source, self.ranges = source, ranges
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.faults: deque[str] = deque()
-        """What becomes of the next downloads of tars: "500", "cut", "stall" or "well"."""
+        """What becomes of the next downloads of tars: "500", "cut", "stall", "trickle" or "well"."""
         self.always: str | None = None
+        self.trickle = (1, 1.0)
+        """How many bytes trickle, and after how many seconds the next ones."""
         self.watch: Callable[[], object] = lambda: None
         self.downloads: Counter[str] = Counter()
         self.released = threading.Event()
         self.dead = False
+        self.silent = False
+        """Requests of any kind get no answer."""
         self.unwell = 0
         """How many of the next requests of any kind get a 500."""
 
@@ -38,6 +45,9 @@ class Server(http.server.ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that hang up are no news."""
+
+
+Answer = tuple[int, dict[str, str], bytes]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -57,13 +67,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.server.dead:  # a connection kept alive
             self.close_connection = True
             return
+        if self.server.silent:
+            self.server.released.wait(30)
+            self.close_connection = True
+            return
         fault = "well"
         if self.server.unwell:
             self.server.unwell -= 1
             fault = "500"
-        elif self.command == "GET" and self.path.split("?")[0].endswith(".tar"):
+        elif self.is_download():
             self.server.watch()
-            self.server.downloads[self.path.split("?")[0].rsplit("/", 1)[1]] += 1
+            self.server.downloads[unquote(self.path.split("?")[0]).rsplit("/", 1)[1]] += 1
             fault = self.server.always or (self.server.faults.popleft() if self.server.faults else "well")
         status, headers, body = (
             self.passed_on() if isinstance(self.server.source, str) else self.from_folder()
@@ -77,6 +91,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        if fault == "trickle":
+            count, pause_s = self.server.trickle
+            for at in range(0, len(body), count):
+                self.wfile.write(body[at : at + count])
+                if self.server.released.wait(pause_s):
+                    break
+            self.close_connection = True
+            return
         if fault in ("cut", "stall"):
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
@@ -86,8 +108,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         self.wfile.write(body)
 
-    def from_folder(self) -> tuple[int, dict[str, str], bytes]:
-        path = Path(self.server.source) / unquote(urlsplit(self.path).path).lstrip("/")
+    def is_download(self) -> bool:
+        path, _, query = self.path.partition("?")
+        described = (
+            path.startswith("/storage/v1/") and "alt=media" not in query
+        )  # how Google's is asked of a file
+        return self.command == "GET" and path.endswith(".tar") and not described
+
+    def from_folder(self) -> Answer:
+        return self.file(Path(self.server.source) / unquote(urlsplit(self.path).path).lstrip("/"))
+
+    def file(self, path: Path) -> Answer:
         if not path.is_file():  # a folder too: there is no listing
             return 404, {"Content-Length": "0"}, b""
         body = path.read_bytes()
@@ -99,7 +130,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         end = start + len(body) - 1
         return 206, {"Content-Length": str(len(body)), "Content-Range": f"bytes {start}-{end}/{total}"}, body
 
-    def passed_on(self) -> tuple[int, dict[str, str], bytes]:
+    def passed_on(self) -> Answer:
         connection = http.client.HTTPConnection(urlsplit(str(self.server.source)).netloc, timeout=30)
         connection.request(self.command, self.path, headers=dict(self.headers))
         answer = connection.getresponse()
@@ -112,10 +143,39 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(source: Path | str, ranges: bool = True) -> Iterator[Server]:
-    server = Server(source, ranges)
+def serving(source: Path | str, ranges: bool = True, handler: type[Handler] = Handler) -> Iterator[Server]:
+    server = Server(source, ranges, handler)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield server
     finally:
         server.die()
+
+
+SECRET = "something-secret"
+
+
+@contextmanager
+def bucket_of(folder: Path) -> Iterator[tuple[Server, str]]:
+    """A folder on a real S3 server of this machine, the proxy before it, and its URL. The environment leads there."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch, serving(f"http://{host}:{port}") as proxy:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "someone",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": proxy.url,
+        }.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # with the address of another test's server
+        direct = s3fs.S3FileSystem(endpoint_url=f"http://{host}:{port}", skip_instance_cache=True)
+        direct.mkdir("photos")
+        direct.put(str(folder), "photos/shards", recursive=True)
+        yield proxy, "s3://photos/shards"
+    moto.stop()
