@@ -9,6 +9,7 @@ from coma.cli import console
 
 if TYPE_CHECKING:
     from coma.bench.findings import LoaderBench
+    from coma.bench.step import StepTiming
 
 app = typer.Typer(name="bench", no_args_is_help=True, help="Measure speed here, on your own data.")
 
@@ -64,6 +65,53 @@ def loader(
         console.print_result(found.to_json(), json=True)
         return
     _print(found)
+    if plot is not None:
+        console.stdout.print(f"plot  {plot}", markup=False)
+
+
+@app.command()
+def step(
+    models: Annotated[
+        str, typer.Option(help="Networks, as NAME:METHOD; ratios are to the last.", metavar="LIST")
+    ] = "dyvit_base:coma,vit_base:mae",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or both.", metavar="LIST")] = "fp32,bf16",
+    batch_size: Annotated[int, typer.Option(help="Images a step.", metavar="N", min=1)] = 8,
+    image_size: Annotated[int, typer.Option(help="Their side, pixels.", metavar="PX", min=1)] = 224,
+    views: Annotated[int, typer.Option(help="Complementary views of an image.", metavar="K", min=2)] = 2,
+    rounds: Annotated[int, typer.Option(help="Turns of each network.", metavar="N", min=1)] = 5,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the result.", metavar="PNG")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compare what training steps cost, with images held in memory.
+
+    Forward, backward and AdamW, on the GPU if there is one. The networks take
+    turns; times are medians, ratios medians of the turns' ratios.
+    """
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+
+    from coma.bench.step import StepOptions, bench_step
+
+    options = StepOptions(
+        models=tuple(part.strip() for part in models.split(",")),
+        precisions=tuple(part.strip() for part in precision.split(",")),
+        batch_size=batch_size,
+        image_size=image_size,
+        views=views,
+        rounds=rounds,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with console.progress(*columns) as bar:
+        task = bar.add_task("getting ready", total=None)
+        found = bench_step(
+            options,
+            lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
+        )
+    if plot is not None:
+        _draw_steps(found, plot)
+    if json:
+        console.print_result({"steps": [timing.to_json() for timing in found]}, json=True)
+        return
+    _print_steps(found)
     if plot is not None:
         console.stdout.print(f"plot  {plot}", markup=False)
 
@@ -132,3 +180,29 @@ def _draw(found: "LoaderBench", path: Path) -> None:
         mine=frozenset(name for name in rates if name.split(",")[0] == STREAM),
         limits=frozenset(found.limits),
     )
+
+
+def _print_steps(found: "list[StepTiming]") -> None:
+    def line(text: str) -> None:
+        console.stdout.print(text, markup=False)
+
+    first = found[0]
+    line(f"Steps of {first.batch_size} images at {first.image_size} px on {first.device}; ratios are of time")
+    line(f"{'':<22}{'':<6}{'params':>9}{'MACs':>9}{'memory':>9}{'img/s':>8}{'ratio':>8}{'ImageNet':>9}")
+    for timing in found:
+        line(
+            f"{timing.model:<22}{timing.precision:<6}{timing.parameters / 1e6:>7.1f} M{timing.macs / 1e9:>7.2f} G"
+            f"{timing.memory_bytes / 1e9:>6.2f} GB{timing.images_per_s:>8.3g}{timing.time_ratio:>7.2f}x"
+            f"{timing.imagenet_epoch_h:>7.3g} h"
+        )
+    line("params: with decoder; MACs: an image's forward pass; ImageNet: an epoch of it")
+
+
+def _draw_steps(found: "list[StepTiming]", path: Path) -> None:
+    from coma.bench.plot import write_bars
+
+    rates = {f"{timing.model}, {timing.precision}": timing.images_per_s for timing in found}
+    first = found[0]
+    note = f"steps of {first.batch_size} images on {first.device}, medians of {len(first.step_s)} turns"
+    mine = frozenset(name for name in rates if ":coma" in name)
+    write_bars(path, f"Images a second at {first.image_size} px", note, rates, mine=mine, limits=frozenset())
