@@ -124,10 +124,9 @@ def main() -> None:
                 print(f"step {step}  samples {stream.consumed}  loss {loss:.6f}", flush=True)
             if rank == 0 and (step % args.save_every == 0 or step == args.steps):
                 state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-                torch.save(
-                    {**state, "stream": stream.state_dict(), "step": step}, args.out / "checkpoint.tmp"
-                )
-                (args.out / "checkpoint.tmp").replace(checkpoint)  # whole, whenever the process is killed
+                temporary = args.out / "checkpoint.tmp"
+                torch.save({**state, "stream": stream.state_dict(), "step": step}, temporary)
+                temporary.replace(checkpoint)  # whole, whenever the process is killed
     if world_size > 1:
         dist.destroy_process_group()
 

@@ -6,7 +6,6 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +70,7 @@ class ShardReader:
         """Let the kernel start on the whole batch, so that a cold disk sees many requests at a time."""
         m = self._manifest
         descriptor = self._descriptor(int(m.shard_id[sample]))
-        with suppress(OSError):  # a hint: what is wrong is found when it is read
-            os.posix_fadvise(descriptor, int(m.offset[sample]), int(m.size[sample]), os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(descriptor, int(m.offset[sample]), int(m.size[sample]), os.POSIX_FADV_WILLNEED)
 
     def _read_one(self, sample: int) -> Bytes | Unreadable:
         shard = int(self._manifest.shard_id[sample])

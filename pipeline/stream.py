@@ -182,13 +182,8 @@ class Stream:
         """Wait for the next batch. The class says what is raised."""
         if self._closed:
             raise UsageError("the stream is closed")
-        if self._loader is None:
-            self._loader = Loader(self.manifest, self._planner, self._options, self._consumed)
-            self._finalizer = weakref.finalize(
-                self, self._loader.close
-            )  # a forgotten stream ends its threads
-            self._finalizer.atexit = False  # the loader sees to that itself
-        ready = self._loader.get()
+        loader = self._loader or self._start()
+        ready = loader.get()
         if ready is None:
             raise StopIteration
         try:
@@ -232,14 +227,26 @@ class Stream:
         self._consumed = int(state["samples"])
 
     def close(self) -> None:
-        """End the threads and close the shards. Nothing can be taken from the stream afterwards."""
-        self._stop()
+        """End the threads and close the shards; any thread may. Nothing can be taken from the stream afterwards,
+        and a loop that waits for it ends.
+        """
         self._closed = True
+        self._stop()
+
+    def _start(self) -> Loader:
+        loader = Loader(self.manifest, self._planner, self._options, self._consumed)
+        finalizer = weakref.finalize(self, loader.close)  # a forgotten stream ends its threads
+        finalizer.atexit = False  # the loader sees to that itself
+        self._loader, self._finalizer = loader, finalizer
+        if self._closed:  # by another thread, which may have found nothing to stop yet
+            self._stop()
+        return loader
 
     def _stop(self) -> None:
-        if self._finalizer is not None:
-            self._finalizer()
+        finalizer = self._finalizer
         self._loader = self._finalizer = None
+        if finalizer is not None:
+            finalizer()
 
     def __enter__(self) -> Self:
         """Close the stream at the end of the block."""

@@ -6,14 +6,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from servers import Server, serving
 
 from coma.pipeline import Stream
-from coma.shards.manifest import Manifest
+from coma.shards.files import folder_at
+from coma.shards.manifest import Manifest, read_manifest
 
 CONSUMER = """
 import signal, sys, threading
@@ -41,6 +42,10 @@ def silent(data: Path) -> Iterator[Server]:
     with serving(data.parent) as server:
         server.always = "stall"
         yield server
+
+
+def coma_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("coma-")]
 
 
 def start(place: str, cache: Path) -> "subprocess.Popen[str]":
@@ -88,19 +93,38 @@ def test_a_signal_ends_it_at_once_with_its_threads(
         assert err.count("Traceback") == 1
 
 
+def close_after(stream: Stream, began: Callable[[], bool], delay_s: float) -> list[object]:
+    """Close a stream that another thread loops over, some time after that began; return what it was given."""
+    taken: list[object] = []
+    consumer = threading.Thread(target=lambda: taken.extend(stream), daemon=True)
+    consumer.start()
+    while not began():
+        time.sleep(0)
+    time.sleep(delay_s)
+    stream.close()
+    consumer.join(PROMPTLY_S)
+    assert not consumer.is_alive()
+    assert not coma_threads()
+    return taken
+
+
 def test_closed_from_another_thread_a_loop_that_waits_comes_to_its_end(
     silent: Server, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COMA_CACHE", str(tmp_path))
-    taken: list[object] = []
-    with Stream(f"{silent.url}/{data.name}/train", batch_size=8, image_size=64, unit_size=16) as stream:
-        consumer = threading.Thread(target=lambda: taken.extend(stream))
-        consumer.start()
-        while not silent.downloads:
-            time.sleep(0.01)
-    consumer.join(PROMPTLY_S)
-    assert not consumer.is_alive()
-    assert taken == []
+    stream = Stream(f"{silent.url}/{data.name}/train", batch_size=8, image_size=64, unit_size=16)
+    assert close_after(stream, lambda: bool(silent.downloads), 0.2) == []
+
+
+def test_closed_by_another_thread_while_it_starts_it_leaves_nothing_running(
+    silent: Server, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first `next` makes the threads: a `close` that comes in between must not be lost."""
+    monkeypatch.setenv("COMA_CACHE", str(tmp_path))
+    remote = read_manifest(folder_at(f"{silent.url}/{data.name}/train"))
+    for _ in range(20):
+        stream = Stream(remote, batch_size=8, image_size=64, unit_size=16)
+        assert close_after(stream, lambda: bool(coma_threads()), 0.0) == []
 
 
 def test_a_consumer_that_fails_in_a_thread_of_its_own_ends_the_streams(manifest: Manifest) -> None:
@@ -118,4 +142,4 @@ def test_a_consumer_that_fails_in_a_thread_of_its_own_ends_the_streams(manifest:
     consumer.start()
     consumer.join(PROMPTLY_S)
     assert len(failures) == 1
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("coma-")]
+    assert not coma_threads()
