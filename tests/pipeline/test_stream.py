@@ -209,6 +209,8 @@ def test_batches_larger_than_the_data_set(manifest: Manifest) -> None:
         ({"crop_scale": (0.5, 1.5)}, "1.5"),
         ({"start_samples": -1}, "-1"),
         ({"workers": 0}, "0 workers"),
+        ({"decode": "fpga"}, "fpga.*auto, cpu or gpu"),
+        ({"decode": "gpu"}, "go to a CPU"),
     ],
 )
 def test_impossible_options_are_refused(manifest: Manifest, wrong: dict[str, object], message: str) -> None:
@@ -320,8 +322,9 @@ def test_a_manifest_read_before_serves_as_well(data: Path, reference: list[Batch
 
 
 @pytest.mark.gpu
-def test_a_gpu_shows_what_the_cpu_shows(data: Path, reference: list[Batch]) -> None:
-    with Stream(data, batch_size=12, views=3, seed=5, device="cuda", **SIZE) as stream:
+@pytest.mark.parametrize("decode", ["cpu", "gpu"])
+def test_a_gpu_shows_what_the_cpu_shows(data: Path, reference: list[Batch], decode: str) -> None:
+    with Stream(data, batch_size=12, views=3, seed=5, device="cuda", decode=decode, **SIZE) as stream:
         for before in reference[:5]:
             batch = next(stream)
             assert batch.images.is_cuda

@@ -112,3 +112,12 @@ def test_compile_is_refused_where_it_does_not_work() -> None:
     assert resolve(config, read_ds_config("zero2"), **facts, device="cpu", has_bf16=False).stage == 2
     with pytest.raises(UsageError, match="--compile"):
         resolve(config, read_ds_config("zero3"), **facts, device="cpu", has_bf16=False)
+
+
+def test_decoding_on_a_gpu_needs_one() -> None:
+    assert plan(decode="gpu", device="cuda").device == "cuda"
+    assert plan(decode="cpu", device="cuda").device == "cuda"
+    with pytest.raises(UsageError, match="--decode gpu needs a GPU"):
+        plan(decode="gpu", device="cpu")
+    with pytest.raises(UsageError, match="--decode is 'fast'; it must be auto or cpu or gpu"):
+        plan(decode="fast")
