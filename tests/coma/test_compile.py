@@ -46,9 +46,8 @@ def test_the_backbone_is_one_graph() -> None:
     assert_one_graph(model, torch.randn(1, 3, 64, 96))
 
 
-@pytest.mark.parametrize("views", [2, 3])
-def test_compiled_it_computes_the_same(views: int) -> None:
-    network = build("dyvit_nano", image_size=96, views=views)
+def test_compiled_it_computes_the_same() -> None:
+    network = build("dyvit_nano", image_size=96, views=3)
     images, units = torch.randn(2, 3, 96, 96), torch.rand(2, 9).argsort(dim=1)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(images, units), network(images, units))
