@@ -57,9 +57,8 @@ def independent_units(units: Tensor, views: int) -> Tensor:
         [B, K, U] int64.
     """
     place = torch.arange(units.shape[1], device=units.device)
-    keys = hash_torch(place, units).sum(
-        dim=1
-    )  # [B]; after Zobrist: a hash of a set is the sum of its members'
+    # A hash of a set is the sum of its members' hashes (Zobrist), which needs no loop over the U of them.
+    keys = hash_torch(place, units).sum(dim=1)  # [B]
     view = torch.arange(views, device=units.device)
     ranks = hash_torch(keys[:, None, None], view[:, None], place)  # [B, K, U]
     return ranks.argsort(dim=2, stable=True)
