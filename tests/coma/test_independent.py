@@ -103,6 +103,20 @@ def test_the_loss_is_the_mean_over_all_predictions() -> None:
     torch.testing.assert_close(model(images, units), expected)
 
 
+@pytest.mark.parametrize(("views", "predict"), [(2, None), (4, None), (4, 1)])
+def test_it_encodes_and_predicts_as_many_tokens_as_coma(views: int, predict: int | None) -> None:
+    mine = make(views, predict)
+    theirs = CoMA(mine.backbone, img_size=(64, 96), views=views, predict=predict)
+    counts = []
+    for model in (mine, theirs):
+        seen: list[tuple[int, ...]] = []
+        hook = model.backbone.norm.register_forward_hook(lambda _, x, __, seen=seen: seen.append(x[0].shape))
+        seen.append(model.predict_pixels(torch.randn(2, 3, 64, 96), given(2, 6)).shape)
+        hook.remove()
+        counts.append(seen)
+    assert counts[0] == counts[1] == [(2, 6, 256), (2, (predict or views - 1) * 24, 768)]
+
+
 def test_views_encode_what_they_would_alone() -> None:
     """Units that several views see are encoded for each of them."""
     model = make(2).eval()
