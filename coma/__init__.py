@@ -2,6 +2,29 @@
 
 `import coma` registers the DyViT models with timm and costs nothing by itself: torch, timm and DeepSpeed are
 imported when something that needs them is used, so that the command answers at once.
+
+docs/method.md tells the method in two pages. The code, in the order in which to read it:
+
+    pipeline/views.py   complementary views: which mask units each sees
+    layout.py           where tokens lie, so that windows and merges are reshapes
+    attention.py        DM-MSA
+    blocks.py           what DyViT is made of
+    dyvit.py            the backbone and its variants
+    encoders.py         a plain ViT under the same interface
+    decoder.py          hidden patches ask the visible ones
+    autoencoder.py      views through encoder, decoder and loss: CoMA
+    baseline.py         MAE, for comparison
+    independent.py      random masks that do not complement each other, the control
+    methods.py          all of them by name
+
+and then its use:
+
+    training/           DeepSpeed, the loop, checkpoints
+    evaluation/         kNN and linear probe
+    reconstruct.py      pictures of what is predicted
+    report.py           a run as a page
+
+What comes before is in `shards/` and `pipeline/`; the command is in `cli/`.
 """
 
 from importlib import import_module

@@ -73,6 +73,10 @@ class MaskedAutoencoder(nn.Module, ABC):
     def stream_views(self) -> int:
         """Into how many views the stream is to part the units."""
 
+    def lay_units(self, units: Tensor) -> Tensor:
+        """The units [B, U] in the order to which the paintings' ranges refer, those that are seen first."""
+        return units
+
     @staticmethod
     def _default_unit_size(backbone: nn.Module) -> int | None:
         """Pixels of a mask unit if none are given; None for the backbone's own."""
@@ -88,7 +92,7 @@ class MaskedAutoencoder(nn.Module, ABC):
             units: [B, U] int64, the permutation of mask units that lays the views side by side.
         """
         paintings = self.paintings(units.shape[1])
-        patches, grid = self._lay(images, units)
+        patches, grid, units = self._lay(images, units)
         predicted = self._predict(patches, grid, units, paintings)
         targets = normalise_patches(patches.detach().reshape(*units.shape, self.tokens, -1))[0]
         hidden = torch.cat([take(targets, painting.hidden) for painting in paintings], dim=1)
@@ -96,8 +100,9 @@ class MaskedAutoencoder(nn.Module, ABC):
 
     def predict_pixels(self, images: Tensor, units: Tensor) -> Tensor:
         """Predicted normalised pixels, [B, Q, P]: view after view, the units that each is to predict."""
-        patches, grid = self._lay(images, units)
-        return self._predict(patches, grid, units, self.paintings(units.shape[1]))
+        paintings = self.paintings(units.shape[1])
+        patches, grid, units = self._lay(images, units)
+        return self._predict(patches, grid, units, paintings)
 
     def stream_options(self) -> dict[str, Any]:
         """Arguments that the `Stream` must be given for its batches to fit."""
@@ -130,37 +135,34 @@ class MaskedAutoencoder(nn.Module, ABC):
         own mean and deviation, so these two are taken from the true patch, as is usual: the pictures show
         predicted structure, not predicted brightness and contrast.
         """
-        patches, grid = self._lay(images, units)
-        b, u = units.shape
-        paintings = self.paintings(u, every=True)
+        paintings = self.paintings(units.shape[1], every=True)
+        patches, grid, units = self._lay(images, units)
         predicted = self._predict(patches, grid, units, paintings).float()
-        _, mean, deviation = normalise_patches(patches.reshape(b, u, self.tokens, -1))
-        raster = units.argsort(dim=1)
+        _, mean, deviation = normalise_patches(patches.reshape(*units.shape, self.tokens, -1))
         pictures = []
         sizes = [self.tokens * units_in(painting.hidden) for painting in paintings]
         for painting, pixels in zip(paintings, torch.split(predicted, sizes, 1), strict=True):
-            pixels = pixels.reshape(b, -1, self.tokens, self.patch_values)
+            pixels = pixels.reshape(len(images), -1, self.tokens, self.patch_values)
             pixels = pixels * take(deviation, painting.hidden) + take(mean, painting.hidden)
-            canvas = patches.float().reshape(b, u, self.tokens, -1).clone()
-            start = 0
-            for first, last in painting.hidden:
-                canvas[:, first:last] = pixels[:, start : start + last - first]
-                start += last - first
-            laid = take_units(canvas.reshape(patches.shape), raster)
+            seen = take(patches.float(), [painting.visible])
+            canvas = torch.cat([seen, pixels.reshape(len(images), -1, *patches.shape[2:])], dim=1)
+            raster = take(units, [painting.visible, *painting.hidden]).argsort(dim=1)
+            laid = take_units(canvas, raster)
             pictures.append(from_units(laid, grid, _patch_size(laid, self.encoder.in_chans)))
         return torch.stack(pictures, dim=1)
 
-    def _lay(self, images: Tensor, units: Tensor) -> tuple[Tensor, Grid]:
-        """The images' patches in the order of `units`, [B, U, T, P], and the grid of units."""
+    def _lay(self, images: Tensor, units: Tensor) -> tuple[Tensor, Grid, Tensor]:
+        """The images' patches in laid order, [B, L, T, P], the grid of units, and that order [B, L]."""
         grid = self.encoder.unit_grid(*images.shape[-2:])
         if units.shape != (images.shape[0], grid[0] * grid[1]):
             raise ValueError(
                 f"units of shape {tuple(units.shape)} for {len(images)} images of {grid[0]}x{grid[1]} units"
             )
-        return take_units(self.encoder.unit_patches(images), units), grid
+        units = self.lay_units(units)
+        return take_units(self.encoder.unit_patches(images), units), grid, units
 
     def _predict(self, patches: Tensor, grid: Grid, units: Tensor, paintings: Sequence[Painting]) -> Tensor:
-        """Encode of `patches` [B, U, T, P] what the paintings see, decode what they predict: [B, Q, P]."""
+        """Encode of `patches` [B, L, T, P] what the paintings see, decode what they predict: [B, Q, P]."""
         seen = max(painting.visible[1] for painting in paintings)
         sizes = [units_in([painting.visible]) for painting in paintings]
         features = self.encoder.encode_patches(patches[:, :seen], grid, units[:, :seen], sizes)

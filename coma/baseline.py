@@ -6,6 +6,7 @@ Legend: B images, U mask units, V visible units, T patches of a unit, Q hidden p
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from coma.errors import UsageError
 from coma.layout import Grid, SinCosPosition
 
 VIEWS = 4
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)  # as in MAE and timm's ViT; torch's own default is 1e-5
 
 
 class SelfAttentionDecoder(nn.Module):
@@ -30,8 +32,10 @@ class SelfAttentionDecoder(nn.Module):
         self.embed = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.empty(dim).normal_(std=0.02))
         self.position = SinCosPosition(dim, round(tokens**0.5))
-        self.blocks = nn.ModuleList(Block(dim, dim // HEAD_DIM, qkv_bias=True) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim)
+        self.blocks = nn.ModuleList(
+            Block(dim, dim // HEAD_DIM, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth)
+        )
+        self.norm = LayerNorm(dim)
         self.head = nn.Linear(dim, patch_values)
         self.tokens = tokens
 

@@ -6,8 +6,9 @@ from typing import Any
 from coma.autoencoder import CoMA
 from coma.baseline import MAE
 from coma.errors import UsageError
+from coma.independent import IndependentMasks
 
-METHODS = ("coma", "mae")
+METHODS = ("coma", "independent", "mae")
 
 
 def build(
@@ -27,11 +28,11 @@ def build(
     Args:
         model: timm name of the backbone: dyvit_tiny, ..., dyvit_large, or a plain ViT such as
         vit_base_patch16_224.
-        method: "coma" or "mae".
-        views: complementary views an image (CoMA).
+        method: "coma", "mae", or "independent", CoMA with a random mask of its own for each view.
+        views: views an image (not MAE).
         image_size: pixels, (height, width) if not square.
         patch_size: pixels of a DyViT's patch; None: 4. A mask unit is 8 patches.
-        predict: how many other views each view predicts (CoMA); None: all.
+        predict: how many other views each view predicts (not MAE); None: all.
         decoder_depth, decoder_dim: None: by the backbone.
         backbone_kwargs: for the backbone (`drop_path_rate`, ...).
 
@@ -48,4 +49,5 @@ def build(
     decoder = {"decoder_depth": decoder_depth, "decoder_dim": decoder_dim}
     if method == "mae":
         return MAE(model, img_size=image_size, **decoder, **backbone_kwargs)
-    return CoMA(model, img_size=image_size, views=views, predict=predict, **decoder, **backbone_kwargs)
+    network = IndependentMasks if method == "independent" else CoMA
+    return network(model, img_size=image_size, views=views, predict=predict, **decoder, **backbone_kwargs)

@@ -9,11 +9,12 @@ from coma.autoencoder import CoMA
 from coma.baseline import MAE
 from coma.dyvit import DyViT
 from coma.errors import UsageError
+from coma.independent import IndependentMasks
 from coma.methods import build
 from coma.pipeline.views import partition_units
 
 
-@pytest.mark.parametrize("method", ["coma", "mae"])
+@pytest.mark.parametrize("method", ["coma", "independent", "mae"])
 @pytest.mark.parametrize(
     ("model", "kwargs"),
     [
@@ -25,7 +26,7 @@ from coma.pipeline.views import partition_units
 )
 def test_each_method_on_each_backbone(method: str, model: str, kwargs: dict[str, Any]) -> None:
     autoencoder = build(model, method, image_size=64, views=3, **kwargs)
-    assert isinstance(autoencoder, CoMA if method == "coma" else MAE)
+    assert type(autoencoder) is {"coma": CoMA, "independent": IndependentMasks, "mae": MAE}[method]
     options = autoencoder.stream_options()
     units = (options["image_size"] // options["unit_size"]) ** 2
     laid = partition_units(torch.arange(2), torch.zeros(2).long(), seed=0, units=units)
@@ -59,7 +60,7 @@ def test_options_reach_the_backbone() -> None:
         (("vit_base_patch16",), {}, "vit_base_patch16_224"),
         (("resnet50",), {}, "no model named 'resnet50'"),
         (("dyvit_tiny", "com"), {}, "did you mean 'coma'"),
-        (("dyvit_tiny", "simmim"), {}, "methods: coma, mae"),
+        (("dyvit_tiny", "simmim"), {}, "methods: coma, independent, mae"),
         (("dyvit_tiny",), {"views": 1}, "at least 2"),
         (("dyvit_tiny",), {"image_size": 230}, "230x230"),
     ],

@@ -7,11 +7,14 @@ from types import ModuleType
 import pytest
 import timm
 import torch
+from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 import coma.attention
 import coma.blocks
 import coma.layout
+
+VARIANTS = [f"dyvit_{size}" for size in ("nano", "tiny", "small", "base", "large")]
 
 
 @pytest.mark.parametrize("module", [coma.attention, coma.blocks, coma.layout])
@@ -83,3 +86,90 @@ def test_parameter_groups() -> None:
     blocks = [scale[id(block.norm1.weight)] for stage in model.stages for block in stage.blocks]
     assert blocks == sorted(blocks)
     assert len(set(blocks)) == 9
+
+
+# -- of every variant ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_features_of_images_of_any_size(name: str) -> None:
+    """Detection and segmentation feed what they have: non-square, smaller or larger than `img_size`."""
+    with torch.device("meta"):
+        model = timm.create_model(name, features_only=True)
+        for height, width in ((800, 1344), (64, 32), (512, 512)):
+            maps = model(torch.empty(2, 3, height, width))
+            assert [tuple(f.shape) for f in maps] == [
+                (2, channels, height // stride, width // stride)
+                for channels, stride in zip(model.feature_info.channels(), (4, 8, 16, 32), strict=True)
+            ]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_parameter_has_its_layer(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    blocks = sum(len(stage.blocks) for stage in model.stages)
+    names = {n for n, _ in model.named_parameters()}
+    assert model.no_weight_decay() < names
+    for coarse, layers in ((False, blocks + 2), (True, 4 + 2)):  # the stem, blocks or stages, the classifier
+        groups = group_parameters(model, model.group_matcher(coarse=coarse))
+        assert sorted(n for group in groups.values() for n in group) == sorted(names)
+        of = {n: layer for layer, group in groups.items() for n in group}
+        assert set(of.values()) == set(range(max(of.values()) + 1))
+        assert len(groups) == layers
+        assert of["patch_embed.position"] == of["patch_embed.proj.weight"] == 0
+        order = [of[n] for n, _ in model.stages.named_parameters(prefix="stages")]
+        assert order == sorted(order)
+        assert of["head.fc.weight"] == max(of.values())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_drop_path_rises_from_zero(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, drop_path_rate=0.4)
+    rates = [getattr(block.drop_path, "rate", 0.0) for stage in model.stages for block in stage.blocks]
+    assert rates == pytest.approx(torch.linspace(0, 0.4, len(rates)).tolist())
+
+
+def test_weights_fit_any_image_size() -> None:
+    small = timm.create_model("dyvit_nano", img_size=(64, 96), num_classes=3).eval()
+    large = timm.create_model("dyvit_nano", img_size=256, num_classes=3).eval()
+    large.load_state_dict(small.state_dict())
+    images = torch.randn(1, 3, 64, 96)
+    assert torch.equal(large(images), small(images))
+
+
+def test_checkpointing_drops_the_same_paths_again() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("dyvit_nano", num_classes=3, drop_path_rate=0.5).train()
+    images, grads = torch.randn(4, 3, 64, 64), []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        torch.manual_seed(1)
+        model(images).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_intermediates_stop_early() -> None:
+    model = timm.create_model("dyvit_nano", num_classes=0).eval()
+    images, ran = torch.randn(1, 3, 64, 96), []
+    for s, stage in enumerate(model.stages):
+        stage.register_forward_hook(lambda *_, s=s: ran.append(s))
+    early = model.forward_intermediates(images, indices=[0, 1], stop_early=True, intermediates_only=True)
+    assert ran == [0, 1]
+    whole = model.forward_intermediates(images, intermediates_only=True)
+    assert [tuple(f.shape) for f in whole] == [(1, 32 * 2**s, 16 >> s, 24 >> s) for s in range(4)]
+    for a, b in zip(early, whole, strict=False):
+        assert torch.equal(a, b)
+    assert not torch.equal(whole[-1], model.forward_intermediates(images, norm=True)[1][-1])
+
+
+def test_reset_classifier_may_change_the_pooling() -> None:
+    model = timm.create_model("dyvit_nano", num_classes=5).eval()
+    images = torch.randn(2, 3, 64, 96)
+    model.reset_classifier(0, "max")
+    torch.testing.assert_close(model(images), model.forward_features(images).amax(dim=(1, 2)))
+    assert model.num_classes == 0
