@@ -358,7 +358,7 @@ def test_a_ledger_that_cannot_be_one_ends_the_run_in_one_line(
         epoch_of(manifest, tmp_path / place)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     kinds=st.dictionaries(st.integers(0, 84), st.sampled_from(list(REASONS)), max_size=9),
     rank_batch_size=st.integers(1, 6),

@@ -49,7 +49,9 @@ def joined(parts: list[Batch]) -> Batch:
 
 
 def loader_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("coma-")]
+    """Not those of downloads, which other tests leave to libraries that cannot be told to stop."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("coma-") and name != "coma-download"]
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +156,7 @@ def test_a_plan_needs_no_reading(manifest: Manifest, reference: list[Batch]) -> 
             stream.plan(0)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(1, 5), st.integers(1, 12))
 def test_evaluation_gives_each_sample_once(manifest: Manifest, world_size: int, per_rank: int) -> None:
     seen, labels = [], []

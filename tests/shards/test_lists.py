@@ -248,7 +248,7 @@ def test_an_empty_list_lists_nothing(folder):
 PARTS = st.sampled_from(["..", ".", "", "root", "deep", "er", "a.jpg", "x"])
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     paths=st.lists(st.tuples(st.booleans(), st.lists(PARTS, min_size=1, max_size=6)), min_size=1, max_size=6)
 )
@@ -268,7 +268,7 @@ def test_nothing_outside_is_ever_read(folder, paths):
 WORDS = st.text(string.ascii_letters + "0123456789 ,;\"'\t-äß", max_size=12)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=10), tab=st.booleans())
 def test_labels_survive_every_way_of_quoting(folder, rows, tab):
     file = io.StringIO()

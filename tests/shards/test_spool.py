@@ -187,7 +187,7 @@ def test_a_process_that_dies_is_one_line(source):
             list(reader.rows(source / "val-0.parquet"))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.lists(st.tuples(st.none() | st.binary(max_size=20), st.booleans()), min_size=1, max_size=40),
     group=st.integers(1, 7),

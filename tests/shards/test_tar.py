@@ -83,7 +83,7 @@ def by_tarfile(data):
     st.from_regex(r"[!-~]{1,100}", fullmatch=True).filter(lambda name: name[0] != "_" and name[-1] != "/"),
     st.binary(max_size=1500),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_what_we_write_is_what_webdataset_writes(name, data):
     file = io.BytesIO()
     writer = webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False)
@@ -112,7 +112,7 @@ def test_any_archive_is_walked_as_tarfile_walks_it(form, tmp_path_factory):
     folder = tmp_path_factory.mktemp("any")
 
     @given(st.lists(st.tuples(names, st.binary(max_size=1100)), min_size=1, max_size=5))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def same(members):
         data = packed(*members, form=FORMATS[form])
         assert walk(folder, data) == by_tarfile(data)
@@ -353,7 +353,7 @@ def test_other_packers_are_known_by_their_first_bytes(tmp_path):
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_is_overwritten_the_walk_ends(tmp_path_factory, data):
     archive = bytearray(packed(("a" * 120, b"a" * 700), ("b.jpg", b"b"), form=tarfile.PAX_FORMAT)[:6144])
     at = data.draw(st.integers(0, len(archive) - 1))
