@@ -30,7 +30,7 @@ from benchmarks.epochs.plot import write_plot
 from benchmarks.epochs.report import conclusions, rows_of, table, verdicts
 from benchmarks.epochs.runs import Settings, append_line, read_lines, train
 from benchmarks.epochs.variants import REFERENCE, Variant, variant
-from coma.errors import ComaError
+from coma.errors import ComaError, UsageError
 
 Number = TypeVar("Number", int, float)
 
@@ -48,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _compare(given: argparse.Namespace) -> None:
-    given.out.mkdir(parents=True, exist_ok=True)
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {given.out}: {error.strerror}; name a folder that can be written") from None
     data = load(given.data, given.images)
     settings = list(
         plan(
@@ -186,3 +189,7 @@ def _list(of: Callable[[str], Number]) -> Callable[[str], list[Number]]:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

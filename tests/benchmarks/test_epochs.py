@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -194,11 +196,21 @@ def test_a_variant_by_its_name_and_rate():
             variant(text)
 
 
-def test_mistakes_are_one_line(tmp_path, capsys):
+def test_mistakes_are_one_line(data, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for folder, out, code in ((tmp_path / "nothing", tmp_path, 3), (data, tmp_path / "file", 2)):
+        with pytest.raises(SystemExit) as caught:
+            command.main([str(folder), "--out", str(out)])
+        assert caught.value.code == code
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_it_is_a_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["epochs", "--help"])
     with pytest.raises(SystemExit) as caught:
-        command.main([str(tmp_path / "nothing"), "--out", str(tmp_path)])
-    assert caught.value.code == 3
-    assert len(capsys.readouterr().err.splitlines()) == 1
+        runpy.run_module("benchmarks.epochs", run_name="__main__")
+    assert caught.value.code == 0
+    assert "--mae-epochs" in capsys.readouterr().out
 
 
 def test_runs_are_scored_on_their_way():
