@@ -14,27 +14,23 @@ runs.jsonl, a line a run, which are not run again when the command is, summary.j
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
-
-from benchmarks.epochs.images import Data, load
+from benchmarks.epochs.images import load
 from benchmarks.epochs.plot import write_plot
 from benchmarks.epochs.report import conclusions, rows_of, table, verdicts
-from benchmarks.epochs.runs import Settings, append_line, read_lines, train
+from benchmarks.epochs.runs import Settings, append_line, read_lines
+from benchmarks.epochs.side_by_side import run_all, say
 from benchmarks.epochs.variants import REFERENCE, Variant, variant
 from coma.errors import ComaError, UsageError
 
 Number = TypeVar("Number", int, float)
-
-_data: Data  # of a worker process
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,11 +62,11 @@ def _compare(given: argparse.Namespace) -> None:
     )
     done = [line["settings"] for line in read_lines(given.out)]
     missing = [run for run in settings if run.to_json() not in done]
-    _say(
+    say(
         f"{len(data.train):,} images, {len(data.test):,} to test on ({data.tested_on}); "
         f"{len(settings)} runs, {len(settings) - len(missing)} of them done before"
     )
-    for line in _run(missing, data, given):
+    for line in run_all(missing, data, partial(load, given.data, given.images), jobs=given.jobs):
         append_line(given.out, line)
     lines = {json.dumps(line["settings"]): line for line in read_lines(given.out)}
     rows = rows_of([lines[json.dumps(run.to_json())] for run in settings])
@@ -106,39 +102,6 @@ def plan(
     for seed in seeds:
         for row, epochs in runs:
             yield Settings(row, seed, epochs, images, image_size, data)
-
-
-def _run(missing: Sequence[Settings], data: Data, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Lines of the runs as they end."""
-    jobs = min(given.jobs, len(missing))
-    if jobs <= 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            for run in missing:
-                yield train(run, data, _say)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    spawn = multiprocessing.get_context("spawn")  # torch does not survive a fork
-    with ProcessPoolExecutor(jobs, spawn, _start_worker, (given.data, given.images)) as pool:
-        futures = [pool.submit(_train_in_worker, run) for run in missing]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _start_worker(folder: Path, images: int) -> None:
-    global _data
-    torch.set_num_threads(1)
-    _data = load(folder, images)
-
-
-def _train_in_worker(settings: Settings) -> dict[str, Any]:
-    return train(settings, _data, _say)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -185,10 +148,6 @@ def _list(of: Callable[[str], Number]) -> Callable[[str], list[Number]]:
         return [of(part) for part in text.split(",")]
 
     return parse
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
