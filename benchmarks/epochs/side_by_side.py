@@ -2,14 +2,16 @@
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.epochs.images import Data
 from benchmarks.epochs.runs import Settings, train
+from coma.errors import DivergedError
 
 _data: Data  # of a worker process
 
@@ -24,14 +26,16 @@ def run_all(
         data: for runs in this process, which is where they are if there is one job.
         load: gives the same data to each other process; something that can be pickled.
         jobs: runs at a time.
+
+    Raises:
+        DivergedError: a run's loss was not finite; the others have ended.
     """
     jobs = min(jobs, len(runs))
     if jobs <= 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            for run in runs:
-                yield train(run, data, say)
+            yield from _lines(partial(train, run, data, say) for run in runs)
         finally:
             torch.set_num_threads(threads)
         return
@@ -39,11 +43,25 @@ def run_all(
     with ProcessPoolExecutor(jobs, spawn, _start, (load,)) as pool:
         futures = [pool.submit(_train, run) for run in runs]
         try:
-            for future in as_completed(futures):
-                yield future.result()
+            yield from _lines(future.result for future in as_completed(futures))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _lines(outcomes: Iterable[Callable[[], dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Give the lines of all the runs that end well before one that diverged is an error."""
+    diverged: DivergedError | None = None
+    for outcome in outcomes:
+        try:
+            line = outcome()
+        except DivergedError as error:
+            say(str(error))
+            diverged = diverged or error
+        else:
+            yield line
+    if diverged is not None:
+        raise diverged
 
 
 def say(text: str) -> None:

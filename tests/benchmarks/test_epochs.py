@@ -96,6 +96,18 @@ def test_runs_side_by_side_are_those_one_by_one(data, tmp_path):
     assert one == two
 
 
+@pytest.mark.usefixtures("miniature")
+def test_a_run_that_diverges_takes_no_other_with_it(data, tmp_path, capsys, monkeypatch):
+    wild = dataclasses.replace(VARIANTS["coma"], name="wild", lr=float("inf"))
+    monkeypatch.setitem(VARIANTS, "wild", wild)
+    arguments = [str(data), "--out", str(tmp_path), "--mae-epochs", "0.5", "--fractions", "1", "--seeds", "0"]
+    with pytest.raises(SystemExit) as caught:
+        command.main([*arguments, "--jobs", "1", "--variant", "wild", "--variant", "coma"])
+    assert caught.value.code == 4
+    assert [line["settings"]["variant"]["name"] for line in read_lines(tmp_path)] == ["mae", "coma"]
+    assert "lower the learning rate" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_images_are_the_streams(data):
     """Windows, flips, normalisation and evaluation are those of a stream over the same shards."""
     held = load(data, 1000)
@@ -208,7 +220,7 @@ def test_mistakes_are_one_line(data, tmp_path, capsys):
 def test_it_is_a_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["epochs", "--help"])
     with pytest.raises(SystemExit) as caught:
-        runpy.run_module("benchmarks.epochs", run_name="__main__")
+        runpy.run_path(command.__file__, run_name="__main__")
     assert caught.value.code == 0
     assert "--mae-epochs" in capsys.readouterr().out
 
