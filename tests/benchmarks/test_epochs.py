@@ -226,5 +226,6 @@ def test_it_is_a_command(monkeypatch, capsys):
 
 
 def test_runs_are_scored_on_their_way():
-    assert way_stations(40) == [1, 2, 5, 10, 20]
+    assert way_stations(40) == [10, 20]
+    assert way_stations(4.8) == [1, 2]
     assert way_stations(1) == []
