@@ -39,9 +39,10 @@ class DyViT(nn.Module):
         in_chans: image channels.
         num_classes: outputs of the classifier; 0 for none.
         global_pool: "avg", "max", ... or "" for none, as timm's ClassifierHead has it.
-        unit_size: pixels of a mask unit's side: `patch_size` times 8 (the default), 16, 32...
-        dims: channels of the four stages.
-        depths: blocks of the four stages.
+        unit_size: pixels of a mask unit's side: `patch_size` times 8 (the default), 16, 32...; with three stages
+            4 is allowed, for small images.
+        dims: channels of the stages, of which there are four, or three.
+        depths: blocks of each stage.
         head_dims: channels of a head in each stage.
         heads: head groups of each stage, (window in tokens or None for global, heads).
         mlp_ratio: hidden over outer width of the MLPs.
@@ -273,13 +274,13 @@ class DyViT(nn.Module):
 
 def _stage_tokens(unit_size: int, patch_size: int, heads: Heads) -> tuple[int, ...]:
     """Tokens of a unit in each stage."""
-    side = unit_size // patch_size
-    if unit_size % patch_size or side < 8 or side & (side - 1):
+    side, least = unit_size // patch_size, 2 ** (len(heads) - 1)
+    if unit_size % patch_size or side < least or side & (side - 1):
         raise UsageError(
-            f"mask unit of {unit_size} pixels with a patch of {patch_size}: a unit's side is 8 patches"
-            f" ({8 * patch_size} pixels), or 16, 32, ..."
+            f"mask unit of {unit_size} pixels with a patch of {patch_size}: a unit's side is {least} patches"
+            f" ({least * patch_size} pixels), or {2 * least}, {4 * least}, ..."
         )
-    tokens = tuple((side >> s) ** 2 for s in range(4))
+    tokens = tuple((side >> s) ** 2 for s in range(len(heads)))
     for s, groups in enumerate(heads):
         for window, _ in groups:
             if window is not None and tokens[s] % window:

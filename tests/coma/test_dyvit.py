@@ -197,6 +197,19 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line(kwargs: dict[str, Any], w
     assert "\n" not in str(caught.value)
 
 
+def test_three_stages_take_units_of_four_patches() -> None:
+    """For small images; the views of one forward are still blind to each other."""
+    heads = (((4, 1), (16, 1)), ((4, 1),), ((None, 2),))
+    shape = {"dims": (16, 32, 64), "depths": (1, 1, 2), "head_dims": (16, 32, 32), "heads": heads}
+    model = make(img_size=16, patch_size=1, unit_size=4, num_classes=0, **shape)
+    images, units = torch.randn(2, 3, 16, 16), torch.stack([torch.randperm(16) for _ in range(2)])
+    joint = model.encode(images, units, (4, 12))
+    assert [x.shape[1:] for x in joint] == [(256, 16), (64, 32), (16, 64)]
+    torch.testing.assert_close(model.encode(images, units[:, :4])[-1], joint[-1][:, :4])
+    with pytest.raises(UsageError, match=r"a unit's side is 4 patches \(4 pixels\), or 8, 16"):
+        DyViT(img_size=16, patch_size=1, unit_size=2, **shape)
+
+
 def test_image_that_units_do_not_fill_is_refused() -> None:
     with pytest.raises(UsageError, match="64x80 is not a multiple"):
         make(**NARROW)(torch.randn(1, 3, 64, 80))

@@ -1,0 +1,154 @@
+"""In what part of MAE's epochs, and of its compute, does CoMA reach MAE's linear probe?
+
+    python -m benchmarks.epochs DATA --out FOLDER [--mae-epochs 40] [--fractions 0.12,0.25,0.37,0.5] [--images 10000]
+        [--seeds 0,1,2] [--variant coma] [--variant coma-k2:1e-3] [--image-size 32] [--jobs CORES]
+
+MAE is trained for `--mae-epochs`, every variant for each fraction of them: on the same images, in the same order, with
+AdamW, each run with its own warm-up and its own cosine to zero, each variant with its own learning rate. A variant is a
+row in benchmarks/epochs/variants.py; NAME:LR takes another learning rate. DATA is what `coma shard` makes of a labelled
+folder of small images; the probe is tested on split val, else test, else a fifth of train held out.
+
+A run takes one core, and as many go side by side as there are: small networks gain nothing from two. FOLDER gets
+runs.jsonl, a line a run, which are not run again when the command is, summary.json and epochs.png.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.epochs.images import load
+from benchmarks.epochs.plot import write_plot
+from benchmarks.epochs.report import conclusions, rows_of, table, verdicts
+from benchmarks.epochs.runs import Settings, append_line, read_lines
+from benchmarks.epochs.side_by_side import run_all, say
+from benchmarks.epochs.variants import REFERENCE, Variant, variant
+from coma.errors import ComaError, UsageError
+
+Number = TypeVar("Number", int, float)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, run what is missing, print what it comes to."""
+    given = _parser().parse_args(arguments)
+    try:
+        _compare(given)
+    except ComaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+def _compare(given: argparse.Namespace) -> None:
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {given.out}: {error.strerror}; name a folder that can be written") from None
+    data = load(given.data, given.images)
+    settings = list(
+        plan(
+            [variant(name) for name in given.variant or ["coma"]],
+            mae_epochs=given.mae_epochs,
+            fractions=given.fractions,
+            seeds=given.seeds,
+            images=len(data.train),
+            image_size=given.image_size,
+            data=data.fingerprint,
+        )
+    )
+    done = [line["settings"] for line in read_lines(given.out)]
+    missing = [run for run in settings if run.to_json() not in done]
+    say(
+        f"{len(data.train):,} images, {len(data.test):,} to test on ({data.tested_on}); "
+        f"{len(settings)} runs, {len(settings) - len(missing)} of them done before"
+    )
+    for line in run_all(missing, data, partial(load, given.data, given.images), jobs=given.jobs):
+        append_line(given.out, line)
+    lines = {json.dumps(line["settings"]): line for line in read_lines(given.out)}
+    rows = rows_of([lines[json.dumps(run.to_json())] for run in settings])
+    reference = next(row for row in rows if row.variant == REFERENCE.name and row.epochs == given.mae_epochs)
+    found = verdicts(rows, reference)
+    summary = {"rows": [asdict(row) for row in rows], "verdicts": [asdict(verdict) for verdict in found]}
+    (given.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_plot(given.out / "epochs.png", rows, reference)
+    print(
+        table(rows, reference), conclusions(found, reference), f"plot  {given.out / 'epochs.png'}", sep="\n\n"
+    )
+
+
+def plan(
+    variants: Sequence[Variant],
+    *,
+    mae_epochs: float,
+    fractions: Sequence[float],
+    seeds: Sequence[int],
+    images: int,
+    image_size: int,
+    data: str,
+) -> Iterator[Settings]:
+    """All runs of a comparison, a seed at a time; the reference's full length comes first."""
+    runs = [(REFERENCE, mae_epochs)]
+    for row in variants:
+        for part in sorted(
+            fractions, reverse=True
+        ):  # the longest first, so that no core is left alone in the end
+            run = row, round(mae_epochs * part, 3)
+            if run not in runs:
+                runs.append(run)
+    for seed in seeds:
+        for row, epochs in runs:
+            yield Settings(row, seed, epochs, images, image_size, data)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.epochs", description="MAE's linear probe, in what part of its epochs?"
+    )
+    parser.add_argument("data", type=Path, metavar="DATA", help="sharded, labelled, small images")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where runs are kept")
+    parser.add_argument("--mae-epochs", type=_positive, default=40.0, help="of the reference (default 40)")
+    parser.add_argument(
+        "--fractions", type=_list(_positive), default=[0.12, 0.25, 0.37, 0.5], help="of these epochs"
+    )
+    parser.add_argument(
+        "--images", type=_count, default=10_000, help="of train, and at most of the test (10000)"
+    )
+    parser.add_argument("--seeds", type=_list(int), default=[0, 1, 2], help="default 0,1,2")
+    parser.add_argument(
+        "--variant", action="append", metavar="NAME[:LR]", help="may be repeated (default coma)"
+    )
+    parser.add_argument("--image-size", type=_count, default=32, metavar="PX", help="default 32")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument(
+        "--jobs", type=_count, default=cores, help=f"runs side by side (default {cores}, the cores)"
+    )
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _list(of: Callable[[str], Number]) -> Callable[[str], list[Number]]:
+    def parse(text: str) -> list[Number]:
+        return [of(part) for part in text.split(",")]
+
+    return parse
+
+
+if __name__ == "__main__":
+    main()

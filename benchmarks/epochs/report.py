@@ -1,0 +1,132 @@
+"""What the runs say: a table, where the reference's final probe is reached, and at what cost."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one variant and length, over seeds."""
+
+    variant: str
+    epochs: float
+    probe: tuple[float, ...]
+    """Percent, a seed each; so the rest."""
+    knn: tuple[float, ...]
+    cpu_s: tuple[float, ...]
+    macs: float
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where a variant's probe reaches a target, in epochs."""
+
+    reached: float | None
+    """The shortest run whose probe is the target or better; None: none is."""
+    between: float | None
+    """Where the line from the run before it meets the target; None without one before it."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One variant beside the reference's run of full length; costs are ratios to it, at equal accuracy."""
+
+    variant: str
+    target: float
+    crossing: Crossing
+    epochs: float | None
+    """Part of the reference's epochs; of a crossing between two runs as it is."""
+    cpu_s: float | None
+    macs: float | None
+
+
+def rows_of(lines: Sequence[dict[str, Any]]) -> list[Row]:
+    """Gather lines of `runs.jsonl` over seeds, shortest runs first within a variant."""
+    gathered: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for line in lines:
+        settings = line["settings"]
+        gathered.setdefault((settings["variant"]["name"], settings["epochs"]), []).append(line)
+    rows = [
+        Row(
+            variant,
+            epochs,
+            probe=tuple(line["probe"] for line in same),
+            knn=tuple(line["knn"] for line in same),
+            cpu_s=tuple(line["cpu_s"] for line in same),
+            macs=same[0]["macs"],
+        )
+        for (variant, epochs), same in gathered.items()
+    ]
+    names = list(dict.fromkeys(row.variant for row in rows))
+    return sorted(rows, key=lambda row: (names.index(row.variant), row.epochs))
+
+
+def crossing(points: Sequence[tuple[float, float]], target: float) -> Crossing:
+    """Find where points (epochs, probe) first reach a target."""
+    before: tuple[float, float] | None = None
+    for epochs, probe in sorted(points):
+        if probe >= target:
+            if before is None:
+                return Crossing(epochs, None)
+            part = (target - before[1]) / (probe - before[1])
+            return Crossing(epochs, before[0] + part * (epochs - before[0]))
+        before = (epochs, probe)
+    return Crossing(None, None)
+
+
+def verdicts(rows: Sequence[Row], reference: Row) -> list[Verdict]:
+    """Judge every variant by the mean probe of the reference; costs grow with epochs, so they go by the epoch."""
+    target = statistics.mean(reference.probe)
+    found = []
+    for name in dict.fromkeys(row.variant for row in rows):
+        mine = [row for row in rows if row.variant == name and row is not reference]
+        if not mine:
+            continue
+        where = crossing([(row.epochs, statistics.mean(row.probe)) for row in mine], target)
+        at = where.reached if where.between is None else where.between
+        if at is None:
+            found.append(Verdict(name, target, where, None, None, None))
+            continue
+        run = next(row for row in mine if row.epochs == where.reached)
+        part, of_run = at / reference.epochs, at / run.epochs
+        cpu_s = of_run * statistics.mean(run.cpu_s) / statistics.mean(reference.cpu_s)
+        found.append(Verdict(name, target, where, part, cpu_s, of_run * run.macs / reference.macs))
+    return found
+
+
+def table(rows: Sequence[Row], reference: Row) -> str:
+    """All runs: mean and spread (standard deviation) over seeds."""
+    head = f"{'variant':<16}{'epochs':>7}{'of MAE':>8}{'seeds':>6}{'probe, %':>13}{'kNN, %':>13}{'CPU s':>8}{'TMACs':>8}"
+    lines = [head]
+    for row in rows:
+        lines.append(
+            f"{row.variant:<16}{row.epochs:>7g}{row.epochs / reference.epochs:>8.0%}{len(row.probe):>6}"
+            f"{_spread(row.probe):>13}{_spread(row.knn):>13}{statistics.mean(row.cpu_s):>8.0f}{row.macs / 1e12:>8.1f}"
+        )
+    return "\n".join(lines)
+
+
+def conclusions(found: Sequence[Verdict], reference: Row) -> str:
+    """A line a variant: where it reaches the reference, and what that costs."""
+    lines = []
+    for verdict in found:
+        goal = f"{reference.variant}'s {verdict.target:.1f}% of {reference.epochs:g} epochs"
+        reached, between = verdict.crossing.reached, verdict.crossing.between
+        if reached is None:
+            lines.append(f"{verdict.variant} does not reach {goal}")
+            continue
+        where = (
+            "at the latest" if between is None else f"on a line, {between:.1f} epochs: {verdict.epochs:.0%}"
+        )
+        lines.append(
+            f"{verdict.variant} reaches {goal} in {reached:g} ({reached / reference.epochs:.0%} of them; {where});\n"
+            f"  at equal accuracy {verdict.cpu_s:.2f} of its CPU seconds, {verdict.macs:.2f} of its multiply-adds"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"

@@ -1,0 +1,180 @@
+"""One run: pre-train a variant for so many epochs, score its frozen features on the way and in the end.
+
+A finished run is one line of OUT/runs.jsonl with all of its settings. A command that is started again skips the runs
+whose very settings stand there, so it may be killed at any time, and a changed row is run anew.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.epochs.images import Data, evaluation_batches, steps_of, training_batches
+from benchmarks.epochs.variants import Variant
+from coma.errors import DivergedError
+from coma.evaluation.features import extract
+from coma.evaluation.knn import knn_accuracy
+from coma.evaluation.probe import probe_accuracy
+from coma.training.schedule import learning_rate
+
+RUNS_NAME = "runs.jsonl"
+MAX_NORM = 1.0
+BETAS = (0.9, 0.95)  # as `coma pretrain` has them, and the weight decay on matrices alone
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides how a run ends."""
+
+    variant: Variant
+    seed: int
+    epochs: float
+    images: int
+    image_size: int
+    data: str
+    """Fingerprint of the manifest."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As they stand in a line, tuples as lists."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    def __str__(self) -> str:
+        """Name the run."""
+        return f"{self.variant.name}, {self.epochs:g} epochs, seed {self.seed}"
+
+
+def train(settings: Settings, data: Data, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train and score; returns the line of the run.
+
+    Raises:
+        DivergedError: the loss is not finite.
+    """
+    variant, size = settings.variant, settings.image_size
+    torch.manual_seed(settings.seed)
+    model = variant.build(size)
+    optimiser = torch.optim.AdamW(_groups(model, variant.weight_decay), betas=BETAS)
+    steps = steps_of(settings.epochs, len(data.train), variant.batch_size)
+    stops = {
+        steps_of(epoch, len(data.train), variant.batch_size): epoch for epoch in way_stations(settings.epochs)
+    }
+    curve: list[dict[str, Any]] = []
+    spent = _Clock()
+    batches = training_batches(
+        data.train,
+        steps=steps,
+        batch_size=variant.batch_size,
+        image_size=size,
+        seed=settings.seed,
+        crop_scale=variant.crop_scale,
+    )
+    model.train()
+    for step, (images, samples, epochs) in enumerate(batches, 1):
+        lr = learning_rate(step, peak=variant.lr, warmup_steps=round(variant.warmup * steps), steps=steps)
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+        loss = variant.loss(model, images, samples, epochs, seed=settings.seed)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+        optimiser.step()
+        if step in stops or step == steps:
+            spent.stop()
+            if not torch.isfinite(loss):
+                raise DivergedError(
+                    f"{settings}: the loss is {loss.item()} at step {step}; lower the learning rate"
+                )
+            at = settings.epochs if step == steps else stops[step]
+            curve.append(
+                {"epochs": at, "loss": loss.item(), "cpu_s": spent.cpu_s, **scores(model, data, size)}
+            )
+            say(f"{settings}: after {at:g} probe {curve[-1]['probe']:.1f}, kNN {curve[-1]['knn']:.1f}")
+            spent.start()
+    return {
+        "settings": settings.to_json(),
+        **{name: curve[-1][name] for name in ("probe", "knn", "loss")},
+        "cpu_s": spent.cpu_s,
+        "wall_s": spent.wall_s,
+        "macs": macs_per_image(settings) * steps * variant.batch_size,
+        "images_seen": steps * variant.batch_size,
+        "parameters": sum(parameter.numel() for parameter in model.backbone.parameters()),
+        "decoder_parameters": sum(parameter.numel() for parameter in model.decoder.parameters()),
+        "tested_on": data.tested_on,
+        "torch": torch.__version__,
+        "curve": curve,
+    }
+
+
+def scores(model: nn.Module, data: Data, image_size: int) -> dict[str, float]:
+    """Linear probe and nearest neighbours on frozen features, in percent."""
+    backbone: nn.Module = model.backbone  # type: ignore[assignment]
+    taken = (extract(backbone, evaluation_batches(images, image_size)) for images in (data.train, data.test))
+    rows: list[Tensor] = [part for features in taken for part in (features.x, features.require_labels())]
+    return {"probe": round(probe_accuracy(*rows), 2), "knn": round(knn_accuracy(*rows), 2)}
+
+
+def way_stations(epochs: float) -> list[float]:
+    """After which epochs a run is scored on its way: those of 1, 2, 5, 10, ... from a fifth of its length on.
+
+    Scoring 20,000 images takes about as long as an epoch over 10,000.
+    """
+    return [m * 10**power for power in range(6) for m in (1, 2, 5) if epochs / 5 <= m * 10**power < epochs]
+
+
+def macs_per_image(settings: Settings) -> int:
+    """Multiply-adds of one image's forward pass in training: the decoder and all views or masks (backward: twice)."""
+    model, samples = settings.variant.build(settings.image_size), torch.zeros(1, dtype=torch.int64)
+    images = torch.zeros(1, 3, settings.image_size, settings.image_size)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        settings.variant.loss(model, images, samples, samples, seed=0)
+    return int(counter.get_total_flops()) // 2
+
+
+def read_lines(out: Path) -> list[dict[str, Any]]:
+    """The finished runs; a line that a kill has torn is none."""
+    file = out / RUNS_NAME
+    lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def append_line(out: Path, line: dict[str, Any]) -> None:
+    """Add a finished run in one write, over what a kill has torn."""
+    with (out / RUNS_NAME).open("ab+") as file:
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
+        file.write(json.dumps(line).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class _Clock:
+    """CPU and wall seconds of training alone: stopped while features are scored."""
+
+    def __init__(self) -> None:
+        self.cpu_s = self.wall_s = 0.0
+        self.start()
+
+    def start(self) -> None:
+        self._begun = (time.process_time(), time.perf_counter())
+
+    def stop(self) -> None:
+        self.cpu_s += time.process_time() - self._begun[0]
+        self.wall_s += time.perf_counter() - self._begun[1]
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, vectors, positions and tokens do not (`coma.training.engine` has it beside DeepSpeed)."""
+    kept = model.no_weight_decay()  # type: ignore[operator]
+    named = list(model.named_parameters())
+    decays = [p for name, p in named if p.ndim >= 2 and name not in kept]
+    rest = [p for name, p in named if p.ndim < 2 or name in kept]
+    return [{"params": decays, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]

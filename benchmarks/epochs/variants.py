@@ -1,0 +1,116 @@
+"""What is compared. Research here is: add a row, write down what it should do, run it.
+
+The networks are for 32-pixel images and one core: a plain ViT of 1.2 M parameters (patches of 4 px, 64 of them) and a
+DyViT of 0.97 M (three stages, patches of 1 px, 64 mask units of 4 px), so both methods hide and predict squares of 4 px.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coma.autoencoder import CoMA
+from coma.baseline import MAE
+from coma.errors import UsageError
+from coma.methods import build
+from coma.pipeline.views import partition_units
+
+VIT: dict[str, Any] = {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}
+DYVIT: dict[str, Any] = {
+    "patch_size": 1,
+    "unit_size": 4,
+    "dims": (32, 64, 128),
+    "depths": (1, 1, 5),
+    "head_dims": (16, 32, 32),
+    "heads": (((4, 1), (16, 1)), ((4, 2),), ((None, 4),)),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row: what is trained, and how."""
+
+    name: str
+    method: str
+    model: str
+    lr: float
+    """AdamW's highest learning rate at the batch size below."""
+    backbone: dict[str, Any] = field(default_factory=dict)
+    views: int = 4
+    """K, of CoMA."""
+    masks: int = 1
+    """Independent random masks that each image is shown under in a step (MAE)."""
+    predict: int | None = None
+    """How many other views each view predicts (CoMA); None: all."""
+    decoder_depth: int | None = None
+    decoder_dim: int | None = None
+    batch_size: int = 64
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    """Part of the run's steps in which the learning rate rises."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+
+    def build(self, image_size: int) -> CoMA | MAE:
+        """The network, untrained."""
+        return build(
+            self.model,
+            self.method,
+            views=self.views,
+            predict=self.predict,
+            image_size=image_size,
+            decoder_depth=self.decoder_depth,
+            decoder_dim=self.decoder_dim,
+            **self.backbone,
+        )
+
+    def loss(
+        self, model: CoMA | MAE, images: Tensor, samples: Tensor, epochs: Tensor, *, seed: int
+    ) -> Tensor:
+        """The loss of one batch; the masks are keyed by (seed, epoch, sample), as the stream's are."""
+        losses = []
+        for mask in range(self.masks):
+            units = partition_units(samples, epochs, seed=seed + mask * 1_000_003, units=model.units)
+            losses.append(model(images, units))
+        return torch.stack(losses).mean()
+
+
+_MAE = Variant("mae", "mae", "vit_tiny_patch16_224", lr=1e-3, backbone=VIT)
+_COMA = Variant("coma", "coma", "dyvit_nano", lr=2e-3, backbone=DYVIT, decoder_depth=1, decoder_dim=64)
+
+REFERENCE = _MAE
+"""Whose final probe is to be reached."""
+
+VARIANTS = {
+    row.name: row
+    for row in (
+        _MAE,
+        dataclasses.replace(
+            _MAE, name="mae-4masks", masks=4
+        ),  # the control: several masks an image, no partition
+        dataclasses.replace(_COMA, name="mae-dyvit", method="mae"),  # the control: the backbone alone
+        _COMA,
+        dataclasses.replace(_COMA, name="coma-2blocks", decoder_depth=2),
+        dataclasses.replace(_COMA, name="coma-k2", views=2),
+        dataclasses.replace(_COMA, name="coma-predict1", predict=1),
+    )
+}
+
+
+def variant(text: str) -> Variant:
+    """A row by its name, or NAME:LR, the same with another learning rate, to tune it."""
+    name, _, rate = text.partition(":")
+    if name not in VARIANTS:
+        raise UsageError(
+            f"no variant named {name!r}: choose {', '.join(VARIANTS)} (benchmarks/epochs/variants.py)"
+        )
+    if not rate:
+        return VARIANTS[name]
+    try:
+        lr = float(rate)
+    except ValueError:
+        lr = 0.0
+    if not 0 < lr < 1:
+        raise UsageError(f"variant {text!r}: {rate!r} is no learning rate between 0 and 1; write {name}:2e-3")
+    return dataclasses.replace(VARIANTS[name], name=text, lr=lr)

@@ -1,0 +1,231 @@
+"""The comparison of epochs runs, goes on where it stopped, and judges rightly; its figures are not for a test."""
+
+import dataclasses
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.epochs import __main__ as command
+from benchmarks.epochs import variants
+from benchmarks.epochs.images import evaluation_batches, load, training_batches
+from benchmarks.epochs.report import Crossing, Row, conclusions, crossing, verdicts
+from benchmarks.epochs.runs import RUNS_NAME, Settings, append_line, macs_per_image, read_lines, way_stations
+from benchmarks.epochs.variants import VARIANTS, variant
+from coma.errors import UsageError
+from coma.evaluation.features import extract
+from coma.pipeline import Stream
+from coma.shards.options import ShardOptions
+from coma.shards.writer import shard
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 images of two classes to learn from, 20 to test on."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 32), ("test", 10)):
+        for label in range(2):
+            (root / split / f"class-{label}").mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 128, (32, 32, 3), np.uint8) + 100 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / f"class-{label}/{number}.png")
+    shard(root, root.parent / "shards", ShardOptions(workers=1))
+    return root.parent / "shards"
+
+
+@pytest.fixture
+def miniature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that train in a moment, under the names of the real ones."""
+    vit = {"patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 1}
+    dyvit = variants.DYVIT | {"dims": (8, 16, 32), "depths": (1, 1, 1), "head_dims": (8, 8, 32)}
+    dyvit["heads"] = (((16, 1),), ((4, 1),), ((None, 1),))
+    mae = dataclasses.replace(VARIANTS["mae"], backbone=vit, decoder_depth=1, decoder_dim=32, batch_size=16)
+    coma = dataclasses.replace(VARIANTS["coma"], backbone=dyvit, decoder_dim=32, batch_size=16)
+    monkeypatch.setattr(command, "REFERENCE", mae)
+    monkeypatch.setitem(VARIANTS, "mae", mae)
+    monkeypatch.setitem(VARIANTS, "coma", coma)
+
+
+@pytest.mark.usefixtures("miniature")
+def test_the_command_runs_and_goes_on_where_it_stopped(data, tmp_path, capsys):
+    arguments = [str(data), "--out", str(tmp_path), "--mae-epochs", "1", "--seeds", "0", "--jobs", "1"]
+    command.main([*arguments, "--fractions", "0.5"])
+    lines = read_lines(tmp_path)
+    named = [(line["settings"]["variant"]["name"], line["settings"]["epochs"]) for line in lines]
+    assert named == [("mae", 1.0), ("coma", 0.5)]
+    assert all(line["tested_on"] == "test" and line["cpu_s"] > 0 and line["macs"] > 0 for line in lines)
+    assert [line["images_seen"] for line in lines] == [64, 32]
+    assert "coma" in capsys.readouterr().out
+    with Image.open(tmp_path / "epochs.png") as picture:
+        assert picture.size == (1200, 560)
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 4  # axes, and a colour for each variant
+
+    with (tmp_path / RUNS_NAME).open("a") as file:
+        file.write('{"settings": {"torn')  # by a kill
+    command.main([*arguments, "--fractions", "0.5,1"])
+    again = read_lines(tmp_path)
+    assert again[:2] == lines  # not run again
+    assert [line["settings"]["epochs"] for line in again[2:]] == [1.0]
+    assert "2 of them done before" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [(row["variant"], row["epochs"]) for row in summary["rows"]] == [
+        ("mae", 1),
+        ("coma", 0.5),
+        ("coma", 1),
+    ]
+
+
+@pytest.mark.usefixtures("miniature")
+def test_runs_side_by_side_are_those_one_by_one(data, tmp_path):
+    for jobs in ("1", "2"):
+        arguments = [str(data), "--out", str(tmp_path / jobs), "--mae-epochs", "0.5", "--fractions", "1"]
+        command.main([*arguments, "--seeds", "3", "--jobs", jobs])
+    one, two = (
+        sorted(
+            (line["settings"]["variant"]["name"], line["loss"], line["probe"], line["knn"]) for line in lines
+        )
+        for lines in (read_lines(tmp_path / "1"), read_lines(tmp_path / "2"))
+    )
+    assert [name for name, *_ in one] == ["coma", "mae"]
+    assert one == two
+
+
+@pytest.mark.usefixtures("miniature")
+def test_a_run_that_diverges_takes_no_other_with_it(data, tmp_path, capsys, monkeypatch):
+    wild = dataclasses.replace(VARIANTS["coma"], name="wild", lr=float("inf"))
+    monkeypatch.setitem(VARIANTS, "wild", wild)
+    arguments = [str(data), "--out", str(tmp_path), "--mae-epochs", "0.5", "--fractions", "1", "--seeds", "0"]
+    with pytest.raises(SystemExit) as caught:
+        command.main([*arguments, "--jobs", "1", "--variant", "wild", "--variant", "coma"])
+    assert caught.value.code == 4
+    assert [line["settings"]["variant"]["name"] for line in read_lines(tmp_path)] == ["mae", "coma"]
+    assert "lower the learning rate" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_images_are_the_streams(data):
+    """Windows, flips, normalisation and evaluation are those of a stream over the same shards."""
+    held = load(data, 1000)
+    with Stream(data, batch_size=8, image_size=32, unit_size=4, training=False, split="test") as stream:
+        streamed = torch.cat([batch.images for batch in stream])
+    mine = torch.cat([batch.images for batch in evaluation_batches(held.test, 32)])
+    torch.testing.assert_close(mine, streamed, atol=0.02, rtol=0)
+    with Stream(data, batch_size=8, image_size=32, unit_size=4, seed=5) as stream:
+        batch = next(stream)
+    ours = {}
+    options = {"batch_size": 8, "image_size": 32, "seed": 5, "crop_scale": (0.2, 1.0)}
+    for images, samples, _ in training_batches(held.train, steps=8, **options):
+        ours |= dict(zip(samples.tolist(), images, strict=True))
+    assert len(ours) == 64  # every image once an epoch
+    for sample, image in zip(batch.samples.tolist(), batch.images, strict=True):
+        torch.testing.assert_close(ours[sample], image, atol=0.02, rtol=0)
+
+
+def test_a_torn_line_is_written_over(tmp_path):
+    append_line(tmp_path, {"a": 1})
+    with (tmp_path / RUNS_NAME).open("a") as file:
+        file.write('{"a": 2')
+    assert read_lines(tmp_path) == [{"a": 1}]
+    append_line(tmp_path, {"a": 3})
+    assert read_lines(tmp_path) == [{"a": 1}, {"a": 3}]
+
+
+@pytest.mark.parametrize(
+    ("points", "found"),
+    [
+        ([(5, 50.0), (10, 54.0), (20, 58.0)], Crossing(10, 8.75)),
+        ([(20, 58.0), (10, 54.0), (5, 50.0)], Crossing(10, 8.75)),
+        ([(5, 53.0), (10, 54.0)], Crossing(5, 5.0)),
+        ([(5, 55.0)], Crossing(5, None)),
+        ([(5, 50.0), (10, 52.9)], Crossing(None, None)),
+        ([(5, 52.0), (10, 54.0), (20, 50.0)], Crossing(10, 7.5)),
+    ],
+)
+def test_where_a_target_is_reached(points, found):
+    wanted = found if found.between != 5.0 else Crossing(5, None)  # the first run is there: at the latest
+    assert crossing(points, 53.0) == wanted
+
+
+def test_costs_at_equal_accuracy():
+    reference = Row("mae", 40, probe=(55.0, 57.0), knn=(45.0, 45.0), cpu_s=(900.0, 1100.0), macs=4e12)
+    short = Row("coma", 10, probe=(54.0, 54.0), knn=(45.0, 45.0), cpu_s=(400.0, 400.0), macs=1e12)
+    long = Row("coma", 20, probe=(58.0, 58.0), knn=(45.0, 45.0), cpu_s=(800.0, 800.0), macs=2e12)
+    (verdict,) = verdicts([reference, short, long], reference)
+    assert verdict.crossing == Crossing(20, 15.0)
+    assert (verdict.target, verdict.epochs) == (56.0, 0.375)
+    assert verdict.cpu_s == pytest.approx(0.6)
+    assert verdict.macs == pytest.approx(0.375)
+    assert "in 20 (50% of them; on a line, 15.0 epochs: 38%)" in conclusions([verdict], reference)
+    (missed,) = verdicts([reference, short], reference)
+    assert missed.epochs is missed.cpu_s is missed.macs is None
+    assert "coma does not reach mae's 56.0% of 40 epochs" in conclusions([missed], reference)
+
+
+def test_every_variant_trains_and_can_be_probed(data):
+    held = load(data, 64)
+    batch, samples, epochs = next(
+        training_batches(held.train, steps=1, batch_size=4, image_size=32, seed=0, crop_scale=(0.2, 1.0))
+    )
+    for row in VARIANTS.values():
+        model = row.build(32)
+        row.loss(model, batch, samples, epochs, seed=0).backward()
+        assert all(p.grad is not None for p in model.parameters()), row.name
+        assert model.units == 64
+        assert model.patch_values == 48  # 4 px squares are hidden and predicted by both methods
+        features = extract(model.backbone, list(evaluation_batches(held.test, 32)))
+        assert features.x.shape == (20, 128)
+
+
+def test_networks_are_of_the_size_that_is_said():
+    millions = {
+        name: sum(p.numel() for p in VARIANTS[name].build(32).backbone.parameters()) / 1e6
+        for name in ("mae", "coma")
+    }
+    assert millions == {"mae": pytest.approx(1.2, abs=0.01), "coma": pytest.approx(0.97, abs=0.01)}
+
+
+def test_several_masks_cost_several_passes():
+    one, four = (macs_per_image(Settings(VARIANTS[n], 0, 1.0, 1, 32, "")) for n in ("mae", "mae-4masks"))
+    assert four == 4 * one
+
+
+def test_a_variant_by_its_name_and_rate():
+    assert variant("coma") is VARIANTS["coma"]
+    tuned = variant("coma:3e-3")
+    assert (tuned.name, tuned.lr) == ("coma:3e-3", 3e-3)
+    assert dataclasses.replace(tuned, name="coma", lr=VARIANTS["coma"].lr) == VARIANTS["coma"]
+    for text, words in (
+        ("comb", "choose mae, "),
+        ("coma:fast", "'fast' is no learning rate"),
+        ("coma:-1", "'-1'"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            variant(text)
+
+
+def test_mistakes_are_one_line(data, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for folder, out, code in ((tmp_path / "nothing", tmp_path, 3), (data, tmp_path / "file", 2)):
+        with pytest.raises(SystemExit) as caught:
+            command.main([str(folder), "--out", str(out)])
+        assert caught.value.code == code
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_it_is_a_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["epochs", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(command.__file__, run_name="__main__")
+    assert caught.value.code == 0
+    assert "--mae-epochs" in capsys.readouterr().out
+
+
+def test_runs_are_scored_on_their_way():
+    assert way_stations(40) == [10, 20]
+    assert way_stations(4.8) == [1, 2]
+    assert way_stations(1) == []
