@@ -103,6 +103,11 @@ class Decoder:
         assert image is not None
         return image
 
+    def close(self) -> None:
+        """End the threads that are not the graph's own; its own end with it."""
+        if self._squares is not None:
+            self._squares.close()
+
     @property
     def stream(self) -> "torch.cuda.Stream | None":
         """The CUDA stream that batches are made on, None on a CPU."""

@@ -251,16 +251,17 @@ class Loader:
                 threads=self._options.workers,
                 depth=2,
             )
-            while not self._closing:
-                try:
-                    images = decoder.run()
-                    if images is None:
-                        break
-                    fetched = under_way.popleft()
-                except DecodeError:
-                    fetched, images = self._decode_singly(decoder, under_way.popleft())
-                if not self._ready.put(self._assemble(fetched, images, decoder.stream)):
-                    return
+            with closing(decoder):
+                while not self._closing:
+                    try:
+                        images = decoder.run()
+                        if images is None:
+                            break
+                        fetched = under_way.popleft()
+                    except DecodeError:
+                        fetched, images = self._decode_singly(decoder, under_way.popleft())
+                    if not self._ready.put(self._assemble(fetched, images, decoder.stream)):
+                        return
             self._ready.finish(failures[0] if failures else None)
         except BaseException as error:
             self._ready.finish(error)

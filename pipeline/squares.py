@@ -71,6 +71,11 @@ class Squares:
         self._each(len(windows), place)
         return batch.permute(0, 3, 1, 2)
 
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
     def _square(self, window: Tensor, mirrored: bool) -> Iterator[tuple[slice, Tensor]]:
         """A window's square, some rows at a time, each [rows, S, 3] uint8."""
         size = (self._side, self._side)

@@ -105,6 +105,7 @@ def test_stopped_and_gone_on_it_takes_the_same_steps(data: Path, tmp_path: Path,
     assert_same_weights(tmp_path / "halves", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_takes_the_same_steps(data: Path, tmp_path: Path) -> None:
     whole = here(data, tmp_path / "whole")
     process = start([sys.executable], data, tmp_path / "killed")
@@ -126,6 +127,7 @@ def kill_one(torchrun: "subprocess.Popen[str]") -> None:
     os.kill(ranks[-1], signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_two_processes_and_then_one(data: Path, tmp_path: Path) -> None:
     said = rest(start(TORCHRUN, data, tmp_path / "two"))
     assert numbers(said) == list(range(1, STEPS + 1))

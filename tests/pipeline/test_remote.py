@@ -105,6 +105,7 @@ def test_the_index_is_read_through_trouble_from_a_server_that_lists_nothing(
     assert "hush" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_index_that_does_not_come_ends_the_wait(
     server: Server, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ import http.server
 import logging
 import re
 import threading
+import urllib.request
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -165,6 +166,8 @@ def bucket_of(folder: Path) -> Iterator[tuple[Server, str]]:
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()
+    # All of its servers in a process share their buckets, those of another test's too.
+    urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"", timeout=30).close()
     with pytest.MonkeyPatch.context() as patch, serving(f"http://{host}:{port}") as proxy:
         for name, value in {
             "AWS_ACCESS_KEY_ID": "someone",
