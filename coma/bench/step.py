@@ -119,12 +119,14 @@ def _measure(
     images = torch.randn(options.batch_size, 3, options.image_size, options.image_size, device=device)
     networks = {model: _Network(model, options, device, dtype) for model in options.models}
     macs = {model: network.multiply_adds(images[:1]) for model, network in networks.items()}
-    memory = {model: network.memory_bytes(images) for model, network in networks.items()}  # warms up as well
+    memory = {model: network.memory_bytes(images) for model, network in networks.items()}
     times: dict[str, list[float]] = {model: [] for model in networks}
-    for number in range(options.rounds):
+    for number in range(-1, options.rounds):  # the first round finds memory that no network has touched yet
         for model, network in networks.items():
-            progress(f"{model} {precision}", number, options.rounds)
-            times[model].append(network.timed_step(images))
+            progress(f"{model} {precision}", max(0, number), options.rounds)
+            step_s = network.timed_step(images)
+            if number >= 0:
+                times[model].append(step_s)
     reference = times[options.models[-1]]
     return [
         StepTiming(
