@@ -29,7 +29,7 @@ def write_bars(
     draw.text((_MARGIN, _MARGIN), _fitting(title, large, whole), _INK, large)
     draw.text((_MARGIN, _MARGIN + 32), _fitting(note, normal, whole), _FAINT, normal)
     names = [_fitting(name, normal, whole / 2) for name, _ in ordered]
-    figures = [f"{value:,.0f}" for _, value in ordered]
+    figures = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for _, value in ordered]
     left = _MARGIN + max(map(normal.getlength, names), default=0) + _GAP
     room = _WIDTH - _MARGIN - left - _GAP - max(map(normal.getlength, figures), default=0)
     for row, (name, value) in enumerate(ordered):
