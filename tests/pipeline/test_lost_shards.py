@@ -60,8 +60,9 @@ def other_bytes(path: Path) -> None:
 
 
 def overwritten(path: Path) -> None:
-    """The same file, so that it changes for those too who have it open."""
-    path.write_bytes(bytes(path.stat().st_size))
+    """The same file, never shorter on the way, so that it changes for those too who have it open."""
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
 
 
 def unreadable(path: Path) -> None:
