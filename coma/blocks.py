@@ -100,19 +100,34 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.grad_checkpointing = False
 
-    def forward(self, x: Tensor, grid: Grid, units: Tensor | None, view_sizes: Sequence[int]) -> Tensor:
-        """x [B, N, C] to [B, N or N/4, C or 2C]; `units` and `view_sizes` as in `DyViT.encode`."""
+    def forward(
+        self,
+        x: Tensor,
+        grid: Grid,
+        units: Tensor | None,
+        view_sizes: Sequence[int],
+        window_sizes: Sequence[int] | None = None,
+    ) -> Tensor:
+        """x [B, N, C] to [B, N or N/4, C or 2C]; `units` and `view_sizes` as in `DyViT.encode`.
+
+        With `window_sizes`, of the same units as the views, most blocks attend in those instead.
+        """
         x = self.merge(x)
         if self.position is not None:
             x = self.position(x, grid, units)
         unit_tokens = x.shape[1] // sum(view_sizes)
-        view_tokens = [size * unit_tokens for size in view_sizes]
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
+            sizes = view_sizes if window_sizes is None or self.stays_global(i) else window_sizes
+            tokens = [size * unit_tokens for size in sizes]
             if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, view_tokens, use_reentrant=False)
+                x = checkpoint(block, x, tokens, use_reentrant=False)
             else:
-                x = block(x, view_tokens)
+                x = block(x, tokens)
         return x
+
+    def stays_global(self, block: int) -> bool:
+        """Every fourth block and the last, so that windows hear of each other (as ViTDet's, arXiv 2203.16527)."""
+        return block % 4 == 3 or block == len(self.blocks) - 1
 
 
 def init_weights(module: nn.Module) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from coma.attention import HeadGroup
 from coma.blocks import Block, Merge, PatchEmbed, Stage, init_weights
 from coma.errors import UsageError
-from coma.layout import Grid, SinCosPosition, take_units, to_map, to_units, unit_grid
+from coma.layout import Grid, SinCosPosition, take_units, to_map, to_units, unit_grid, unit_windows
 
 __all__ = ["DyViT"]
 
@@ -48,6 +48,9 @@ class DyViT(nn.Module):
         mlp_ratio: hidden over outer width of the MLPs.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        window_units: on images of more units a side than this, as in detection, the global heads of stage 3 attend
+            in windows of so many units a side, but for every fourth block and the last. None: nowhere. The
+            weights are the same, and pre-training takes no notice.
 
     Raises:
         UsageError: sizes that do not fit each other.
@@ -70,8 +73,12 @@ class DyViT(nn.Module):
         mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        window_units: int | None = None,
     ) -> None:
         super().__init__()
+        if window_units is not None and window_units < 1:
+            raise UsageError(f"window_units={window_units}: a window has 1 unit a side or more, None is none")
+        self.window_units = window_units
         self.patch_size = patch_size
         self.unit_size = unit_size or 8 * patch_size
         self.stage_dims = tuple(dims)
@@ -166,6 +173,7 @@ class DyViT(nn.Module):
         grid: Grid,
         units: Tensor | None = None,
         view_sizes: Sequence[int] | None = None,
+        window_sizes: Sequence[int] | None = None,
     ) -> Iterator[Tensor]:
         view_sizes = (patches.shape[1],) if view_sizes is None else tuple(view_sizes)
         if sum(view_sizes) != patches.shape[1]:
@@ -173,15 +181,30 @@ class DyViT(nn.Module):
                 f"views of {view_sizes} units do not add up to the {patches.shape[1]} units given"
             )
         x = self.patch_embed(patches)
-        for stage in self.stages:
-            x = stage(x, grid, units, view_sizes)
+        for s, stage in enumerate(self.stages):
+            x = stage(x, grid, units, view_sizes, window_sizes if s == 2 else None)
             yield x
+
+    def _whole(self, images: Tensor, grid: Grid) -> Iterator[Tensor]:
+        """Features of the stages of whole images, units in raster order; in windows where these are asked for."""
+        patches, side = self.unit_patches(images), self.window_units
+        if side is None or max(grid) <= side:
+            yield from self._stages(patches, grid)
+            return
+        order, sizes = unit_windows(grid, side, patches.device)
+        back = order.argsort()
+        units = order.expand(len(patches), -1)
+        for x in self._stages(patches[:, order], grid, units, window_sizes=sizes):
+            b, n, c = x.shape
+            yield x.reshape(b, len(order), n // len(order), c)[:, back].reshape(b, n, c)
 
     # -- the interface timm's models share --------------------------------------------------------
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, h, w, C] at stride 32 (8 patches), normed."""
-        return to_map(self.encode(x)[-1], self.unit_grid(*x.shape[-2:]))
+        grid = self.unit_grid(*x.shape[-2:])
+        *_, tokens = self._whole(x, grid)
+        return to_map(self.norm(tokens), grid)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """[B, h, w, C] to logits [B, num_classes], or pooled features [B, C]."""
@@ -216,7 +239,7 @@ class DyViT(nn.Module):
         wanted, last = feature_take_indices(len(self.stages), indices)
         grid = self.unit_grid(*x.shape[-2:])
         maps: list[Tensor] = []
-        for s, tokens in enumerate(self._stages(self.unit_patches(x), grid)):
+        for s, tokens in enumerate(self._whole(x, grid)):
             final = tokens
             if s in wanted:
                 normed = self.norm(tokens) if norm and s == len(self.stages) - 1 else tokens

@@ -64,6 +64,22 @@ def take_units(x: Tensor, units: Tensor | None) -> Tensor:
     return x.flatten(0, 1).index_select(0, rows.flatten()).reshape(*units.shape, *x.shape[2:])
 
 
+def unit_windows(grid: Grid, side: int, device: torch.device | None = None) -> tuple[Tensor, list[int]]:
+    """Cut a grid into windows of `side` x `side` units, smaller ones at its right and lower edge.
+
+    Returns:
+        [U] int64, the units of one window after another, windows of one size side by side, and the windows' sizes.
+    """
+    units = torch.arange(grid[0] * grid[1], device=device).reshape(grid)
+    windows = [
+        units[top : top + side, left : left + side].flatten()
+        for top in range(0, grid[0], side)
+        for left in range(0, grid[1], side)
+    ]
+    windows.sort(key=len, reverse=True)
+    return torch.cat(windows), [len(window) for window in windows]
+
+
 def sincos_2d(grid: Grid, side: int, dim: int, device: torch.device | None = None) -> Tensor:
     """Fixed positions of `side` x `side` tokens a unit, in the order of `to_units`: [U, side², dim] float32.
 
