@@ -1,12 +1,14 @@
 """In what part of MAE's epochs, and of its compute, does CoMA reach MAE's linear probe?
 
-    python -m benchmarks.epochs DATA --out FOLDER [--mae-epochs 40] [--fractions 0.12,0.25,0.37,0.5] [--images 10000]
-        [--seeds 0,1,2] [--variant coma] [--variant coma-k2:1e-3] [--image-size 32] [--jobs CORES]
+    python -m benchmarks.epochs DATA --out FOLDER [--mae-epochs 40] [--fractions 0.05,0.12,0.18,0.25,0.37]
+        [--images 10000] [--seeds 0,1,2] [--variant coma] [--variant coma-k2:1e-3] [--image-size 32] [--jobs CORES]
 
-MAE is trained for `--mae-epochs`, every variant for each fraction of them: on the same images, in the same order, with
-AdamW, each run with its own warm-up and its own cosine to zero, each variant with its own learning rate. A variant is a
-row in benchmarks/epochs/variants.py; NAME:LR takes another learning rate. DATA is what `coma shard` makes of a labelled
-folder of small images; the probe is tested on split val, else test, else a fifth of train held out.
+MAE is trained for `--mae-epochs`, every variant for the largest of the fractions of them, on the same images, in the
+same order, with AdamW at a constant rate after a warm-up. An exponential average of the weights is scored after each
+fraction, so that one run tells what every shorter one would have come to. (A row may ask for a cosine instead: then each
+fraction is a run of its own.) A variant is a row of benchmarks/epochs/variants.py; NAME:LR[:BATCH] takes another rate
+and batch size, as `--reference mae:2e-3` does for MAE. DATA is what `coma shard` makes of a labelled folder of small
+images; the probe is tested on split val, else test, else a fifth of train held out.
 
 A run takes one core, and as many go side by side as there are: small networks gain nothing from two. FOLDER gets
 runs.jsonl, a line a run, which are not run again when the command is, summary.json and epochs.png.
@@ -27,7 +29,7 @@ from benchmarks.epochs.plot import write_plot
 from benchmarks.epochs.report import conclusions, rows_of, table, verdicts
 from benchmarks.epochs.runs import Settings, append_line, read_lines
 from benchmarks.epochs.side_by_side import run_all, say
-from benchmarks.epochs.variants import REFERENCE, Variant, variant
+from benchmarks.epochs.variants import Variant, variant
 from coma.errors import ComaError, UsageError
 
 Number = TypeVar("Number", int, float)
@@ -49,8 +51,10 @@ def _compare(given: argparse.Namespace) -> None:
     except OSError as error:
         raise UsageError(f"--out {given.out}: {error.strerror}; name a folder that can be written") from None
     data = load(given.data, given.images)
+    reference = variant(given.reference)
     settings = list(
         plan(
+            reference,
             [variant(name) for name in given.variant or ["coma"]],
             mae_epochs=given.mae_epochs,
             fractions=given.fractions,
@@ -70,17 +74,16 @@ def _compare(given: argparse.Namespace) -> None:
         append_line(given.out, line)
     lines = {json.dumps(line["settings"]): line for line in read_lines(given.out)}
     rows = rows_of([lines[json.dumps(run.to_json())] for run in settings])
-    reference = next(row for row in rows if row.variant == REFERENCE.name and row.epochs == given.mae_epochs)
-    found = verdicts(rows, reference)
+    goal = next(row for row in rows if row.variant == reference.name and row.epochs == given.mae_epochs)
+    found = verdicts(rows, goal)
     summary = {"rows": [asdict(row) for row in rows], "verdicts": [asdict(verdict) for verdict in found]}
     (given.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    write_plot(given.out / "epochs.png", rows, reference)
-    print(
-        table(rows, reference), conclusions(found, reference), f"plot  {given.out / 'epochs.png'}", sep="\n\n"
-    )
+    write_plot(given.out / "epochs.png", rows, goal)
+    print(table(rows, goal), conclusions(found, goal), f"plot  {given.out / 'epochs.png'}", sep="\n\n")
 
 
 def plan(
+    reference: Variant,
     variants: Sequence[Variant],
     *,
     mae_epochs: float,
@@ -91,17 +94,15 @@ def plan(
     data: str,
 ) -> Iterator[Settings]:
     """All runs of a comparison, a seed at a time; the reference's full length comes first."""
-    runs = [(REFERENCE, mae_epochs)]
-    for row in variants:
-        for part in sorted(
-            fractions, reverse=True
-        ):  # the longest first, so that no core is left alone in the end
-            run = row, round(mae_epochs * part, 3)
-            if run not in runs:
-                runs.append(run)
+    stops = sorted({round(mae_epochs * part, 3) for part in fractions})
+    before = [stop for stop in stops if stop < mae_epochs]
     for seed in seeds:
-        for row, epochs in runs:
-            yield Settings(row, seed, epochs, images, image_size, data)
+        for row in {row.name: row for row in (reference, *variants)}.values():
+            after = [*before, mae_epochs] if row.name == reference.name else stops
+            # A constant rate knows no end: the scores on the way are those of shorter runs.
+            runs = [tuple(after)] if row.schedule == "constant" else [(stop,) for stop in reversed(after)]
+            for scored_after in runs:
+                yield Settings(row, seed, scored_after[-1], scored_after, images, image_size, data)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,15 +113,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where runs are kept")
     parser.add_argument("--mae-epochs", type=_positive, default=40.0, help="of the reference (default 40)")
     parser.add_argument(
-        "--fractions", type=_list(_positive), default=[0.12, 0.25, 0.37, 0.5], help="of these epochs"
+        "--fractions", type=_list(_positive), default=[0.05, 0.12, 0.18, 0.25, 0.37], help="of these epochs"
     )
     parser.add_argument(
         "--images", type=_count, default=10_000, help="of train, and at most of the test (10000)"
     )
     parser.add_argument("--seeds", type=_list(int), default=[0, 1, 2], help="default 0,1,2")
     parser.add_argument(
-        "--variant", action="append", metavar="NAME[:LR]", help="may be repeated (default coma)"
+        "--variant", action="append", metavar="NAME[:LR[:BATCH]]", help="may be repeated (default coma)"
     )
+    parser.add_argument("--reference", default="mae", metavar="NAME[:LR[:BATCH]]", help="default mae")
     parser.add_argument("--image-size", type=_count, default=32, metavar="PX", help="default 32")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument(

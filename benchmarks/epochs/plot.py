@@ -34,13 +34,13 @@ class _Box:
 
 
 def write_plot(path: Path, rows: Sequence[Row], reference: Row) -> None:
-    """Write a PNG: a point a run length (mean over seeds, a bar from the worst to the best), a line a variant."""
+    """Write a PNG: a point a score (mean over seeds, a bar from the worst to the best), a line a variant."""
     image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     draw = ImageDraw.Draw(image)
     large, normal = ImageFont.load_default(20), ImageFont.load_default(14)
     seeds = max(len(row.probe) for row in rows)
     draw.text((_MARGIN, _MARGIN), "Linear probe of frozen features, %", _INK, large)
-    note = f"each point a run with its own schedule, mean of {seeds} seed{'s' if seeds > 1 else ''}"
+    note = f"mean of {seeds} seed{'s' if seeds > 1 else ''}, bars from the worst to the best"
     draw.text((_MARGIN, _MARGIN + 28), f"{note}; dashed: {reference.variant} at full length", _FAINT, normal)
     middle = _WIDTH // 2
     names = list(dict.fromkeys(row.variant for row in rows))

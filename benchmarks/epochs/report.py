@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one variant and length, over seeds."""
+    """One variant after so many epochs, over seeds."""
 
     variant: str
     epochs: float
@@ -24,9 +24,9 @@ class Crossing:
     """Where a variant's probe reaches a target, in epochs."""
 
     reached: float | None
-    """The shortest run whose probe is the target or better; None: none is."""
+    """After how many epochs, of those scored, it first is the target or better; None: never."""
     between: float | None
-    """Where the line from the run before it meets the target; None without one before it."""
+    """Where the line from the score before it meets the target; None without one before it."""
 
 
 @dataclass(frozen=True)
@@ -37,24 +37,24 @@ class Verdict:
     target: float
     crossing: Crossing
     epochs: float | None
-    """Part of the reference's epochs; of a crossing between two runs as it is."""
+    """Part of the reference's epochs, on the line if there is one."""
     cpu_s: float | None
     macs: float | None
 
 
 def rows_of(lines: Sequence[dict[str, Any]]) -> list[Row]:
-    """Gather lines of `runs.jsonl` over seeds, shortest runs first within a variant."""
+    """Gather the scores in lines of `runs.jsonl` over seeds, the earliest first within a variant."""
     gathered: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for line in lines:
-        settings = line["settings"]
-        gathered.setdefault((settings["variant"]["name"], settings["epochs"]), []).append(line)
+        for point in line["curve"]:
+            gathered.setdefault((line["settings"]["variant"]["name"], point["epochs"]), []).append(point)
     rows = [
         Row(
             variant,
             epochs,
-            probe=tuple(line["probe"] for line in same),
-            knn=tuple(line["knn"] for line in same),
-            cpu_s=tuple(line["cpu_s"] for line in same),
+            probe=tuple(point["probe"] for point in same),
+            knn=tuple(point["knn"] for point in same),
+            cpu_s=tuple(point["cpu_s"] for point in same),
             macs=same[0]["macs"],
         )
         for (variant, epochs), same in gathered.items()
@@ -80,10 +80,8 @@ def verdicts(rows: Sequence[Row], reference: Row) -> list[Verdict]:
     """Judge every variant by the mean probe of the reference; costs grow with epochs, so they go by the epoch."""
     target = statistics.mean(reference.probe)
     found = []
-    for name in dict.fromkeys(row.variant for row in rows):
-        mine = [row for row in rows if row.variant == name and row is not reference]
-        if not mine:
-            continue
+    for name in dict.fromkeys(row.variant for row in rows if row.variant != reference.variant):
+        mine = [row for row in rows if row.variant == name]
         where = crossing([(row.epochs, statistics.mean(row.probe)) for row in mine], target)
         at = where.reached if where.between is None else where.between
         if at is None:

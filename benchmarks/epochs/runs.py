@@ -7,14 +7,16 @@ whose very settings stand there, so it may be killed at any time, and a changed 
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.epochs.images import Data, evaluation_batches, steps_of, training_batches
@@ -37,6 +39,8 @@ class Settings:
     variant: Variant
     seed: int
     epochs: float
+    scored_after: tuple[float, ...]
+    """Epochs, rising, the last of them `epochs`."""
     images: int
     image_size: int
     data: str
@@ -62,10 +66,9 @@ def train(settings: Settings, data: Data, say: Callable[[str], None]) -> dict[st
     torch.manual_seed(settings.seed)
     model = variant.build(size)
     optimiser = torch.optim.AdamW(_groups(model, variant.weight_decay), betas=BETAS)
+    averaged = AveragedModel(model, multi_avg_fn=partial(_average, horizon=_horizon(variant)))
     steps = steps_of(settings.epochs, len(data.train), variant.batch_size)
-    stops = {
-        steps_of(epoch, len(data.train), variant.batch_size): epoch for epoch in way_stations(settings.epochs)
-    }
+    stops = {steps_of(epoch, len(data.train), variant.batch_size): epoch for epoch in settings.scored_after}
     curve: list[dict[str, Any]] = []
     spent = _Clock()
     batches = training_batches(
@@ -76,40 +79,38 @@ def train(settings: Settings, data: Data, say: Callable[[str], None]) -> dict[st
         seed=settings.seed,
         crop_scale=variant.crop_scale,
     )
+    macs = macs_per_image(variant, size) * variant.batch_size
     model.train()
     for step, (images, samples, epochs) in enumerate(batches, 1):
-        lr = learning_rate(step, peak=variant.lr, warmup_steps=round(variant.warmup * steps), steps=steps)
         for group in optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = _rate(variant, step, steps)
         loss = variant.loss(model, images, samples, epochs, seed=settings.seed)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
         optimiser.step()
-        if step in stops or step == steps:
+        averaged.update_parameters(model)
+        if step in stops:
             spent.stop()
             if not torch.isfinite(loss):
                 raise DivergedError(
                     f"{settings}: the loss is {loss.item()} at step {step}; lower the learning rate"
                 )
-            at = settings.epochs if step == steps else stops[step]
+            at, found = stops[step], scores(averaged.module, data, size)
             curve.append(
-                {"epochs": at, "loss": loss.item(), "cpu_s": spent.cpu_s, **scores(model, data, size)}
+                {"epochs": at, "loss": loss.item(), "cpu_s": spent.cpu_s, "macs": macs * step, **found}
             )
-            say(f"{settings}: after {at:g} probe {curve[-1]['probe']:.1f}, kNN {curve[-1]['knn']:.1f}")
+            say(f"{settings}: after {at:g} probe {found['probe']:.1f}, kNN {found['knn']:.1f}")
             spent.start()
     return {
         "settings": settings.to_json(),
-        **{name: curve[-1][name] for name in ("probe", "knn", "loss")},
-        "cpu_s": spent.cpu_s,
+        "curve": curve,
         "wall_s": spent.wall_s,
-        "macs": macs_per_image(settings) * steps * variant.batch_size,
         "images_seen": steps * variant.batch_size,
         "parameters": sum(parameter.numel() for parameter in model.backbone.parameters()),
         "decoder_parameters": sum(parameter.numel() for parameter in model.decoder.parameters()),
         "tested_on": data.tested_on,
         "torch": torch.__version__,
-        "curve": curve,
     }
 
 
@@ -121,20 +122,12 @@ def scores(model: nn.Module, data: Data, image_size: int) -> dict[str, float]:
     return {"probe": round(probe_accuracy(*rows), 2), "knn": round(knn_accuracy(*rows), 2)}
 
 
-def way_stations(epochs: float) -> list[float]:
-    """After which epochs a run is scored on its way: those of 1, 2, 5, 10, ... from a fifth of its length on.
-
-    Scoring 20,000 images takes about as long as an epoch over 10,000.
-    """
-    return [m * 10**power for power in range(6) for m in (1, 2, 5) if epochs / 5 <= m * 10**power < epochs]
-
-
-def macs_per_image(settings: Settings) -> int:
+def macs_per_image(variant: Variant, image_size: int) -> int:
     """Multiply-adds of one image's forward pass in training: the decoder and all views or masks (backward: twice)."""
-    model, samples = settings.variant.build(settings.image_size), torch.zeros(1, dtype=torch.int64)
-    images = torch.zeros(1, 3, settings.image_size, settings.image_size)
+    model, samples = variant.build(image_size), torch.zeros(1, dtype=torch.int64)
+    images = torch.zeros(1, 3, image_size, image_size)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        settings.variant.loss(model, images, samples, samples, seed=0)
+        variant.loss(model, images, samples, samples, seed=0)
     return int(counter.get_total_flops()) // 2
 
 
@@ -169,6 +162,26 @@ class _Clock:
     def stop(self) -> None:
         self.cpu_s += time.process_time() - self._begun[0]
         self.wall_s += time.perf_counter() - self._begun[1]
+
+
+def _rate(variant: Variant, step: int, steps: int) -> float:
+    """Learning rate of a step, counted from 1."""
+    if variant.schedule == "constant":
+        return variant.lr * min(1.0, step / variant.warmup_steps)
+    return learning_rate(
+        step, peak=variant.lr, warmup_steps=min(variant.warmup_steps, steps // 4), steps=steps
+    )
+
+
+def _horizon(variant: Variant) -> float:
+    """Steps that the average of the weights reaches back; a cosine ends in a rate of zero, so needs none."""
+    return variant.averaged_images / variant.batch_size if variant.schedule == "constant" else 0.0
+
+
+def _average(averaged: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor, *, horizon: float) -> None:
+    """Move the average towards the weights: by 1 / horizon, and early, with few to average, by more."""
+    part = 1.0 if horizon <= 1 else max(1 / horizon, 10 / (11 + int(count)))
+    torch._foreach_lerp_(list(averaged), list(weights), part)  # as torch.optim.swa_utils does
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

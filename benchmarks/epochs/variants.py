@@ -6,7 +6,7 @@ DyViT of 0.97 M (three stages, patches of 1 px, 64 mask units of 4 px), so both 
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,8 +48,11 @@ class Variant:
     decoder_dim: int | None = None
     batch_size: int = 64
     weight_decay: float = 0.05
-    warmup: float = 0.05
-    """Part of the run's steps in which the learning rate rises."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate after its warm-up. Constant: averaged weights are scored, and one run gives the curve."""
+    warmup_steps: int = 100
+    averaged_images: int = 6_400
+    """Over how many images an exponential average of the weights reaches back; 0: the weights are scored as they are."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
 
     def build(self, image_size: int) -> CoMA | MAE:
@@ -79,9 +82,6 @@ class Variant:
 _MAE = Variant("mae", "mae", "vit_tiny_patch16_224", lr=1e-3, backbone=VIT)
 _COMA = Variant("coma", "coma", "dyvit_nano", lr=2e-3, backbone=DYVIT, decoder_depth=1, decoder_dim=64)
 
-REFERENCE = _MAE
-"""Whose final probe is to be reached."""
-
 VARIANTS = {
     row.name: row
     for row in (
@@ -99,18 +99,22 @@ VARIANTS = {
 
 
 def variant(text: str) -> Variant:
-    """A row by its name, or NAME:LR, the same with another learning rate, to tune it."""
-    name, _, rate = text.partition(":")
+    """A row by its name; NAME:LR or NAME:LR:BATCH is the same with another learning rate and batch size, to tune it."""
+    name, *tuned = text.split(":")
     if name not in VARIANTS:
         raise UsageError(
             f"no variant named {name!r}: choose {', '.join(VARIANTS)} (benchmarks/epochs/variants.py)"
         )
-    if not rate:
-        return VARIANTS[name]
+    row = VARIANTS[name]
+    if not tuned:
+        return row
     try:
-        lr = float(rate)
+        lr, batch_size = (*map(float, tuned[:1]), row.lr)[0], (*map(int, tuned[1:]), row.batch_size)[0]
     except ValueError:
-        lr = 0.0
-    if not 0 < lr < 1:
-        raise UsageError(f"variant {text!r}: {rate!r} is no learning rate between 0 and 1; write {name}:2e-3")
-    return dataclasses.replace(VARIANTS[name], name=text, lr=lr)
+        lr = batch_size = 0
+    if len(tuned) > 2 or not 0 < lr < 1 or batch_size < 1:
+        raise UsageError(
+            f"variant {text!r}: {':'.join(tuned)!r} is no learning rate between 0 and 1 and batch size;"
+            f" write {name}:1e-3, or {name}:1e-3:64"
+        )
+    return dataclasses.replace(row, name=text, lr=lr, batch_size=batch_size)

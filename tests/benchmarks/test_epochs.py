@@ -15,7 +15,7 @@ from benchmarks.epochs import __main__ as command
 from benchmarks.epochs import variants
 from benchmarks.epochs.images import evaluation_batches, load, training_batches
 from benchmarks.epochs.report import Crossing, Row, conclusions, crossing, verdicts
-from benchmarks.epochs.runs import RUNS_NAME, Settings, append_line, macs_per_image, read_lines, way_stations
+from benchmarks.epochs.runs import RUNS_NAME, Settings, append_line, macs_per_image, read_lines, train
 from benchmarks.epochs.variants import VARIANTS, variant
 from coma.errors import UsageError
 from coma.evaluation.features import extract
@@ -47,7 +47,6 @@ def miniature(monkeypatch: pytest.MonkeyPatch) -> None:
     dyvit["heads"] = (((16, 1),), ((4, 1),), ((None, 1),))
     mae = dataclasses.replace(VARIANTS["mae"], backbone=vit, decoder_depth=1, decoder_dim=32, batch_size=16)
     coma = dataclasses.replace(VARIANTS["coma"], backbone=dyvit, decoder_dim=32, batch_size=16)
-    monkeypatch.setattr(command, "REFERENCE", mae)
     monkeypatch.setitem(VARIANTS, "mae", mae)
     monkeypatch.setitem(VARIANTS, "coma", coma)
 
@@ -57,10 +56,13 @@ def test_the_command_runs_and_goes_on_where_it_stopped(data, tmp_path, capsys):
     arguments = [str(data), "--out", str(tmp_path), "--mae-epochs", "1", "--seeds", "0", "--jobs", "1"]
     command.main([*arguments, "--fractions", "0.5"])
     lines = read_lines(tmp_path)
-    named = [(line["settings"]["variant"]["name"], line["settings"]["epochs"]) for line in lines]
-    assert named == [("mae", 1.0), ("coma", 0.5)]
-    assert all(line["tested_on"] == "test" and line["cpu_s"] > 0 and line["macs"] > 0 for line in lines)
+    named = [(line["settings"]["variant"]["name"], line["settings"]["scored_after"]) for line in lines]
+    assert named == [("mae", [0.5, 1.0]), ("coma", [0.5])]
+    assert all(line["tested_on"] == "test" and line["wall_s"] > 0 for line in lines)
     assert [line["images_seen"] for line in lines] == [64, 32]
+    half, whole = lines[0]["curve"]
+    assert (half["epochs"], whole["epochs"], whole["macs"]) == (0.5, 1.0, 2 * half["macs"])
+    assert 0 < half["cpu_s"] < whole["cpu_s"]
     assert "coma" in capsys.readouterr().out
     with Image.open(tmp_path / "epochs.png") as picture:
         assert picture.size == (1200, 560)
@@ -68,16 +70,37 @@ def test_the_command_runs_and_goes_on_where_it_stopped(data, tmp_path, capsys):
 
     with (tmp_path / RUNS_NAME).open("a") as file:
         file.write('{"settings": {"torn')  # by a kill
-    command.main([*arguments, "--fractions", "0.5,1"])
+    command.main([*arguments, "--fractions", "0.5", "--variant", "coma", "--variant", "coma:1e-3:8"])
     again = read_lines(tmp_path)
     assert again[:2] == lines  # not run again
-    assert [line["settings"]["epochs"] for line in again[2:]] == [1.0]
+    assert [line["settings"]["variant"]["batch_size"] for line in again[2:]] == [8]
     assert "2 of them done before" in capsys.readouterr().err
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [(row["variant"], row["epochs"]) for row in summary["rows"]] == [
+        ("mae", 0.5),
         ("mae", 1),
         ("coma", 0.5),
-        ("coma", 1),
+        ("coma:1e-3:8", 0.5),
+    ]
+
+
+@pytest.mark.usefixtures("miniature")
+def test_a_score_on_the_way_is_that_of_a_shorter_run(data):
+    held = load(data, 1000)
+    settings = Settings(VARIANTS["coma"], 1, 1.0, (0.5, 1.0), 64, 32, "")
+    shorter = dataclasses.replace(settings, epochs=0.5, scored_after=(0.5,))
+    on_the_way, alone = (train(run, held, lambda text: None)["curve"][0] for run in (settings, shorter))
+    assert {**on_the_way, "cpu_s": 0} == {**alone, "cpu_s": 0}
+
+
+def test_a_cosine_takes_a_run_for_each_length():
+    cosine = dataclasses.replace(VARIANTS["coma"], schedule="cosine")
+    options = {"mae_epochs": 40, "fractions": [0.25, 0.1], "seeds": [7], "images": 10, "image_size": 32}
+    runs = list(command.plan(VARIANTS["mae"], [cosine], **options, data=""))
+    assert [(run.variant.method, run.scored_after) for run in runs] == [
+        ("mae", (4.0, 10.0, 40)),
+        ("coma", (10.0,)),
+        ("coma", (4.0,)),
     ]
 
 
@@ -88,7 +111,8 @@ def test_runs_side_by_side_are_those_one_by_one(data, tmp_path):
         command.main([*arguments, "--seeds", "3", "--jobs", jobs])
     one, two = (
         sorted(
-            (line["settings"]["variant"]["name"], line["loss"], line["probe"], line["knn"]) for line in lines
+            (line["settings"]["variant"]["name"], *map(line["curve"][-1].get, ("loss", "probe", "knn")))
+            for line in lines
         )
         for lines in (read_lines(tmp_path / "1"), read_lines(tmp_path / "2"))
     )
@@ -190,7 +214,7 @@ def test_networks_are_of_the_size_that_is_said():
 
 
 def test_several_masks_cost_several_passes():
-    one, four = (macs_per_image(Settings(VARIANTS[n], 0, 1.0, 1, 32, "")) for n in ("mae", "mae-4masks"))
+    one, four = (macs_per_image(VARIANTS[n], 32) for n in ("mae", "mae-4masks"))
     assert four == 4 * one
 
 
@@ -199,10 +223,14 @@ def test_a_variant_by_its_name_and_rate():
     tuned = variant("coma:3e-3")
     assert (tuned.name, tuned.lr) == ("coma:3e-3", 3e-3)
     assert dataclasses.replace(tuned, name="coma", lr=VARIANTS["coma"].lr) == VARIANTS["coma"]
+    tuned = variant("coma:3e-3:16")
+    assert (tuned.name, tuned.lr, tuned.batch_size) == ("coma:3e-3:16", 3e-3, 16)
     for text, words in (
         ("comb", "choose mae, "),
         ("coma:fast", "'fast' is no learning rate"),
         ("coma:-1", "'-1'"),
+        ("coma:1e-3:0", "'1e-3:0'"),
+        ("coma:1e-3:8:8", "'1e-3:8:8'"),
     ):
         with pytest.raises(UsageError, match=words):
             variant(text)
@@ -223,9 +251,3 @@ def test_it_is_a_command(monkeypatch, capsys):
         runpy.run_path(command.__file__, run_name="__main__")
     assert caught.value.code == 0
     assert "--mae-epochs" in capsys.readouterr().out
-
-
-def test_runs_are_scored_on_their_way():
-    assert way_stations(40) == [10, 20]
-    assert way_stations(4.8) == [1, 2]
-    assert way_stations(1) == []
