@@ -169,13 +169,20 @@ class MaskedAutoencoder(nn.Module, ABC):
         predicted: Tensor = self.decoder(features, grid, units, paintings)
         return predicted
 
-    def _cross_attention_decoder(self, dim: int | None, depth: int | None) -> Decoder:
+    def _cross_attention_decoder(
+        self, dim: int | None, depth: int | None, memory_stages: int | None = None
+    ) -> Decoder:
         default_dim, default_depth = decoder_shape(self.encoder.stage_dims[-1])
         dim = default_dim if dim is None else dim
         depth = default_depth if depth is None else depth
         self._check_decoder(dim, depth)
         stages = self.encoder.stage_dims, self.encoder.stage_tokens
-        decoder = Decoder(*stages, self.tokens, self.patch_values, dim, depth)
+        memory_stages = len(stages[0]) if memory_stages is None else memory_stages
+        if not 1 <= memory_stages <= len(stages[0]):
+            raise UsageError(
+                f"memory of {memory_stages} stages: this backbone has {len(stages[0])}, take 1 or more of them"
+            )
+        decoder = Decoder(*stages, self.tokens, self.patch_values, dim, depth, memory_stages)
         decoder.apply(init_weights)
         return decoder
 
@@ -198,6 +205,7 @@ class CoMA(MaskedAutoencoder):
         predict: how many other views each view predicts (the following ones, cyclically); None: all.
         decoder_depth, decoder_dim: blocks and channels (a multiple of 32) of the decoder; None: by the
         backbone.
+        memory_stages: how many of the backbone's last stages the decoder sees; None: all.
         unit_size: mask unit in pixels; None: 8 patches of a DyViT, 2 of a ViT.
         backbone_kwargs: for the backbone, if it is given by name (`patch_size`, `drop_path_rate`, ...).
 
@@ -214,6 +222,7 @@ class CoMA(MaskedAutoencoder):
         predict: int | None = None,
         decoder_depth: int | None = None,
         decoder_dim: int | None = None,
+        memory_stages: int | None = None,
         unit_size: int | None = None,
         **backbone_kwargs: Any,
     ) -> None:
@@ -230,7 +239,7 @@ class CoMA(MaskedAutoencoder):
             )
         self.views, self.predict = views, predict
         self.view_sizes = view_sizes(self.units, views)
-        self.decoder = self._cross_attention_decoder(decoder_dim, decoder_depth)
+        self.decoder = self._cross_attention_decoder(decoder_dim, decoder_depth, memory_stages)
 
     def paintings(self, units: int, every: bool = False) -> tuple[Painting, ...]:
         """View k sees its own units and predicts those of the `predict` views that follow it."""

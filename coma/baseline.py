@@ -65,6 +65,7 @@ class MAE(MaskedAutoencoder):
         img_size: image size in pixels, (height, width) if not square.
         decoder_depth, decoder_dim: blocks and channels (a multiple of 32) of the decoder; None: by the
         backbone.
+        memory_stages: how many of a DyViT's last stages the decoder sees; None: all. A ViT has one.
         backbone_kwargs: for the backbone, if it is given by name.
 
     Raises:
@@ -78,6 +79,7 @@ class MAE(MaskedAutoencoder):
         img_size: int | tuple[int, int] = 224,
         decoder_depth: int | None = None,
         decoder_dim: int | None = None,
+        memory_stages: int | None = None,
         **backbone_kwargs: Any,
     ) -> None:
         super().__init__(backbone, img_size, **backbone_kwargs)
@@ -89,7 +91,7 @@ class MAE(MaskedAutoencoder):
         if isinstance(self.backbone, VisionTransformer):
             self.decoder: nn.Module = self._self_attention_decoder(decoder_dim, decoder_depth)
         else:
-            self.decoder = self._cross_attention_decoder(decoder_dim, decoder_depth)
+            self.decoder = self._cross_attention_decoder(decoder_dim, decoder_depth, memory_stages)
 
     @property
     def view_sizes(self) -> tuple[int, int]:

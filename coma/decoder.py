@@ -43,28 +43,32 @@ def units_in(ranges: Sequence[Range]) -> int:
 
 
 class Memory(nn.Module):
-    """LN(Σ_s Linear_s(resample(LN(f_s)))): the features of all stages as one memory [B, M, D].
+    """LN(Σ_s Linear_s(resample(LN(f_s)))): the features of the last `stages` stages as one memory [B, M, D].
 
     Finer stages are resampled by laying the tokens of a coarse one side by side (consecutive in Morton
     order), coarser ones by repeating. The last stage comes normed from the backbone.
     """
 
-    def __init__(self, stage_dims: Sequence[int], stage_tokens: Sequence[int], tokens: int, dim: int) -> None:
+    def __init__(
+        self, stage_dims: Sequence[int], stage_tokens: Sequence[int], tokens: int, dim: int, stages: int
+    ) -> None:
         super().__init__()
         self.tokens = tokens
-        self.stage_tokens = tuple(stage_tokens)
-        last = len(stage_dims) - 1
+        self.stages = stages
+        stage_dims, self.stage_tokens = tuple(stage_dims[-stages:]), tuple(stage_tokens[-stages:])
+        last = stages - 1
         self.norms = nn.ModuleList(
             nn.LayerNorm(channels) if s < last else nn.Identity() for s, channels in enumerate(stage_dims)
         )
         self.linears = nn.ModuleList(
             nn.Linear(channels * max(1, stage // tokens), dim, bias=s == last)  # one bias for the sum
-            for s, (channels, stage) in enumerate(zip(stage_dims, stage_tokens, strict=True))
+            for s, (channels, stage) in enumerate(zip(stage_dims, self.stage_tokens, strict=True))
         )
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Stage features [B, V·T_s, C_s] to [B, V·T, D]."""
+        """Features of all stages, [B, V·T_s, C_s], to [B, V·T, D]."""
+        features = features[-self.stages :]
         b = features[0].shape[0]
         units = features[0].shape[1] // self.stage_tokens[0]
         total = None
@@ -143,6 +147,7 @@ class Decoder(nn.Module):
         patch_values: values of such a patch.
         dim: decoder channels, a multiple of 32.
         depth: blocks.
+        memory_stages: how many of the encoder's last stages the memory takes from.
     """
 
     def __init__(
@@ -153,10 +158,11 @@ class Decoder(nn.Module):
         patch_values: int,
         dim: int,
         depth: int,
+        memory_stages: int,
     ) -> None:
         super().__init__()
         self.tokens = tokens
-        self.memory = Memory(stage_dims, stage_tokens, tokens, dim)
+        self.memory = Memory(stage_dims, stage_tokens, tokens, dim, memory_stages)
         self.position = SinCosPosition(dim, round(tokens**0.5))
         self.queries = Queries(dim, round(tokens**0.5))
         self.blocks = nn.ModuleList(CrossBlock(dim) for _ in range(depth))

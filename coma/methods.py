@@ -21,6 +21,7 @@ def build(
     predict: int | None = None,
     decoder_depth: int | None = None,
     decoder_dim: int | None = None,
+    memory_stages: int | None = None,
     **backbone_kwargs: Any,
 ) -> CoMA | MAE:
     """The autoencoder for `--model`, `--method`, `--views` and the image size.
@@ -34,6 +35,7 @@ def build(
         patch_size: pixels of a DyViT's patch; None: 4. A mask unit is 8 patches.
         predict: how many other views each view predicts (not MAE); None: all.
         decoder_depth, decoder_dim: None: by the backbone.
+        memory_stages: how many of the backbone's last stages the decoder sees; None: all.
         backbone_kwargs: for the backbone (`drop_path_rate`, ...).
 
     Raises:
@@ -46,7 +48,11 @@ def build(
         )
     if patch_size is not None:
         backbone_kwargs["patch_size"] = patch_size
-    decoder = {"decoder_depth": decoder_depth, "decoder_dim": decoder_dim}
+    decoder = {
+        "decoder_depth": decoder_depth,
+        "decoder_dim": decoder_dim,
+        "memory_stages": memory_stages,
+    }
     if method == "mae":
         return MAE(model, img_size=image_size, **decoder, **backbone_kwargs)
     network = IndependentMasks if method == "independent" else CoMA

@@ -46,6 +46,8 @@ class Variant:
     """How many other views each view predicts (CoMA); None: all."""
     decoder_depth: int | None = None
     decoder_dim: int | None = None
+    memory_stages: int | None = None
+    """How many of a DyViT's last stages the decoder sees; None: all."""
     batch_size: int = 64
     weight_decay: float = 0.05
     schedule: Literal["constant", "cosine"] = "constant"
@@ -65,6 +67,7 @@ class Variant:
             image_size=image_size,
             decoder_depth=self.decoder_depth,
             decoder_dim=self.decoder_dim,
+            memory_stages=self.memory_stages,
             **self.backbone,
         )
 
@@ -80,19 +83,30 @@ class Variant:
 
 
 _MAE = Variant("mae", "mae", "vit_tiny_patch16_224", lr=1e-3, backbone=VIT)
-_COMA = Variant("coma", "coma", "dyvit_nano", lr=2e-3, backbone=DYVIT, decoder_depth=1, decoder_dim=64)
+_COMA = Variant(
+    "coma",
+    "coma",
+    "dyvit_nano",
+    lr=1e-3,
+    backbone=DYVIT,
+    decoder_depth=1,
+    decoder_dim=64,
+    memory_stages=1,
+    batch_size=16,  # times four views: as many as MAE has in a step
+)
 
 VARIANTS = {
     row.name: row
     for row in (
         _MAE,
-        dataclasses.replace(
-            _MAE, name="mae-4masks", masks=4
-        ),  # the control: several masks an image, no partition
-        dataclasses.replace(_COMA, name="mae-dyvit", method="mae"),  # the control: the backbone alone
+        # Controls: several masks an image but no partition; the backbone alone; random masks in place of a partition.
+        dataclasses.replace(_MAE, name="mae-4masks", masks=4),
+        dataclasses.replace(_COMA, name="mae-dyvit", method="mae", batch_size=64),
+        dataclasses.replace(_COMA, name="independent", method="independent"),
         _COMA,
+        dataclasses.replace(_COMA, name="coma-allstages", memory_stages=None),
         dataclasses.replace(_COMA, name="coma-2blocks", decoder_depth=2),
-        dataclasses.replace(_COMA, name="coma-k2", views=2),
+        dataclasses.replace(_COMA, name="coma-k2", views=2, batch_size=32),
         dataclasses.replace(_COMA, name="coma-predict1", predict=1),
     )
 }
