@@ -162,6 +162,18 @@ def test_hidden_pixels_change_no_prediction_and_visible_ones_do() -> None:
     assert not torch.allclose(before[:, first:], after[:, first:], atol=1e-3)
 
 
+def test_the_decoder_sees_the_last_stages_alone_if_told_so() -> None:
+    model = make(memory_stages=2)
+    images, units = batch(model)
+    features = model.backbone.encode(images, units, model.view_sizes)
+    memory = model.decoder.memory(features)
+    noise = [torch.randn_like(stage) for stage in features]
+    assert torch.equal(memory, model.decoder.memory([*noise[:2], *features[2:]]))
+    for stage in (2, 3):
+        changed = [noise[s] if s == stage else x for s, x in enumerate(features)]
+        assert not torch.allclose(memory, model.decoder.memory(changed), atol=0.1)
+
+
 def test_order_inside_views_changes_nothing() -> None:
     model = make((96, 96), views=2)
     images, units = batch(model)
@@ -191,7 +203,9 @@ def test_uneven_views_in_half_precision() -> None:
 # -- learning ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kwargs", [{"views": 2}, {"views": 4, "predict": 1}])
+@pytest.mark.parametrize(
+    "kwargs", [{"views": 2}, {"views": 4, "predict": 1}, {"memory_stages": 2}, {"memory_stages": 1}]
+)
 def test_every_parameter_gets_a_gradient(kwargs: dict[str, Any]) -> None:
     model = make(**kwargs)
     model(*batch(model)).backward()
@@ -299,6 +313,8 @@ def test_state_dict_names_each_weight_once() -> None:
         ({"img_size": 80}, "80x80 is not a multiple of the 32-pixel mask unit"),
         ({"decoder_dim": 40}, "multiple of 32"),
         ({"decoder_depth": 0}, "one block or more"),
+        ({"memory_stages": 0}, "memory of 0 stages: this backbone has 4"),
+        ({"memory_stages": 5}, "memory of 5 stages: this backbone has 4"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(kwargs: dict[str, Any], words: str) -> None:
