@@ -41,9 +41,14 @@ def pretrain(
         typer.Option(help="dyvit_nano, _tiny, _small, _base, _large, or a timm ViT.", rich_help_panel=MODEL),
     ] = "dyvit_base",
     method: Annotated[
-        str, typer.Option(help="coma, or mae for comparison.", metavar="coma|mae", rich_help_panel=MODEL)
+        str,
+        typer.Option(
+            help="coma, or for comparison: independent masks for the views, or mae.",
+            metavar="coma|independent|mae",
+            rich_help_panel=MODEL,
+        ),
     ] = "coma",
-    views: Annotated[int, typer.Option(help="Complementary views of an image.", rich_help_panel=MODEL)] = 2,
+    views: Annotated[int, typer.Option(help="Views of an image (mae has 1).", rich_help_panel=MODEL)] = 2,
     patch_size: Annotated[
         int | None,
         typer.Option(

@@ -25,9 +25,9 @@ class PretrainConfig:
     data: Path | str | None = None
     """Sharded data set, its folder or its URL; None: the one found in the current folder."""
     model: str = "dyvit_base"
-    method: Literal["coma", "mae"] | str = "coma"
+    method: Literal["coma", "independent", "mae"] | str = "coma"
     views: int = 2
-    """Complementary views of each image."""
+    """Views of each image; `mae` has one."""
     image_size: int = 224
     """Side of the square crop in pixels."""
     patch_size: int | None = None
@@ -94,7 +94,7 @@ class PretrainConfig:
                 f"{flag} is {number}; it must be 0 or more",
             )
         for flag, word, words in (
-            ("--method", self.method, ("coma", "mae")),
+            ("--method", self.method, ("coma", "independent", "mae")),
             ("--resume", self.resume, ("auto", "never")),
             ("--decode", self.decode, ("auto", "cpu", "gpu")),
         ):

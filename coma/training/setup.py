@@ -77,16 +77,16 @@ def prepare(config: PretrainConfig, world: World) -> Prepared:
 
 def tell(prepared: Prepared, begun_at: int) -> None:
     """Log what a run was resolved to."""
-    options = prepared.model.stream_options()
-    view_sizes: tuple[int, ...] = prepared.model.view_sizes  # type: ignore[assignment]
+    model = prepared.model
     for line in story.opening(
         prepared.config,
         prepared.plan,
         run=str(prepared.folder.path),
         found=prepared.config.data is None,
         parameters=prepared.parameters,
-        view_sizes=view_sizes,
-        unit_size=options["unit_size"],
+        view_sizes=[seen.shape[1] for seen in model.seen_units(torch.arange(model.units)[None])],
+        units=model.units,
+        unit_size=model.encoder.unit_size,
         device_name=prepared.device_name,
         begun_at=begun_at,
     ):
