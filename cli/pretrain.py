@@ -22,6 +22,15 @@ def pretrain(
         ),
     ] = None,
     image_size: Annotated[int, typer.Option(help="Side of a crop, pixels.", rich_help_panel=DATA)] = 224,
+    start_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the first crops, which grow to --image-size: early steps cost less.",
+            metavar="PX",
+            rich_help_panel=DATA,
+            show_default="--image-size",
+        ),
+    ] = None,
     decode: Annotated[
         str,
         typer.Option(
@@ -152,6 +161,7 @@ def pretrain(
             method=method,
             views=views,
             image_size=image_size,
+            start_size=start_size,
             patch_size=patch_size,
             epochs=epochs,
             steps=steps,

@@ -105,7 +105,6 @@ def network_images(contents: StepContents, count: int) -> Iterator[Tensor | None
     decoder = Decoder(
         lambda: None,
         batch_size=1,
-        image_size=contents.image_size,
         device=device,
         decode_on_gpu=False,
         threads=1,
@@ -114,8 +113,9 @@ def network_images(contents: StepContents, count: int) -> Iterator[Tensor | None
     with closing(SampleReader(manifest, 1)) as reader:
         for row in contents.rows[:count]:
             data = reader.read_one(row.shown.sample)
+            crop, side = _crops(row.crop, row.flipped), contents.image_size
             try:
-                yield None if data is None else decoder.decode_one(data, _crops(row.crop, row.flipped))[0]
+                yield None if data is None else decoder.decode_one(data, crop, side)[0]
             except DecodeError:
                 yield None
 

@@ -21,7 +21,7 @@ from coma.pipeline.crops import random_resized_crops
 from coma.pipeline.faults import candidates
 from coma.pipeline.order import Step
 from coma.pipeline.views import partition_units
-from coma.runs import build_model, read_config
+from coma.runs import build_model, read_config, training_stream
 from coma.shards.files import folder_at, is_remote
 from coma.shards.manifest import Manifest, load_manifest
 from coma.shards.sheet import class_captions
@@ -87,7 +87,7 @@ class StepContents:
     steps: int
     """That the run has when it is finished."""
     image_size: int
-    """Pixels."""
+    """Side of the crops in pixels."""
     units: int
     """Mask units of an image."""
     rows: tuple[Row, ...]
@@ -172,9 +172,12 @@ def read_step(run: Path, step: int) -> StepContents:
     manifest = _data_of(run, resolved)
     with torch.device("meta"):  # its sizes are wanted, not its weights
         model = build_model(config)
-    options, seed = model.stream_options(), int(config["seed"])
-    with Stream(manifest, batch_size=resolved["batch_size"], seed=seed, **options) as stream:
-        plan, units_in_all = stream.plan(step), sum(stream.view_sizes)
+    batch_size, seed = resolved["batch_size"], int(config["seed"])
+    options = training_stream(model, config, resolved["steps"] * batch_size)
+    with Stream(manifest, batch_size=batch_size, seed=seed, **options) as stream:
+        plan = stream.plan(step)
+        image_size = stream.sizes.at(plan.stop_sample)
+        units_in_all = stream.sizes.units(image_size)
 
     asked = _samples(manifest, plan.samples)
     replaced = _substitutes(manifest, seed, plan, asked, list(_lines_of(run / LEDGER_NAME, step)))
@@ -209,7 +212,7 @@ def read_step(run: Path, step: int) -> StepContents:
         run=run,
         step=step,
         steps=resolved["steps"],
-        image_size=options["image_size"],
+        image_size=image_size,
         units=units_in_all,
         rows=rows,
         batch_digest=digest(digest_limbs(plan.samples.tolist())),

@@ -30,6 +30,8 @@ class PretrainConfig:
     """Views of each image; `mae` has one."""
     image_size: int = 224
     """Side of the square crop in pixels."""
+    start_size: int | None = None
+    """Side of the crop at the start of the run, which grows to `image_size`; None: that all along."""
     patch_size: int | None = None
     """Side of a patch in pixels; None: the model's own."""
     epochs: float | None = None
@@ -73,6 +75,7 @@ class PretrainConfig:
         for flag, value, least in (
             ("--views", self.views, 1),
             ("--image-size", self.image_size, 1),
+            ("--start-size", self.start_size, 1),
             ("--patch-size", self.patch_size, 1),
             ("--steps", self.steps, 1),
             ("--batch-size", self.batch_size, 1),
@@ -99,6 +102,10 @@ class PretrainConfig:
             ("--decode", self.decode, ("auto", "cpu", "gpu")),
         ):
             _require(word in words, f"{flag} is {word!r}; it must be {' or '.join(words)}")
+        _require(
+            self.start_size is None or self.start_size <= self.image_size,
+            f"--start-size {self.start_size} is above --image-size {self.image_size}: crops grow, start with less",
+        )
         _require(
             self.devices is None or self.hostfile is None,
             "--devices starts processes on this machine and --hostfile on those of the file: give one",

@@ -39,6 +39,7 @@ def identity(config: PretrainConfig, plan: Plan) -> dict[str, Any]:
         "--method": config.method,
         "--views": config.views,
         "--image-size": config.image_size,
+        "--start-size": config.start_size,
         "--patch-size": config.patch_size,
         "--seed": config.seed,
         "--base-lr": config.base_lr,

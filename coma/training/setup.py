@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from coma.runs import build_model, checkpoint_step, latest_checkpoint
+from coma.runs import build_model, checkpoint_step, latest_checkpoint, training_stream
 from coma.shards.files import folder_at, without_credentials
 from coma.shards.manifest import Manifest, find_data, read_manifest
 from coma.training import story
@@ -37,6 +37,8 @@ class Prepared:
     folder: RunFolder
     manifest: Manifest
     model: MaskedAutoencoder
+    stream_options: dict[str, Any]
+    """Of the stream that it trains on."""
     parameters: int
     device_name: str
 
@@ -63,6 +65,7 @@ def prepare(config: PretrainConfig, world: World) -> Prepared:
         )
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         model = build_model(config.to_json())
+        stream_options = training_stream(model, config.to_json(), plan.steps * plan.batch_size)
         torch.manual_seed(config.seed + 1 + world.rank)  # dropped paths differ between ranks
     return Prepared(
         config=config,
@@ -70,6 +73,7 @@ def prepare(config: PretrainConfig, world: World) -> Prepared:
         folder=world.agree(lambda: choose_run(config, plan)),
         manifest=manifest,
         model=model,
+        stream_options=stream_options,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         device_name=device_name(world.device),
     )

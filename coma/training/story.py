@@ -24,6 +24,8 @@ def opening(
 ) -> list[str]:
     """Return what the configuration came to, a line a subject."""
     views = "1 view" if len(view_sizes) == 1 else f"{len(view_sizes)} views"
+    start = config.start_size or config.image_size
+    size = f"{start} to {config.image_size}" if start < config.image_size else config.image_size
     accumulation = f" x {plan.accumulation} accumulated" if plan.accumulation > 1 else ""
     devices = f"{plan.world_size} device{'s' if plan.world_size > 1 else ''}"
     adam = plan.deepspeed["optimizer"]["params"]
@@ -32,7 +34,7 @@ def opening(
         (
             "model",
             f"{config.model}, {config.method}: {views} of {' + '.join(map(str, view_sizes))} of {units} units of "
-            f"{unit_size} px, images of {config.image_size} px; {parameters / 1e6:.1f} M parameters",
+            f"{unit_size} px, images of {size} px; {parameters / 1e6:.1f} M parameters",
         ),
         (
             "length",

@@ -63,6 +63,7 @@ def test_a_run_leaves_what_the_commands_after_it_need(whole: dict[str, Path], da
         "step_s",
         "data_wait_s",
         "images_per_s",
+        "image_size",
         "batch_digest",
     ]
     assert list(steps[0]) == names
