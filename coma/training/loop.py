@@ -59,7 +59,7 @@ def train(
         return summarise(run, plan, elapsed_s=0.0, images_per_s=None) if world.leads else {}
 
     if world.leads:
-        write_config(run, config, plan, prepared.parameters, prepared.device_name)
+        write_config(run, config, plan, **prepared.facts)
     engine = make_engine(prepared.model, plan, compile_model=config.compile)
     try:
         state = resume(engine, world, run, plan)

@@ -39,8 +39,8 @@ class Prepared:
     model: MaskedAutoencoder
     stream_options: dict[str, Any]
     """Of the stream that it trains on."""
-    parameters: int
-    device_name: str
+    facts: dict[str, Any]
+    """What config.json says beside the plan; the views are those that the network encodes."""
 
 
 def prepare(config: PretrainConfig, world: World) -> Prepared:
@@ -74,24 +74,24 @@ def prepare(config: PretrainConfig, world: World) -> Prepared:
         manifest=manifest,
         model=model,
         stream_options=stream_options,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        device_name=device_name(world.device),
+        facts={
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "units": model.units,
+            "view_sizes": [seen.shape[1] for seen in model.seen_units(torch.arange(model.units)[None])],
+            "device_name": device_name(world.device),
+        },
     )
 
 
 def tell(prepared: Prepared, begun_at: int) -> None:
     """Log what a run was resolved to."""
-    model = prepared.model
     for line in story.opening(
         prepared.config,
         prepared.plan,
         run=str(prepared.folder.path),
         found=prepared.config.data is None,
-        parameters=prepared.parameters,
-        view_sizes=[seen.shape[1] for seen in model.seen_units(torch.arange(model.units)[None])],
-        units=model.units,
-        unit_size=model.encoder.unit_size,
-        device_name=prepared.device_name,
+        **prepared.facts,
+        unit_size=prepared.model.encoder.unit_size,
         begun_at=begun_at,
     ):
         logger.info("%s", line)

@@ -192,6 +192,8 @@ def test_other_methods_train_and_are_loaded_again(
     with caplog.at_level(logging.INFO, "coma"):
         assert pretrain(small(data, tmp_path / "run", method=method, steps=1))["finished"]
     assert f"dyvit_tiny, {method}: {views} units of 16 px" in caplog.text
+    sizes = views.removeprefix("1 view of ").removeprefix("2 views of ")
+    assert f"dyvit_tiny, {method}, views of {sizes} mask units" in (tmp_path / "run/report.html").read_text()
     assert type(load_autoencoder(tmp_path / "run")).__name__ == network
 
 
