@@ -59,8 +59,7 @@ class Stream:
             is read by way of a cache on this machine's disk.
         split: which split of the data set.
         batch_size: samples in a global batch, over all ranks.
-        image_size: side of the images in pixels, or `CropSizes` (coma.pipeline.sizes), which grow over a run and
-            name the unit themselves.
+        image_size: side of the images in pixels, or `CropSizes`, which grow over a run and name the unit themselves.
         views: K, complementary views of each image.
         unit_size: side of a mask unit in pixels.
         seed: orders, crops, flips and masks follow from it.

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d as pool
 
 from coma.errors import DataError, UsageError
-from coma.pipeline import MEAN, STD, Batch, Stream
-from coma.pipeline.sizes import CropSizes
+from coma.pipeline import MEAN, STD, Batch, CropSizes, Stream
 from coma.shards.manifest import Manifest, read_manifest
 
 SIZE = {"image_size": 64, "unit_size": 16}
