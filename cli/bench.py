@@ -8,6 +8,7 @@ import typer
 from coma.cli import console
 
 if TYPE_CHECKING:
+    from coma.bench.epoch import EpochTiming
     from coma.bench.findings import LoaderBench
     from coma.bench.step import StepTiming
 
@@ -116,6 +117,75 @@ def step(
         console.stdout.print(f"plot  {plot}", markup=False)
 
 
+@app.command()
+def epoch(
+    data: Annotated[
+        str | None,
+        typer.Argument(help="Sharded data set, a folder or URL.", show_default="the one in this folder"),
+    ] = None,
+    models: Annotated[
+        str, typer.Option(help="Networks, as NAME:METHOD; ratios are to the last.", metavar="LIST")
+    ] = "dyvit_base:coma,vit_base:mae",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32 or bf16.", show_default="bf16 on a GPU that has it, else fp32")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Images a step.", metavar="N", min=1, show_default="128 on a GPU, 8 on a CPU"),
+    ] = None,
+    image_size: Annotated[int, typer.Option(help="Their side, pixels.", metavar="PX", min=1)] = 224,
+    views: Annotated[int, typer.Option(help="Views of an image.", metavar="K", min=2)] = 2,
+    rounds: Annotated[int, typer.Option(help="Turns of each network.", metavar="N", min=1)] = 3,
+    steps: Annotated[int, typer.Option(help="Steps of a turn.", metavar="N", min=1)] = 10,
+    epochs: Annotated[int, typer.Option(help="Of a training on ImageNet.", metavar="N", min=1)] = 96,
+    devices: Annotated[int, typer.Option(help="That would share it.", metavar="N", min=1)] = 8,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the result.", metavar="PNG")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Measure what an epoch of your own data costs.
+
+    Each network is trained by turns on what the stream makes of the data and
+    on a batch held in memory, on the GPU if there is one: what waiting for
+    data costs, and what epochs take beside the last network's. Hours of a
+    training on ImageNet are projected, those of several devices as if they
+    were so many times as fast.
+    """
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+
+    from coma.bench.epoch import EpochOptions, bench_epoch
+    from coma.shards.files import folder_at
+    from coma.shards.manifest import find_data, read_manifest
+
+    options = EpochOptions(
+        models=tuple(part.strip() for part in models.split(",")),
+        precision=precision,
+        batch_size=batch_size,
+        image_size=image_size,
+        views=views,
+        rounds=rounds,
+        steps=steps,
+        epochs=epochs,
+        devices=devices,
+    )
+    folder = find_data(Path()) if data is None else folder_at(data)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with console.progress(*columns) as bar:
+        task = bar.add_task("getting ready", total=None)
+        found = bench_epoch(
+            read_manifest(folder),
+            options,
+            lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
+        )
+    if plot is not None:
+        _draw_epochs(found, plot)
+    if json:
+        console.print_result({"epochs": [timing.to_json() for timing in found]}, json=True)
+        return
+    _print_epochs(found)
+    if plot is not None:
+        console.stdout.print(f"plot  {plot}", markup=False)
+
+
 def _print(found: "LoaderBench") -> None:
     from coma.bench.findings import advice
 
@@ -206,3 +276,53 @@ def _draw_steps(found: "list[StepTiming]", path: Path) -> None:
     note = f"steps of {first.batch_size} images on {first.device}, medians of {len(first.step_s)} turns"
     mine = frozenset(name for name in rates if ":coma" in name)
     write_bars(path, f"Images a second at {first.image_size} px", note, rates, mine=mine, limits=frozenset())
+
+
+def _print_epochs(found: "list[EpochTiming]") -> None:
+    def line(text: str = "") -> None:
+        console.stdout.print(text, markup=False)
+
+    first = found[0]
+    line(f"Steps of {first.batch_size} images at {first.image_size} px, {first.precision}, {first.device}")
+    line(f"{'':<22}{'step s':>9}{'img/s':>9}{'in memory':>11}{'fed':>7}{'waiting':>9}{'ratio':>9}")
+    for timing in found:
+        line(
+            f"{timing.model:<22}{timing.step_s:>9.3g}{_figure(timing.images_per_s):>9}"
+            f"{_figure(timing.memory_images_per_s):>11}{timing.fed_ratio:>7.2f}{timing.wait_share:>9.0%}"
+            f"{timing.epoch_ratio:>8.2f}x"
+        )
+    line("fed: img/s as a part of those with images in memory; ratio: of an epoch's time")
+    line()
+    line(
+        f"{'hours':<22}{'an epoch':>12}{f'{first.epochs} epochs of ImageNet on 1':>30}{f'on {first.devices}':>10}"
+    )
+    for timing in found:
+        line(
+            f"{timing.model:<22}{_figure(timing.epoch_h):>12}{_figure(timing.imagenet_h):>30}"
+            f"{_figure(timing.imagenet_h / timing.devices):>10}"
+        )
+    line(f"an epoch: of the {first.samples:,} images here; on 1 device, hours are device-hours")
+
+
+def _figure(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _draw_epochs(found: "list[EpochTiming]", path: Path) -> None:
+    from coma.bench.plot import write_bars
+
+    first = found[0]
+    streamed = {timing.model: timing.images_per_s for timing in found}
+    in_memory = {f"{timing.model}, in memory": timing.memory_images_per_s for timing in found}
+    note = (
+        f"steps of {first.batch_size} images, {first.precision}, {first.device}, {len(first.streamed)} turns"
+    )
+    write_bars(
+        path,
+        f"Images a second at {first.image_size} px, from the stream and from memory",
+        note,
+        streamed | in_memory,
+        mine=frozenset(name for name in streamed if ":coma" in name),
+        limits=frozenset(in_memory),
+    )

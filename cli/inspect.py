@@ -133,6 +133,8 @@ def _of_step(contents: "StepContents") -> dict[str, str]:
         "step": f"{contents.step:,} of {contents.steps:,}, epoch {contents.epochs:.4g}",
         "data": str(contents.manifest.folder),
         "images": f"{len(contents.rows):,}{replaced}",
+        "crops": f"{contents.image_size} px",
+        "views": f"{' + '.join(map(str, contents.view_sizes))} of {contents.units} mask units",
         "digest": f"{contents.batch_digest} {recorded}",
     }
 

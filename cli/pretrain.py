@@ -22,6 +22,15 @@ def pretrain(
         ),
     ] = None,
     image_size: Annotated[int, typer.Option(help="Side of a crop, pixels.", rich_help_panel=DATA)] = 224,
+    start_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the first crops, which grow to --image-size: early steps cost less.",
+            metavar="PX",
+            rich_help_panel=DATA,
+            show_default="--image-size",
+        ),
+    ] = None,
     decode: Annotated[
         str,
         typer.Option(
@@ -41,9 +50,14 @@ def pretrain(
         typer.Option(help="dyvit_nano, _tiny, _small, _base, _large, or a timm ViT.", rich_help_panel=MODEL),
     ] = "dyvit_base",
     method: Annotated[
-        str, typer.Option(help="coma, or mae for comparison.", metavar="coma|mae", rich_help_panel=MODEL)
+        str,
+        typer.Option(
+            help="coma, or for comparison: independent masks for the views, or mae.",
+            metavar="coma|independent|mae",
+            rich_help_panel=MODEL,
+        ),
     ] = "coma",
-    views: Annotated[int, typer.Option(help="Complementary views of an image.", rich_help_panel=MODEL)] = 2,
+    views: Annotated[int, typer.Option(help="Views of an image (mae has 1).", rich_help_panel=MODEL)] = 2,
     patch_size: Annotated[
         int | None,
         typer.Option(
@@ -147,6 +161,7 @@ def pretrain(
             method=method,
             views=views,
             image_size=image_size,
+            start_size=start_size,
             patch_size=patch_size,
             epochs=epochs,
             steps=steps,

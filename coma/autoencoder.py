@@ -77,6 +77,11 @@ class MaskedAutoencoder(nn.Module, ABC):
         """The units [B, U] in the order to which the paintings' ranges refer, those that are seen first."""
         return units
 
+    def seen_units(self, units: Tensor) -> list[Tensor]:
+        """What each view sees of images with `units` [B, U]: K of [B, V] int64, raster indices."""
+        laid = self.lay_units(units)
+        return [take(laid, [painting.visible]) for painting in self.paintings(units.shape[1], every=True)]
+
     @staticmethod
     def _default_unit_size(backbone: nn.Module) -> int | None:
         """Pixels of a mask unit if none are given; None for the backbone's own."""

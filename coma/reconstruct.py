@@ -67,17 +67,17 @@ def from_pixels(pixels: Pixels) -> Tensor:
 def columns_of(autoencoder: MaskedAutoencoder, images: Tensor, units: Tensor) -> list[Column]:
     """Return the columns: the original, then each view beside what is painted from it.
 
-    images [B, 3, H, W] normalised, units [B, U] int64, the permutation that lays the views side by side.
+    images [B, 3, H, W] normalised, units [B, U] int64, as the stream gives them.
     Tiles are enlarged before units are greyed, so that the edges of hidden units stay sharp.
     """
     painted = autoencoder.reconstruct(images, units)  # [B, K, 3, H, W]
     scale = max(1, -(-TILE_PX // max(images.shape[-2:])))
     unit_px = scale * int(autoencoder.stream_options()["unit_size"])
     original = enlarge(to_pixels(images), scale)
-    views = [part.visible for part in autoencoder.paintings(units.shape[1], every=True)]
+    views = autoencoder.seen_units(units)
     columns = [Column("original", original)]
-    for k, (start, stop) in enumerate(views):
-        hidden = hidden_pixels(units[:, start:stop].cpu(), unit_px, *original.shape[1:3])[..., None]
+    for k, seen in enumerate(views):
+        hidden = hidden_pixels(seen.cpu(), unit_px, *original.shape[1:3])[..., None]
         pixels = enlarge(to_pixels(painted[:, k]), scale)
         view, painting = (f"view {k + 1}", f"painted from {k + 1}") if len(views) > 1 else ("view", "painted")
         columns.append(Column(view, np.where(hidden, np.uint8(HIDDEN_GREY), original)))
@@ -127,8 +127,8 @@ def lay_out(columns: Sequence[Column]) -> Image.Image:
 def picture(autoencoder: MaskedAutoencoder, images: Tensor, units: Tensor) -> Image.Image:
     """Paint images [B, 3, H, W] (normalised) from each view of units [B, U]: a row an image.
 
-    Columns: the original, then each view (hidden units grey) beside the painting made from it; K views for
-    CoMA, one for MAE. The network is in evaluation mode meanwhile and no gradient is kept.
+    Columns: the original, then each view (hidden units grey) beside the painting made from it; K views, or
+    one for MAE. The network is in evaluation mode meanwhile and no gradient is kept.
     """
     was_training = autoencoder.training
     autoencoder.eval()

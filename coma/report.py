@@ -115,7 +115,9 @@ def render(
     steps = [line for line in metrics if line.get("loss") is not None and "step_s" in line]
     scores = [line for line in metrics if any(key in line for key in _SCORES)]
     asked, resolved = config["config"], config.get("resolved", {})
-    about = f"{asked.get('model', '?')}, {asked.get('method', '?')}, trained on {resolved.get('data', '?')}"
+    sizes = " + ".join(map(str, resolved.get("view_sizes", [])))
+    views = f", views of {sizes} of {resolved['units']} mask units" if sizes else ""
+    about = f"{asked.get('model', '?')}, {asked.get('method', '?')}{views}, trained on {resolved.get('data', '?')}"
     body = [
         f"<h1>{escape(name)}</h1><p class='soft'>{escape(about)}</p>",
         _tiles(steps, scores, ledger, resolved),

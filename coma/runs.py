@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coma.errors import DataError
+from coma.errors import DataError, UsageError
+from coma.pipeline.sizes import CropSizes
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +92,28 @@ def build_model(config: dict[str, Any]) -> CoMA | MAE:
         image_size=config["image_size"],
         patch_size=config["patch_size"],
     )
+
+
+def training_stream(model: CoMA | MAE, config: dict[str, Any], samples: int) -> dict[str, Any]:
+    """Return the arguments that fit a run's `Stream` to its model: `stream_options`, but for crops that grow.
+
+    Args:
+        model: as `build_model` made it of `config`.
+        samples: that the run sees in all its steps.
+
+    Raises:
+        UsageError: it starts with crops that are no multiple of the mask unit, or too small for the views.
+    """
+    options = model.stream_options()
+    if (start := config.get("start_size")) is None:
+        return options
+    sizes = CropSizes(start, options["image_size"], options["unit_size"], samples)
+    if options["views"] > sizes.units(start):
+        raise UsageError(
+            f"start size {start} has {sizes.units(start)} mask unit(s) of {options['unit_size']} pixels, for "
+            f"{options['views']} views: start with more"
+        )
+    return {**options, "image_size": sizes}
 
 
 def load_autoencoder(run_or_checkpoint: Path, device: str | torch.device = "cpu") -> CoMA | MAE:

@@ -18,7 +18,7 @@ from coma.errors import UsageError
 from coma.pipeline.crops import Crops
 from coma.pipeline.decode import DecodeError, Decoder
 from coma.pipeline.reader import SampleReader
-from coma.reconstruct import to_pixels
+from coma.reconstruct import hidden_pixels, to_pixels
 from coma.shards.files import write_atomically
 from coma.shards.manifest import Manifest
 from coma.shards.sheet import displayed
@@ -55,9 +55,9 @@ def write_step_sheet(contents: StepContents, path: Path) -> int:
 def step_sheet(contents: StepContents) -> Image.Image:
     """Lay out the first images of a batch: original, crop as the network got it, each view."""
     rows = contents.rows[:SHEET_IMAGES]
-    grid = math.isqrt(len(rows[0].unit_views))
+    grid = math.isqrt(contents.units)
     tile = grid * max(1, round(_TILE_PX / grid))
-    titles = ["original", "crop", *(f"view {k}" for k in range(1, contents.views + 1))]
+    titles = ["original", "crop", *(f"view {k}" for k in range(1, len(contents.view_sizes) + 1))]
     across = len(titles) * (tile + _GAP_PX) - _GAP_PX
     down = 2 * _LINE_PX + tile + _GAP_PX
     groups = _groups(len(rows), across + _GROUP_GAP_PX, down)
@@ -85,7 +85,7 @@ def step_sheet(contents: StepContents) -> Image.Image:
             tiles += [_empty(tile)] * (len(titles) - 1)
         else:
             crop = Image.fromarray(to_pixels(image[None])[0])
-            tiles += view_tiles(crop, row.unit_views, contents.views, tile)
+            tiles += view_tiles(crop, row.views, grid, tile)
         for column, shown in enumerate(tiles):
             page.paste(shown, (left + column * (tile + _GAP_PX), upper))
         _caption(draw, row, place, left, upper + tile + 3, across)
@@ -105,7 +105,6 @@ def network_images(contents: StepContents, count: int) -> Iterator[Tensor | None
     decoder = Decoder(
         lambda: None,
         batch_size=1,
-        image_size=contents.image_size,
         device=device,
         decode_on_gpu=False,
         threads=1,
@@ -114,8 +113,9 @@ def network_images(contents: StepContents, count: int) -> Iterator[Tensor | None
     with closing(SampleReader(manifest, 1)) as reader:
         for row in contents.rows[:count]:
             data = reader.read_one(row.shown.sample)
+            crop, side = _crops(row.crop, row.flipped), contents.image_size
             try:
-                yield None if data is None else decoder.decode_one(data, _crops(row.crop, row.flipped))[0]
+                yield None if data is None else decoder.decode_one(data, crop, side)[0]
             except DecodeError:
                 yield None
 
@@ -191,17 +191,18 @@ def _original(manifest: Manifest, row: Row, tile: int) -> Image.Image:
     return cell
 
 
-def view_tiles(crop: Image.Image, unit_views: Sequence[int], views: int, tile: int) -> list[Image.Image]:
-    """The crop and what each view sees of it, `tile` pixels wide: a whole number for each mask unit.
+def view_tiles(crop: Image.Image, views: Sequence[Sequence[int]], grid: int, tile: int) -> list[Image.Image]:
+    """The crop of `grid` x `grid` mask units, `tile` pixels wide (a multiple of `grid`), and what each view sees.
 
     Enlarged or reduced before units are greyed, so that their edges are sharp.
     """
-    grid = math.isqrt(len(unit_views))
-    pixels = np.asarray(crop.resize((tile, tile), Image.Resampling.LANCZOS))
-    units = np.asarray(unit_views).reshape(grid, grid)
-    view_of = np.kron(units, np.ones((tile // grid, tile // grid), np.int64))[..., None]
-    seen = [np.where(view_of == view, pixels, np.uint8(HIDDEN_GREY)) for view in range(1, views + 1)]
-    return [Image.fromarray(each) for each in (pixels, *seen)]
+    crop = crop.resize((tile, tile), Image.Resampling.LANCZOS)
+    pixels = np.asarray(crop)
+    tiles = [crop]
+    for seen in views:
+        (hidden,) = hidden_pixels(torch.tensor([seen]), tile // grid, tile, tile)
+        tiles.append(Image.fromarray(np.where(hidden[..., None], np.uint8(HIDDEN_GREY), pixels)))
+    return tiles
 
 
 def _empty(tile: int) -> Image.Image:

@@ -21,7 +21,7 @@ from coma.pipeline.crops import random_resized_crops
 from coma.pipeline.faults import candidates
 from coma.pipeline.order import Step
 from coma.pipeline.views import partition_units
-from coma.runs import build_model, read_config
+from coma.runs import build_model, read_config, training_stream
 from coma.shards.files import folder_at, is_remote
 from coma.shards.manifest import Manifest, load_manifest
 from coma.shards.sheet import class_captions
@@ -64,8 +64,8 @@ class Row:
     crop: Window
     """Of the image shown."""
     flipped: bool
-    unit_views: tuple[int, ...]
-    """[U] in raster order: the view that sees the unit, from 1; 0 for those that none sees (MAE)."""
+    views: tuple[tuple[int, ...], ...]
+    """Of each view the mask units that it sees, ascending, in raster order from 0."""
     substitute: Sample | None = None
     """What was shown instead, if the run could not read or decode the image."""
     reason: str | None = None
@@ -87,9 +87,9 @@ class StepContents:
     steps: int
     """That the run has when it is finished."""
     image_size: int
-    """Pixels."""
-    views: int
-    """K that the network encodes: one for MAE."""
+    """Side of the crops in pixels."""
+    units: int
+    """Mask units of an image."""
     rows: tuple[Row, ...]
     """[B] in the order of the batch."""
     batch_digest: str
@@ -97,6 +97,11 @@ class StepContents:
     recorded_digest: str | None
     """What the run wrote into metrics.jsonl; None for a step that it has not taken, or lost."""
     manifest: Manifest = field(repr=False)
+
+    @property
+    def view_sizes(self) -> tuple[int, ...]:
+        """Mask units that each of the K views sees, in every image: one view for MAE."""
+        return tuple(map(len, self.rows[0].views))
 
     @property
     def epochs(self) -> float:
@@ -133,7 +138,8 @@ class StepContents:
             "fingerprint": self.manifest.fingerprint,
             "batch_size": len(self.rows),
             "image_size": self.image_size,
-            "views": self.views,
+            "units": self.units,
+            "view_sizes": self.view_sizes,
             "substituted": self.substituted,
             "batch_digest": self.batch_digest,
             "recorded_digest": self.recorded_digest,
@@ -144,7 +150,7 @@ class StepContents:
                     "epoch": row.epoch,
                     "crop": asdict(row.crop),
                     "flipped": row.flipped,
-                    "unit_views": row.unit_views,
+                    "views": row.views,
                     "substitute": asdict(row.substitute) if row.substitute else None,
                     "reason": row.reason,
                 }
@@ -166,9 +172,12 @@ def read_step(run: Path, step: int) -> StepContents:
     manifest = _data_of(run, resolved)
     with torch.device("meta"):  # its sizes are wanted, not its weights
         model = build_model(config)
-    options, seed = model.stream_options(), int(config["seed"])
-    with Stream(manifest, batch_size=resolved["batch_size"], seed=seed, **options) as stream:
-        plan, units_in_all = stream.plan(step), sum(stream.view_sizes)
+    batch_size, seed = resolved["batch_size"], int(config["seed"])
+    options = training_stream(model, config, resolved["steps"] * batch_size)
+    with Stream(manifest, batch_size=batch_size, seed=seed, **options) as stream:
+        plan = stream.plan(step)
+        image_size = stream.sizes.at(plan.stop_sample)
+        units_in_all = stream.sizes.units(image_size)
 
     asked = _samples(manifest, plan.samples)
     replaced = _substitutes(manifest, seed, plan, asked, list(_lines_of(run / LEDGER_NAME, step)))
@@ -181,10 +190,7 @@ def read_step(run: Path, step: int) -> StepContents:
     units = partition_units(
         torch.from_numpy(plan.samples), torch.from_numpy(plan.epochs), seed=seed, units=units_in_all
     )
-    seen = [painting.visible for painting in model.paintings(units_in_all, every=True)]
-    unit_views = torch.zeros_like(units)
-    for view, (start, stop) in enumerate(seen, start=1):
-        unit_views.scatter_(1, units[:, start:stop], view)
+    views = [seen.sort(dim=1).values.tolist() for seen in model.seen_units(units)]  # K of [B, V]
 
     rows = tuple(
         Row(
@@ -192,7 +198,7 @@ def read_step(run: Path, step: int) -> StepContents:
             int(plan.epochs[place]),
             Window(left, top, width, height),
             bool(crops.flip[place]),
-            tuple(unit_views[place].tolist()),
+            tuple(tuple(seen[place]) for seen in views),
             *replaced.get(place, (None, None)),
         )
         for place, ((top, left), (height, width)) in enumerate(
@@ -206,8 +212,8 @@ def read_step(run: Path, step: int) -> StepContents:
         run=run,
         step=step,
         steps=resolved["steps"],
-        image_size=options["image_size"],
-        views=len(seen),
+        image_size=image_size,
+        units=units_in_all,
         rows=rows,
         batch_digest=digest(digest_limbs(plan.samples.tolist())),
         recorded_digest=recorded[-1] if recorded else None,

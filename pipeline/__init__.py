@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coma.pipeline import views as views
+    from coma.pipeline.sizes import CropSizes as CropSizes
     from coma.pipeline.squares import MEAN as MEAN
     from coma.pipeline.squares import STD as STD
     from coma.pipeline.stream import Batch as Batch
     from coma.pipeline.stream import Stream as Stream
 
-__all__ = ["MEAN", "STD", "Batch", "Stream", "views"]
+__all__ = ["MEAN", "STD", "Batch", "CropSizes", "Stream", "views"]
 
-_HOME = {"Stream": "stream", "Batch": "stream", "MEAN": "squares", "STD": "squares"}
+_HOME = {"Stream": "stream", "Batch": "stream", "CropSizes": "sizes", "MEAN": "squares", "STD": "squares"}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,8 @@
 DALI's graph decodes no more of an image than the window it shows (`image_slice`). On a GPU the JPEGs are decoded
 there (`mixed`), on the hardware engine where there is one, and the graph resizes, mirrors and normalises as well:
 nothing comes back to the host. On a CPU the graph ends with the windows, and `squares` does the rest, since torch
-resizes several times as fast there. For a trainer on a GPU whose host decodes, uint8 goes to the device.
+resizes several times as fast there. For a trainer on a GPU whose host decodes, uint8 goes to the device. The side of a
+batch goes through the graph with it, so that batches under way may differ in size.
 
 Resizing is linear with antialiasing, as torchvision's default is.
 """
@@ -39,6 +40,7 @@ class Encoded:
 
     data: Sequence[npt.NDArray[np.uint8]]  # n files, each [bytes]
     crops: Crops  # [n]
+    side: int  # pixels, of the square results
 
 
 class Decoder:
@@ -48,7 +50,6 @@ class Decoder:
         source: called for each batch, up to `depth` batches ahead of the one that `run` returns; None ends
         the run.
         batch_size: the most images in a batch.
-        image_size: side of the square result in pixels.
         device: where the images end up.
         decode_on_gpu: whether they are decoded there, if it is a GPU.
         threads: CPU threads.
@@ -60,16 +61,15 @@ class Decoder:
         source: Callable[[], Encoded | None],
         *,
         batch_size: int,
-        image_size: int,
         device: torch.device,
         decode_on_gpu: bool,
         threads: int,
         depth: int,
     ) -> None:
-        self._image_size = image_size
         self._device = device
         self._on_gpu = decode_on_gpu
-        self._squares = None if self._on_gpu else Squares(image_size, threads)
+        self._threads = threads
+        self._squares: Squares | None = None
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -78,8 +78,7 @@ class Decoder:
         self._single_input: list[Encoded] = []
 
     def run(self) -> Tensor | None:
-        """The next batch, [n, 3, image_size, image_size] float32 on the device in channels-last order, or None
-        after the last.
+        """The next batch, [n, 3, side, side] float32 on the device in channels-last order, or None after the last.
 
         The tensor is the caller's: no later run writes into it. On a GPU it is ready in the order of
         `stream`.
@@ -90,15 +89,15 @@ class Decoder:
         """
         return self._run(self._batches)
 
-    def decode_one(self, data: npt.NDArray[np.uint8], crop: Crops) -> Tensor:
-        """One image through the same graph, [1, 3, image_size, image_size], apart from the batches under way.
+    def decode_one(self, data: npt.NDArray[np.uint8], crop: Crops, side: int) -> Tensor:
+        """One image through the same graph, [1, 3, side, side], apart from the batches under way.
 
         Raises:
             DecodeError: if it cannot be decoded.
         """
         if self._single is None:
             self._single = self._build(lambda: self._single_input.pop(), 1, threads=1, depth=1)
-        self._single_input[:] = [Encoded([data], crop)]
+        self._single_input[:] = [Encoded([data], crop, side)]
         image = self._run(self._single)
         assert image is not None
         return image
@@ -115,29 +114,37 @@ class Decoder:
 
     def _run(self, pipeline: Pipeline) -> Tensor | None:
         try:
-            images, mirrored = pipeline.run(self._stream if self._on_gpu else None)
+            images, mirrored, sides = pipeline.run(self._stream if self._on_gpu else None)
         except StopIteration:
             return None
         except _OutOfStep:
             raise
         except Exception as error:  # DALI raises RuntimeError, ValueError, IndexError, by what went wrong
             raise DecodeError(_cause(str(error))) from error
-        if self._squares is not None:
+        if not self._on_gpu:
             windows, flips = [from_dlpack(window) for window in images], np.asarray(mirrored.as_tensor())
+            squares = self._squares_of(int(np.asarray(sides.as_tensor())[0, 0]))
             if self._stream is None:
-                return self._squares.normalised(windows, flips)
-            squares = self._squares.raw(windows, flips)
+                return squares.normalised(windows, flips)
+            raw = squares.raw(windows, flips)
             with torch.cuda.stream(self._stream):
-                return normalise(squares.to(self._device, non_blocking=True))
+                return normalise(raw.to(self._device, non_blocking=True))
         with torch.cuda.stream(self._stream):
             # A copy within the device (microseconds), so that torch's allocator owns the memory and knows its
             # streams.
             return from_dlpack(images.as_tensor()).clone().permute(0, 3, 1, 2)
 
+    def _squares_of(self, side: int) -> Squares:
+        """Those of the last batch, unless its side was another."""
+        if self._squares is None or self._squares.side != side:
+            self.close()
+            self._squares = Squares(side, self._threads)
+        return self._squares
+
     def _build(
         self, source: Callable[[], Encoded | None], batch_size: int, threads: int, depth: int
     ) -> Pipeline:
-        """The graph; its outputs are images and which of them are mirrored."""
+        """The graph; its outputs are images, which of them are mirrored, and their sides."""
         fed = 0
 
         def feed(index: int) -> tuple[Any, ...]:
@@ -148,7 +155,8 @@ class Decoder:
             if batch is None:
                 raise StopIteration
             fed += 1
-            return list(batch.data), batch.crops.start, batch.crops.shape, batch.crops.flip
+            sides = np.full((len(batch.data), 2), batch.side, np.float32)
+            return list(batch.data), batch.crops.start, batch.crops.shape, batch.crops.flip, sides
 
         pipeline = Pipeline(
             batch_size=batch_size,
@@ -158,12 +166,12 @@ class Decoder:
             seed=0,  # nothing in the graph is random
         )
         with pipeline:
-            encoded, start, shape, mirrored = fn.external_source(
+            encoded, start, shape, mirrored, sides = fn.external_source(
                 source=feed,
-                num_outputs=4,
+                num_outputs=5,
                 batch=True,
-                dtype=[types.UINT8, types.INT32, types.INT32, types.INT32],
-                ndim=[1, 1, 1, 0],
+                dtype=[types.UINT8, types.INT32, types.INT32, types.INT32, types.FLOAT],
+                ndim=[1, 1, 1, 0, 1],
             )
             images = fn.decoders.image_slice(
                 encoded,
@@ -174,8 +182,7 @@ class Decoder:
                 output_type=types.RGB,  # grey and CMYK are converted
             )
             if self._on_gpu:
-                size = [self._image_size, self._image_size]
-                images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+                images = fn.resize(images, size=sides, interp_type=types.INTERP_LINEAR, antialias=True)
                 images = fn.crop_mirror_normalize(
                     images,
                     mirror=mirrored,
@@ -184,7 +191,7 @@ class Decoder:
                     dtype=types.FLOAT,
                     output_layout="HWC",
                 )
-            pipeline.set_outputs(images, mirrored)
+            pipeline.set_outputs(images, mirrored, sides)
         pipeline.build()
         return pipeline
 

@@ -30,6 +30,7 @@ from coma.pipeline.decode import DecodeError, Decoder, Encoded
 from coma.pipeline.faults import Substitution, candidates
 from coma.pipeline.order import Int64Array, Planner, Step, rank_slice
 from coma.pipeline.reader import Bytes, SampleReader, Unreadable
+from coma.pipeline.sizes import CropSizes
 from coma.pipeline.views import partition_units
 from coma.shards.files import is_remote, without_credentials
 from coma.shards.manifest import Manifest
@@ -45,9 +46,8 @@ class LoaderOptions:
     """What a loader has to know beside the manifest and the plan. Checked when made: UsageError."""
 
     batch_size: int  # global
-    image_size: int  # pixels
+    sizes: CropSizes
     views: int
-    unit_size: int  # pixels
     seed: int
     rank: int
     world_size: int
@@ -67,12 +67,9 @@ class LoaderOptions:
                 f"a global batch of {self.batch_size} is not to be shared by {self.world_size} processes; "
                 f"give a multiple of {self.world_size}"
             )
-        if self.unit_size < 1 or self.image_size < 1 or self.image_size % self.unit_size:
-            raise UsageError(
-                f"image size {self.image_size} is no multiple of the mask unit's {self.unit_size} pixels"
-            )
-        if not 1 <= self.views <= self.units:
-            raise UsageError(f"{self.views} views of {self.units} mask units; give 1 to {self.units} views")
+        units = self.sizes.units(self.sizes.first)
+        if not 1 <= self.views <= units:
+            raise UsageError(f"{self.views} views of {units} mask units; give 1 to {units} views")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise UsageError(f"crop scale {low} to {high} is no part of an image; keep 0 < low <= high <= 1")
@@ -92,11 +89,6 @@ class LoaderOptions:
     def rank_batch_size(self) -> int:
         """Samples in a rank's part of a global batch."""
         return self.batch_size // self.world_size
-
-    @property
-    def units(self) -> int:
-        """Mask units in an image."""
-        return (self.image_size // self.unit_size) ** 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +192,8 @@ class Loader:
             )
             shown[position] = substitutions[position].substitute
             data.append(instead)
-        encoded = Encoded(data, self._crops(samples, epochs, shown))
+        side = self._options.sizes.at(step.stop_sample)
+        encoded = Encoded(data, self._crops(samples, epochs, shown, side), side)
         return _Fetched(step, samples, epochs, shown, encoded, substitutions)
 
     def _substitute(
@@ -215,11 +208,11 @@ class Loader:
             f"shard {without_credentials(str(shard))}: {reason}; none of the samples tried in its place is good"
         )
 
-    def _crops(self, samples: IntArray, epochs: IntArray, shown: Int64Array) -> Crops:
+    def _crops(self, samples: IntArray, epochs: IntArray, shown: Int64Array, side: int) -> Crops:
         """Windows keyed by the samples asked for, in the images shown."""
         width, height = self._manifest.width[shown], self._manifest.height[shown]
         if not self._options.training:
-            return center_crops(width, height, image_size=self._options.image_size)
+            return center_crops(width, height, image_size=side)
         return random_resized_crops(
             samples, epochs, width, height, seed=self._options.seed, scale=self._options.crop_scale
         )
@@ -245,7 +238,6 @@ class Loader:
             decoder = Decoder(
                 source,
                 batch_size=self._options.rank_batch_size,
-                image_size=self._options.image_size,
                 device=self._options.device,
                 decode_on_gpu=self._options.decode_on_gpu,
                 threads=self._options.workers,
@@ -268,6 +260,7 @@ class Loader:
 
     def _decode_singly(self, decoder: Decoder, fetched: _Fetched) -> tuple[_Fetched, Tensor]:
         """A lost batch again, image by image, with substitutes for those that cannot be decoded."""
+        side = fetched.encoded.side
 
         def attempt(position: int, sample: int) -> Tensor | None:
             """The image of a candidate, in the window of the sample asked for."""
@@ -275,9 +268,9 @@ class Loader:
                 data = reader.read_one(sample)
             at = slice(position, position + 1)
             shown = np.array([sample], np.int64)
-            crop = self._crops(fetched.samples[at], fetched.epochs[at], shown)
+            crop = self._crops(fetched.samples[at], fetched.epochs[at], shown, side)
             try:
-                return None if data is None else decoder.decode_one(data, crop)
+                return None if data is None else decoder.decode_one(data, crop, side)
             except DecodeError:
                 return None
 
@@ -286,7 +279,8 @@ class Loader:
         for position, data in enumerate(fetched.encoded.data):
             sample = int(fetched.samples[position])
             try:
-                images.append(decoder.decode_one(data, fetched.encoded.crops[position : position + 1]))
+                crop = fetched.encoded.crops[position : position + 1]
+                images.append(decoder.decode_one(data, crop, side))
             except DecodeError as error:
                 if position in substitutions:
                     cause = substitutions[position].reason
@@ -306,7 +300,8 @@ class Loader:
         with torch.cuda.stream(stream):  # no effect on a CPU, where the stream is None
             samples = torch.from_numpy(fetched.samples).to(device)
             epochs = torch.from_numpy(fetched.epochs).to(device)
-            units = partition_units(samples, epochs, seed=self._options.seed, units=self._options.units)
+            in_all = self._options.sizes.units(fetched.encoded.side)
+            units = partition_units(samples, epochs, seed=self._options.seed, units=in_all)
             labels = None
             if manifest.label is not None:
                 labels = torch.from_numpy(manifest.label[fetched.shown].astype(np.int64)).to(device)

@@ -31,7 +31,7 @@ class Squares:
     """
 
     def __init__(self, side: int, threads: int) -> None:
-        self._side = side
+        self.side = side
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "coma-resize") if threads > 1 else None
         # [S * 3], a row of pixels: what is done along an axis of 3 is slow
@@ -48,7 +48,7 @@ class Squares:
         Returns:
             [n, 3, S, S] float32 in channels-last order, normalised with `MEAN` and `STD`.
         """
-        batch = torch.empty(len(windows), self._side, self._side, 3)
+        batch = torch.empty(len(windows), self.side, self.side, 3)
         values = batch.flatten(2)  # [n, S, S * 3]
 
         def place(at: int) -> None:
@@ -62,7 +62,7 @@ class Squares:
     def raw(self, windows: Sequence[Tensor], mirrored: npt.NDArray[np.integer]) -> Tensor:
         """As `normalised`, but uint8 in pinned memory, for a GPU to `normalise`."""
         pinned = torch.cuda.is_available()
-        batch = torch.empty(len(windows), self._side, self._side, 3, dtype=torch.uint8, pin_memory=pinned)
+        batch = torch.empty(len(windows), self.side, self.side, 3, dtype=torch.uint8, pin_memory=pinned)
 
         def place(at: int) -> None:
             for rows, part in self._square(windows[at], bool(mirrored[at])):
@@ -78,12 +78,12 @@ class Squares:
 
     def _square(self, window: Tensor, mirrored: bool) -> Iterator[tuple[slice, Tensor]]:
         """A window's square, some rows at a time, each [rows, S, 3] uint8."""
-        size = (self._side, self._side)
+        size = (self.side, self.side)
         planes = window[None].permute(0, 3, 1, 2)  # by these strides torch knows them as channels-last
         square = torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True)
         square = square.permute(0, 2, 3, 1)[0]
-        step = max(1, _SERIAL // (3 * self._side))
-        for top in range(0, self._side, step):
+        step = max(1, _SERIAL // (3 * self.side))
+        for top in range(0, self.side, step):
             part = square[top : top + step]
             yield slice(top, top + step), part.flip(1) if mirrored else part
 

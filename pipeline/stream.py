@@ -15,6 +15,7 @@ from coma.errors import ComaError, DataError, UsageError
 from coma.pipeline.faults import Ledger, default_budget
 from coma.pipeline.loader import Loader, LoaderOptions
 from coma.pipeline.order import Planner, SampleOrder, Step, mixed
+from coma.pipeline.sizes import CropSizes
 from coma.pipeline.views import view_sizes
 from coma.shards.files import folder_at, without_credentials
 from coma.shards.manifest import Manifest, read_manifest
@@ -58,7 +59,7 @@ class Stream:
             is read by way of a cache on this machine's disk.
         split: which split of the data set.
         batch_size: samples in a global batch, over all ranks.
-        image_size: side of the images in pixels.
+        image_size: side of the images in pixels, or `CropSizes`, which grow over a run and name the unit themselves.
         views: K, complementary views of each image.
         unit_size: side of a mask unit in pixels.
         seed: orders, crops, flips and masks follow from it.
@@ -92,7 +93,7 @@ class Stream:
         *,
         split: str = "train",
         batch_size: int,
-        image_size: int = 224,
+        image_size: int | CropSizes = 224,
         views: int = 2,
         unit_size: int = 32,
         seed: int = 0,
@@ -108,11 +109,13 @@ class Stream:
         ledger: Path | None = None,
         fault_budget: int | None = None,
     ) -> None:
+        if isinstance(image_size, int):
+            image_size = CropSizes(image_size, image_size, unit_size)
+        self.sizes = image_size
         self._options = LoaderOptions(
             batch_size=batch_size,
-            image_size=image_size,
+            sizes=image_size,
             views=views,
-            unit_size=unit_size,
             seed=seed,
             rank=rank,
             world_size=world_size,
@@ -125,7 +128,7 @@ class Stream:
         )
         if start_samples < 0:
             raise UsageError(f"start_samples is {start_samples}; give 0 or more")
-        self.view_sizes = view_sizes(self._options.units, views)
+        self.view_sizes = view_sizes(self.sizes.units(self.sizes.last), views)  # of images of full size
         self.manifest = data if isinstance(data, Manifest) else read_manifest(folder_at(data), split)
         order = SampleOrder(self.manifest, seed, mixed=self._mixed()) if training else None
         self._planner = Planner(order, len(self.manifest), batch_size)
@@ -194,7 +197,8 @@ class Stream:
         self._consumed = ready.stop_sample
         if ready.event is not None:
             _hand_over(ready.event, ready.images, ready.units, ready.samples, ready.labels)
-        return Batch(ready.images, ready.units, self.view_sizes, ready.labels, ready.samples)
+        sizes = view_sizes(ready.units.shape[1], self._options.views)
+        return Batch(ready.images, ready.units, sizes, ready.labels, ready.samples)
 
     def state_dict(self) -> dict[str, str | int]:
         """Where the stream stands: fingerprint of the manifest, seed, samples consumed. Nothing else is

@@ -64,7 +64,6 @@ def whole_graph(sample: Sample) -> Way:
     decoder = Decoder(
         lambda: next(feed),
         batch_size=sample.batch_size,
-        image_size=sample.image_size,
         device=torch.device("cpu"),
         decode_on_gpu=False,
         threads=1,

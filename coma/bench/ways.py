@@ -81,7 +81,7 @@ class Sample:
         for number, ids in enumerate(self.batches()):
             epochs = np.full_like(ids, number * self.batch_size // len(m))
             crops = random_resized_crops(ids, epochs, m.width[ids], m.height[ids], seed=0, scale=AREA)
-            yield Encoded([self.encoded[i] for i in ids], crops)
+            yield Encoded([self.encoded[i] for i in ids], crops, self.image_size)
 
 
 def pil_transform(image_size: int) -> Callable[[Any], torch.Tensor]:

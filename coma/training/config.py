@@ -25,11 +25,13 @@ class PretrainConfig:
     data: Path | str | None = None
     """Sharded data set, its folder or its URL; None: the one found in the current folder."""
     model: str = "dyvit_base"
-    method: Literal["coma", "mae"] | str = "coma"
+    method: Literal["coma", "independent", "mae"] | str = "coma"
     views: int = 2
-    """Complementary views of each image."""
+    """Views of each image; `mae` has one."""
     image_size: int = 224
     """Side of the square crop in pixels."""
+    start_size: int | None = None
+    """Side of the crop at the start of the run, which grows to `image_size`; None: that all along."""
     patch_size: int | None = None
     """Side of a patch in pixels; None: the model's own."""
     epochs: float | None = None
@@ -73,6 +75,7 @@ class PretrainConfig:
         for flag, value, least in (
             ("--views", self.views, 1),
             ("--image-size", self.image_size, 1),
+            ("--start-size", self.start_size, 1),
             ("--patch-size", self.patch_size, 1),
             ("--steps", self.steps, 1),
             ("--batch-size", self.batch_size, 1),
@@ -94,11 +97,15 @@ class PretrainConfig:
                 f"{flag} is {number}; it must be 0 or more",
             )
         for flag, word, words in (
-            ("--method", self.method, ("coma", "mae")),
+            ("--method", self.method, ("coma", "independent", "mae")),
             ("--resume", self.resume, ("auto", "never")),
             ("--decode", self.decode, ("auto", "cpu", "gpu")),
         ):
             _require(word in words, f"{flag} is {word!r}; it must be {' or '.join(words)}")
+        _require(
+            self.start_size is None or self.start_size <= self.image_size,
+            f"--start-size {self.start_size} is above --image-size {self.image_size}: crops grow, start with less",
+        )
         _require(
             self.devices is None or self.hostfile is None,
             "--devices starts processes on this machine and --hostfile on those of the file: give one",

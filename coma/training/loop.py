@@ -59,7 +59,7 @@ def train(
         return summarise(run, plan, elapsed_s=0.0, images_per_s=None) if world.leads else {}
 
     if world.leads:
-        write_config(run, config, plan, prepared.parameters, prepared.device_name)
+        write_config(run, config, plan, **prepared.facts)
     engine = make_engine(prepared.model, plan, compile_model=config.compile)
     try:
         state = resume(engine, world, run, plan)
@@ -165,6 +165,7 @@ def take_steps(
                 "step_s": step_s,
                 "data_wait_s": data_wait_s,
                 "images_per_s": plan.batch_size / step_s,
+                "image_size": batch.images.shape[-1],
                 "batch_digest": digest(limbs),
                 **({} if applied else {"skipped": True}),
             }
@@ -197,7 +198,7 @@ def open_stream(prepared: Prepared, world: World, state: TrainingState) -> Strea
         start_samples=state.samples,
         decode=prepared.config.decode,
         ledger=prepared.folder.path / LEDGER_NAME,
-        **prepared.model.stream_options(),
+        **prepared.stream_options,
         **workers,
     )
 

@@ -39,6 +39,7 @@ def identity(config: PretrainConfig, plan: Plan) -> dict[str, Any]:
         "--method": config.method,
         "--views": config.views,
         "--image-size": config.image_size,
+        "--start-size": config.start_size,
         "--patch-size": config.patch_size,
         "--seed": config.seed,
         "--base-lr": config.base_lr,
@@ -101,15 +102,15 @@ def _look(path: Path, config: PretrainConfig, plan: Plan) -> RunFolder | str:
     )
 
 
-def write_config(run: Path, config: PretrainConfig, plan: Plan, parameters: int, device_name: str) -> None:
-    """Write RUN/config.json: what was asked, what it came to, and with which versions.
+def write_config(run: Path, config: PretrainConfig, plan: Plan, **facts: Any) -> None:
+    """Write RUN/config.json: what was asked, what it came to (the plan, and `facts`), and with which versions.
 
     URLs in it lose user info and query: a run folder is shown around.
     """
     run.mkdir(parents=True, exist_ok=True)
     content = {
         "config": config.to_json(),
-        "resolved": {**plan.to_json(), "parameters": parameters, "device_name": device_name},
+        "resolved": {**plan.to_json(), **facts},
         "versions": versions(),
         "identity": identity(config, plan),
     }

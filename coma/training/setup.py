@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from coma.runs import build_model, checkpoint_step, latest_checkpoint
+from coma.runs import build_model, checkpoint_step, latest_checkpoint, training_stream
 from coma.shards.files import folder_at, without_credentials
 from coma.shards.manifest import Manifest, find_data, read_manifest
 from coma.training import story
@@ -37,8 +37,10 @@ class Prepared:
     folder: RunFolder
     manifest: Manifest
     model: MaskedAutoencoder
-    parameters: int
-    device_name: str
+    stream_options: dict[str, Any]
+    """Of the stream that it trains on."""
+    facts: dict[str, Any]
+    """What config.json says beside the plan; the views are those that the network encodes."""
 
 
 def prepare(config: PretrainConfig, world: World) -> Prepared:
@@ -63,6 +65,7 @@ def prepare(config: PretrainConfig, world: World) -> Prepared:
         )
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         model = build_model(config.to_json())
+        stream_options = training_stream(model, config.to_json(), plan.steps * plan.batch_size)
         torch.manual_seed(config.seed + 1 + world.rank)  # dropped paths differ between ranks
     return Prepared(
         config=config,
@@ -70,24 +73,25 @@ def prepare(config: PretrainConfig, world: World) -> Prepared:
         folder=world.agree(lambda: choose_run(config, plan)),
         manifest=manifest,
         model=model,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        device_name=device_name(world.device),
+        stream_options=stream_options,
+        facts={
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "units": model.units,
+            "view_sizes": [seen.shape[1] for seen in model.seen_units(torch.arange(model.units)[None])],
+            "device_name": device_name(world.device),
+        },
     )
 
 
 def tell(prepared: Prepared, begun_at: int) -> None:
     """Log what a run was resolved to."""
-    options = prepared.model.stream_options()
-    view_sizes: tuple[int, ...] = prepared.model.view_sizes  # type: ignore[assignment]
     for line in story.opening(
         prepared.config,
         prepared.plan,
         run=str(prepared.folder.path),
         found=prepared.config.data is None,
-        parameters=prepared.parameters,
-        view_sizes=view_sizes,
-        unit_size=options["unit_size"],
-        device_name=prepared.device_name,
+        **prepared.facts,
+        unit_size=prepared.model.encoder.unit_size,
         begun_at=begun_at,
     ):
         logger.info("%s", line)

@@ -17,12 +17,15 @@ def opening(
     found: bool,
     parameters: int,
     view_sizes: Sequence[int],
+    units: int,
     unit_size: int,
     device_name: str,
     begun_at: int,
 ) -> list[str]:
     """Return what the configuration came to, a line a subject."""
-    units = " + ".join(map(str, view_sizes))
+    views = "1 view" if len(view_sizes) == 1 else f"{len(view_sizes)} views"
+    start = config.start_size or config.image_size
+    size = f"{start} to {config.image_size}" if start < config.image_size else config.image_size
     accumulation = f" x {plan.accumulation} accumulated" if plan.accumulation > 1 else ""
     devices = f"{plan.world_size} device{'s' if plan.world_size > 1 else ''}"
     adam = plan.deepspeed["optimizer"]["params"]
@@ -30,8 +33,8 @@ def opening(
         ("data", f"{plan.data}: {plan.samples_per_epoch} images{' (found here)' if found else ''}"),
         (
             "model",
-            f"{config.model}, {config.method}: {len(view_sizes)} views of {units} units of {unit_size} px, "
-            f"images of {config.image_size} px; {parameters / 1e6:.1f} M parameters",
+            f"{config.model}, {config.method}: {views} of {' + '.join(map(str, view_sizes))} of {units} units of "
+            f"{unit_size} px, images of {size} px; {parameters / 1e6:.1f} M parameters",
         ),
         (
             "length",

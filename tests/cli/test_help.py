@@ -23,7 +23,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["bench", "loader"], *[[name] for name in COMMANDS]],
+    [[], ["bench", "loader"], ["bench", "step"], ["bench", "epoch"], *[[name] for name in COMMANDS]],
     ids=lambda a: " ".join(a) or "coma",
 )
 def test_help_fits_80_columns(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

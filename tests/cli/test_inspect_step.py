@@ -47,6 +47,7 @@ def test_a_step_is_shown_on_a_terminal(here, coma, monkeypatch):
     lines = done.out.splitlines()
     assert max(map(len, lines[lines.index("") :])) <= 80  # those above have paths
     assert "step    2 of 2, epoch 2" in lines
+    assert {"crops   32 px", "views   2 + 2 of 4 mask units"} <= set(lines)
     assert any(line.startswith("digest  ") and line.endswith(" as in metrics.jsonl") for line in lines)
     assert "[of many]" in done.out
     assert "2 more: --json has them all" in lines

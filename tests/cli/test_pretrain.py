@@ -51,7 +51,9 @@ def test_help_fits_80_columns_and_imports_nothing_heavy() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
-    flags = "model method views epochs steps batch-size base-lr seed out ds-config devices hostfile"
+    flags = (
+        "model method views start-size epochs steps batch-size base-lr seed out ds-config devices hostfile"
+    )
     for flag in f"{flags} save-every stop-after resume compile json".split():
         assert re.search(rf"--{flag}\b", done.stdout), flag
     for group in ("Data", "Model", "Optimisation", "Run", "Machine"):
@@ -81,6 +83,8 @@ def test_finds_the_data_trains_and_prints_one_json_object(here: Path) -> None:
             "--epochs",
         ),
         (["--hostfile", "absent"], UsageError, "no such file"),
+        (["--start-size", "24"], UsageError, "start size 24 is no multiple of the mask unit's 16 pixels"),
+        (["--start-size", "48"], UsageError, "--start-size 48 is above --image-size 32"),
         (["--out", "images-shards"], UsageError, "not empty"),
         (["absent"], DataError, "no such folder"),
     ],

@@ -8,6 +8,7 @@ from PIL import Image
 from coma.autoencoder import CoMA
 from coma.baseline import MAE
 from coma.errors import DataError
+from coma.independent import IndependentMasks
 from coma.reconstruct import (
     HIDDEN_GREY,
     TILE_PX,
@@ -103,6 +104,20 @@ def test_images_that_are_not_square():
     half = height // 2
     assert (columns[1].tiles[0, half:] == HIDDEN_GREY).all()  # view 1 sees the upper row of units
     assert (columns[1].tiles[0, :half] == columns[0].tiles[0, :half]).all()
+
+
+def test_independent_views_show_what_each_of_them_sees():
+    torch.manual_seed(0)
+    model = IndependentMasks("dyvit_tiny", img_size=64, patch_size=2, views=2, decoder_depth=1)
+    images, units = _images(3, 64, 64), torch.arange(16).repeat(3, 1)
+    original, view1, painted1, view2, _ = (column.tiles for column in columns_of(model, images, units))
+    side = original.shape[1] // 4
+    for tiles, seen in zip((view1, view2), model.seen_units(units), strict=True):
+        corners = (tiles == HIDDEN_GREY).all(-1)[:, side // 2 :: side, side // 2 :: side].reshape(3, 16)
+        assert [(~row).nonzero()[0].tolist() for row in corners] == seen.sort(dim=1).values.tolist()
+    grey = (view1 == HIDDEN_GREY).all(-1)
+    assert (painted1[~grey] == original[~grey]).all()
+    assert (grey & (view2 == HIDDEN_GREY).all(-1)).any()  # some units are in neither
 
 
 def test_mae_shows_its_one_view():

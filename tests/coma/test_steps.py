@@ -15,6 +15,7 @@ from PIL import Image
 from coma.errors import DataError, UsageError
 from coma.pipeline import Stream
 from coma.reconstruct import to_pixels
+from coma.runs import build_model
 from coma.shards.manifest import read_manifest
 from coma.shards.options import ShardOptions
 from coma.shards.writer import shard
@@ -91,9 +92,9 @@ def test_every_step_is_the_one_that_the_trainer_took(whole: Path) -> None:
             assert [row.epoch for row in contents.rows] == stream.plan(step).epochs.tolist()
             assert batch.labels is not None
             assert [row.shown.label for row in contents.rows] == batch.labels.tolist()
-            views = torch.tensor([row.unit_views for row in contents.rows])
-            laid = views.gather(1, batch.units)  # in the order of the views
-            assert laid.tolist() == [[1, 1, 2, 3]] * BATCH
+            assert contents.view_sizes == batch.view_sizes == (2, 1, 1)
+            for row, units in zip(contents.rows, batch.units, strict=True):
+                assert row.views == tuple(tuple(sorted(v.tolist())) for v in units.split([2, 1, 1]))
             for image, streamed in zip(network_images(contents, BATCH), batch.images, strict=True):
                 assert image is not None
                 assert torch.equal(image, streamed)
@@ -200,8 +201,25 @@ def test_another_tools_config_is_no_run(tmp_path: Path, content: str) -> None:
 def test_mae_sees_a_quarter(place: Path) -> None:
     edit(place / "run", "config", method="mae")
     contents = read_step(place / "run", 1)
-    assert contents.views == 1
-    assert all(sorted(row.unit_views) == [0, 0, 0, 1] for row in contents.rows)
+    assert (contents.view_sizes, contents.units) == ((1,), 4)
+    assert len({row.views for row in contents.rows}) > 1
+
+
+def test_independent_views_are_those_that_the_network_encodes(place: Path) -> None:
+    edit(place / "run", "config", method="independent", views=2)
+    model = build_model(json.loads((place / "run" / "config.json").read_text())["config"])
+    encoded: list[torch.Tensor] = []
+    encode = model.encoder.encode_patches
+    model.backbone.encode_patches = lambda patches, grid, units, sizes: (  # type: ignore[assignment]
+        encoded.extend(units.split(sizes, 1)) or encode(patches, grid, units, sizes)
+    )
+    with Stream(place / "data", batch_size=BATCH, seed=5, workers=1, **model.stream_options()) as stream:
+        batch = next(stream)
+    model(batch.images, batch.units)
+    rows = read_step(place / "run", 1).rows
+    for view, seen in enumerate(encoded):
+        assert [row.views[view] for row in rows] == [tuple(sorted(units)) for units in seen.tolist()]
+    assert any(set(row.views[0]) & set(row.views[1]) for row in rows)  # no partition
 
 
 def test_the_json_is_whole(whole: Path) -> None:
@@ -209,19 +227,19 @@ def test_the_json_is_whole(whole: Path) -> None:
     assert (found["step"], found["steps"], found["matches"]) == (4, STEPS, True)
     assert len(found["rows"]) == found["batch_size"] == BATCH
     row = found["rows"][0]
-    assert set(row) >= {"sample", "key", "shard", "source", "class_name", "epoch", "flipped", "unit_views"}
+    assert set(row) >= {"sample", "key", "shard", "source", "class_name", "epoch", "flipped", "views"}
     assert set(row["crop"]) == {"x", "y", "width", "height"}
 
 
-def test_each_unit_is_visible_in_its_view_alone() -> None:
+def test_units_are_visible_in_the_views_that_see_them_and_grey_in_others() -> None:
     pixels = np.random.default_rng(0).integers(0, HIDDEN_GREY, (8, 8, 3), dtype=np.uint8)
-    unit_views = (1, 2, 2, 3, 1, 0, 3, 1, 2)
-    crop, *views = view_tiles(Image.fromarray(pixels), unit_views, 3, tile=12)
-    for unit, view in enumerate(unit_views):
+    views = ((0, 4, 7), (1, 2, 4, 8), (3, 6))  # 4 in two of them, 5 in none
+    crop, *tiles = view_tiles(Image.fromarray(pixels), views, grid=3, tile=12)
+    for unit in range(9):
         top, left = unit // 3 * 4, unit % 3 * 4
-        for number, tile in enumerate(views, start=1):
+        for seen, tile in zip(views, tiles, strict=True):
             shown = np.asarray(tile)[top : top + 4, left : left + 4]
-            if number == view:
+            if unit in seen:
                 assert (shown == np.asarray(crop)[top : top + 4, left : left + 4]).all()
             else:
                 assert (shown == HIDDEN_GREY).all()

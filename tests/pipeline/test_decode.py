@@ -34,7 +34,6 @@ def decoder(batches: list[Encoded], batch_size: int = 4, depth: int = 1, threads
     return Decoder(
         lambda: next(feed, None),
         batch_size=batch_size,
-        image_size=SIZE,
         device=cpu,
         decode_on_gpu=False,
         threads=threads,
@@ -84,7 +83,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_pixels_are_those_of_pil(name: str) -> None:
     data, crop = FILES[name]
-    image = decoder([]).decode_one(data, crop)
+    image = decoder([]).decode_one(data, crop, SIZE)
     assert image.shape == (1, 3, SIZE, SIZE)
     assert image.dtype == torch.float32
     assert psnr(pixels(image[0]), by_pil(data, crop)) > 40
@@ -94,7 +93,7 @@ def test_cmyk_comes_out_as_rgb() -> None:
     """Converters differ in how they mix inks: near is near enough. Mixed-up channels would be below 15 dB."""
     data = encode(photograph(7, 200, 120).convert("CMYK"), quality=95)
     crop = window(0, 0, 120, 200)
-    assert psnr(pixels(decoder([]).decode_one(data, crop)[0]), by_pil(data, crop)) > 30
+    assert psnr(pixels(decoder([]).decode_one(data, crop, SIZE)[0]), by_pil(data, crop)) > 30
 
 
 def test_headers_are_checked_before_a_batch_is_made() -> None:
@@ -118,7 +117,8 @@ def batches(count: int, size: int = 4) -> list[Encoded]:
     for number in range(count):
         data = [encode(photograph(number * size + i, 120, 100)) for i in range(size)]
         start, shape = np.full((size, 2), number, np.int32), np.full((size, 2), 80 + number, np.int32)
-        made.append(Encoded(data, Crops(start, shape, np.arange(size, dtype=np.int32) % 2)))
+        crops = Crops(start, shape, np.arange(size, dtype=np.int32) % 2)
+        made.append(Encoded(data, crops, side=SIZE if number < 5 else 2 * SIZE))
     return made
 
 
@@ -132,8 +132,11 @@ def test_batches_come_in_order_and_keep_their_memory(depth: int) -> None:
         copies.append(images.clone())
     assert len(held) == 8
     for batch, images, copy in zip(given, held, copies, strict=True):
+        assert images.shape == (4, 3, batch.side, batch.side)
         assert torch.equal(images, copy)  # no later batch was written over it
-        alone = [run.decode_one(data, batch.crops[i : i + 1]) for i, data in enumerate(batch.data)]
+        alone = [
+            run.decode_one(data, batch.crops[i : i + 1], batch.side) for i, data in enumerate(batch.data)
+        ]
         assert torch.equal(images, torch.cat(alone))  # an image does not depend on its batch
 
 
@@ -162,7 +165,7 @@ def test_a_bad_image_loses_its_own_batch_alone(depth: int, bad: str) -> None:
             crops.shape[1] = 500
         else:
             data[1] = np.frombuffer(b"not an image" * 20, np.uint8) if bad == "text" else data[1][150:]
-        given[number] = Encoded(data, crops)
+        given[number] = Encoded(data, crops, SIZE)
     run = decoder(given, depth=depth)
     for number in range(6):
         if number in (2, 3):
@@ -172,5 +175,6 @@ def test_a_bad_image_loses_its_own_batch_alone(depth: int, bad: str) -> None:
         else:
             images = run.run()
             assert images is not None
-            assert torch.equal(images[:1], run.decode_one(given[number].data[0], given[number].crops[:1]))
+            first = given[number]
+            assert torch.equal(images[:1], run.decode_one(first.data[0], first.crops[:1], first.side))
     assert run.run() is None

@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import avg_pool2d as pool
 
 from coma.errors import DataError, UsageError
-from coma.pipeline import MEAN, STD, Batch, Stream
+from coma.pipeline import MEAN, STD, Batch, CropSizes, Stream
 from coma.shards.manifest import Manifest, read_manifest
 
 SIZE = {"image_size": 64, "unit_size": 16}
@@ -192,6 +193,42 @@ def test_an_unlabelled_split_has_no_labels(photos: Path, tmp_path: Path) -> None
         assert next(stream).labels is None
 
 
+def test_crops_grow_and_nothing_else_changes(manifest: Manifest, reference: list[Batch]) -> None:
+    """32, 48, 64 px in a run of 24 steps: the samples of the run at 64 px; resumed anywhere, the same bits."""
+    growing = {"image_size": CropSizes(32, 64, 16, samples=24 * 12), "views": 3, "seed": 5, "workers": 1}
+    with Stream(manifest, batch_size=12, prefetch=4, **growing) as stream:
+        batches = take(stream, 24)
+    sides = [batch.images.shape[-1] for batch in batches]
+    assert sides == [32] * 9 + [48] * 10 + [64] * 5
+    views = {32: (2, 1, 1), 48: (3, 3, 3), 64: (6, 5, 5)}
+    for side, batch, before in zip(sides, batches, reference, strict=True):
+        assert batch.images.shape == (12, 3, side, side)
+        assert torch.equal(batch.units.sort(dim=1).values, torch.arange((side // 16) ** 2).expand(12, -1))
+        assert batch.view_sizes == views[side]
+        assert torch.equal(batch.samples, before.samples)
+        assert side < 64 or same(batch, before)
+    # The same windows: averaged over units, both show the same.
+    small, large = (pool(b.images, b.images.shape[-1] // 8) for b in (batches[0], reference[0]))
+    assert (small - large).abs().mean() < 0.1 < (small - large.flip(0)).abs().mean()
+    for done in (8, 18):  # what was read ahead crosses the change
+        with Stream(manifest, batch_size=12, **growing) as first:
+            take(first, done)
+            state = first.state_dict()
+        with Stream(manifest, batch_size=12, **growing) as second:
+            second.load_state_dict(state)
+            assert all(
+                same(ours, whole) for ours, whole in zip(take(second, 3), batches[done:], strict=False)
+            )
+        ranks = [
+            Stream(manifest, batch_size=12, start_samples=12 * done, rank=rank, world_size=2, **growing)
+            for rank in range(2)
+        ]
+        for whole in batches[done : done + 2]:
+            assert same(joined([next(rank) for rank in ranks]), whole)
+        for rank in ranks:
+            rank.close()
+
+
 def test_batches_larger_than_the_data_set(manifest: Manifest) -> None:
     total = len(manifest)
     with Stream(manifest, batch_size=2 * total + 3, **SIZE) as stream:
@@ -207,6 +244,7 @@ def test_batches_larger_than_the_data_set(manifest: Manifest) -> None:
         ({"batch_size": 10, "world_size": 4}, "10.*4 processes"),
         ({"image_size": 100}, "100.*16 pixels"),
         ({"views": 17}, "17 views of 16"),
+        ({"views": 5, "image_size": CropSizes(32, 64, 16, 100)}, "5 views of 4"),
         ({"rank": 2, "world_size": 2}, "rank 2"),
         ({"crop_scale": (0.5, 1.5)}, "1.5"),
         ({"start_samples": -1}, "-1"),
@@ -333,4 +371,18 @@ def test_a_gpu_shows_what_the_cpu_shows(data: Path, reference: list[Batch], deco
             assert torch.equal(batch.units.cpu(), before.units)
             assert torch.equal(batch.samples.cpu(), before.samples)
             # The GPU's JPEG decoder rounds and upsamples chroma in its own way: a few levels of 255.
+            assert (batch.images.cpu() - before.images).abs().mean() < 0.05
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decode", ["cpu", "gpu"])
+def test_crops_grow_on_a_gpu_as_on_the_cpu(data: Path, decode: str) -> None:
+    growing = {"batch_size": 12, "image_size": CropSizes(32, 64, 16, samples=60), "workers": 1}
+    with (
+        Stream(data, **growing) as reference,
+        Stream(data, device="cuda", decode=decode, **growing) as stream,
+    ):
+        for before, batch in zip(take(reference, 5), take(stream, 5), strict=True):
+            assert batch.images.shape == before.images.shape
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
             assert (batch.images.cpu() - before.images).abs().mean() < 0.05

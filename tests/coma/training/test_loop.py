@@ -63,6 +63,7 @@ def test_a_run_leaves_what_the_commands_after_it_need(whole: dict[str, Path], da
         "step_s",
         "data_wait_s",
         "images_per_s",
+        "image_size",
         "batch_digest",
     ]
     assert list(steps[0]) == names
@@ -180,11 +181,20 @@ def test_bf16_trains(data: Path, tmp_path: Path, whole: dict[str, Path]) -> None
     assert ours[-1]["loss"] < ours[0]["loss"]
 
 
-def test_mae_trains_and_is_loaded_again(data: Path, tmp_path: Path) -> None:
-    config = small(data, tmp_path / "run", method="mae", steps=1)
-    result = pretrain(config)
-    assert result["finished"]
-    assert type(load_autoencoder(tmp_path / "run")).__name__ == "MAE"
+@pytest.mark.parametrize(
+    ("method", "network", "views"),
+    [("mae", "MAE", "1 view of 1 of 4"), ("independent", "IndependentMasks", "2 views of 2 + 2 of 4")],
+)
+def test_other_methods_train_and_are_loaded_again(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, network: str, views: str
+) -> None:
+    logging.getLogger("coma").propagate = True
+    with caplog.at_level(logging.INFO, "coma"):
+        assert pretrain(small(data, tmp_path / "run", method=method, steps=1))["finished"]
+    assert f"dyvit_tiny, {method}: {views} units of 16 px" in caplog.text
+    sizes = views.removeprefix("1 view of ").removeprefix("2 views of ")
+    assert f"dyvit_tiny, {method}, views of {sizes} mask units" in (tmp_path / "run/report.html").read_text()
+    assert type(load_autoencoder(tmp_path / "run")).__name__ == network
 
 
 class Spoilt(torch.nn.Module):

@@ -22,7 +22,7 @@ def plan(config: PretrainConfig, **facts: Any) -> Plan:
 
 
 def begin(run: Path, config: PretrainConfig = CONFIG, step: int | None = None) -> None:
-    write_config(run, config, plan(config), 1, "CPU")
+    write_config(run, config, plan(config))
     if step is not None:
         (run / "checkpoints" / f"step-{step:06}").mkdir(parents=True)
         (run / "checkpoints" / "latest").write_text(f"step-{step:06}\n")
@@ -91,7 +91,7 @@ def test_a_folder_that_is_no_run_is_left_alone(elsewhere: Path) -> None:
 
 
 def test_the_configuration_explains_the_run(tmp_path: Path) -> None:
-    write_config(tmp_path, CONFIG, plan(CONFIG), 123, "CPU (2 threads)")
+    write_config(tmp_path, CONFIG, plan(CONFIG), parameters=123)
     written = json.loads((tmp_path / "config.json").read_text())
     assert PretrainConfig.from_json(written["config"]) == CONFIG
     resolved = written["resolved"]

@@ -1,0 +1,128 @@
+"""A network as a benchmark has it: made of its name and method, and trained a step at a time.
+
+A step is forward, backward and a fused AdamW update. Multiply-adds are counted by torch's FlopCounterMode over one
+image's forward pass (all its views, decoder included). B images a step, U mask units.
+"""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from coma.errors import UsageError
+from coma.methods import METHODS, build
+from coma.pipeline.views import partition_units
+
+IMAGENET_IMAGES = 1_281_167
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_VIT_SUFFIX = "_patch16_224"
+
+
+def split(model: str) -> tuple[str, str]:
+    """Name and method of "dyvit_base:coma"; "vit_base" is timm's vit_base_patch16_224. Raises UsageError."""
+    name, _, method = model.partition(":")
+    if method not in METHODS:
+        raise UsageError(
+            f"--models {model!r}: say NAME:METHOD, the method {' or '.join(METHODS)}, like dyvit_base:coma"
+        )
+    return name + _VIT_SUFFIX if name.startswith("vit_") and "patch" not in name else name, method
+
+
+def check_models(models: tuple[str, ...]) -> None:
+    """Raise UsageError unless there are networks and each says NAME:METHOD."""
+    if not models:
+        raise UsageError("--models names no network; give NAME:METHOD, like dyvit_base:coma")
+    for model in models:
+        split(model)
+
+
+def check_precision(precision: str) -> None:
+    """Raise UsageError unless it is one of those that are known."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision!r}: it must be fp32 or bf16")
+
+
+class Network:
+    """A network with its optimizer.
+
+    Args:
+        model: NAME:METHOD.
+        image_size: pixels.
+        views: K.
+        device: where it is trained.
+        precision: of weights and activations: fp32 or bf16.
+    """
+
+    def __init__(
+        self, model: str, *, image_size: int, views: int, device: torch.device, precision: str
+    ) -> None:
+        name, method = split(model)
+        torch.manual_seed(0)
+        built = build(name, method, views=views, image_size=image_size)
+        self.model = built.to(device=device, dtype=PRECISIONS[precision]).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.device = device
+
+    @property
+    def parameters(self) -> int:
+        """Decoder included."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def units(self, images: int) -> Tensor:
+        """[B, U], as its stream would give them."""
+        samples = torch.arange(images, device=self.device)
+        return partition_units(samples, torch.zeros_like(samples), seed=0, units=self.model.units)
+
+    def step(self, images: Tensor, units: Tensor) -> None:
+        """Train on images [B, 3, H, W] with units [B, U]."""
+        self.model(images, units).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def timed_step(self, images: Tensor, units: Tensor) -> float:
+        """Wall seconds of a step, until the device is done with it."""
+        self.wait()
+        begun_s = time.perf_counter()
+        self.step(images, units)
+        self.wait()
+        return time.perf_counter() - begun_s
+
+    def multiply_adds(self, image: Tensor) -> float:
+        """Of the forward pass of one image, [1, 3, H, W]."""
+        kernels = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=kernels) as counter:
+            self.model(image, self.units(1))
+        return float(counter.get_total_flops() / 2)
+
+    def memory_bytes(self, images: Tensor, units: Tensor) -> int:
+        """A GPU's peak in a step; on a CPU what the backward pass keeps of the forward pass."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.step(images, units)
+            self.wait()
+            return torch.cuda.max_memory_allocated(self.device)
+        kept: dict[int, int] = {}
+        weights = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            self.step(images, units)
+        return sum(kept.values())
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _attention_flops(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Of the CPU's fused kernel, which the counter does not know. Shapes come in."""
+    return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
