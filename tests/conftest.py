@@ -1,6 +1,11 @@
 """What holds for all tests: how long a case takes is no property of the code, least of all on a busy machine."""
 
+import os
+
 from hypothesis import HealthCheck, settings
+
+# A worker of pytest-xdist has a core: of two threads on one, one spins while it waits for the other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("coma", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("coma")
