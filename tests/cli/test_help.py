@@ -13,6 +13,7 @@ COMMANDS = [
     "shard",
     "inspect",
     "verify",
+    "plan",
     "pretrain",
     "probe",
     "knn",
