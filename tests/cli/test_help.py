@@ -19,6 +19,7 @@ COMMANDS = [
     "knn",
     "reconstruct",
     "report",
+    "doctor",
 ]
 
 
