@@ -100,6 +100,14 @@ def pretrain(
             help="Steps between checkpoints.", rich_help_panel=RUN, show_default="an epoch, at most 2000"
         ),
     ] = None,
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Epochs between evaluations: 20-NN, if there are labels, and RankMe.",
+            rich_help_panel=RUN,
+            show_default="never",
+        ),
+    ] = None,
     stop_after: Annotated[
         int | None,
         typer.Option(help="Save and leave after so many steps.", rich_help_panel=RUN, show_default=False),
@@ -158,6 +166,7 @@ def pretrain(
             out=out,
             resume=resume,
             save_every=save_every,
+            evaluate_every=evaluate_every,
             stop_after=stop_after,
             ds_config=ds_config,
             devices=devices,

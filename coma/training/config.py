@@ -50,6 +50,8 @@ class PretrainConfig:
     resume: Literal["auto", "never"] | str = "auto"
     save_every: int | None = None
     """Steps between checkpoints."""
+    evaluate_every: int | None = None
+    """Epochs after which nearest neighbours and RankMe are evaluated; None: never."""
     stop_after: int | None = None
     """Steps after which this session saves a checkpoint and leaves."""
     ds_config: str = "zero1"
@@ -77,6 +79,7 @@ class PretrainConfig:
             ("--steps", self.steps, 1),
             ("--batch-size", self.batch_size, 1),
             ("--save-every", self.save_every, 1),
+            ("--evaluate-every", self.evaluate_every, 1),
             ("--stop-after", self.stop_after, 1),
             ("--devices", self.devices, 1),
             ("--workers", self.workers, 1),

@@ -66,8 +66,8 @@ class MetricsLog:
         self._file = (run / METRICS_NAME).open("a")
         self._board = SummaryWriter(str(run / TENSORBOARD_NAME), purge_step=start_step + 1, flush_secs=30)
 
-    def write(self, line: dict[str, Any]) -> None:
-        """Write a step's figures; what is not finite becomes null."""
+    def write(self, line: dict[str, Any], group: str = "train") -> None:
+        """Write a step's figures, which TensorBoard groups; what is not finite becomes null."""
         finite = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in line.items()
@@ -76,7 +76,7 @@ class MetricsLog:
         self._file.flush()
         for name, value in finite.items():
             if isinstance(value, float):
-                self._board.add_scalar(f"train/{name}", value, line["step"])
+                self._board.add_scalar(f"{group}/{name}", value, line["step"])
 
     def close(self) -> None:
         """Flush and close the files."""
