@@ -108,6 +108,15 @@ def pretrain(
             show_default="never",
         ),
     ] = None,
+    log_to: Annotated[
+        str | None,
+        typer.Option(
+            help="Log figures there as well; they must be installed.",
+            metavar="wandb,mlflow",
+            rich_help_panel=RUN,
+            show_default=False,
+        ),
+    ] = None,
     stop_after: Annotated[
         int | None,
         typer.Option(help="Save and leave after so many steps.", rich_help_panel=RUN, show_default=False),
@@ -167,6 +176,7 @@ def pretrain(
             resume=resume,
             save_every=save_every,
             evaluate_every=evaluate_every,
+            log_to=log_to,
             stop_after=stop_after,
             ds_config=ds_config,
             devices=devices,

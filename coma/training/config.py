@@ -12,6 +12,7 @@ from typing import Any, Literal
 from coma.errors import UsageError
 
 DEFAULT_EPOCHS = 100.0
+TRACKERS = ("wandb", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class PretrainConfig:
     """Steps between checkpoints."""
     evaluate_every: int | None = None
     """Epochs after which nearest neighbours and RankMe are evaluated; None: never."""
+    log_to: str | None = None
+    """Where figures go besides: wandb, mlflow, or both with a comma between them."""
     stop_after: int | None = None
     """Steps after which this session saves a checkpoint and leaves."""
     ds_config: str = "zero1"
@@ -102,10 +105,20 @@ class PretrainConfig:
             ("--decode", self.decode, ("auto", "cpu", "gpu")),
         ):
             _require(word in words, f"{flag} is {word!r}; it must be {' or '.join(words)}")
+        for name in self.trackers:
+            _require(
+                name in TRACKERS,
+                f"--log-to {name}: it must be {' or '.join(TRACKERS)}, or both, with a comma",
+            )
         _require(
             self.devices is None or self.hostfile is None,
             "--devices starts processes on this machine and --hostfile on those of the file: give one",
         )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in `log_to`."""
+        return tuple(name.strip() for name in self.log_to.split(",")) if self.log_to else ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; paths as strings."""

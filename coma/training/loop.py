@@ -36,6 +36,7 @@ from coma.training.run_folder import LEDGER_NAME, write_config
 from coma.training.schedule import learning_rate
 from coma.training.setup import Prepared, prepare, summarise, tell
 from coma.training.signals import StopRequests
+from coma.training.trackers import Tracker, check_installed, open_trackers
 from coma.training.world import World
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ def train(
     """Train in a group of processes that is already joined; see `coma.training.pretrain`."""
     started_s = time.monotonic()
     prepared = prepare(config, world)
+    with world.said_once():
+        check_installed(config.trackers)
     plan, run = prepared.plan, prepared.folder.path
     if prepared.folder.finished:
         if world.leads:
@@ -111,7 +114,9 @@ def take_steps(
     last = min(plan.steps, state.step + (config.stop_after or plan.steps))
     paint_after = preview_steps(plan.steps)
     pace = Pace(plan.steps, plan.batch_size)
-    log = MetricsLog(run, state.step) if world.leads else None
+    trackers: list[Tracker] = []
+    world.agree(lambda: trackers.extend(open_trackers(config, run)))  # which may fail, on rank 0 alone
+    log = MetricsLog(run, state.step, trackers) if world.leads else None
     painter = (
         Previewer(run, config.to_json(), prepared.manifest, options, world.device) if world.leads else None
     )
