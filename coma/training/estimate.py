@@ -27,6 +27,7 @@ from coma.training.dsconfig import ACCUMULATION_KEY, BATCH_KEY, MICRO_KEY
 from coma.training.memory import StateMemory, checkpoint_bytes, metrics_bytes, state_memory
 from coma.training.plan import Plan
 from coma.training.setup import Prepared, prepare
+from coma.training.trackers import check_installed
 from coma.training.world import Place, World, joined
 
 _ROUNDS = 3
@@ -147,6 +148,7 @@ def estimate(config: PretrainConfig, *, measure: bool = True) -> Estimate:
     Raises:
         UsageError, DataError: what `coma pretrain` would refuse; or a step does not fit in a GPU's memory.
     """
+    check_installed(config.trackers)
     hosts, processes = _processes(config)
     with joined(None) as here:
         world = _Foreseen(Place(0, 0, processes, "", 0), here.device)
