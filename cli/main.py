@@ -7,9 +7,11 @@ import typer
 
 from coma.cli import bench
 from coma.cli.demo import demo
+from coma.cli.doctor import doctor
 from coma.cli.index import index
 from coma.cli.inspect import inspect
 from coma.cli.knn import knn
+from coma.cli.plan import plan
 from coma.cli.pretrain import pretrain
 from coma.cli.probe import probe
 from coma.cli.reconstruct import reconstruct
@@ -58,7 +60,7 @@ def root(
     console.set_up_logging(int(verbose) - int(quiet))
 
 
-for command in (demo, shard, index, inspect, verify, pretrain, probe, knn, reconstruct, report):
+for command in (demo, shard, index, inspect, verify, plan, pretrain, probe, knn, reconstruct, report, doctor):
     app.command()(command)
 app.add_typer(bench.app)
 

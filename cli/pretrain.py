@@ -114,6 +114,23 @@ def pretrain(
             help="Steps between checkpoints.", rich_help_panel=RUN, show_default="an epoch, at most 2000"
         ),
     ] = None,
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Epochs between evaluations: 20-NN, if there are labels, and RankMe.",
+            rich_help_panel=RUN,
+            show_default="never",
+        ),
+    ] = None,
+    log_to: Annotated[
+        str | None,
+        typer.Option(
+            help="Log figures there as well; they must be installed.",
+            metavar="wandb,mlflow",
+            rich_help_panel=RUN,
+            show_default=False,
+        ),
+    ] = None,
     stop_after: Annotated[
         int | None,
         typer.Option(help="Save and leave after so many steps.", rich_help_panel=RUN, show_default=False),
@@ -173,6 +190,8 @@ def pretrain(
             out=out,
             resume=resume,
             save_every=save_every,
+            evaluate_every=evaluate_every,
+            log_to=log_to,
             stop_after=stop_after,
             ds_config=ds_config,
             devices=devices,

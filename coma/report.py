@@ -121,7 +121,7 @@ def render(
     body = [
         f"<h1>{escape(name)}</h1><p class='soft'>{escape(about)}</p>",
         _tiles(steps, scores, ledger, resolved),
-        _curves(steps),
+        _curves(steps, scores),
         _painted(pictures),
         _score_table(scores),
         _ledger_table(ledger),
@@ -188,7 +188,7 @@ def _speed(steps: Sequence[Mapping[str, Any]]) -> float:
     return float(speeds[len(speeds) // 2])
 
 
-def _curves(steps: Sequence[Mapping[str, Any]]) -> str:
+def _curves(steps: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]]) -> str:
     if not steps:
         return "<h2>Training</h2><p class='none'>No step has been logged yet.</p>"
     at = [line["step"] for line in steps]
@@ -223,6 +223,11 @@ def _curves(steps: Sequence[Mapping[str, Any]]) -> str:
             [Curve(at, column("grad_norm"))], title="Gradient", y_name="norm before clipping", x_name="step"
         ),
     ]
+    for key, y_name in (("knn", "% top-1"), ("rankme", "effective rank")):
+        taken = sorted((line["step"], line[key]) for line in scores if key in line and "data" not in line)
+        if len(taken) > 1:
+            curve = Curve([at for at, _ in taken], [value for _, value in taken])
+            rest.append(chart([curve], title=_SCORES[key], y_name=y_name, x_name="step"))
     return f"<h2>Training</h2><div class='wide'>{wide}</div><div class='charts'>{''.join(rest)}</div>"
 
 

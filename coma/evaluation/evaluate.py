@@ -79,20 +79,22 @@ def labelled_manifests(data: Path) -> tuple[Manifest, Manifest | None]:
 
 def features_of(
     autoencoder: MaskedAutoencoder,
-    data: Path,
+    train: Manifest,
+    val: Manifest | None,
     *,
     batch_size: int = BATCH_SIZE,
     device: str = "cpu",
     progress: Progress | None = None,
+    **decoding: Any,
 ) -> tuple[Features, Features, str]:
     """Extract frozen features: (train, test, what the test rows are), of the backbone as it is, in float32.
 
     Raises:
-        DataError: no such data, no labels, or too few images to hold any out.
+        DataError: too few images to hold any out.
     """
     from coma.pipeline import Stream
 
-    train, val = labelled_manifests(data)
+    options = {**autoencoder.stream_options(), **decoding}
     total = len(train) + (len(val) if val else 0)
     done = 0
     taken: list[Features] = []
@@ -107,16 +109,15 @@ def features_of(
             if progress is not None:
                 progress(done, total)
 
-        with Stream(
-            manifest, batch_size=batch_size, training=False, device=device, **autoencoder.stream_options()
-        ) as stream:
+        with Stream(manifest, batch_size=batch_size, training=False, device=device, **options) as stream:
             taken.append(extract(autoencoder.backbone, stream, progress=tell))
     if len(taken) == 2:
         return taken[0], taken[1], "val"
     held_out = held_out_fifth(len(taken[0]))
     if not held_out.any():
-        raise DataError(f"{data} has {total} labelled images; a probe needs 5 or more, or a split val")
-    logger.info("%s has no split val: a fifth of train is held out for testing", data)
+        raise DataError(
+            f"{train.folder} has {total} labelled images; a probe needs 5 or more, or a split val"
+        )
     return taken[0].select(~held_out), taken[0].select(held_out), HELD_OUT
 
 
@@ -130,21 +131,44 @@ def score(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Scores:
-    """Extract features once and score them: linear probe and neighbours, each if asked for, and RankMe."""
-    train, test, tested_on = features_of(
-        autoencoder, data, batch_size=batch_size, device=device, progress=progress
+    """Extract features once and score them: linear probe and neighbours, each if asked for, and RankMe.
+
+    Raises:
+        DataError: no such data, no labels, or too few images to hold any out.
+    """
+    train, val = labelled_manifests(data)
+    if val is None:
+        logger.info("%s has no split val: a fifth of train is held out for testing", data)
+    return score_splits(
+        autoencoder, train, val, probe=probe, knn=knn, batch_size=batch_size, device=device, progress=progress
     )
-    rows = (train.x.to(device), train.require_labels().to(device))
-    test_rows = (test.x.to(device), test.require_labels().to(device))
+
+
+def score_splits(
+    autoencoder: MaskedAutoencoder,
+    train: Manifest,
+    val: Manifest | None,
+    *,
+    probe: bool,
+    knn: bool,
+    device: str = "cpu",
+    **extraction: Any,
+) -> Scores:
+    """Score splits that are open; labels are needed for a probe and for neighbours only."""
+    bank, test, tested_on = features_of(autoencoder, train, val, device=device, **extraction)
+    x, test_x = bank.x.to(device), test.x.to(device)
+    supervised = probe or knn
+    labels = bank.require_labels().to(device) if supervised else torch.empty(0)
+    test_labels = test.require_labels().to(device) if supervised else torch.empty(0)
     return Scores(
-        probe=probe_accuracy(*rows, *test_rows) if probe else None,
-        knn=knn_accuracy(*rows, *test_rows) if knn else None,
-        rankme=rankme(train.x),
-        train_images=len(train),
+        probe=probe_accuracy(x, labels, test_x, test_labels) if probe else None,
+        knn=knn_accuracy(x, labels, test_x, test_labels) if knn else None,
+        rankme=rankme(bank.x),
+        train_images=len(bank),
         test_images=len(test),
         tested_on=tested_on,
-        channels=train.x.shape[1],
-        classes=len(set(rows[1].tolist()) | set(test_rows[1].tolist())),
+        channels=bank.x.shape[1],
+        classes=len(set(labels.tolist()) | set(test_labels.tolist())),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from coma.errors import UsageError
 
 DEFAULT_EPOCHS = 100.0
+TRACKERS = ("wandb", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class PretrainConfig:
     resume: Literal["auto", "never"] | str = "auto"
     save_every: int | None = None
     """Steps between checkpoints."""
+    evaluate_every: int | None = None
+    """Epochs after which nearest neighbours and RankMe are evaluated; None: never."""
+    log_to: str | None = None
+    """Where figures go besides: wandb, mlflow, or both with a comma between them."""
     stop_after: int | None = None
     """Steps after which this session saves a checkpoint and leaves."""
     ds_config: str = "zero1"
@@ -80,6 +85,7 @@ class PretrainConfig:
             ("--steps", self.steps, 1),
             ("--batch-size", self.batch_size, 1),
             ("--save-every", self.save_every, 1),
+            ("--evaluate-every", self.evaluate_every, 1),
             ("--stop-after", self.stop_after, 1),
             ("--devices", self.devices, 1),
             ("--workers", self.workers, 1),
@@ -102,6 +108,11 @@ class PretrainConfig:
             ("--decode", self.decode, ("auto", "cpu", "gpu")),
         ):
             _require(word in words, f"{flag} is {word!r}; it must be {' or '.join(words)}")
+        for name in self.trackers:
+            _require(
+                name in TRACKERS,
+                f"--log-to {name}: it must be {' or '.join(TRACKERS)}, or both, with a comma",
+            )
         _require(
             self.start_size is None or self.start_size <= self.image_size,
             f"--start-size {self.start_size} is above --image-size {self.image_size}: crops grow, start with less",
@@ -110,6 +121,11 @@ class PretrainConfig:
             self.devices is None or self.hostfile is None,
             "--devices starts processes on this machine and --hostfile on those of the file: give one",
         )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in `log_to`."""
+        return tuple(name.strip() for name in self.log_to.split(",")) if self.log_to else ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; paths as strings."""

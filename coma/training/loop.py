@@ -28,6 +28,7 @@ from coma.training import checkpoint, story
 from coma.training.checkpoint import TrainingState
 from coma.training.config import PretrainConfig
 from coma.training.engine import dispose, full_weights, make_engine, optimizer_step, set_learning_rate
+from coma.training.evaluation import Evaluator, evaluate, is_due
 from coma.training.metrics import MetricsLog, Pace, Progress, cut_after, digest, digest_limbs
 from coma.training.plan import Plan
 from coma.training.previews import Previewer, preview_steps
@@ -35,6 +36,7 @@ from coma.training.run_folder import LEDGER_NAME, write_config
 from coma.training.schedule import learning_rate
 from coma.training.setup import Prepared, prepare, summarise, tell
 from coma.training.signals import StopRequests
+from coma.training.trackers import Tracker, check_installed, open_trackers
 from coma.training.world import World
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,8 @@ def train(
     """Train in a group of processes that is already joined; see `coma.training.pretrain`."""
     started_s = time.monotonic()
     prepared = prepare(config, world)
+    with world.said_once():
+        check_installed(config.trackers)
     plan, run = prepared.plan, prepared.folder.path
     if prepared.folder.finished:
         if world.leads:
@@ -110,14 +114,23 @@ def take_steps(
     last = min(plan.steps, state.step + (config.stop_after or plan.steps))
     paint_after = preview_steps(plan.steps)
     pace = Pace(plan.steps, plan.batch_size)
-    log = MetricsLog(run, state.step) if world.leads else None
+    trackers: list[Tracker] = []
+    world.agree(lambda: trackers.extend(open_trackers(config, run)))  # which may fail, on rank 0 alone
+    log = MetricsLog(run, state.step, trackers) if world.leads else None
     painter = (
         Previewer(run, config.to_json(), prepared.manifest, options, world.device) if world.leads else None
     )
 
-    def keep(saving: bool, painting: bool) -> None:
-        """Save and paint from one collection of the weights, which is the costly part of both."""
-        weights = full_weights(engine) if saving or painting else {}
+    evaluator = make_evaluator(prepared, world)
+
+    def keep(saving: bool, painting: bool, evaluating: bool = False) -> None:
+        """Evaluate, save and paint from one collection of the weights, which is costly."""
+        weights = full_weights(engine) if saving or painting or evaluating else {}
+        if evaluating:  # before saving: what a run goes on from has been evaluated
+            assert evaluator
+            scores = evaluate(evaluator, world, weights, state.step)
+            if log:
+                log.write(scores, "evaluation")
         if saving:
             checkpoint.save(engine, world, run, state, weights)
         if painting and painter:
@@ -177,7 +190,8 @@ def take_steps(
                 give_up_or_go_on(state, world, run, prepared.manifest, list(ids))
 
             leaving = bool(preempted or interrupted or step == last)
-            keep(saving=leaving or step % plan.save_every == 0, painting=step in paint_after)
+            evaluating = is_due(step, plan, config.evaluate_every) and not (preempted or interrupted)
+            keep(leaving or step % plan.save_every == 0, painting=step in paint_after, evaluating=evaluating)
             if step < plan.steps and (preempted or interrupted):
                 say_goodbye(world, run, state, interrupted=bool(interrupted))
     if log:
@@ -187,7 +201,6 @@ def take_steps(
 
 def open_stream(prepared: Prepared, world: World, state: TrainingState) -> Stream:
     """Return this rank's stream of batches from where the run stands."""
-    workers: dict[str, Any] = {} if prepared.config.workers is None else {"workers": prepared.config.workers}
     return Stream(
         prepared.manifest,
         batch_size=prepared.plan.batch_size,
@@ -196,11 +209,25 @@ def open_stream(prepared: Prepared, world: World, state: TrainingState) -> Strea
         world_size=world.size,
         device=world.device,
         start_samples=state.samples,
-        decode=prepared.config.decode,
         ledger=prepared.folder.path / LEDGER_NAME,
         **prepared.stream_options,
-        **workers,
+        **decoding(prepared.config),
     )
+
+
+def decoding(config: PretrainConfig) -> dict[str, Any]:
+    """Return a stream's arguments that say how images are decoded."""
+    workers = {} if config.workers is None else {"workers": config.workers}
+    return {"decode": config.decode, **workers}
+
+
+def make_evaluator(prepared: Prepared, world: World) -> Evaluator | None:
+    """Return what evaluates now and then, if it is wanted; every rank comes to the same."""
+    config = prepared.config
+    if config.evaluate_every is None:
+        return None
+    with world.said_once():
+        return Evaluator(config.to_json(), prepared.manifest, world.device, decoding(config))
 
 
 def train_on(engine: Any, batch: Batch, micro_batch_size: int) -> tuple[list[float], float, bool]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from coma.pipeline.counter import hash_numpy
 from coma.shards.files import write_atomically
+from coma.training.trackers import Tracker, write_all
 
 logger = logging.getLogger(__name__)
 
@@ -56,32 +57,37 @@ class MetricsLog:
     Args:
         run: the run folder.
         start_step: the last step of the checkpoint that the session goes on from; later lines are cut.
+        trackers: who else gets the figures.
     """
 
-    def __init__(self, run: Path, start_step: int) -> None:
+    def __init__(self, run: Path, start_step: int, trackers: Sequence[Tracker] = ()) -> None:
         """Open the files, without the lines past `start_step`."""
         from torch.utils.tensorboard import SummaryWriter
 
         cut_after(run / METRICS_NAME, start_step)
         self._file = (run / METRICS_NAME).open("a")
         self._board = SummaryWriter(str(run / TENSORBOARD_NAME), purge_step=start_step + 1, flush_secs=30)
+        self._trackers = list(trackers)
 
-    def write(self, line: dict[str, Any]) -> None:
-        """Write a step's figures; what is not finite becomes null."""
+    def write(self, line: dict[str, Any], group: str = "train") -> None:
+        """Write a step's figures, which TensorBoard groups; what is not finite becomes null."""
         finite = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in line.items()
         }
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
-        for name, value in finite.items():
-            if isinstance(value, float):
-                self._board.add_scalar(f"train/{name}", value, line["step"])
+        figures = {f"{group}/{name}": value for name, value in finite.items() if isinstance(value, float)}
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, line["step"])
+        write_all(self._trackers, figures, line["step"])
 
     def close(self) -> None:
         """Flush and close the files."""
         self._file.close()
         self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class Pace:

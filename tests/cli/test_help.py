@@ -13,11 +13,13 @@ COMMANDS = [
     "shard",
     "inspect",
     "verify",
+    "plan",
     "pretrain",
     "probe",
     "knn",
     "reconstruct",
     "report",
+    "doctor",
 ]
 
 

@@ -11,7 +11,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from coma.errors import DataError, UsageError
-from coma.evaluation.evaluate import HELD_OUT, append_metrics, features_of, score, score_run
+from coma.evaluation.evaluate import (
+    HELD_OUT,
+    append_metrics,
+    features_of,
+    labelled_manifests,
+    score,
+    score_run,
+)
 from coma.evaluation.features import extract, held_out_fifth, pool
 from coma.pipeline import Stream
 from coma.runs import build_model
@@ -79,12 +86,12 @@ def test_features_are_the_pooled_maps_in_the_manifests_order(data):
     torch.manual_seed(0)
     model = build_model(CONFIG)
     model.train()
-    train, test, _ = features_of(model, data, batch_size=7)
+    train, test, _ = features_of(model, *labelled_manifests(data), batch_size=7)
     assert model.backbone.training
     assert train.x.shape == (60, model.backbone.num_features)
     assert train.x.dtype == torch.float32
     assert train.samples.tolist() == list(range(60))
-    again, _, _ = features_of(model, data, batch_size=16)
+    again, _, _ = features_of(model, *labelled_manifests(data), batch_size=16)
     torch.testing.assert_close(train.x, again.x, atol=1e-4, rtol=1e-4)
     assert torch.equal(train.labels, again.labels)
     options = model.stream_options()

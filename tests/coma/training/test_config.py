@@ -24,6 +24,8 @@ from coma.training.config import PretrainConfig
         ({"warmup_epochs": float("inf")}, "--warmup-epochs is inf"),
         ({"seed": -1}, "--seed is -1"),
         ({"method": "mea"}, "'mea'"),
+        ({"log_to": "wandb,comet"}, "--log-to comet"),
+        ({"evaluate_every": 0}, "--evaluate-every is 0"),
         ({"resume": "maybe"}, "auto or never"),
         ({"devices": 2, "hostfile": Path("hosts")}, "--hostfile"),
     ],

@@ -1,0 +1,99 @@
+"""Run checks, each in a process of its own: one that crashes, hangs or cannot be imported is a finding like others."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Literal
+
+LIMIT_S = 120.0
+"""A check that has not answered by then never will."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found."""
+
+    status: Literal["ok", "warning", "problem"]
+    text: str
+    advice: str = ""
+    """What to do about it; empty if all is well."""
+
+    def to_json(self) -> dict[str, str]:
+        """Plain values."""
+        return asdict(self)
+
+
+Check = Callable[[], Finding]
+
+
+def checks(url: str | None = None) -> dict[str, Check]:
+    """Return all checks by name, in the order in which to tell them; `url`: a store to reach as well."""
+    from coma.doctor import machine, software
+
+    found: dict[str, Check] = {
+        "versions": software.versions,
+        "GPU": software.gpus,
+        "NCCL": software.nccl,
+        "gloo": software.gloo,
+        "compiler": software.compiler,
+        "DeepSpeed": software.deepspeed_ops,
+        "decoding": software.decoding,
+        "cores": machine.cores,
+        "memory": machine.memory,
+        "/dev/shm": machine.shared_memory,
+        "open files": machine.open_files,
+        "disk": machine.disk,
+    }
+    if url is not None:
+        found["network"] = partial(software.network, url)
+    return found
+
+
+def examine(checks: Mapping[str, Check], limit_s: float = LIMIT_S) -> Iterator[tuple[str, Finding]]:
+    """Run the checks, as many at a time as there are cores, and yield (name, finding) in their order."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from zip(checks, pool.map(partial(_apart, limit_s=limit_s), checks.values()), strict=True)
+
+
+def _apart(check: Check, limit_s: float) -> Finding:
+    processes = multiprocessing.get_context("spawn")
+    answer, theirs = processes.Pipe(duplex=False)
+    process = processes.Process(target=_answer, args=(check, theirs))
+    process.start()
+    theirs.close()
+    try:
+        if not answer.poll(limit_s):
+            return Finding(
+                "problem", f"no answer within {limit_s:g} s", "something here hangs: try again, then reboot"
+            )
+        found: Finding = answer.recv()
+        return found
+    except EOFError:
+        process.join()
+        return Finding("problem", f"the check crashed (exit code {process.exitcode})", _REINSTALL)
+    finally:
+        process.kill()
+        process.join()
+        answer.close()
+
+
+_REINSTALL = "reinstall what it needs: pip install --force-reinstall coma"
+
+
+def _answer(check: Check, answer: Connection) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # libraries chatter
+        os.dup2(nowhere, stream)
+    try:
+        found = check()
+    except Exception as error:
+        message = " ".join(str(error).split())[:200]
+        found = Finding("problem", f"{type(error).__name__}: {message}", _REINSTALL)
+    answer.send(found)
+    os._exit(0)  # threads of libraries may not let go

@@ -1,0 +1,237 @@
+"""What is installed, and whether it works: each check uses the part as training will."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coma.doctor.examine import Finding
+
+if TYPE_CHECKING:
+    import torch
+
+_SHOWN = {"torch": "torch", "DALI": "nvidia-dali-cuda120", "deepspeed": "deepspeed", "timm": "timm"}
+_PATIENCE = datetime.timedelta(seconds=30)
+_SIDE = 64  # pixels
+
+
+def versions() -> Finding:
+    """Every library that coma requires, against the versions it requires."""
+    from importlib.metadata import PackageNotFoundError, requires, version
+
+    from packaging.requirements import Requirement
+
+    wrong = []
+    for line in requires("coma") or []:
+        wanted = Requirement(line)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(wanted.name)
+        except PackageNotFoundError:
+            found = "missing"
+        if found == "missing" or not wanted.specifier.contains(found, prereleases=True):
+            wrong.append((f"{wanted.name} {found}", f"{wanted.name}{wanted.specifier}"))
+    if wrong:
+        advice = "pip install " + " ".join(f"'{needed}'" for _, needed in wrong)
+        return Finding("problem", ", ".join(found for found, _ in wrong), advice)
+    shown = [f"{name} {version(package)}" for name, package in _SHOWN.items()]
+    return Finding("ok", ", ".join([f"python {platform.python_version()}", *shown]))
+
+
+def gpus() -> Finding:
+    """GPUs that torch can compute on, or why it cannot although there is a driver."""
+    import torch
+
+    driver, built = _driver(), torch.version.cuda
+    if not torch.cuda.is_available():
+        if driver is None:
+            return Finding(
+                "ok", f"none, training runs on the CPU (torch is built for CUDA {built or 'none'})"
+            )
+        if built is None:
+            text = f"driver {driver}, but this torch is built without CUDA"
+            return Finding("problem", text, "install torch from the index for CUDA 12, see pytorch.org")
+        text = f"driver {driver}, but torch (CUDA {built}) finds no GPU it can use"
+        return Finding("problem", text, "see nvidia-smi; update the driver; start containers with --gpus all")
+    found = []
+    for number in range(torch.cuda.device_count()):
+        values = torch.ones(64, 64, device=f"cuda:{number}")
+        if float((values @ values).sum()) != 64**3:
+            return Finding(
+                "problem", f"GPU {number} computes wrongly", "leave it out: export CUDA_VISIBLE_DEVICES"
+            )
+        free, total = torch.cuda.mem_get_info(number)
+        found.append(
+            (
+                f"{torch.cuda.get_device_name(number)}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free",
+                free / total,
+            )
+        )
+    text = "; ".join(text for text, _ in found) + f"; driver {driver or 'unknown'}, CUDA {built}"
+    if min(share for _, share in found) < 0.9:
+        return Finding("warning", text, "another process holds memory there: see nvidia-smi")
+    return Finding("ok", text)
+
+
+def _driver() -> str | None:
+    try:
+        found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return None
+    return found.group() if found else "of an unknown version"
+
+
+def nccl() -> Finding:
+    """How GPUs talk to each other."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("ok", "not needed without a GPU")
+    try:
+        _all_reduce("nccl", torch.device("cuda"))
+    except (RuntimeError, ValueError) as error:
+        return Finding("problem", _first_line(error), "NCCL_DEBUG=INFO coma pretrain ... says where it fails")
+    version = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+    return Finding("ok", "version " + ".".join(map(str, version)))
+
+
+def gloo() -> Finding:
+    """How processes on CPUs talk to each other, and those on GPUs about what is not on a GPU."""
+    import torch
+
+    try:
+        _all_reduce("gloo", torch.device("cpu"))
+    except (RuntimeError, ValueError) as error:
+        advice = (
+            "name the network interface to use: export GLOO_SOCKET_IFNAME=lo, or that between the machines"
+        )
+        return Finding("problem", _first_line(error), advice)
+    return Finding("ok", "an all-reduce works")
+
+
+def _all_reduce(backend: str, device: torch.device) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from coma.training.world import free_port
+
+    address = f"tcp://127.0.0.1:{free_port()}"
+    dist.init_process_group(backend, init_method=address, rank=0, world_size=1, timeout=_PATIENCE)
+    values = torch.arange(3.0, device=device)
+    dist.all_reduce(values)
+    if values.tolist() != [0.0, 1.0, 2.0]:
+        raise RuntimeError(f"{backend} returned {values.tolist()} for 0, 1, 2")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def compiler() -> Finding:
+    """A C++ compiler and CUDA's, which --compile and DeepSpeed's own optimizers need and nothing else."""
+    import torch
+
+    cxx = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    if cxx is None:
+        advice = 'apt install g++, or do without --compile and keep "torch_adam": true in a --ds-config'
+        return Finding("warning", "no C++ compiler", advice)
+    toolkit, built = _toolkit(), torch.version.cuda
+    text = f"{cxx}, CUDA toolkit {toolkit or 'none'}"
+    if torch.cuda.is_available() and toolkit and built and toolkit.split(".")[0] != built.split(".")[0]:
+        advice = f'install a toolkit {built.split(".")[0]}.x, or keep "torch_adam": true in a --ds-config'
+        return Finding("warning", f"{text}, but torch is built for {built}", advice)
+    return Finding("ok", text)
+
+
+def _toolkit() -> str | None:
+    nvcc = shutil.which("nvcc") or shutil.which(
+        "nvcc", path=str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin"))
+    )
+    if nvcc is None:
+        return None
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False, timeout=30).stdout
+    found = re.search(r"release (\d+\.\d+)", said)
+    return found.group(1) if found else None
+
+
+def deepspeed_ops() -> Finding:
+    """Which of DeepSpeed's own kernels could be compiled here; the packaged configurations need none."""
+    from coma.training.extensions import buildable
+
+    names = buildable()
+    return Finding(
+        "ok",
+        f"can compile {', '.join(names)}" if names else "can compile no kernel of its own, and needs none",
+    )
+
+
+def decoding() -> Finding:
+    """A JPEG through shards, reader and DALI, on the CPU and on a GPU if there is one."""
+    import torch
+    from PIL import Image
+
+    from coma.pipeline import Stream
+    from coma.shards.options import ShardOptions
+    from coma.shards.writer import shard
+
+    where = ["cpu", "gpu"] if torch.cuda.is_available() else ["cpu"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "images").mkdir()
+        Image.new("RGB", (_SIDE, _SIDE), (200, 100, 50)).save(folder / "images" / "1.jpg", quality=95)
+        shard(folder / "images", folder / "data", ShardOptions(workers=1))
+        for decode in where:
+            device = "cuda" if decode == "gpu" else "cpu"
+            with Stream(
+                folder / "data",
+                batch_size=1,
+                image_size=_SIDE,
+                training=False,
+                device=device,
+                decode=decode,
+                workers=1,
+            ) as stream:
+                shown = _as_seen(next(stream).images[0])
+            if max(abs(a - b) for a, b in zip(shown, (200, 100, 50), strict=True)) > 5:
+                return Finding(
+                    "problem", f"on the {decode} a JPEG of 200, 100, 50 came out as {shown}", "reinstall DALI"
+                )
+    return Finding("ok", f"a JPEG, on the {' and on the '.join(where)}")
+
+
+def _as_seen(image: torch.Tensor) -> list[int]:
+    """Mean red, green and blue, 0 to 255."""
+    import torch
+
+    from coma.pipeline import MEAN, STD
+
+    mean = image.float().cpu().mean(dim=(1, 2)) * torch.tensor(STD) + torch.tensor(MEAN)
+    return [round(value * 255) for value in mean.tolist()]
+
+
+def network(url: str) -> Finding:
+    """Whether the store at `url` answers, and has a data set there."""
+    from coma.errors import ComaError
+    from coma.shards.files import folder_at, is_there, without_credentials
+    from coma.shards.manifest import INFO_NAME
+
+    began_s = time.perf_counter()
+    try:
+        found = is_there(folder_at(url) / INFO_NAME)
+    except (OSError, ComaError) as error:
+        return Finding(
+            "problem", _first_line(error), "see the address, the credentials, and proxies (HTTPS_PROXY)"
+        )
+    text = f"{without_credentials(url)} answers within {time.perf_counter() - began_s:.2f} s"
+    if not found:
+        return Finding("warning", f"{text}, but has no {INFO_NAME}", "name the folder that coma shard wrote")
+    return Finding("ok", text)

@@ -1,0 +1,33 @@
+"""Fewer images than a data set has, to judge by: always the same ones."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from coma.pipeline.order import mixed
+from coma.shards.manifest import Manifest
+
+
+def few_of(manifest: Manifest, most: int) -> Manifest:
+    """Return the manifest of at most so many of the samples, in their order.
+
+    They are the first ones, as shards are random draws, so that few shards are read; where the labels say that
+    shards are sorted by class, they are spread evenly over all.
+    """
+    if len(manifest) <= most:
+        return manifest
+    label = manifest.label
+    rows = np.arange(most)
+    if label is not None and not mixed(label, manifest.shard_lengths):
+        rows = rows * len(manifest) // most
+    return replace(
+        manifest,
+        shard_lengths=np.bincount(manifest.shard_id[rows], minlength=len(manifest.shards)),
+        shard_id=manifest.shard_id[rows],
+        offset=manifest.offset[rows],
+        size=manifest.size[rows],
+        width=manifest.width[rows],
+        height=manifest.height[rows],
+        label=None if label is None else label[rows],
+        xxh3_64=manifest.xxh3_64[rows],
+    )

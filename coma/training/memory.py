@@ -1,0 +1,86 @@
+"""What a plan needs of memory and disk, by arithmetic: DeepSpeed's ZeRO (arXiv 1910.02054, section 5), checkpoints.
+
+What the forward pass keeps for the backward pass is not in it: that depends on the network (`estimate`).
+"""
+
+from dataclasses import dataclass
+
+from coma.training.plan import Plan
+
+FP32_BYTES = 4
+_ADAM_BYTES = 8
+"""AdamW's two moments, a parameter."""
+_METRICS_BYTES = 800
+"""A step's line in metrics.jsonl and its figures in TensorBoard."""
+
+
+@dataclass(frozen=True)
+class StateMemory:
+    """Bytes that each process keeps through training, but for activations."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """Moments, and the float32 copy of the weights where there is one."""
+    buckets: int
+    """Where gradients are gathered before they are reduced over the devices."""
+    host: int
+    """Of these, what offloading moves to the host's memory."""
+
+    @property
+    def device(self) -> int:
+        """Bytes on the device."""
+        return self.weights + self.gradients + self.optimizer + self.buckets - self.host
+
+
+def state_memory(parameters: int, plan: Plan) -> StateMemory:
+    """Return what a process keeps: stage 1 parts the optimizer's states among them, 2 gradients, 3 weights."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    zero = DeepSpeedZeroConfig(**plan.deepspeed["zero_optimization"])
+    size = weight_bytes(plan)
+    share = [parameters // plan.world_size if plan.stage >= stage else parameters for stage in (1, 2, 3)]
+    weights, gradients = share[2] * size, share[1] * size
+    optimizer = share[0] * optimizer_bytes(plan)
+    if plan.stage == 3 and size == FP32_BYTES:
+        optimizer -= weights  # its float32 copy is the weights themselves
+    return StateMemory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        buckets=_bucket_bytes(parameters, plan, zero),
+        host=(optimizer if zero.offload_optimizer else 0) + (weights if zero.offload_param else 0),
+    )
+
+
+def _bucket_bytes(parameters: int, plan: Plan, zero: object) -> int:
+    bucket, contiguous, overlap = (
+        getattr(zero, name) for name in ("reduce_bucket_size", "contiguous_gradients", "overlap_comm")
+    )
+    if plan.stage == 0 or not contiguous:
+        return 0
+    if plan.device == "cpu":
+        bucket = min(bucket, parameters)  # what is not touched is not there
+    return int(bucket) * weight_bytes(plan) * (2 if overlap and plan.stage < 3 else 1)
+
+
+def weight_bytes(plan: Plan) -> int:
+    """Bytes of a weight as the network computes with it; autocast keeps float32."""
+    return 2 if plan.precision in ("bf16", "fp16") else FP32_BYTES
+
+
+def optimizer_bytes(plan: Plan) -> int:
+    """Bytes of the optimizer's states a parameter, with DeepSpeed's float32 copy of the weights, if it has one."""
+    plain = plan.stage == 0 and weight_bytes(plan) == FP32_BYTES
+    return _ADAM_BYTES + (0 if plain else FP32_BYTES)
+
+
+def checkpoint_bytes(parameters: int, plan: Plan) -> int:
+    """Return the size of a checkpoint: DeepSpeed's files of all processes, and the weights once more in float32."""
+    own = 0 if plan.stage == 3 else weight_bytes(plan)
+    return parameters * (FP32_BYTES + optimizer_bytes(plan) + own)
+
+
+def metrics_bytes(plan: Plan) -> int:
+    """Return about how much a whole run logs."""
+    return plan.steps * _METRICS_BYTES

@@ -1,0 +1,50 @@
+"""`coma plan` as typed."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coma.shards.options import ShardOptions
+from coma.shards.writer import shard
+
+SMALL = ["--model", "dyvit_nano", "--image-size", "32", "--patch-size", "2", "--steps", "100"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    for number in range(8):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.jpg")
+    shard(tmp_path / "images", tmp_path / "work" / "data", ShardOptions(workers=1))
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def test_it_says_what_the_run_would_take_and_writes_nothing(here, coma, monkeypatch):
+    before = sorted(here.rglob("*"))
+    monkeypatch.setenv("COLUMNS", "80")
+    done = coma("plan", *SMALL, "--batch-size", 4)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert max(map(len, lines[1:])) <= 80  # the first has a path
+    assert "batch          4 images = 1 device x 4" in lines
+    assert any(line.startswith("time") and "not measured" not in line for line in lines)
+    shown = json.loads(coma("plan", *SMALL, "--batch-size", 4, "--devices", 2, "--no-measure", "--json").out)
+    assert (shown["steps"], shown["micro_batch_size"], shown["hours"]) == (100, 2, None)
+    assert sorted(here.rglob("*")) == before
+
+
+def test_mistakes_are_those_of_pretrain(here, coma):
+    for arguments, code, words in (
+        (["--model", "dyvit_bse"], 2, "dyvit_base"),
+        (["--ds-config", "zero7"], 2, "zero7"),
+        (["--batch-size", 0], 2, "--batch-size is 0"),
+        (["--launched", "x"], 2, "No such option"),
+        (["absent"], 3, "no such folder"),
+    ):
+        done = coma("plan", *SMALL, *arguments)
+        assert done.code == code, done.err
+        assert words in done.err
