@@ -52,6 +52,13 @@ class Plan:
         """Images a step on each device."""
         return self.batch_size // self.world_size
 
+    def ends_epochs(self, step: int, every: int | None) -> bool:
+        """Whether a step is the one in which every `every`-th epoch ends; never without `every`."""
+        if every is None:
+            return False
+        samples = every * self.samples_per_epoch
+        return step * self.batch_size // samples > (step - 1) * self.batch_size // samples
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return dataclasses.asdict(self)
