@@ -38,6 +38,7 @@ from coma.runs import (
 from coma.shards.files import write_atomically
 from coma.training.engine import loss_scale, restore_loss_scale, set_weights
 from coma.training.pieces import optimizer_state, restore_optimizer
+from coma.training.plan import processes
 from coma.training.world import World
 
 logger = logging.getLogger(__name__)
@@ -131,6 +132,12 @@ def load(engine: Any, world: World, folder: Path) -> TrainingState:
     restore_optimizer(engine, weights, [folder / name for name in content["files"] if name != WEIGHTS_NAME])
     restore_loss_scale(engine, content["loss_scale"])
     engine.global_steps = content["step"]
+    if world.leads and content["world_size"] != world.size:
+        logger.info(
+            "%s was saved by %s: the samples stay, and the losses up to rounding",
+            folder.name,
+            processes(content["world_size"]),
+        )
     state = TrainingState(**{field.name: content[field.name] for field in fields(TrainingState)})
     return replace(state, world_size=world.size)
 

@@ -129,11 +129,11 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
     pretrain(dataclasses.replace(config, stop_after=3))
     checkpoint = latest_checkpoint(run)
     assert checkpoint is not None
-    (checkpoint / "rank-00000.pt").unlink()
+    (checkpoint / "optimizer-00000.safetensors").unlink()
     logging.getLogger("coma").propagate = True
     with caplog.at_level(logging.WARNING, "coma"):
         pretrain(config)
-    assert "step-000003 is damaged (rank-00000.pt is missing)" in caplog.text
+    assert "step-000003 is damaged (optimizer-00000.safetensors is missing)" in caplog.text
     assert_same_run(run, whole["zero1"])
 
 
