@@ -27,9 +27,10 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a busy machine takes minutes to start
 @pytest.mark.parametrize(
     ("number", "limit_s", "said"),
-    [(signal.SIGSTOP, 20.0, "stuck: rank 1 on"), (signal.SIGKILL, 1800.0, "lost another process")],
+    [(signal.SIGSTOP, 90.0, "stuck: rank 1 on"), (signal.SIGKILL, 1800.0, "lost another process")],
 )
 def test_one_stops_and_all_are_gone(
     data: Path, tmp_path: Path, number: int, limit_s: float, said: str
@@ -44,7 +45,7 @@ def test_one_stops_and_all_are_gone(
             time.sleep(0.2)
         pids = [json.loads((run / "ranks" / f"rank-0000{rank}.json").read_text())["pid"] for rank in (0, 1)]
         os.kill(pids[1], number)
-        assert process.wait(240) in (1, 137)
+        assert process.wait(400) in (1, 137)
     finally:
         process.kill()
     assert said in (tmp_path / "log").read_text()

@@ -17,8 +17,10 @@ from coma.training.dsconfig import DeepSpeedFile, read_ds_config
 from coma.training.engine import (
     dispose,
     full_weights,
+    loss_scale,
     optimizer_step,
     parameter_groups,
+    restore_loss_scale,
     set_learning_rate,
     set_weights,
 )
@@ -39,13 +41,17 @@ def alone() -> Iterator[None]:
 
 def file(stage: str) -> DeepSpeedFile:
     """A packaged configuration, with stage 3's groups cut up as those of large networks are."""
-    found = read_ds_config(stage.removesuffix("_bf16"))
+    name, _, precision = stage.partition("-")
+    found = read_ds_config(name)
     zero = {**found.content["zero_optimization"]}
     if zero["stage"] == 3:
         zero["sub_group_size"] = 5
-    return DeepSpeedFile(
-        stage, {**found.content, "zero_optimization": zero, "bf16": {"enabled": "bf16" in stage}}
-    )
+    sections = {
+        "": {"bf16": {"enabled": False}},
+        "bf16": {"bf16": {"enabled": True}},
+        "fp16": {"fp16": {"enabled": True, "initial_scale_power": 4, "loss_scale_window": 2}},
+    }
+    return DeepSpeedFile(stage, {**found.content, "zero_optimization": zero, **sections[precision]})
 
 
 def train(engine: Any, seeds: range) -> None:
@@ -106,20 +112,24 @@ def test_another_stage_goes_on_as_adamw_would(tmp_path: Path, before: str, after
     dispose(engine)
 
 
-@pytest.mark.parametrize("stage", ["zero0_bf16", "zero1_bf16", "zero3_bf16"])
-def test_in_bf16_the_same_stage_goes_on_to_the_bit(tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize("stage", ["zero0-bf16", "zero1-bf16", "zero3-bf16", "zero0-fp16", "zero2-fp16"])
+def test_in_half_precision_the_same_stage_goes_on_to_the_bit(tmp_path: Path, stage: str) -> None:
     engine = engine_of(Toy(), file(stage))
     train(engine, range(2))
-    weights, path = full_weights(engine), tmp_path / "state"
+    weights, scale, path = full_weights(engine), loss_scale(engine), tmp_path / "state"
     save_file(optimizer_state(engine), path)
-    train(engine, range(2, 4))
-    expected = full_weights(engine)
+    train(engine, range(2, 5))
+    expected, expected_scale = full_weights(engine), loss_scale(engine)
     dispose(engine)
+    assert bool(scale) == ("fp16" in stage)
+    assert scale != expected_scale or not scale
     engine = engine_of(Toy(), file(stage))
     set_weights(engine, weights)
     restore_optimizer(engine, weights, [path])
-    train(engine, range(2, 4))
+    restore_loss_scale(engine, scale)
+    train(engine, range(2, 5))
     assert all(torch.equal(value, expected[name]) for name, value in full_weights(engine).items())
+    assert loss_scale(engine) == expected_scale
     dispose(engine)
 
 
