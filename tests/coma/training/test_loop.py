@@ -78,12 +78,15 @@ def test_a_run_leaves_what_the_commands_after_it_need(whole: dict[str, Path], da
     assert not model.training
 
 
-def test_training_lowers_the_loss(data: Path, tmp_path: Path) -> None:
-    result = pretrain(small(data, tmp_path / "run", steps=9, base_lr=0.05, batch_size=8))
-    losses = [line["loss"] for line in lines(tmp_path / "run")]
+def test_training_lowers_the_loss_and_keeps_what_was_asked(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"  # of three epochs of three steps
+    config = small(data, run, steps=9, base_lr=0.05, batch_size=8, save_every=4)
+    result = pretrain(dataclasses.replace(config, keep_last=1, keep_every_epochs=2))
+    losses = [line["loss"] for line in lines(run)]
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
     assert result["loss"] == losses[-1]
     assert result["finished"]
+    assert {path.name for path in (run / "checkpoints").glob("step-*")} == {"step-000006", "step-000009"}
 
 
 def test_all_stages_take_the_same_steps(whole: dict[str, Path]) -> None:
