@@ -87,7 +87,8 @@ def save(
     temporary = folder.with_name(f".{folder.name}.tmp")
 
     def begin() -> None:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in folder.parent.glob(".step-*.tmp"):  # by a save that was killed
+            shutil.rmtree(left, ignore_errors=True)
         with _one_line(state.step, folder):
             temporary.mkdir(parents=True)
 
@@ -240,9 +241,7 @@ def _reason(error: Exception) -> str:
 
 
 def _prune(folder: Path, kept: Kept) -> None:
-    """Delete older checkpoints, and what a killed save left; nothing that has another name."""
-    old = [
-        path for path in checkpoints(folder.parent)[kept.last :] if not kept.milestone(checkpoint_step(path))
-    ]
-    for path in [*old, *folder.glob(".step-*.tmp")]:
-        shutil.rmtree(path, ignore_errors=True)
+    """Delete older checkpoints; nothing that has another name."""
+    for path in checkpoints(folder.parent)[kept.last :]:
+        if not kept.milestone(checkpoint_step(path)):
+            shutil.rmtree(path, ignore_errors=True)

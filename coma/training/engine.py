@@ -119,9 +119,7 @@ def set_weights(engine: Any, weights: Mapping[str, Tensor]) -> None:
     """
     with torch.no_grad():
         for name, parameter in engine.module.named_parameters():
-            with deepspeed.zero.GatheredParameters(
-                parameter, modifier_rank=0
-            ):  # which does nothing below stage 3
+            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):  # idle below stage 3
                 parameter.copy_(weights[name])
         for name, buffer in engine.module.named_buffers():
             if name in weights:
