@@ -114,6 +114,21 @@ def pretrain(
             help="Steps between checkpoints.", rich_help_panel=RUN, show_default="an epoch, at most 2000"
         ),
     ] = None,
+    keep_last: Annotated[int, typer.Option(help="Newest checkpoints to keep.", rich_help_panel=RUN)] = 2,
+    keep_every_epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Keep those at the end of every so many epochs for good.",
+            rich_help_panel=RUN,
+            show_default=False,
+        ),
+    ] = None,
+    stuck_after: Annotated[
+        float,
+        typer.Option(
+            help="Seconds without progress after which to end the run; 0: never.", rich_help_panel=RUN
+        ),
+    ] = 1800.0,
     evaluate_every: Annotated[
         int | None,
         typer.Option(
@@ -192,6 +207,9 @@ def pretrain(
             save_every=save_every,
             evaluate_every=evaluate_every,
             log_to=log_to,
+            keep_last=keep_last,
+            keep_every_epochs=keep_every_epochs,
+            stuck_after=stuck_after,
             stop_after=stop_after,
             ds_config=ds_config,
             devices=devices,

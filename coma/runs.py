@@ -25,6 +25,9 @@ CHECKPOINTS_NAME = "checkpoints"
 LATEST_NAME = "latest"
 MANIFEST_NAME = "checkpoint.json"
 WEIGHTS_NAME = "weights.safetensors"
+FORMAT = 2
+"""Raised whenever a run that goes on from older files would not be the run that wrote them: when what is in them
+changes, or the order of the samples, or what a network computes. 1, which bore no number, had DeepSpeed's files."""
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -43,6 +46,15 @@ def read_config(run: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise DataError(f"{path} does not describe a run")
     return content
+
+
+def other_format(path: Path, found: int) -> str:
+    """Return why training does not go on from `path`, a run or checkpoint of another `FORMAT`."""
+    return (
+        f"{path} is of format {found}, from {'an older' if found < FORMAT else 'a newer'} version of coma, and this one "
+        f"goes on from format {FORMAT} only: begin anew with another --out, or finish that run with the version in "
+        "its config.json"
+    )
 
 
 def latest_checkpoint(run: Path) -> Path | None:

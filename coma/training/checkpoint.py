@@ -1,12 +1,12 @@
-"""Checkpoints that are whole or absent, and checked before they are trusted.
+"""Checkpoints that are whole or absent, checked before they are trusted, and of no particular number of processes.
 
     checkpoints/latest                      the name of the newest one
-    checkpoints/step-000100/checkpoint.json step, data state, and every file's size and hash
-                            deepspeed/      DeepSpeed's own files
-                            rank-00000.pt   a process's random state
-                            weights.safetensors   the whole autoencoder in float32
+    checkpoints/step-000100/checkpoint.json format, step, data state, and every file's size and hash
+                            weights.safetensors             the whole autoencoder in float32
+                            optimizer-00000.safetensors     Adam's state: a process's pieces (`coma.training.pieces`)
 
-All is written under a temporary name, which rank 0 makes the final one when every rank is done.
+All is written under a temporary name, which rank 0 makes the final one when every rank is done. Any number of
+processes at any ZeRO stage can go on from it.
 """
 
 from __future__ import annotations
@@ -16,26 +16,33 @@ import logging
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 from torch import Tensor
 
 from coma.errors import ComaError, UsageError
-from coma.runs import CHECKPOINTS_NAME, LATEST_NAME, MANIFEST_NAME, WEIGHTS_NAME
+from coma.runs import (
+    CHECKPOINTS_NAME,
+    FORMAT,
+    LATEST_NAME,
+    MANIFEST_NAME,
+    WEIGHTS_NAME,
+    checkpoint_step,
+    other_format,
+)
 from coma.shards.files import write_atomically
-from coma.training.engine import group_settings, restore_group_settings
+from coma.training.engine import loss_scale, restore_loss_scale, set_weights
+from coma.training.pieces import optimizer_state, restore_optimizer
 from coma.training.plan import processes
 from coma.training.world import World
 
 logger = logging.getLogger(__name__)
 
-KEPT = 2
-"""The newest, and one to fall back to."""
-_DEEPSPEED_TAG = "deepspeed"
 _CHUNK_BYTES = 1 << 24
 
 
@@ -51,63 +58,89 @@ class TrainingState:
     nonfinite_steps: int = 0
 
 
-def save(engine: Any, world: World, run: Path, state: TrainingState, weights: dict[str, Tensor]) -> Path:
-    """Write a checkpoint, with `full_weights` of the engine, and return its folder; collective."""
+@dataclass(frozen=True)
+class Kept:
+    """Which checkpoints stay when a new one is there."""
+
+    last: int = 2
+    """So many of the newest: by default one, and one to fall back to."""
+    milestone: Callable[[int], bool] = lambda step: False
+    """Whether the checkpoint of a step is never deleted."""
+
+
+def save(
+    engine: Any,
+    world: World,
+    run: Path,
+    state: TrainingState,
+    weights: dict[str, Tensor],
+    kept: Kept = Kept(),
+) -> Path:
+    """Write a checkpoint, with `full_weights` of the engine, and return its folder; collective.
+
+    Raises:
+        ComaError: it could not be written, for want of space perhaps; the checkpoints before it stay.
+    """
     from safetensors.torch import save_file
 
     folder = run / CHECKPOINTS_NAME / f"step-{state.step:06}"
     temporary = folder.with_name(f".{folder.name}.tmp")
-    if world.leads:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    world.barrier()
-    # DeepSpeed merges client_state over its own keys: everything of ours stands under one.
-    engine.save_checkpoint(
-        str(temporary), tag=_DEEPSPEED_TAG, client_state={"coma": asdict(state)}, save_latest=False
-    )
-    torch.save(_random_state(), temporary / _rank_file(world.rank))
-    if world.leads:
-        save_file(weights, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-    world.barrier()
-    if world.leads:
-        files = {
-            str(path.relative_to(temporary)): _seal(path)
-            for path in sorted(temporary.rglob("*"))
-            if path.is_file()
-        }
-        write_atomically(temporary / MANIFEST_NAME, json.dumps({**asdict(state), "files": files}, indent=2))
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-        write_atomically(folder.parent / LATEST_NAME, folder.name + "\n")
-        _prune(folder.parent)
-    world.barrier()
+
+    def begin() -> None:
+        for left in folder.parent.glob(".step-*.tmp"):  # by a save that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with _one_line(state.step, folder):
+            temporary.mkdir(parents=True)
+
+    def write() -> dict[str, Any]:
+        mine = {f"optimizer-{world.rank:05}.safetensors": optimizer_state(engine)}
+        if world.leads:
+            mine[WEIGHTS_NAME] = weights
+        with _one_line(state.step, folder):
+            for name, tensors in mine.items():
+                save_file(tensors, temporary / name, metadata={"format": "pt"})
+            return {name: _seal(temporary / name) for name in mine}
+
+    def finish() -> None:
+        content = {"format": FORMAT, **asdict(state), "loss_scale": loss_scale(engine), "files": files}
+        with _one_line(state.step, folder):
+            write_atomically(temporary / MANIFEST_NAME, json.dumps(content, indent=2))
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+            write_atomically(folder.parent / LATEST_NAME, folder.name + "\n")
+        _prune(folder.parent, kept)
+
+    try:
+        world.agree(begin)
+        written = world.gather(world.together(write))
+        files = {name: seal for sealed in written for name, seal in sealed.items()}
+        world.agree(finish)
+    except BaseException:
+        if world.leads:  # gives the space back
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return folder
 
 
 def load(engine: Any, world: World, folder: Path) -> TrainingState:
-    """Bring engine and random state to where the checkpoint left them; collective."""
-    settings = group_settings(engine)
-    path, client_state = engine.load_checkpoint(str(folder), tag=_DEEPSPEED_TAG)
-    if path is None:
-        raise ComaError(f"DeepSpeed could not load {folder}")
-    restore_group_settings(engine, settings)
-    _restore_random_state(torch.load(folder / _rank_file(world.rank), weights_only=True))
-    return TrainingState(**client_state["coma"])
+    """Bring the engine to where the checkpoint left it, whatever number of processes wrote it; collective."""
+    from safetensors.torch import load_file
 
-
-def check_world_size(folder: Path, world_size: int) -> None:
-    """Refuse a checkpoint of another number of processes, which DeepSpeed would refuse or load wrongly.
-
-    Raises:
-        UsageError: it is of another number.
-    """
-    saved = json.loads((folder / MANIFEST_NAME).read_text())["world_size"]
-    if saved != world_size:
-        raise UsageError(
-            f"{folder} was saved by {processes(saved)} and this run has {world_size}: "
-            f"go on with --devices {saved}, or start anew with another --out"
+    content = json.loads((folder / MANIFEST_NAME).read_text())
+    weights = load_file(folder / WEIGHTS_NAME)
+    set_weights(engine, weights)
+    restore_optimizer(engine, weights, [folder / name for name in content["files"] if name != WEIGHTS_NAME])
+    restore_loss_scale(engine, content["loss_scale"])
+    engine.global_steps = content["step"]
+    if world.leads and content["world_size"] != world.size:
+        logger.info(
+            "%s was saved by %s: the samples stay, and the losses up to rounding",
+            folder.name,
+            processes(content["world_size"]),
         )
+    state = TrainingState(**{field.name: content[field.name] for field in fields(TrainingState)})
+    return replace(state, world_size=world.size)
 
 
 def newest_whole(run: Path, world: World) -> Path | None:
@@ -116,11 +149,13 @@ def newest_whole(run: Path, world: World) -> Path | None:
     Every file's size is checked, and its hash, the files shared out over the ranks.
 
     Raises:
+        UsageError: the checkpoint is of another format.
         ComaError: there are checkpoints, and all are damaged.
     """
     candidates = world.agree(lambda: [str(folder) for folder in checkpoints(run)])
     for name in candidates:
         folder = Path(name)
+        world.agree(lambda folder=folder: _check_format(folder))  # type: ignore[misc]
         complaints = [complaint for complaint in world.gather(_check(folder, world)) if complaint]
         if not complaints:
             return folder
@@ -139,6 +174,16 @@ def checkpoints(run: Path) -> list[Path]:
         path for path in (run / CHECKPOINTS_NAME).glob("step-*") if re.fullmatch(r"step-\d+", path.name)
     ]
     return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def _check_format(folder: Path) -> None:
+    """Refuse what another version wrote; what cannot be read is for `_check` to judge."""
+    try:
+        found = json.loads((folder / MANIFEST_NAME).read_text()).get("format", 1)
+    except (OSError, ValueError, AttributeError):
+        return
+    if found != FORMAT:
+        raise UsageError(other_format(folder, found))
 
 
 def _check(folder: Path, world: World) -> str | None:
@@ -173,24 +218,30 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _prune(folder: Path) -> None:
-    """Delete all but the newest checkpoints, and what a killed save left; nothing that has another name."""
-    for path in [*checkpoints(folder.parent)[KEPT:], *folder.glob(".step-*.tmp")]:
-        shutil.rmtree(path, ignore_errors=True)
+@contextmanager
+def _one_line(step: int, folder: Path) -> Iterator[None]:
+    """Turn what a full or failing disk raises into a line that says what is left."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        before = next((path.name for path in checkpoints(folder.parent.parent)), None)
+        raise ComaError(
+            f"the checkpoint of step {step} could not be written to {folder.parent}: {_reason(error)}; "
+            + (f"{before} is whole" if before else "there is none before it")
+            + ": make room, or save less with --keep-last 1, and give the same command again"
+        ) from error
 
 
-def _rank_file(rank: int) -> str:
-    return f"rank-{rank:05}.pt"
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error).splitlines()[0].removeprefix("Error while serializing: ")
 
 
-def _random_state() -> dict[str, torch.Tensor]:
-    state = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _restore_random_state(state: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+def _prune(folder: Path, kept: Kept) -> None:
+    """Delete older checkpoints; nothing that has another name."""
+    for path in checkpoints(folder.parent)[kept.last :]:
+        if not kept.milestone(checkpoint_step(path)):
+            shutil.rmtree(path, ignore_errors=True)

@@ -57,6 +57,12 @@ class PretrainConfig:
     """Epochs after which nearest neighbours and RankMe are evaluated; None: never."""
     log_to: str | None = None
     """Where figures go besides: wandb, mlflow, or both with a comma between them."""
+    keep_last: int = 2
+    """Checkpoints that are kept: the newest."""
+    keep_every_epochs: int | None = None
+    """Keep, besides, those at the end of every so many epochs for good."""
+    stuck_after: float = 1800.0
+    """Seconds in one phase of a step after which a run is ended as stuck; 0: never."""
     stop_after: int | None = None
     """Steps after which this session saves a checkpoint and leaves."""
     ds_config: str = "zero1"
@@ -86,6 +92,8 @@ class PretrainConfig:
             ("--batch-size", self.batch_size, 1),
             ("--save-every", self.save_every, 1),
             ("--evaluate-every", self.evaluate_every, 1),
+            ("--keep-last", self.keep_last, 1),
+            ("--keep-every-epochs", self.keep_every_epochs, 1),
             ("--stop-after", self.stop_after, 1),
             ("--devices", self.devices, 1),
             ("--workers", self.workers, 1),
@@ -97,7 +105,11 @@ class PretrainConfig:
                 number is None or (math.isfinite(number) and number > 0),
                 f"{flag} is {number}; it must be above 0",
             )
-        for flag, number in (("--weight-decay", self.weight_decay), ("--warmup-epochs", self.warmup_epochs)):
+        for flag, number in (
+            ("--weight-decay", self.weight_decay),
+            ("--warmup-epochs", self.warmup_epochs),
+            ("--stuck-after", self.stuck_after),
+        ):
             _require(
                 number is None or (math.isfinite(number) and number >= 0),
                 f"{flag} is {number}; it must be 0 or more",

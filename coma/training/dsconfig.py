@@ -156,6 +156,23 @@ def check_ds_config(content: Mapping[str, Any], source: str) -> None:
             f"{source}: 'gradient_clipping' is {json.dumps(clipping)}; it must be a norm, 0 or more"
         )
     _check_optimizer(content.get("optimizer", {}), source)
+    _refuse_what_cannot_be_saved(content.get("zero_optimization", {}), source)
+
+
+def _refuse_what_cannot_be_saved(zero: Mapping[str, Any], source: str) -> None:
+    """Refuse where DeepSpeed keeps Adam's state in places that `coma.training.pieces` does not read."""
+    offload = zero.get("offload_optimizer") or {}
+    key, value = "offload_optimizer.device", offload.get("device")
+    if zero.get("zenflow"):
+        key, value = "zenflow", "on"
+    elif offload.get("super_offload"):
+        key, value = "offload_optimizer.super_offload", True
+    elif value != "nvme":
+        return
+    raise UsageError(
+        f"{source}: 'zero_optimization.{key}' is {json.dumps(value)}, and coma cannot save an optimizer that is "
+        "kept so: use zero3_offload, which keeps it in the host's memory"
+    )
 
 
 def complete(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import deepspeed
@@ -11,10 +11,12 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
+from coma.training.pieces import pieces
 from coma.training.plan import Plan
 
 _LINEAR = torch.nn.functional.linear
 """Stage 3 puts a function of its own in this place, for all networks and for good."""
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def make_engine(model: nn.Module, plan: Plan, *, compile_model: bool = False) -> Any:
@@ -56,20 +58,6 @@ def set_learning_rate(engine: Any, lr: float) -> None:
         group["lr"] = lr
 
 
-def group_settings(engine: Any) -> list[dict[str, Any]]:
-    """Return the optimizer's settings a group, to give to `restore_group_settings` after a load."""
-    return [
-        {key: value for key, value in group.items() if key != "params"}
-        for group in engine.optimizer.param_groups
-    ]
-
-
-def restore_group_settings(engine: Any, settings: Iterable[dict[str, Any]]) -> None:
-    """Undo what loading does to the settings: DeepSpeed brings back the saved ones without a word."""
-    for group, values in zip(engine.optimizer.param_groups, settings, strict=True):
-        group.update(values)
-
-
 def optimizer_step(engine: Any) -> tuple[float, bool]:
     """Apply the gradients; collective. Return their norm before clipping, and whether they were applied.
 
@@ -100,13 +88,15 @@ def full_weights(engine: Any) -> dict[str, Tensor]:
     The optimizer's float32 copy where there is one, the parameter itself otherwise.
     """
     module: nn.Module = engine.module
-    masters = _unfused_masters(engine)
+    copies = (
+        {} if engine.zero_optimization() else {piece.name: piece.of(piece.flat) for piece in pieces(engine)}
+    )
     weights: dict[str, Tensor] = {}
     names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         full = safe_get_full_fp32_param(parameter) if engine.zero_optimization() else None
         if full is None:
-            full = masters.get(id(parameter), parameter)
+            full = copies.get(name, parameter)
         if engine.global_rank == 0:
             weights[name] = full.detach().reshape(_shape(parameter)).float().cpu().clone()
     if engine.global_rank == 0:
@@ -122,15 +112,35 @@ def _shape(parameter: nn.Parameter) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)  # stage 3 leaves an empty tensor behind
 
 
-def _unfused_masters(engine: Any) -> dict[int, Tensor]:
-    """At stage 0 in bf16 the optimizer holds groups of float32 copies beside groups of parameters."""
-    halves = getattr(engine.optimizer, "fp16_groups", None)
-    fulls = getattr(engine.optimizer, "fp32_groups", None)
-    if engine.zero_optimization() or halves is None or fulls is None:
+def set_weights(engine: Any, weights: Mapping[str, Tensor]) -> None:
+    """Give the network the whole parameters and buffers of `full_weights`, on every rank; collective.
+
+    The optimizer's float32 copies stay as they are.
+    """
+    with torch.no_grad():
+        for name, parameter in engine.module.named_parameters():
+            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):  # idle below stage 3
+                parameter.copy_(weights[name])
+        for name, buffer in engine.module.named_buffers():
+            if name in weights:
+                buffer.copy_(weights[name])
+
+
+def loss_scale(engine: Any) -> dict[str, float]:
+    """Return where fp16's loss scale stands; empty in other precisions."""
+    if not engine.fp16_enabled():
         return {}
-    return {
-        id(half): full
-        for half_group, full_group in zip(halves, fulls, strict=True)
-        if isinstance(half_group, list)
-        for half, full in zip(half_group, full_group, strict=True)
-    }
+    scaler = _scaler(engine)
+    return {name: getattr(scaler, name) for name in _SCALER_FIELDS if hasattr(scaler, name)}
+
+
+def restore_loss_scale(engine: Any, saved: Mapping[str, float]) -> None:
+    """Take up `loss_scale`; what another stage's scaler does not know is left out."""
+    for name, value in saved.items():
+        if hasattr(_scaler(engine), name):
+            setattr(_scaler(engine), name, value)
+
+
+def _scaler(engine: Any) -> Any:
+    optimizer = engine.optimizer
+    return getattr(optimizer, "loss_scale_config", None) or optimizer.loss_scaler

@@ -141,6 +141,10 @@ class _Foreseen(World):
         """There is nobody to tell."""
         return decide()
 
+    def gather(self, value: T) -> list[T]:
+        """There is nobody to hear from."""
+        return [value]
+
 
 def estimate(config: PretrainConfig, *, measure: bool = True) -> Estimate:
     """Resolve a configuration as `coma pretrain` would, and measure a few steps.
@@ -154,8 +158,6 @@ def estimate(config: PretrainConfig, *, measure: bool = True) -> Estimate:
         world = _Foreseen(Place(0, 0, processes, "", 0), here.device)
         prepared = prepare(config, world)
         found = _measure(prepared, here) if measure else None
-    from coma.training.checkpoint import KEPT
-
     plan, parameters, run = prepared.plan, prepared.facts["parameters"], prepared.folder.path
     checkpoint = latest_checkpoint(run) if prepared.folder.begun else None
     return Estimate(
@@ -168,12 +170,21 @@ def estimate(config: PretrainConfig, *, measure: bool = True) -> Estimate:
         memory=state_memory(parameters, plan),
         device_name=prepared.facts["device_name"],
         device_bytes=_device_bytes(here.device),
-        checkpoint_bytes=checkpoint_bytes(parameters, plan),
-        checkpoints=min(KEPT, -(-plan.steps // plan.save_every)),
+        checkpoint_bytes=checkpoint_bytes(parameters),
+        checkpoints=_checkpoints_kept(config, plan),
         metrics_bytes=metrics_bytes(plan),
         hosts=hosts,
         measured=found,
     )
+
+
+def _checkpoints_kept(config: PretrainConfig, plan: Plan) -> int:
+    """Count the checkpoints that lie there in the end."""
+    kept_for_good = [
+        step for step in range(1, plan.steps + 1) if plan.ends_epochs(step, config.keep_every_epochs)
+    ]
+    saved = set(kept_for_good) | set(range(plan.save_every, plan.steps, plan.save_every)) | {plan.steps}
+    return len(set(kept_for_good) | set(sorted(saved)[-config.keep_last :]))
 
 
 def _processes(config: PretrainConfig) -> tuple[int, int]:

@@ -86,15 +86,27 @@ class Evaluator:
         return line
 
 
-def evaluate(evaluator: Evaluator, world: World, weights: dict[str, Tensor], step: int) -> dict[str, Any]:
+def evaluate(
+    evaluator: Evaluator,
+    world: World,
+    weights: dict[str, Tensor],
+    step: int,
+    after_batch: Callable[[], None],
+) -> dict[str, Any]:
     """Evaluate on rank 0 and return its line, empty on the others; collective.
 
-    The others hear from rank 0 after each batch, so that none waits so long that it takes rank 0 for lost.
+    The others hear from rank 0 after each batch, so that none waits so long that it takes rank 0 for lost;
+    `after_batch` is called on all of them.
     """
     if not world.leads:
         while not world.sum([0.0])[0]:
-            pass
+            after_batch()
         return {}
-    line = evaluator.score(weights, step, after_batch=world.barrier)
+
+    def tell() -> None:
+        world.barrier()
+        after_batch()
+
+    line = evaluator.score(weights, step, after_batch=tell)
     world.sum([1.0])
     return line

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor
 
 from coma.errors import DivergedError, Preempted
@@ -37,6 +38,7 @@ from coma.training.schedule import learning_rate
 from coma.training.setup import Prepared, prepare, summarise, tell
 from coma.training.signals import StopRequests
 from coma.training.trackers import Tracker, check_installed, open_trackers
+from coma.training.watchdog import Watchdog
 from coma.training.world import World
 
 logger = logging.getLogger(__name__)
@@ -64,15 +66,16 @@ def train(
 
     if world.leads:
         write_config(run, config, plan, **prepared.facts)
-    engine = make_engine(prepared.model, plan, compile_model=config.compile)
-    try:
-        state = resume(engine, world, run, plan)
-        if world.leads:
-            tell(prepared, state.step)
-        with StopRequests(stop_file) as stop:
-            pace = take_steps(prepared, engine, world, state, watch, stop)
-    finally:
-        dispose(engine)
+    with Watchdog(run, world, config.stuck_after) as watchdog:
+        engine = make_engine(prepared.model, plan, compile_model=config.compile)
+        try:
+            state = resume(engine, world, run, plan)
+            if world.leads:
+                tell(prepared, state.step)
+            with StopRequests(stop_file) as stop:
+                pace = take_steps(prepared, engine, world, state, watch, stop, watchdog)
+        finally:
+            dispose(engine)
 
     if not world.leads:
         return {}
@@ -90,8 +93,6 @@ def resume(engine: Any, world: World, run: Path, plan: Plan) -> TrainingState:
     )
     folder = checkpoint.newest_whole(run, world)
     if folder is not None:
-        with world.said_once():
-            checkpoint.check_world_size(folder, plan.world_size)
         state = checkpoint.load(engine, world, folder)
         assert state.step == checkpoint_step(folder)
     if world.leads:
@@ -107,6 +108,7 @@ def take_steps(
     state: TrainingState,
     watch: Watcher | None,
     stop: StopRequests,
+    watchdog: Watchdog,
 ) -> Pace:
     """Take the steps that are left, or as many as this session may; collective."""
     config, plan, run = prepared.config, prepared.plan, prepared.folder.path
@@ -123,16 +125,23 @@ def take_steps(
 
     evaluator = make_evaluator(prepared, world)
 
+    def ends_epochs(step: int) -> bool:
+        return plan.ends_epochs(step, config.keep_every_epochs)
+
+    kept = checkpoint.Kept(config.keep_last, ends_epochs)
+
     def keep(saving: bool, painting: bool, evaluating: bool = False) -> None:
         """Evaluate, save and paint from one collection of the weights, which is costly."""
         weights = full_weights(engine) if saving or painting or evaluating else {}
         if evaluating:  # before saving: what a run goes on from has been evaluated
             assert evaluator
-            scores = evaluate(evaluator, world, weights, state.step)
+            scores = evaluate(
+                evaluator, world, weights, state.step, lambda: watchdog.enter("evaluating", state.step)
+            )
             if log:
                 log.write(scores, "evaluation")
         if saving:
-            checkpoint.save(engine, world, run, state, weights)
+            checkpoint.save(engine, world, run, state, weights, kept)
         if painting and painter:
             painter.paint(weights, state.step)
 
@@ -141,15 +150,19 @@ def take_steps(
         while state.step < last:
             began_s = time.perf_counter()
             step = state.step + 1
+            watchdog.enter("data", step)
             batch = next(stream)
+            watchdog.enter("forward and backward", step)
             data_wait_s = time.perf_counter() - began_s
             lr = learning_rate(step, peak=plan.peak_lr, warmup_steps=plan.warmup_steps, steps=plan.steps)
             set_learning_rate(engine, lr)
+            seed_step(config.seed, step, world.rank)
 
             losses, grad_norm, applied = train_on(engine, batch, plan.micro_batch_size)
 
             parts = micro_batches(batch, plan.micro_batch_size)
             culprits = [part for part, loss in zip(parts, losses, strict=True) if not math.isfinite(loss)]
+            watchdog.enter("summing up", step)
             loss, nonfinite, preempted, interrupted, *limbs = world.sum(
                 [
                     sum(losses) / len(losses),
@@ -191,7 +204,9 @@ def take_steps(
 
             leaving = bool(preempted or interrupted or step == last)
             evaluating = is_due(step, plan, config.evaluate_every) and not (preempted or interrupted)
-            keep(leaving or step % plan.save_every == 0, painting=step in paint_after, evaluating=evaluating)
+            watchdog.enter("saving", step)
+            saving = leaving or step % plan.save_every == 0 or ends_epochs(step)
+            keep(saving, painting=step in paint_after, evaluating=evaluating)
             if step < plan.steps and (preempted or interrupted):
                 say_goodbye(world, run, state, interrupted=bool(interrupted))
     if log:
@@ -246,6 +261,11 @@ def train_on(engine: Any, batch: Batch, micro_batch_size: int) -> tuple[list[flo
         losses.append(loss.detach())
     grad_norm, applied = optimizer_step(engine)
     return torch.stack(losses).tolist(), grad_norm, applied
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make what torch draws in a step (dropped paths) a function of seed, step and rank, like all the rest."""
+    torch.manual_seed(xxhash.xxh3_64_intdigest(f"{seed}/{step}/{rank}".encode()))
 
 
 def micro_batches(batch: Batch, size: int) -> list[slice]:

@@ -75,10 +75,9 @@ def optimizer_bytes(plan: Plan) -> int:
     return _ADAM_BYTES + (0 if plain else FP32_BYTES)
 
 
-def checkpoint_bytes(parameters: int, plan: Plan) -> int:
-    """Return the size of a checkpoint: DeepSpeed's files of all processes, and the weights once more in float32."""
-    own = 0 if plan.stage == 3 else weight_bytes(plan)
-    return parameters * (FP32_BYTES + optimizer_bytes(plan) + own)
+def checkpoint_bytes(parameters: int) -> int:
+    """Return the size of a checkpoint: the weights in float32 and Adam's two moments, at any stage and precision."""
+    return parameters * (FP32_BYTES + _ADAM_BYTES)
 
 
 def metrics_bytes(plan: Plan) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from coma.errors import UsageError
-from coma.runs import CONFIG_NAME, checkpoint_step, latest_checkpoint
+from coma.runs import CONFIG_NAME, FORMAT, checkpoint_step, latest_checkpoint, other_format
 from coma.shards.files import without_credentials, write_atomically
 from coma.training.config import PretrainConfig
 from coma.training.plan import Plan
@@ -32,9 +32,18 @@ class RunFolder:
 
 
 def identity(config: PretrainConfig, plan: Plan) -> dict[str, Any]:
-    """Return what makes two commands the same run; on how many machines and how closely watched does not."""
-    batch_keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    """Return what makes two commands the same run.
+
+    On how many machines, by which ZeRO stage and how closely watched does not.
+    """
+    spread = (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "zero_optimization",
+    )
     return {
+        "format": FORMAT,
         "--model": config.model,
         "--method": config.method,
         "--views": config.views,
@@ -49,9 +58,7 @@ def identity(config: PretrainConfig, plan: Plan) -> dict[str, Any]:
         "the number of warm-up steps": plan.warmup_steps,
         "the global batch": plan.batch_size,
         "the precision": plan.precision,
-        "--ds-config's content": {
-            key: value for key, value in plan.deepspeed.items() if key not in batch_keys
-        },
+        "--ds-config's content": {key: value for key, value in plan.deepspeed.items() if key not in spread},
     }
 
 
@@ -89,12 +96,15 @@ def _look(path: Path, config: PretrainConfig, plan: Plan) -> RunFolder | str:
         before = json.loads((path / CONFIG_NAME).read_text())["identity"]
     except (OSError, ValueError, KeyError):
         return f"--out {path} is not empty and holds no run to go on with: give another --out"
+    if (found := before.get("format", 1)) != FORMAT:
+        return other_format(path, found)
     now = json.loads(json.dumps(identity(config, plan)))
     for name, value in now.items():
         if before.get(name) != value:
             return (
                 f"{path} holds another run: {name} was {before.get(name)!r} there and is {value!r} now: "
-                "give another --out"
+                + ("give --batch-size, or " if name == "the global batch" else "give ")
+                + "another --out"
             )
     checkpoint = latest_checkpoint(path)
     return RunFolder(
@@ -117,10 +127,17 @@ def write_config(run: Path, config: PretrainConfig, plan: Plan, **facts: Any) ->
     write_atomically(run / CONFIG_NAME, without_credentials(json.dumps(content, indent=2)) + "\n")
 
 
+def library_versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    return {
+        **{library: version(library) for library in _LIBRARIES},
+        "python": platform.python_version(),
+    }
+
+
 def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on, and coma's git revision in a checkout."""
-    found = {library: version(library) for library in _LIBRARIES}
-    found["python"] = platform.python_version()
+    """Return `library_versions`, the command, and coma's git revision in a checkout."""
+    found = library_versions()
     found["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     revision = subprocess.run(
         ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12"],

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from coma.errors import UsageError
 from coma.runs import build_model, checkpoint_step, latest_checkpoint, training_stream
 from coma.shards.files import folder_at, without_credentials
 from coma.shards.manifest import Manifest, find_data, read_manifest
@@ -19,7 +22,7 @@ from coma.training.dsconfig import read_ds_config
 from coma.training.metrics import METRICS_NAME
 from coma.training.plan import Plan, resolve
 from coma.training.previews import preview_path
-from coma.training.run_folder import RunFolder, choose_run
+from coma.training.run_folder import RunFolder, choose_run, library_versions
 from coma.training.world import World
 
 if TYPE_CHECKING:
@@ -44,12 +47,13 @@ class Prepared:
 
 
 def prepare(config: PretrainConfig, world: World) -> Prepared:
-    """Resolve a configuration; every rank comes to the same.
+    """Resolve a configuration, and see that every rank comes to the same.
 
     Raises:
-        UsageError, DataError: something in it is wrong. Rank 0 says so, the others leave quietly.
+        UsageError, DataError: something in it is wrong. One rank says so, the others leave quietly.
     """
-    with world.said_once():
+
+    def resolve_here() -> tuple[Manifest, Plan, MaskedAutoencoder, dict[str, Any]]:
         file = read_ds_config(config.ds_config)
         data = folder_at(config.data) if config.data else find_data(Path.cwd())
         manifest = read_manifest(data)
@@ -65,8 +69,12 @@ def prepare(config: PretrainConfig, world: World) -> Prepared:
         )
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         model = build_model(config.to_json())
-        stream_options = training_stream(model, config.to_json(), plan.steps * plan.batch_size)
-        torch.manual_seed(config.seed + 1 + world.rank)  # dropped paths differ between ranks
+        options = training_stream(model, config.to_json(), plan.steps * plan.batch_size)
+        return manifest, plan, model, options
+
+    manifest, plan, model, stream_options = world.together(resolve_here)
+    with world.said_once():
+        compare(world.gather((socket.gethostname(), common_facts(config, plan))))
     return Prepared(
         config=config,
         plan=plan,
@@ -81,6 +89,39 @@ def prepare(config: PretrainConfig, world: World) -> Prepared:
             "device_name": device_name(world.device),
         },
     )
+
+
+def common_facts(config: PretrainConfig, plan: Plan) -> dict[str, Any]:
+    """Return what must be the same on all ranks; where data lie and how many threads decode them need not."""
+    own = ("data", "out", "workers", "devices", "hostfile")
+    facts: dict[str, Any] = {**library_versions(), "data's fingerprint": plan.fingerprint}
+    for fields in (config.to_json(), plan.to_json()):
+        facts.update((name, value) for name, value in _flat(fields) if name not in own)
+    return facts
+
+
+def compare(ranks: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Compare every rank's (host, `common_facts`) with rank 0's.
+
+    Raises:
+        UsageError: naming the first rank that differs, and in what.
+    """
+    first_host, first = ranks[0]
+    for rank, (host, facts) in enumerate(ranks):
+        for name in {**first, **facts}:
+            if facts.get(name) != first.get(name):
+                raise UsageError(
+                    f"rank {rank} on {host} has {name} {facts.get(name)!r} where rank 0 on {first_host} has "
+                    f"{first.get(name)!r}: give all the same installation, command and data"
+                )
+
+
+def _flat(fields: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield before + name, value
 
 
 def tell(prepared: Prepared, begun_at: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LOST_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -153,6 +155,29 @@ class World:
             raise SystemExit(exit_code)
         return value  # type: ignore[return-value]
 
+    def together(self, act: Callable[[], T]) -> T:
+        """Let every rank do its part and return what came of it, or end all if one fails; collective.
+
+        The first rank that failed raises its error, with its name if it is not rank 0; the others leave quietly
+        with the same exit code.
+        """
+        value: T | None = None
+        error: ComaError | None = None
+        try:
+            value = act()
+        except ComaError as raised:
+            error = raised
+        codes = self.gather(None if error is None else error.exit_code)
+        failed = [(rank, code) for rank, code in enumerate(codes) if code is not None]
+        if not failed:
+            return value  # type: ignore[return-value]
+        first, exit_code = failed[0]
+        if error is None or self.rank != first:
+            raise SystemExit(exit_code)
+        if first > 0:
+            raise type(error)(f"rank {first} on {socket.gethostname()}: {error}") from error
+        raise error
+
     @contextlib.contextmanager
     def said_once(self) -> Iterator[None]:
         """Around what every rank does alike: its error is rank 0's to tell, the others leave quietly."""
@@ -193,6 +218,14 @@ def joined(place: Place | None) -> Iterator[World]:
                     raise ComaError(
                         f"rank {place.rank} lost another process of the run, which has said why if it could; "
                         "the same command goes on from the last checkpoint"
+                    ) from error
+                raise
+            except OSError as error:
+                if error.errno in _FULL:
+                    raise ComaError(
+                        f"rank {place.rank} on {socket.gethostname()} could not write "
+                        f"{error.filename or 'to the run folder'}: {os.strerror(error.errno).lower()}; make room, "
+                        "and the same command goes on from the last checkpoint"
                     ) from error
                 raise
 

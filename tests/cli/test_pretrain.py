@@ -54,7 +54,8 @@ def test_help_fits_80_columns_and_imports_nothing_heavy() -> None:
     flags = (
         "model method views start-size epochs steps batch-size base-lr seed out ds-config devices hostfile"
     )
-    for flag in f"{flags} save-every stop-after resume compile json".split():
+    flags += " save-every stop-after keep-last keep-every-epochs stuck-after resume compile json"
+    for flag in flags.split():
         assert re.search(rf"--{flag}\b", done.stdout), flag
     for group in ("Data", "Model", "Optimisation", "Run", "Machine"):
         assert f" {group} " in done.stdout

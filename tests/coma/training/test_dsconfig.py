@@ -47,6 +47,10 @@ def test_a_file_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.
             {"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}},
             "offload_optimizer.devise.*'device'",
         ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
+            "offload_optimizer.device.*cannot save.*zero3_offload",
+        ),
         ({"zero_optimization": {"stage": 7}}, "zero_optimization.stage.* 7"),
         ({"zero_optimization": 2}, "'zero_optimization' is 2"),
         ({"bf16": {"enabled": "auto"}}, "'bf16.enabled' is \"auto\""),

@@ -34,6 +34,13 @@ def test_epochs_become_steps_and_steps_epochs() -> None:
     assert plan(epochs=0.001, batch_size=50).steps == 1
 
 
+def test_an_epoch_ends_in_the_step_that_takes_its_last_sample() -> None:
+    made = plan(samples=1000, steps=400, batch_size=64)  # 15.6 steps an epoch
+    assert [step for step in range(1, 66) if made.ends_epochs(step, 1)] == [16, 32, 47, 63]
+    assert [step for step in range(1, 66) if made.ends_epochs(step, 2)] == [32, 63]
+    assert not any(made.ends_epochs(step, None) for step in range(1, 66))
+
+
 def test_warm_up_is_a_twentieth_or_as_told() -> None:
     assert plan(steps=400, batch_size=50).warmup_steps == 20
     assert plan(steps=400, batch_size=50, warmup_epochs=2).warmup_steps == 40

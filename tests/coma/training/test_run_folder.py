@@ -40,13 +40,15 @@ def test_the_first_run_is_named_after_the_model(elsewhere: Path) -> None:
 def test_an_unfinished_run_of_the_same_command_is_gone_on_with(elsewhere: Path) -> None:
     begin(Path("runs/dyvit_tiny"), step=4)
     assert choose() == RunFolder(Path("runs/dyvit_tiny"), begun=True)
-    watched = dataclasses.replace(CONFIG, stop_after=3, save_every=2, devices=1, workers=5)
-    assert choose(watched) == RunFolder(Path("runs/dyvit_tiny"), begun=True)
+    watched = dataclasses.replace(
+        CONFIG, stop_after=3, save_every=2, devices=1, workers=5, ds_config="zero3_offload"
+    )
+    assert choose(watched, world_size=2) == RunFolder(Path("runs/dyvit_tiny"), begun=True)
 
 
 @pytest.mark.parametrize(
     "other",
-    [{"steps": 11}, {"seed": 1}, {"base_lr": 1e-3}, {"views": 3}, {"batch_size": 4}, {"ds_config": "zero2"}],
+    [{"steps": 11}, {"seed": 1}, {"base_lr": 1e-3}, {"views": 3}, {"batch_size": 4}],
 )
 def test_another_command_takes_the_next_name(elsewhere: Path, other: dict[str, Any]) -> None:
     begin(Path("runs/dyvit_tiny"), step=4)
@@ -78,6 +80,17 @@ def test_a_given_folder_is_the_same_run_or_empty(elsewhere: Path) -> None:
     assert choose(given) == RunFolder(Path("mine"), begun=True, finished=True)
     with pytest.raises(UsageError, match=r"--seed was 0 there and is 5 now: give another --out"):
         choose(dataclasses.replace(given, seed=5))
+
+
+def test_a_run_of_an_older_version_is_refused_and_not_gone_on_with(elsewhere: Path) -> None:
+    begin(Path("runs/dyvit_tiny"), step=4)
+    path = Path("runs/dyvit_tiny/config.json")
+    content = json.loads(path.read_text())
+    del content["identity"]["format"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"of format 1, from an older version.*another --out"):
+        choose(dataclasses.replace(CONFIG, out=Path("runs/dyvit_tiny")))
+    assert choose() == RunFolder(Path("runs/dyvit_tiny-2"))
 
 
 def test_a_folder_that_is_no_run_is_left_alone(elsewhere: Path) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +79,46 @@ def test_joining_alone_leaves_no_trace_and_lets_no_chatter_through(capfd: pytest
     assert capfd.readouterr().out == "a result\n"
     launcher = {key: os.environ.get(key) for key in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
     assert launcher == {key: before.get(key) for key in launcher}
+
+
+TOGETHER = """
+import sys
+import torch
+import torch.distributed as dist
+from coma.errors import DataError
+from coma.training.world import Place, World
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=sys.argv[2], rank=rank, world_size=2)
+world = World(Place(rank, rank, 2, "localhost", 1), torch.device("cpu"))
+
+def act(failing):
+    if rank in failing:
+        raise DataError(f"nothing here, says {rank}")
+    return rank
+
+try:
+    print(world.together(lambda: act(())), flush=True)
+    try:
+        world.together(lambda: act((0, 1)))
+    except BaseException as error:
+        print(repr(error), flush=True)
+    world.together(lambda: act((1,)))
+except BaseException as error:
+    print(repr(error), flush=True)
+"""
+
+
+def test_all_leave_when_one_fails_and_it_alone_says_why(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TOGETHER]
+    both = [
+        subprocess.Popen(
+            [*command, str(rank), f"file://{tmp_path / 'meet'}"], stdout=subprocess.PIPE, text=True
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [process.communicate(timeout=120)[0].splitlines() for process in both]
+    said = [[line for line in output if not line.startswith("[Gloo]")] for output in outputs]
+    assert said[0] == ["0", "DataError('nothing here, says 0')", "SystemExit(3)"]
+    host = socket.gethostname()
+    assert said[1] == ["1", "SystemExit(3)", f"DataError('rank 1 on {host}: nothing here, says 1')"]
