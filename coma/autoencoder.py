@@ -177,9 +177,8 @@ class MaskedAutoencoder(nn.Module, ABC):
     def _cross_attention_decoder(
         self, dim: int | None, depth: int | None, memory_stages: int | None = None
     ) -> Decoder:
-        default_dim, default_depth = decoder_shape(self.encoder.stage_dims[-1])
-        dim = default_dim if dim is None else dim
-        depth = default_depth if depth is None else depth
+        dim = default_decoder_dim(self.encoder.stage_dims[-1]) if dim is None else dim
+        depth = 1 if depth is None else depth
         self._check_decoder(dim, depth)
         stages = self.encoder.stage_dims, self.encoder.stage_tokens
         memory_stages = len(stages[0]) if memory_stages is None else memory_stages
@@ -208,7 +207,7 @@ class CoMA(MaskedAutoencoder):
         img_size: image size in pixels, (height, width) if not square.
         views: K, into how many views the mask units are parted.
         predict: how many other views each view predicts (the following ones, cyclically); None: all.
-        decoder_depth, decoder_dim: blocks and channels (a multiple of 32) of the decoder; None: by the
+        decoder_depth, decoder_dim: blocks and channels (a multiple of 32) of the decoder; None: one, and by the
         backbone.
         memory_stages: how many of the backbone's last stages the decoder sees; None: all.
         unit_size: mask unit in pixels; None: 8 patches of a DyViT, 2 of a ViT.
@@ -274,11 +273,12 @@ def normalise_patches(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tenso
     return (patches - mean) / deviation, mean, deviation
 
 
-def decoder_shape(encoder_dim: int) -> tuple[int, int]:
-    """Channels and blocks of the cross-attention decoder for a backbone of `encoder_dim` output channels."""
-    if encoder_dim < 768:
-        return max(1, round(encoder_dim / 4 / HEAD_DIM)) * HEAD_DIM, 2 if encoder_dim >= 512 else 1
-    return round(encoder_dim / 3 / HEAD_DIM) * HEAD_DIM, 4
+def default_decoder_dim(encoder_dim: int) -> int:
+    """Channels of the cross-attention decoder for a backbone of `encoder_dim` output channels.
+
+    It has one block: two were no better in small experiments (docs/experiments.md), and cost more.
+    """
+    return max(1, round(encoder_dim / (4 if encoder_dim < 768 else 3) / HEAD_DIM)) * HEAD_DIM
 
 
 def _patch_size(patches: Tensor, channels: int) -> int:

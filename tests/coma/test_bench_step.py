@@ -49,7 +49,7 @@ def test_precision_changes_memory_and_not_the_work(found: list[StepTiming]) -> N
 def test_multiply_adds_are_those_of_the_table() -> None:
     """The design's figure of a base's training pass, counted on real kernels."""
     options = StepOptions(models=("dyvit_tiny:coma",), precisions=("fp32",), batch_size=1, rounds=1)
-    assert bench_step(options)[0].macs == pytest.approx(1.58e9, rel=0.01)
+    assert bench_step(options)[0].macs == pytest.approx(1.54e9, rel=0.01)
 
 
 @pytest.mark.parametrize(
