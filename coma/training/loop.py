@@ -132,6 +132,7 @@ def take_steps(
 
     def keep(saving: bool, painting: bool, evaluating: bool = False) -> None:
         """Evaluate, save and paint from one collection of the weights, which is costly."""
+        watchdog.enter("evaluating" if evaluating else "saving", state.step)
         weights = full_weights(engine) if saving or painting or evaluating else {}
         if evaluating:  # before saving: what a run goes on from has been evaluated
             assert evaluator
@@ -140,6 +141,7 @@ def take_steps(
             )
             if log:
                 log.write(scores, "evaluation")
+            watchdog.enter("saving", state.step)
         if saving:
             checkpoint.save(engine, world, run, state, weights, kept)
         if painting and painter:
@@ -204,7 +206,6 @@ def take_steps(
 
             leaving = bool(preempted or interrupted or step == last)
             evaluating = is_due(step, plan, config.evaluate_every) and not (preempted or interrupted)
-            watchdog.enter("saving", step)
             saving = leaving or step % plan.save_every == 0 or ends_epochs(step)
             keep(saving, painting=step in paint_after, evaluating=evaluating)
             if step < plan.steps and (preempted or interrupted):

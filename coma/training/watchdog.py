@@ -30,7 +30,7 @@ from coma.training.world import World
 logger = logging.getLogger(__name__)
 
 RANKS_NAME = "ranks"
-PHASES = ("starting", "data", "forward and backward", "summing up", "saving")
+PHASES = ("starting", "data", "forward and backward", "summing up", "evaluating", "saving")
 """Of a step, in their order; `starting` comes before the first one."""
 _LONGEST_BEAT_S = 10.0
 _BEATS_PER_LIMIT = 10
