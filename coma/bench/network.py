@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from coma.allocator import keep_freed_memory
 from coma.errors import UsageError
 from coma.methods import METHODS, build
 from coma.pipeline.views import partition_units
@@ -60,6 +61,8 @@ class Network:
         self, model: str, *, image_size: int, views: int, device: torch.device, precision: str
     ) -> None:
         name, method = split(model)
+        if device.type == "cpu":
+            keep_freed_memory()  # as in training
         torch.manual_seed(0)
         built = build(name, method, views=views, image_size=image_size)
         self.model = built.to(device=device, dtype=PRECISIONS[precision]).train()

@@ -20,6 +20,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from coma.allocator import keep_freed_memory
 from coma.errors import DivergedError, Preempted
 from coma.pipeline import Batch, Stream
 from coma.report import write_report
@@ -55,6 +56,8 @@ def train(
 ) -> dict[str, Any]:
     """Train in a group of processes that is already joined; see `coma.training.pretrain`."""
     started_s = time.monotonic()
+    if world.device.type == "cpu":
+        keep_freed_memory()
     prepared = prepare(config, world)
     with world.said_once():
         check_installed(config.trackers)
