@@ -1,5 +1,7 @@
 """`coma bench`: how fast things are here, on one's own data."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,22 +46,14 @@ def loader(
     mirrored, resized linearly with antialiasing, normalised. One core for all,
     turn by turn; ratios are medians of the turns.
     """
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-
     from coma.bench.findings import BenchOptions
     from coma.bench.loader import bench_loader
     from coma.shards.manifest import find_data
 
     options = BenchOptions(images=images, rounds=rounds, image_size=image_size)
     folder = find_data(Path()) if data is None else data
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with console.progress(*columns) as bar:
-        task = bar.add_task("getting ready", total=None)
-        found = bench_loader(
-            folder,
-            options,
-            lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
-        )
+    with _progress() as progress:
+        found = bench_loader(folder, options, progress)
     if plot is not None:
         _draw(found, plot)
     if json:
@@ -88,8 +82,6 @@ def step(
     Forward, backward and AdamW, on the GPU if there is one. The networks take
     turns; times are medians, ratios medians of the turns' ratios.
     """
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-
     from coma.bench.step import StepOptions, bench_step
 
     options = StepOptions(
@@ -100,13 +92,8 @@ def step(
         views=views,
         rounds=rounds,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with console.progress(*columns) as bar:
-        task = bar.add_task("getting ready", total=None)
-        found = bench_step(
-            options,
-            lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
-        )
+    with _progress() as progress:
+        found = bench_step(options, progress)
     if plot is not None:
         _draw_steps(found, plot)
     if json:
@@ -150,8 +137,6 @@ def epoch(
     training on ImageNet are projected, those of several devices as if they
     were so many times as fast.
     """
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-
     from coma.bench.epoch import EpochOptions, bench_epoch
     from coma.shards.files import folder_at
     from coma.shards.manifest import find_data, read_manifest
@@ -168,14 +153,8 @@ def epoch(
         devices=devices,
     )
     folder = find_data(Path()) if data is None else folder_at(data)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with console.progress(*columns) as bar:
-        task = bar.add_task("getting ready", total=None)
-        found = bench_epoch(
-            read_manifest(folder),
-            options,
-            lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
-        )
+    with _progress() as progress:
+        found = bench_epoch(read_manifest(folder), options, progress)
     if plot is not None:
         _draw_epochs(found, plot)
     if json:
@@ -184,6 +163,17 @@ def epoch(
     _print_epochs(found)
     if plot is not None:
         console.stdout.print(f"plot  {plot}", markup=False)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar that is told what is being measured, how many turns are done, and of how many."""
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with console.progress(*columns) as bar:
+        task = bar.add_task("getting ready", total=None)
+        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
 
 
 def _print(found: "LoaderBench") -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from coma.activations import kept_bytes
 from coma.allocator import keep_freed_memory
 from coma.errors import UsageError
 from coma.methods import METHODS, build
@@ -107,18 +107,7 @@ class Network:
             self.step(images, units)
             self.wait()
             return torch.cuda.max_memory_allocated(self.device)
-        kept: dict[int, int] = {}
-        weights = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
-            self.step(images, units)
-        return sum(kept.values())
+        return kept_bytes(self.model, lambda: self.step(images, units))
 
     def wait(self) -> None:
         """Until the device has done what it was given."""

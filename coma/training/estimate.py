@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -17,8 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
+from coma.activations import kept_bytes
 from coma.errors import UsageError
 from coma.pipeline.views import partition_units
 from coma.runs import checkpoint_step, latest_checkpoint
@@ -191,12 +190,10 @@ def _processes(config: PretrainConfig) -> tuple[int, int]:
     """Return how many machines and how many processes the run would have."""
     if config.hostfile is None:
         return 1, config.devices or 1
-    from coma.training.launch import _check_hostfile
+    from coma.training.launch import read_hostfile
 
-    _check_hostfile(config.hostfile)
-    lines = [line.split("#")[0].split() for line in config.hostfile.read_text().splitlines()]
-    slots = [re.search(r"slots=(\d+)", " ".join(words)) for words in lines if words]
-    return len(slots), sum(int(match[1]) if match else 1 for match in slots)
+    slots = read_hostfile(config.hostfile)
+    return len(slots), sum(slots.values())
 
 
 def _device_bytes(device: torch.device) -> int:
@@ -250,18 +247,7 @@ def _measure(prepared: Prepared, world: World) -> Measured:
 def _kept_bytes(model: nn.Module, image: Tensor, units: Tensor, precision: str) -> int:
     """What the backward pass keeps of one image's forward pass; autocast is counted as float32."""
     model.to({"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32))
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(image.to(next(model.parameters()).dtype), units)
-    return sum(kept.values())
+    return kept_bytes(model, lambda: model(image.to(next(model.parameters()).dtype), units))
 
 
 def _now_s(device: torch.device) -> float:

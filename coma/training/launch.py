@@ -12,6 +12,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def start_on_hosts(config: PretrainConfig) -> dict[str, Any]:
         SystemExit: with the launcher's exit code.
     """
     assert config.hostfile is not None
-    _check_hostfile(config.hostfile)
+    read_hostfile(config.hostfile)
     with tempfile.TemporaryDirectory(prefix=".coma-launch-", dir=Path.cwd()) as name:
         folder = Path(name)
         launcher = ["deepspeed.launcher.runner", "--hostfile", str(config.hostfile.absolute())]
@@ -184,13 +185,23 @@ def _on_signals(act: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _check_hostfile(hostfile: Path) -> None:
+def read_hostfile(hostfile: Path) -> dict[str, int]:
+    """Return how many processes each host of a DeepSpeed hostfile takes.
+
+    Raises:
+        UsageError: it is no file, or names no host, or one twice.
+    """
     if not hostfile.is_file():
         raise UsageError(f"--hostfile {hostfile}: no such file")
-    lines = [line.split("#")[0].split() for line in hostfile.read_text().splitlines()]
-    hosts = [words[0] for words in lines if words]
-    if not hosts:
-        raise UsageError(f"--hostfile {hostfile} names no host; a line is: HOST slots=DEVICES")
-    for host in hosts:
-        if hosts.count(host) > 1:
+    slots: dict[str, int] = {}
+    for line in hostfile.read_text().splitlines():
+        host, *words = line.split("#")[0].split() or [""]
+        if not host:
+            continue
+        if host in slots:
             raise UsageError(f"--hostfile {hostfile} names {host} twice: give it one line with all its slots")
+        told = re.search(r"slots=(\d+)", " ".join(words))
+        slots[host] = int(told[1]) if told else 1
+    if not slots:
+        raise UsageError(f"--hostfile {hostfile} names no host; a line is: HOST slots=DEVICES")
+    return slots
