@@ -1,7 +1,9 @@
 """What holds for all tests: how long a case takes is no property of the code, least of all on a busy machine."""
 
+import logging
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # A worker of pytest-xdist has a core: of two threads on one, one spins while it waits for the other.
@@ -9,3 +11,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("coma", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("coma")
+
+
+@pytest.fixture(autouse=True)
+def _quiet_logger() -> None:
+    """A command that ran before in this process has sent the log to its own stderr, which is closed by now."""
+    logger = logging.getLogger("coma")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True

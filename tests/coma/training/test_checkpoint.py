@@ -99,7 +99,6 @@ def test_the_one_before_stands_in_for_a_damaged_one(
     first, second = (save(engine, world, tmp_path, step) for step in (1, 2))
     assert checkpoint.newest_whole(tmp_path, world) == second
     damage(second)
-    logging.getLogger("coma").propagate = True
     with caplog.at_level(logging.WARNING, "coma"):
         assert checkpoint.newest_whole(tmp_path, world) == first
     assert "step-000002 is damaged" in caplog.text

@@ -46,7 +46,6 @@ def test_training_does_not_notice_and_a_stopped_run_has_the_same_lines(
         for name in "abc"
     )
     pretrain(plain)
-    logging.getLogger("coma").propagate = True
     with caplog.at_level(logging.INFO, "coma"):
         pretrain(dataclasses.replace(watched, evaluate_every=1))
     assert "step 3: 20-NN " in caplog.text

@@ -134,7 +134,6 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
     checkpoint = latest_checkpoint(run)
     assert checkpoint is not None
     (checkpoint / "optimizer-00000.safetensors").unlink()
-    logging.getLogger("coma").propagate = True
     with caplog.at_level(logging.WARNING, "coma"):
         pretrain(config)
     assert "step-000003 is damaged (optimizer-00000.safetensors is missing)" in caplog.text
@@ -191,7 +190,6 @@ def test_bf16_trains(data: Path, tmp_path: Path, whole: dict[str, Path]) -> None
 def test_other_methods_train_and_are_loaded_again(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, network: str, views: str
 ) -> None:
-    logging.getLogger("coma").propagate = True
     with caplog.at_level(logging.INFO, "coma"):
         assert pretrain(small(data, tmp_path / "run", method=method, steps=1))["finished"]
     assert f"dyvit_tiny, {method}: {views} units of 16 px" in caplog.text

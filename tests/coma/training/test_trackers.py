@@ -40,7 +40,6 @@ class Flaky:
 def test_figures_go_where_they_are_wanted_until_that_fails(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logging.getLogger("coma").propagate = True
     flaky = Flaky()
     log = MetricsLog(tmp_path, 0, [flaky])
     log.write({"step": 1, "loss": 0.5, "lr": float("nan"), "batch_digest": "0f"})
