@@ -11,6 +11,7 @@ from coma.cli.doctor import doctor
 from coma.cli.index import index
 from coma.cli.inspect import inspect
 from coma.cli.knn import knn
+from coma.cli.look import look
 from coma.cli.plan import plan
 from coma.cli.pretrain import pretrain
 from coma.cli.probe import probe
@@ -60,7 +61,21 @@ def root(
     console.set_up_logging(int(verbose) - int(quiet))
 
 
-for command in (demo, shard, index, inspect, verify, plan, pretrain, probe, knn, reconstruct, report, doctor):
+for command in (
+    demo,
+    shard,
+    index,
+    inspect,
+    verify,
+    plan,
+    pretrain,
+    probe,
+    knn,
+    reconstruct,
+    look,
+    report,
+    doctor,
+):
     app.command()(command)
 app.add_typer(bench.app)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -165,35 +165,60 @@ def reconstruct_run(
         DataError: no such run, checkpoint, data or image.
         UsageError: `out` is no name of a picture, or `count` is not positive.
     """
-    if count < 1:
-        raise UsageError(f"{count} images to paint: give 1 or more")
     run, checkpoint = run_of(run_or_checkpoint)
-    out = run / PICTURE_NAME if out is None else out
-    if out.suffix.lower() not in IMAGE_SUFFIXES or out.is_dir():
-        raise UsageError(f"{out} is no name for a picture: end it in .png")
-    sources = list(sources) or [folder_at(read_config(run)["resolved"]["data"])]
+    out = check_picture(run / PICTURE_NAME if out is None else out)
     autoencoder = load_autoencoder(checkpoint, device)
-    if len(sources) == 1 and any((sources[0] / name).is_file() for name in (INFO_NAME, MANIFEST_NAME)):
-        images, units = _from_shards(sources[0], autoencoder, count, seed, device)
-    else:
-        options = autoencoder.stream_options()
-        images = load_images(sources, options["image_size"], limit=count).to(device)
-        height, width = images.shape[-2:]
-        in_all = (height // options["unit_size"]) * (width // options["unit_size"])
-        samples = torch.arange(len(images), device=device)
-        units = partition_units(samples, torch.zeros_like(samples), seed=seed, units=in_all)
+    images, units = images_to_show(run, autoencoder, sources, count=count, seed=seed, device=device)
     out.parent.mkdir(parents=True, exist_ok=True)
     picture(autoencoder, images, units).save(out)
     return out
 
 
+def check_picture(out: Path) -> Path:
+    """Return `out` if a picture can be written there; UsageError if its name is none of a picture."""
+    if out.suffix.lower() not in IMAGE_SUFFIXES or out.is_dir():
+        raise UsageError(f"{out} is no name for a picture: end it in .png")
+    return out
+
+
+def images_to_show(
+    run: Path,
+    autoencoder: MaskedAutoencoder,
+    sources: Sequence[Path],
+    *,
+    count: int,
+    seed: int = 0,
+    image_size: int | None = None,
+    device: str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, H, W] (normalised) and units [B, U] from `sources` as in `reconstruct_run`.
+
+    Raises:
+        DataError: no such data or image.
+        UsageError: `count` is not positive.
+    """
+    if count < 1:
+        raise UsageError(f"{count} images to show: give 1 or more")
+    sources = list(sources) or [folder_at(read_config(run)["resolved"]["data"])]
+    options = autoencoder.stream_options()
+    if image_size is not None:
+        autoencoder.encoder.unit_grid(image_size, image_size)
+        options["image_size"] = image_size
+    if len(sources) == 1 and any((sources[0] / name).is_file() for name in (INFO_NAME, MANIFEST_NAME)):
+        return _from_shards(sources[0], options, count, seed, device)
+    images = load_images(sources, options["image_size"], limit=count).to(device)
+    height, width = images.shape[-2:]
+    in_all = (height // options["unit_size"]) * (width // options["unit_size"])
+    samples = torch.arange(len(images), device=device)
+    return images, partition_units(samples, torch.zeros_like(samples), seed=seed, units=in_all)
+
+
 def _from_shards(
-    data: Path, autoencoder: MaskedAutoencoder, count: int, seed: int, device: str
+    data: Path, options: dict[str, Any], count: int, seed: int, device: str
 ) -> tuple[Tensor, Tensor]:
     from coma.pipeline import Stream
 
     split = "val" if (data / "val" / "manifest.parquet").is_file() else "train"
-    options = autoencoder.stream_options()
     with Stream(
         data, split=split, batch_size=count, seed=seed, device=device, training=False, **options
     ) as stream:

@@ -16,6 +16,7 @@ COMMANDS = [
     "plan",
     "pretrain",
     "probe",
+    "look",
     "knn",
     "reconstruct",
     "report",
