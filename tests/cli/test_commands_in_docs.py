@@ -1,0 +1,94 @@
+"""Every command in README.md and docs/ is one that coma understands, and those that a small machine can run do."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+from coma.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ELSEWHERE = ("://", "--hostfile", "torchrun", "deepspeed", "srun", "tars/")
+"""In lines that need other machines, a store, or what other tests make; they are parsed alone."""
+
+SMALL_RUN = "--model dyvit_nano --image-size 64 --batch-size 8"
+SMALLER: dict[str, str] = {
+    "pretrain": f"{SMALL_RUN} --devices 1 --stop-after 1",
+    "plan": f"{SMALL_RUN} --no-measure",
+}
+"""Options added to a command's own; where it has them as well the last ones count."""
+
+
+def lines_of(page: Path) -> list[str]:
+    """The shell lines of a page, comments cut off."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.S | re.M)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def coma_arguments(line: str) -> list[str] | None:
+    """What follows `coma` in a line, whatever starts it."""
+    words = shlex.split(line)
+    return words[words.index("coma") + 1 :] if "coma" in words else None
+
+
+EVERY = [(page, line) for page in PAGES for line in lines_of(page) if coma_arguments(line) is not None]
+
+
+@pytest.mark.parametrize(("page", "line"), EVERY, ids=[f"{page.stem}: {line}" for page, line in EVERY])
+def test_it_is_understood(page: Path, line: str) -> None:
+    command: click.Command = typer.main.get_command(app)
+    arguments, parent = coma_arguments(line), None
+    while True:
+        context = command.make_context(command.name, arguments, parent=parent)
+        if not isinstance(command, click.Group):
+            break
+        _, command, arguments = command.resolve_command(context, [*context._protected_args, *context.args])
+        parent = context
+
+
+def test_the_pages_have_commands() -> None:
+    """None is lost to another kind of block."""
+    assert {page.name for page, _ in EVERY} >= {"README.md", "recipes.md", "shards.md"}
+    assert len(EVERY) > 25
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with folders of small images, by the names that the pages use."""
+    generator = np.random.default_rng(0)
+    for source in ("imagenet", "photos"):
+        for number in range(24):
+            folder = tmp_path / source / f"class{number % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            coarse = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+            image = Image.fromarray(coarse).resize((80 + number, 72), Image.Resampling.BICUBIC)
+            image.save(folder / f"{number}.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/recipes.md"])
+def test_it_runs(page: str, here: Path, coma: Callable[..., Any]) -> None:
+    """In the page's order, each with the data and runs that the lines before it made, on a small scale."""
+    ran = []
+    for line in lines_of(ROOT / page):
+        arguments = coma_arguments(line)
+        if arguments is None or any(word in line for word in ELSEWHERE) or arguments[0] == "demo":
+            continue
+        run = re.search(r"--model (\w+)", line)
+        if arguments[0] == "pretrain" and "--out" not in arguments:
+            arguments += ["--out", f"runs/{run[1] if run else 'dyvit_base'}"]
+        arguments = ["1" if word == "41203" else word for word in arguments]
+        done = coma(*arguments, *shlex.split(SMALLER.get(arguments[0], "")))
+        assert done.code == 0, (line, done.out, done.err)
+        ran.append(arguments[0])
+    assert len(ran) >= 6
