@@ -19,6 +19,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = ("://", "--hostfile", "torchrun", "deepspeed", "srun", "tars/")
 """In lines that need other machines, a store, or what other tests make; they are parsed alone."""
 
+TRIED = ("demo", "doctor")
+"""Take their time, and tests of their own."""
+
 SMALL_RUN = "--model dyvit_nano --image-size 64 --batch-size 8"
 SMALLER: dict[str, str] = {
     "pretrain": f"{SMALL_RUN} --devices 1 --stop-after 1",
@@ -82,7 +85,7 @@ def test_it_runs(page: str, here: Path, coma: Callable[..., Any]) -> None:
     ran = []
     for line in lines_of(ROOT / page):
         arguments = coma_arguments(line)
-        if arguments is None or any(word in line for word in ELSEWHERE) or arguments[0] == "demo":
+        if arguments is None or any(word in line for word in ELSEWHERE) or arguments[0] in TRIED:
             continue
         run = re.search(r"--model (\w+)", line)
         if arguments[0] == "pretrain" and "--out" not in arguments:
