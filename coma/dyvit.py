@@ -354,7 +354,8 @@ default_cfgs = generate_default_cfgs(
 def _fit_channels(weights: dict[str, Tensor], model: DyViT) -> dict[str, Tensor]:
     """Fit weights to another number of image channels, as timm does with those of a first convolution."""
     name, side = "patch_embed.proj.weight", model.patch_size
-    kernel = weights[name].unflatten(1, (side, side, -1)).permute(0, 3, 1, 2)  # [C, channels, side, side]
+    kernel = weights[name].reshape(-1, side, side, weights[name].shape[1] // side**2)
+    kernel = kernel.permute(0, 3, 1, 2)  # [C, channels, side, side]
     if kernel.shape[1] == model.in_chans:
         return weights
     fitted = adapt_input_conv(model.in_chans, kernel)

@@ -18,6 +18,7 @@ COMMANDS = [
     "probe",
     "knn",
     "reconstruct",
+    "export",
     "report",
     "doctor",
 ]
