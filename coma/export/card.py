@@ -109,7 +109,7 @@ def _training(content: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str,
 def _loading(config: dict[str, Any], onnx: bool) -> str:
     size = config["pretrained_cfg"]["input_size"][-1]
     ours = config["architecture"].startswith("dyvit_")
-    needs = "With torch, timm 1.0.16 or newer" + (" and coma installed" if ours else " installed")
+    needs = "With torch, timm 1.0.26 or newer" + (" and coma installed" if ours else " installed")
     importing = "import coma  # makes timm know the model\nimport timm" if ours else "import timm"
     text = f"""{needs}; PATH is this folder, and
 `hf-hub:OWNER/NAME` takes the place of `local-dir:PATH` once it is on the Hub. Without `pretrained=True` timm makes

@@ -120,9 +120,12 @@ def check_weights(checkpoint: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         return  # nothing was noted; whether they can be read is seen then
     found = xxhash.xxh3_64()
-    with (checkpoint / TRAINED_NAME).open("rb") as file:
-        while chunk := file.read(1 << 24):
-            found.update(chunk)
+    try:
+        with (checkpoint / TRAINED_NAME).open("rb") as file:
+            while chunk := file.read(1 << 24):
+                found.update(chunk)
+    except OSError as error:
+        raise DataError(f"{checkpoint / TRAINED_NAME} cannot be read: {error.strerror}") from None
     if found.hexdigest() != sealed.get("xxh3_64"):
         raise DataError(
             f"{checkpoint / TRAINED_NAME} is damaged, its bytes have changed since they were saved: "

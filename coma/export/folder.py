@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -142,6 +143,8 @@ def check_free(folder: Path) -> None:
     Raises:
         UsageError: saying what is there.
     """
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(folder), re.IGNORECASE):
+        raise UsageError(f"{folder} is a URL: export to a folder here, and upload that")
     if not folder.exists():
         return
     if not folder.is_dir():

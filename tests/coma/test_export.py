@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,8 @@ from coma.errors import ComaError, DataError, UsageError
 from coma.export.export import export_run
 from coma.export.folder import read_export
 from coma.runs import load_autoencoder
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +116,7 @@ import sys
 for name in {blocked!r}:
     sys.modules[name] = None  # an import of it fails
 import coma, timm, torch
+assert timm.__file__.startswith({timm_folder!r})
 model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
 images = torch.load({images!r})
 with torch.no_grad():
@@ -119,7 +124,8 @@ with torch.no_grad():
 """
 
 
-def test_loading_needs_torch_timm_and_safetensors_only(export: Path, tmp_path: Path) -> None:
+def load_bare(export: Path, tmp_path: Path, timm_folder: Path | None = None) -> None:
+    """Load it in a process that has little else, and compare."""
     blocked = [
         "deepspeed",
         "nvidia.dali",
@@ -134,13 +140,36 @@ def test_loading_needs_torch_timm_and_safetensors_only(export: Path, tmp_path: P
     images = torch.randn(1, 3, 64, 64)
     torch.save(images, tmp_path / "images.pt")
     code = BARE.format(
-        blocked=blocked, folder=export, images=str(tmp_path / "images.pt"), out=str(tmp_path / "out.pt")
+        blocked=blocked,
+        folder=export,
+        images=str(tmp_path / "images.pt"),
+        out=str(tmp_path / "out.pt"),
+        timm_folder=str(timm_folder or ""),
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": str(timm_folder or "")}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment, timeout=120)
     model = load(export)
     expected = [model(images), *model.forward_intermediates(images, intermediates_only=True)]
     for ours, theirs in zip(torch.load(tmp_path / "out.pt"), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_loading_needs_torch_timm_and_safetensors_only(export: Path, tmp_path: Path) -> None:
+    load_bare(export, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_oldest_timm_that_is_allowed_loads_it(export: Path, tmp_path: Path) -> None:
+    oldest = re.search(r'"timm>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    uv = os.environ.get("UV") or shutil.which("uv")
+    assert oldest
+    if uv is None:
+        pytest.skip("uv, which fetches timm, is not here")
+    command = [uv, "pip", "install", "--no-deps", "--target", tmp_path / "old", f"timm=={oldest[1]}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"timm {oldest[1]} can't be had: {done.stderr.strip().splitlines()[-1:]}")
+    load_bare(export, tmp_path, tmp_path / "old")
 
 
 def test_exporting_needs_no_deepspeed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +288,7 @@ def test_only_an_export_is_replaced(run: Path, tmp_path: Path, monkeypatch: pyte
         (foreign, "not written by"),
         (run, "checkpoints"),
         (file, "is a file"),
+        (Path("s3://bucket/out"), "is a URL"),
         (Path(), "the folder you are in"),
     ):
         with pytest.raises(UsageError, match=named) as caught:
