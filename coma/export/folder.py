@@ -114,7 +114,9 @@ def writing(folder: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         try:
             yield temporary
+            readable = temporary.stat().st_mode & 0o666  # safetensors would keep what it writes to its owner
             for path in temporary.iterdir():
+                path.chmod(readable)
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
             check_free(folder)  # it may be long since

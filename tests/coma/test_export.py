@@ -40,6 +40,7 @@ def export(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_features_are_the_trainers(run: Path, export: Path) -> None:
     assert sorted(path.name for path in export.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert len({path.stat().st_mode for path in export.iterdir()}) == 1  # whoever may read one may read all
     images = torch.randn(2, 3, 64, 64)
     trained = load_autoencoder(run)
     expected = trained.encoder.encode_patches(trained.encoder.unit_patches(images), (4, 4))
