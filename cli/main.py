@@ -8,6 +8,7 @@ import typer
 from coma.cli import bench
 from coma.cli.demo import demo
 from coma.cli.doctor import doctor
+from coma.cli.export import export
 from coma.cli.index import index
 from coma.cli.inspect import inspect
 from coma.cli.knn import knn
@@ -61,7 +62,7 @@ def root(
     console.set_up_logging(int(verbose) - int(quiet))
 
 
-for command in (
+COMMANDS = (
     demo,
     shard,
     index,
@@ -73,9 +74,11 @@ for command in (
     knn,
     reconstruct,
     look,
+    export,
     report,
     doctor,
-):
+)
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(bench.app)
 

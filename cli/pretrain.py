@@ -57,6 +57,15 @@ def pretrain(
             rich_help_panel=MODEL,
         ),
     ] = "coma",
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start from the weights of a `coma export`; --with-decoder adds the decoder's.",
+            metavar="DIR",
+            rich_help_panel=MODEL,
+            show_default="random weights",
+        ),
+    ] = None,
     views: Annotated[int, typer.Option(help="Views of an image (mae has 1).", rich_help_panel=MODEL)] = 2,
     patch_size: Annotated[
         int | None,
@@ -202,6 +211,7 @@ def pretrain(
             weight_decay=weight_decay,
             warmup_epochs=warmup_epochs,
             seed=seed,
+            init=init,
             out=out,
             resume=resume,
             save_every=save_every,

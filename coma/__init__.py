@@ -22,6 +22,7 @@ and then its use:
     training/           DeepSpeed, the loop, checkpoints
     evaluation/         kNN and linear probe
     reconstruct.py      pictures of what is predicted
+    export/             the backbone as an ordinary timm model
     report.py           a run as a page
 
 What comes before is in `shards/` and `pipeline/`; the command is in `cli/`.

@@ -12,8 +12,9 @@ Legend: B images, U mask units, V encoded units, T tokens of a unit, N = V·T to
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from timm.layers import ClassifierHead, to_2tuple
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import adapt_input_conv, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -51,12 +52,15 @@ class DyViT(nn.Module):
         window_units: on images of more units a side than this, as in detection, the global heads of stage 3 attend
             in windows of so many units a side, but for every fourth block and the last. None: nowhere. The
             weights are the same, and pre-training takes no notice.
+        device, dtype: where the parameters are to be, and in what precision.
 
     Raises:
         UsageError: sizes that do not fit each other.
     """
 
     pretrained_cfg: dict[str, Any]  # timm's builder sets it
+    output_fmt = "NHWC"
+    """Of `forward_features`."""
 
     def __init__(
         self,
@@ -74,6 +78,8 @@ class DyViT(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         window_units: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if window_units is not None and window_units < 1:
@@ -114,6 +120,7 @@ class DyViT(nn.Module):
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt="NHWC"
         )
         self.init_weights()
+        self.to(device=device, dtype=dtype)
 
     def init_weights(self) -> None:
         """As in MAE: Xavier-uniform matrices, zero biases; the gates start at zero."""
@@ -130,6 +137,11 @@ class DyViT(nn.Module):
 
     def unit_patches(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, U, T, P]: units in raster order, their patches in Morton order, raw pixels."""
+        if images.ndim != 4 or images.shape[1] != self.in_chans:
+            raise UsageError(
+                f"images of shape {list(images.shape)}: this model takes [images, {self.in_chans} channels, height,"
+                " width]; timm.create_model's in_chans makes it take others"
+            )
         self.unit_grid(*images.shape[-2:])
         return to_units(images, self.unit_size, self.patch_size)
 
@@ -273,6 +285,8 @@ class DyViT(nn.Module):
         """A new classifier of `num_classes` outputs, 0 for none."""
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
+        like = self.patch_embed.proj.weight
+        self.head.to(like.device, like.dtype).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
@@ -325,7 +339,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
         "interpolation": "bicubic",
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
-        "first_conv": None,  # patches are embedded by a linear layer
+        "first_conv": (),  # patches are embedded by a linear layer, which `_fit_channels` sees to
         "classifier": "head.fc",
         "license": "apache-2.0",
         **kwargs,
@@ -337,11 +351,23 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _fit_channels(weights: dict[str, Tensor], model: DyViT) -> dict[str, Tensor]:
+    """Fit weights to another number of image channels, as timm does with those of a first convolution."""
+    name, side = "patch_embed.proj.weight", model.patch_size
+    kernel = weights[name].reshape(-1, side, side, weights[name].shape[1] // side**2)
+    kernel = kernel.permute(0, 3, 1, 2)  # [C, channels, side, side]
+    if kernel.shape[1] == model.in_chans:
+        return weights
+    fitted = adapt_input_conv(model.in_chans, kernel)
+    return {**weights, name: fitted.permute(0, 2, 3, 1).flatten(1)}
+
+
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> DyViT:
     model = build_model_with_cfg(
         DyViT,
         name,
         pretrained,
+        pretrained_filter_fn=_fit_channels,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         **kwargs,
     )

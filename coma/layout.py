@@ -93,7 +93,7 @@ def sincos_2d(grid: Grid, side: int, dim: int, device: torch.device | None = Non
         angles = positions[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1)  # [n, dim / 2]
 
-    shape = (len(rows), len(columns), dim // 2)
+    shape = (*rows.shape, *columns.shape, dim // 2)  # `len` would fix them for torch.export
     raster = torch.cat([waves(columns)[None].expand(shape), waves(rows)[:, None].expand(shape)], dim=-1)
     return to_units(raster.permute(2, 0, 1)[None], side, 1)[0]
 
@@ -116,6 +116,9 @@ class SinCosPosition(nn.Module):
 
     def table(self, grid: Grid, device: torch.device) -> Tensor:
         """[U, side², dim] float32 on `device`."""
+        exporting = getattr(torch.compiler, "is_exporting", bool)  # torch 2.7
+        if exporting():  # what is kept is of one grid, and the program may be for any
+            return sincos_2d(grid, self.side, self.dim, device)
         if self._kept is None or self._kept[0] != (grid, device):
             with torch.inference_mode(False), torch.no_grad():
                 self._kept = (grid, device), sincos_2d(grid, self.side, self.dim, device)

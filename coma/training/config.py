@@ -48,6 +48,8 @@ class PretrainConfig:
     """Epochs of linear warm-up; None: a twentieth of the run."""
     seed: int = 0
     """Decides the initial weights, the order of the samples, the crops and the views."""
+    init: Path | None = None
+    """An export whose weights the run starts from; None: from random ones."""
     out: Path | None = None
     """Run folder; None: runs/<model>, or the next free name after it."""
     resume: Literal["auto", "never"] | str = "auto"
@@ -151,7 +153,7 @@ class PretrainConfig:
         """Make a configuration from `to_json`'s fields."""
         paths = {
             name: Path(fields[name])
-            for name in ("data", "out", "hostfile")
+            for name in ("data", "init", "out", "hostfile")
             if fields.get(name) is not None and "://" not in fields[name]
         }
         return cls(**{**fields, **paths})

@@ -46,6 +46,8 @@ class Plan:
     stage: int
     deepspeed: dict[str, Any]
     """What `deepspeed.initialize` is given."""
+    init_digest: str | None = None
+    """A hash of the weights that the run starts from; None: random ones."""
 
     @property
     def batch_size_per_device(self) -> int:
@@ -74,6 +76,7 @@ def resolve(
     world_size: int,
     device: str,
     has_bf16: bool,
+    init_digest: str | None = None,
 ) -> Plan:
     """Derive a plan.
 
@@ -128,6 +131,7 @@ def resolve(
             precision=precision,
             weight_decay=config.weight_decay,
         ),
+        init_digest=init_digest,
     )
 
 

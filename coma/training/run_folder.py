@@ -51,6 +51,7 @@ def identity(config: PretrainConfig, plan: Plan) -> dict[str, Any]:
         "--start-size": config.start_size,
         "--patch-size": config.patch_size,
         "--seed": config.seed,
+        "--init's weights": plan.init_digest,
         "--base-lr": config.base_lr,
         "--weight-decay": config.weight_decay,
         "the data's fingerprint": plan.fingerprint,

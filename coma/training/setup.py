@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from coma.errors import UsageError
+from coma.export.folder import read_export
 from coma.runs import build_model, checkpoint_step, latest_checkpoint, training_stream
 from coma.shards.files import folder_at, without_credentials
 from coma.shards.manifest import Manifest, find_data, read_manifest
-from coma.training import story
+from coma.training import init, story
 from coma.training.config import PretrainConfig
 from coma.training.dsconfig import read_ds_config
 from coma.training.metrics import METRICS_NAME
@@ -57,6 +58,9 @@ def prepare(config: PretrainConfig, world: World) -> Prepared:
         file = read_ds_config(config.ds_config)
         data = folder_at(config.data) if config.data else find_data(Path.cwd())
         manifest = read_manifest(data)
+        export = None if config.init is None else read_export(config.init)
+        if export:
+            init.check(export, config)
         plan = resolve(
             config,
             file,
@@ -66,9 +70,12 @@ def prepare(config: PretrainConfig, world: World) -> Prepared:
             world_size=world.size,
             device=world.device.type,
             has_bf16=world.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
+            init_digest=export.digest() if export else None,
         )
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         model = build_model(config.to_json())
+        if export:
+            init.take_up(model, export, config)
         options = training_stream(model, config.to_json(), plan.steps * plan.batch_size)
         return manifest, plan, model, options
 
@@ -93,7 +100,7 @@ def prepare(config: PretrainConfig, world: World) -> Prepared:
 
 def common_facts(config: PretrainConfig, plan: Plan) -> dict[str, Any]:
     """Return what must be the same on all ranks; where data lie and how many threads decode them need not."""
-    own = ("data", "out", "workers", "devices", "hostfile")
+    own = ("data", "init", "out", "workers", "devices", "hostfile")
     facts: dict[str, Any] = {**library_versions(), "data's fingerprint": plan.fingerprint}
     for fields in (config.to_json(), plan.to_json()):
         facts.update((name, value) for name, value in _flat(fields) if name not in own)

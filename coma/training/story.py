@@ -36,6 +36,7 @@ def opening(
             f"{config.model}, {config.method}: {views} of {' + '.join(map(str, view_sizes))} of {units} units of "
             f"{unit_size} px, images of {size} px; {parameters / 1e6:.1f} M parameters",
         ),
+        *([("start", f"from the weights in {config.init}")] if config.init and not begun_at else []),
         (
             "length",
             f"{plan.steps} steps of {plan.batch_size} images = {devices} x "

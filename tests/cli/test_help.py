@@ -19,6 +19,7 @@ COMMANDS = [
     "look",
     "knn",
     "reconstruct",
+    "export",
     "report",
     "doctor",
 ]

@@ -2,17 +2,20 @@
 
 import inspect
 import re
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 import coma.attention
 import coma.blocks
 import coma.layout
+from coma.errors import UsageError
 
 VARIANTS = [f"dyvit_{size}" for size in ("nano", "tiny", "small", "base", "large")]
 
@@ -165,6 +168,38 @@ def test_intermediates_stop_early() -> None:
     for a, b in zip(early, whole, strict=False):
         assert torch.equal(a, b)
     assert not torch.equal(whole[-1], model.forward_intermediates(images, norm=True)[1][-1])
+
+
+def test_the_factory_decides_device_and_dtype() -> None:
+    model = timm.create_model("dyvit_nano", device="meta", dtype=torch.float64)
+    model.reset_classifier(3, "max")
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.float64)}
+
+
+def test_weights_of_colour_images_serve_for_grey_and_for_six_channels(tmp_path: Path) -> None:
+    """As timm does it for others: the features of what is grey, or twice the same, stay."""
+    torch.manual_seed(0)
+    colour = timm.create_model("dyvit_nano", num_classes=0).eval()
+    save_file(colour.state_dict(), tmp_path / "model.safetensors")
+    written = {"file": str(tmp_path / "model.safetensors")}
+    grey = torch.randn(1, 1, 64, 64)
+    expected = colour(grey.expand(-1, 3, -1, -1))
+    for channels in (1, 3, 6):
+        model = timm.create_model(
+            "dyvit_nano", pretrained=True, pretrained_cfg_overlay=written, in_chans=channels, num_classes=0
+        )
+        torch.testing.assert_close(model.eval()(grey.expand(-1, channels, -1, -1)), expected)
+
+
+def test_images_that_do_not_fit_are_refused_in_one_line() -> None:
+    model = timm.create_model("dyvit_nano", num_classes=0)
+    for shape, named in (
+        ((1, 3, 64, 100), "64x100 is not a multiple of the 32-pixel"),
+        ((1, 1, 64, 64), r"\[1, 1, 64, 64\].*3 channels"),
+        ((3, 64, 64), r"\[3, 64, 64\].*3 channels"),
+    ):
+        with pytest.raises(UsageError, match=named):
+            model(torch.zeros(shape))
 
 
 def test_reset_classifier_may_change_the_pooling() -> None:

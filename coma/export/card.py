@@ -1,0 +1,189 @@
+"""The model card: what the weights are, what they have seen, and how to load them, as the Hub shows it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from coma.export.folder import DECODER_NAME, ONNX_NAME, SECTION
+from coma.shards.files import without_credentials
+
+METRICS_NAME = "metrics.jsonl"
+_METHODS = {
+    "coma": "CoMA, complementary masking ([arXiv 2511.05929](https://arxiv.org/abs/2511.05929))",
+    "independent": "random masks that do not complement each other",
+    "mae": "MAE, a masked autoencoder ([arXiv 2111.06377](https://arxiv.org/abs/2111.06377))",
+}
+_SCORES = {
+    "probe": "linear probe, top-1 %",
+    "knn": "20 nearest neighbours, top-1 %",
+    "rankme": "RankMe, effective rank of the features",
+}
+
+
+def card(
+    run: Path, content: dict[str, Any], config: dict[str, Any], *, step: int, parameters: int, onnx: bool
+) -> str:
+    """Write the card of a run's weights after `step`.
+
+    Args:
+        run: its folder, for metrics.jsonl.
+        content: its config.json.
+        config: the export's.
+        step: of the checkpoint.
+        parameters: of the backbone.
+        onnx: whether an ONNX file lies beside.
+    """
+    lines = list(_metrics(run, step))
+    blocks = [
+        _front_matter(config),
+        f"# {config['architecture']}, pre-trained on images without labels",
+        _table(_facts(content, config, lines, step, parameters)),
+        "## Loading it",
+        _loading(config, onnx),
+        "## How it was trained",
+        _table(_training(content, lines)),
+    ]
+    if scores := _scores(lines):
+        blocks += ["## What its frozen features are worth", scores]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _front_matter(config: dict[str, Any]) -> str:
+    license = json.dumps(config["pretrained_cfg"]["license"])
+    tags = ("image-feature-extraction", "timm", "coma", "self-supervised")
+    lines = ["---", "library_name: timm", "pipeline_tag: image-feature-extraction", f"license: {license}"]
+    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _facts(
+    content: dict[str, Any], config: dict[str, Any], lines: list[dict[str, Any]], step: int, parameters: int
+) -> dict[str, str]:
+    resolved = content.get("resolved", {})
+    steps = resolved.get("steps")
+    batch_size, samples = resolved.get("batch_size"), resolved.get("samples_per_epoch")
+    facts = {
+        "parameters": f"{parameters / 1e6:.1f} M",
+        "features": f"{config['num_features']} channels",
+        "data": _data(resolved.get("data")) + (f", {samples:,} images" if samples else ""),
+        "step": f"{step:,}" + (f" of {steps:,}" if steps else ""),
+    }
+    if batch_size and samples:
+        facts["images seen"] = f"{step * batch_size:,}, {step * batch_size / samples:.4g} epochs"
+    if spent_s := sum(line["step_s"] for line in lines if _is_number(line.get("step_s"))):
+        devices = resolved.get("world_size", 1)
+        device = resolved.get("device_name", resolved.get("device", "unknown"))
+        facts["time"] = f"{spent_s / 3600:.3g} hours of training on {devices} x {device}"
+    facts["license"] = config["pretrained_cfg"]["license"]
+    return facts
+
+
+def _training(content: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, str]:
+    asked, resolved = content["config"], content.get("resolved", {})
+    facts: dict[str, Any] = {
+        "images": f"{asked['image_size']} x {asked['image_size']} px"
+        + (f", from {asked['start_size']} px on" if asked.get("start_size") else ""),
+        "views of an image": None if asked["method"] == "mae" else asked["views"],
+        "batch": resolved.get("batch_size"),
+        "peak learning rate": resolved.get("peak_lr"),
+        "weight decay": asked.get("weight_decay"),
+        "precision": resolved.get("precision"),
+        "seed": asked.get("seed"),
+        "last loss": next((line["loss"] for line in reversed(lines) if _is_number(line.get("loss"))), None),
+        "fingerprint of the data": resolved.get("fingerprint"),
+    }
+    shown = {
+        name: f"{value:.4g}" if isinstance(value, float) else str(value)
+        for name, value in facts.items()
+        if value is not None
+    }
+    versions = {name: text for name, text in content.get("versions", {}).items() if name != "command"}
+    if versions:
+        shown["versions"] = ", ".join(f"{name} {text}" for name, text in versions.items())
+    return {"method": _METHODS.get(asked["method"], str(asked["method"]))} | shown
+
+
+def _loading(config: dict[str, Any], onnx: bool) -> str:
+    size = config["pretrained_cfg"]["input_size"][-1]
+    ours = config["architecture"].startswith("dyvit_")
+    needs = "With torch, timm 1.0.26 or newer" + (" and coma installed" if ours else " installed")
+    importing = "import coma  # makes timm know the model\nimport timm" if ours else "import timm"
+    text = f"""{needs}; PATH is this folder, and
+`hf-hub:OWNER/NAME` takes the place of `local-dir:PATH` once it is on the Hub. Without `pretrained=True` timm makes
+the same network with random weights.
+
+```python
+{importing}
+import torch
+
+model = timm.create_model("local-dir:PATH", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+features = model(torch.zeros(1, 3, {size}, {size}))  # [1, {config["num_features"]}]
+maps = timm.create_model("local-dir:PATH", pretrained=True, features_only=True)
+classifier = timm.create_model("local-dir:PATH", pretrained=True, num_classes=10)
+```"""
+    if config[SECTION]["decoder"]:
+        text += f"\n\n`{DECODER_NAME}` is for going on: `coma pretrain --init PATH`."
+    if onnx:
+        text += f"\n\n`{ONNX_NAME}` takes `images` [any number, 3, {size}, {size}] and gives `features` and `map`."
+    return text
+
+
+def _scores(lines: list[dict[str, Any]]) -> str:
+    """A row a score: the newest on each data set."""
+    newest: dict[tuple[str, str], tuple[float, int]] = {}
+    for line in lines:
+        for name in _SCORES:
+            if _is_number(line.get(name)):
+                newest[name, _data(line["data"]) if line.get("data") else "its own"] = (
+                    line[name],
+                    line["step"],
+                )
+    rows = [
+        f"| {_SCORES[name]} | {value:.4g} | {step:,} | {_plain(data)} |"
+        for (name, data), (value, step) in sorted(newest.items())
+    ]
+    return "\n".join(["| score | | step | data |", "|---|---|---|---|", *rows]) if rows else ""
+
+
+def _metrics(run: Path, step: int) -> Iterator[dict[str, Any]]:
+    """The lines of metrics.jsonl up to `step`, but for what can't be read."""
+    try:
+        text = (run / METRICS_NAME).read_text(errors="replace")
+    except OSError:
+        return
+    for row in text.splitlines():
+        try:
+            line = json.loads(row)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int) and line["step"] <= step:
+            yield line
+
+
+def _data(place: object) -> str:
+    """What to call a data set: a URL, or the folder's own name, as others need not know where it lay."""
+    if not isinstance(place, str) or not place:
+        return "unknown"
+    if "://" in place:
+        return without_credentials(place)
+    path = Path(place)
+    return path.parent.name if path.name in ("train", "val") and path.parent.name else path.name
+
+
+def _table(facts: dict[str, str]) -> str:
+    rows = [f"| {name} | {text if name == 'method' else _plain(text)} |" for name, text in facts.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _plain(text: str) -> str:
+    """As Markdown that shows these very characters, on one line."""
+    shown = "".join(each if each.isprintable() else " " for each in text)
+    return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", shown)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,193 @@
+"""From a run to a folder that `timm.create_model("local-dir:...", pretrained=True)` takes, without DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from coma.errors import DataError, UsageError
+from coma.export.card import card
+from coma.export.folder import (
+    CARD_NAME,
+    CONFIG_NAME,
+    DECODER_NAME,
+    ONNX_NAME,
+    SECTION,
+    WEIGHTS_NAME,
+    check_free,
+    writing,
+)
+from coma.export.onnx import check_onnx, write_onnx
+from coma.runs import MANIFEST_NAME, checkpoint_step, load_autoencoder, read_config, run_of
+from coma.runs import WEIGHTS_NAME as TRAINED_NAME
+
+if TYPE_CHECKING:
+    from coma.autoencoder import CoMA
+    from coma.baseline import MAE
+
+LICENSE = "unknown"
+"""The Hub's word for weights of which nobody has said what they may be used for."""
+
+
+def export_run(
+    run_or_checkpoint: Path,
+    folder: Path,
+    *,
+    with_decoder: bool = False,
+    onnx: bool = False,
+    license: str = LICENSE,
+) -> dict[str, Any]:
+    """Write a run's backbone (its newest checkpoint's, or the one named) to `folder`, whole or not at all.
+
+    Args:
+        run_or_checkpoint: run folder, or one of its checkpoints.
+        folder: new, empty, or an earlier export, which is replaced.
+        with_decoder: add the decoder, for `coma pretrain --init`.
+        onnx: add an ONNX file.
+        license: for the card: a name that the Hub knows (apache-2.0, cc-by-nc-4.0, ...).
+
+    Returns:
+        what was exported, and how to load it.
+
+    Raises:
+        DataError: no run, or damaged weights.
+        UsageError: `folder` holds something else.
+        ComaError: it could not be written.
+    """
+    from safetensors.torch import save_file
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
+        raise UsageError(
+            f"--license {license!r}: give a name that the Hub knows: apache-2.0, mit, other, ..."
+        )
+    if onnx:
+        check_onnx()
+    check_free(folder)
+    run, checkpoint = run_of(run_or_checkpoint)
+    check_weights(checkpoint)
+    content = read_config(run)
+    autoencoder = load_autoencoder(checkpoint)
+    backbone, step = autoencoder.backbone, checkpoint_step(checkpoint)
+    config = timm_config(autoencoder, content["config"], license)
+    config[SECTION] = {
+        "version": version("coma"),
+        "model": content["config"]["model"],
+        "method": content["config"]["method"],
+        "views": content["config"]["views"],
+        "patch_size": patch_size(backbone),
+        "step": step,
+        "decoder": with_decoder,
+    }
+    weights = backbone_weights(backbone)
+    parameters = sum(value.numel() for value in weights.values())
+    text = card(run, content, config, step=step, parameters=parameters, onnx=onnx)
+    with writing(folder) as place:
+        save_file(weights, place / WEIGHTS_NAME, metadata={"format": "pt"})
+        if with_decoder:
+            decoder = {name: value.contiguous() for name, value in autoencoder.decoder.state_dict().items()}
+            save_file(decoder, place / DECODER_NAME, metadata={"format": "pt"})
+        if onnx:
+            write_onnx(backbone, autoencoder.img_size, place / ONNX_NAME)
+        (place / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+        (place / CARD_NAME).write_text(text, encoding="utf-8")
+    return {
+        "export": str(folder),
+        "model": config["architecture"],
+        "parameters": parameters,
+        "features": config["num_features"],
+        "step": step,
+        "decoder": with_decoder,
+        "onnx": str(folder / ONNX_NAME) if onnx else None,
+        "load": f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)",
+    }
+
+
+def check_weights(checkpoint: Path) -> None:
+    """Compare a checkpoint's weights with what was noted when they were saved.
+
+    Raises:
+        DataError: they are damaged.
+    """
+    import xxhash
+
+    try:
+        sealed = json.loads((checkpoint / MANIFEST_NAME).read_text())["files"][TRAINED_NAME]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # nothing was noted; whether they can be read is seen then
+    found = xxhash.xxh3_64()
+    try:
+        with (checkpoint / TRAINED_NAME).open("rb") as file:
+            while chunk := file.read(1 << 24):
+                found.update(chunk)
+    except OSError as error:
+        raise DataError(f"{checkpoint / TRAINED_NAME} cannot be read: {error.strerror}") from None
+    if found.hexdigest() != sealed.get("xxh3_64"):
+        raise DataError(
+            f"{checkpoint / TRAINED_NAME} is damaged, its bytes have changed since they were saved: "
+            "name an earlier checkpoint"
+        )
+
+
+def timm_config(autoencoder: CoMA | MAE, config: dict[str, Any], license: str) -> dict[str, Any]:
+    """Return config.json as timm reads it: what makes the same network, and how its images were prepared."""
+    from coma.pipeline import MEAN, STD
+
+    backbone, (height, width) = autoencoder.backbone, autoencoder.img_size
+    cfg: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
+    args: dict[str, Any] = {"img_size": height if height == width else [height, width]}
+    if config["patch_size"] is not None:
+        args["patch_size"] = config["patch_size"]
+    pool_size = None
+    if _is_vit(backbone):  # as `build_backbone` makes them, and at any size
+        args |= {"class_token": False, "global_pool": "avg", "fc_norm": False, "dynamic_img_size": True}
+    else:
+        stride = backbone.feature_info[-1]["reduction"]  # type: ignore[index]
+        pool_size = [height // stride, width // stride]
+    return {
+        "architecture": config["model"],
+        "num_classes": 0,
+        "num_features": backbone.num_features,
+        "global_pool": "avg",
+        "model_args": args,
+        "pretrained_cfg": {
+            "tag": "coma",
+            "custom_load": False,
+            "input_size": [autoencoder.encoder.in_chans, height, width],
+            "fixed_input_size": False,
+            "interpolation": "bilinear",
+            "crop_pct": 0.875,
+            "crop_mode": "center",
+            "mean": list(MEAN),
+            "std": list(STD),
+            "num_classes": 0,
+            "pool_size": pool_size,
+            "first_conv": cfg["first_conv"],
+            "classifier": cfg["classifier"],
+            "license": license,
+        },
+    }
+
+
+def backbone_weights(backbone: nn.Module) -> dict[str, Tensor]:
+    """Return the weights under timm's names; a ViT's fixed positions are a parameter to timm."""
+    weights = {name: value.contiguous() for name, value in backbone.state_dict().items()}
+    if _is_vit(backbone):
+        weights["pos_embed"] = backbone.pos_embed.detach().contiguous()  # type: ignore[operator]
+    return weights
+
+
+def patch_size(backbone: nn.Module) -> int:
+    """Return the side of a backbone's patches in pixels."""
+    side: Any = backbone.patch_embed.patch_size[0] if _is_vit(backbone) else backbone.patch_size  # type: ignore
+    return int(side)
+
+
+def _is_vit(backbone: nn.Module) -> bool:
+    from timm.models import VisionTransformer
+
+    return isinstance(backbone, VisionTransformer)

@@ -1,0 +1,79 @@
+"""The backbone as an ONNX file, for a runtime without Python."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from coma.errors import UsageError
+
+OPSET = 18
+
+
+class Outputs(nn.Module):
+    """Images [B, 3, H, W] to pooled features [B, C] and the last feature map [B, C, h, w]."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Both from one pass."""
+        last, maps = self.backbone.forward_intermediates(images, indices=1, norm=True)  # type: ignore[operator]
+        return self.backbone.forward_head(last), maps[-1]  # type: ignore[operator]
+
+
+def write_onnx(backbone: nn.Module, size: tuple[int, int], path: Path) -> None:
+    """Write `path`: `images` [any number, 3, H, W] of this one size in, `features` and `map` out.
+
+    Raises:
+        UsageError: what writes ONNX is not installed.
+    """
+    check_onnx()
+    images = torch.zeros(2, 3, *size)
+    with _quiet():
+        program = torch.onnx.export(
+            Outputs(backbone).eval(),
+            (images,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["features", "map"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            external_data=False,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(path)
+
+
+def check_onnx() -> None:
+    """See that what writes ONNX is installed.
+
+    Raises:
+        UsageError: naming what is not.
+    """
+    for library in ("onnx", "onnxscript"):
+        try:
+            __import__(library)
+        except ImportError:
+            raise UsageError(f"--onnx needs {library}: pip install 'coma[onnx]'") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes, which say nothing of the file."""
+    logger, before = logging.getLogger("torch.onnx"), logging.getLogger("torch.onnx").level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
