@@ -5,16 +5,15 @@ image's forward pass (all its views, decoder included). B images a step, U mask 
 """
 
 import time
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from coma.activations import kept_bytes
 from coma.allocator import keep_freed_memory
 from coma.errors import UsageError
 from coma.methods import METHODS, build
+from coma.multiply_adds import multiply_adds
 from coma.pipeline.views import partition_units
 
 IMAGENET_IMAGES = 1_281_167
@@ -95,10 +94,7 @@ class Network:
 
     def multiply_adds(self, image: Tensor) -> float:
         """Of the forward pass of one image, [1, 3, H, W]."""
-        kernels = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=kernels) as counter:
-            self.model(image, self.units(1))
-        return float(counter.get_total_flops() / 2)
+        return multiply_adds(self.model, image, self.units(1))
 
     def memory_bytes(self, images: Tensor, units: Tensor) -> int:
         """A GPU's peak in a step; on a CPU what the backward pass keeps of the forward pass."""
@@ -113,8 +109,3 @@ class Network:
         """Until the device has done what it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _attention_flops(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Of the CPU's fused kernel, which the counter does not know. Shapes come in."""
-    return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]

@@ -43,6 +43,7 @@ def pretrain(
         KeyboardInterrupt: after Ctrl-C, with a checkpoint saved.
     """
     from coma.training import launch
+    from coma.training.signals import StopRequests
     from coma.training.world import find_place, joined
 
     place = find_place(os.environ)
@@ -58,10 +59,10 @@ def pretrain(
     if place is not None and place.rank > 0:
         logging.getLogger("coma").setLevel(logging.ERROR)
     launch.die_with_launcher()
-    with joined(place) as world:
+    with StopRequests() as stop, joined(place) as world:
         from coma.training.loop import train  # imports DeepSpeed, which looks at the environment
 
-        result = train(config, world, progress, launch.stop_file(launched))
+        result = train(config, world, stop, progress, launch.stop_file(launched))
     if launched is not None and world.leads:
         launch.hand_back(launched, result)
     return result

@@ -44,6 +44,7 @@ from coma.training.world import World
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 24
+_HASH = "xxh3_64"
 
 
 @dataclass(frozen=True)
@@ -104,17 +105,17 @@ def save(
     def finish() -> None:
         content = {"format": FORMAT, **asdict(state), "loss_scale": loss_scale(engine), "files": files}
         with _one_line(state.step, folder):
-            write_atomically(temporary / MANIFEST_NAME, json.dumps(content, indent=2))
+            write_atomically(temporary / MANIFEST_NAME, json.dumps(sealed(content), indent=2))
             if folder.exists():
                 shutil.rmtree(folder)
             temporary.rename(folder)
             write_atomically(folder.parent / LATEST_NAME, folder.name + "\n")
-        _prune(folder.parent, kept)
+        _prune(folder, kept)
 
     try:
         world.agree(begin)
         written = world.gather(world.together(write))
-        files = {name: seal for sealed in written for name, seal in sealed.items()}
+        files = {name: seal for part in written for name, seal in part.items()}
         world.agree(finish)
     except BaseException:
         if world.leads:  # gives the space back
@@ -127,7 +128,7 @@ def load(engine: Any, world: World, folder: Path) -> TrainingState:
     """Bring the engine to where the checkpoint left it, whatever number of processes wrote it; collective."""
     from safetensors.torch import load_file
 
-    content = json.loads((folder / MANIFEST_NAME).read_text())
+    content = _read_manifest(folder)
     weights = load_file(folder / WEIGHTS_NAME)
     set_weights(engine, weights)
     restore_optimizer(engine, weights, [folder / name for name in content["files"] if name != WEIGHTS_NAME])
@@ -158,6 +159,7 @@ def newest_whole(run: Path, world: World) -> Path | None:
         world.agree(lambda folder=folder: _check_format(folder))  # type: ignore[misc]
         complaints = [complaint for complaint in world.gather(_check(folder, world)) if complaint]
         if not complaints:
+            world.agree(lambda folder=folder: _point_at(folder))  # type: ignore[misc]
             return folder
         if world.leads:
             logger.warning("checkpoint %s is damaged (%s): trying the one before", folder, complaints[0])
@@ -179,35 +181,69 @@ def checkpoints(run: Path) -> list[Path]:
 def _check_format(folder: Path) -> None:
     """Refuse what another version wrote; what cannot be read is for `_check` to judge."""
     try:
-        found = json.loads((folder / MANIFEST_NAME).read_text()).get("format", 1)
+        content = json.loads((folder / MANIFEST_NAME).read_text())
+        found = content.get("format", 1)
     except (OSError, ValueError, AttributeError):
         return
-    if found != FORMAT:
+    if found != FORMAT and (_HASH not in content or content == sealed(_bare(content))):
         raise UsageError(other_format(folder, found))
 
 
 def _check(folder: Path, world: World) -> str | None:
     """Return what is wrong with a checkpoint as far as this rank looks, None if nothing is."""
     try:
-        files = json.loads((folder / MANIFEST_NAME).read_text())["files"]
-    except (OSError, ValueError, KeyError):
+        files = _read_manifest(folder)["files"]
+    except OSError:
         return f"{MANIFEST_NAME} is missing or unreadable"
-    for place, (name, sealed) in enumerate(files.items()):
+    except (ValueError, AttributeError):
+        return f"the bytes of {MANIFEST_NAME} have changed"
+    for place, (name, seal) in enumerate(files.items()):
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != sealed["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {sealed['bytes']}"
-        if place % world.size == world.rank and _hash(path) != sealed["xxh3_64"]:
+        if path.stat().st_size != seal["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {seal['bytes']}"
+        if place % world.size == world.rank and _hash(path) != seal[_HASH]:
             return f"the bytes of {name} have changed"
     return None
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what `checkpoint.json` is to hold with its own hash."""
+    return {**content, _HASH: xxhash.xxh3_64_hexdigest(json.dumps(content).encode())}
+
+
+def _bare(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != _HASH}
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Return `checkpoint.json`; raise ValueError if it is not what was written."""
+    content: dict[str, Any] = json.loads((folder / MANIFEST_NAME).read_text())
+    bare = _bare(content)
+    # Early ones of this format have no hash; they have these names and no damaged one.
+    early = content.keys() == {field.name for field in fields(TrainingState)} | {
+        "format",
+        "loss_scale",
+        "files",
+    }
+    if content != sealed(bare) and not early:
+        raise ValueError(f"{folder / MANIFEST_NAME} has changed")
+    return bare
+
+
+def _point_at(folder: Path) -> None:
+    """Let `latest` name a checkpoint, should another be named: by damage, or a save that was killed just then."""
+    latest = folder.parent / LATEST_NAME
+    if not latest.is_file() or latest.read_text() != folder.name + "\n":
+        write_atomically(latest, folder.name + "\n")
 
 
 def _seal(path: Path) -> dict[str, Any]:
     """Sync a file to disk and return what it must still be when it is read again."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "xxh3_64": _hash(path)}
+    return {"bytes": path.stat().st_size, _HASH: _hash(path)}
 
 
 def _hash(path: Path) -> str:
@@ -240,8 +276,13 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0].removeprefix("Error while serializing: ")
 
 
-def _prune(folder: Path, kept: Kept) -> None:
-    """Delete older checkpoints; nothing that has another name."""
-    for path in checkpoints(folder.parent)[kept.last :]:
+def _prune(newest: Path, kept: Kept) -> None:
+    """Delete older checkpoints; nothing that has another name.
+
+    Those of later steps are damaged, or the run would have gone on from them: they do not count.
+    """
+    step = checkpoint_step(newest)
+    whole = [path for path in checkpoints(newest.parent.parent) if checkpoint_step(path) <= step]
+    for path in whole[kept.last :]:
         if not kept.milestone(checkpoint_step(path)):
             shutil.rmtree(path, ignore_errors=True)

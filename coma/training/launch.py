@@ -25,6 +25,7 @@ from typing import Any
 
 from coma.errors import UsageError
 from coma.training.config import PretrainConfig
+from coma.training.signals import STOP_NAME
 from coma.training.world import Place, free_port
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 PARENT_VARIABLE = "COMA_LAUNCHED_BY"
 CONFIG_NAME = "config.json"
 RESULT_NAME = "result.json"
-STOP_NAME = "stop"
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _GRACE_S = 5.0
 _POLL_S = 0.05

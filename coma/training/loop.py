@@ -23,8 +23,8 @@ from torch import Tensor
 from coma.allocator import keep_freed_memory
 from coma.errors import DivergedError, Preempted
 from coma.pipeline import Batch, Stream
-from coma.report import write_report
-from coma.runs import checkpoint_step
+from coma.report import REPORT_NAME, write_report
+from coma.runs import MANIFEST_NAME, checkpoint_step, latest_checkpoint
 from coma.shards.manifest import Manifest
 from coma.training import checkpoint, story
 from coma.training.checkpoint import TrainingState
@@ -37,8 +37,9 @@ from coma.training.previews import Previewer, preview_steps
 from coma.training.run_folder import LEDGER_NAME, write_config
 from coma.training.schedule import learning_rate
 from coma.training.setup import Prepared, prepare, summarise, tell
-from coma.training.signals import StopRequests
+from coma.training.signals import STOP_NAME, StopRequests
 from coma.training.trackers import Tracker, check_installed, open_trackers
+from coma.training.usage import Usage
 from coma.training.watchdog import Watchdog
 from coma.training.world import World
 
@@ -52,7 +53,11 @@ Watcher = Callable[[Progress], None]
 
 
 def train(
-    config: PretrainConfig, world: World, watch: Watcher | None = None, stop_file: Path | None = None
+    config: PretrainConfig,
+    world: World,
+    stop: StopRequests,
+    watch: Watcher | None = None,
+    stop_file: Path | None = None,
 ) -> dict[str, Any]:
     """Train in a group of processes that is already joined; see `coma.training.pretrain`."""
     started_s = time.monotonic()
@@ -65,18 +70,20 @@ def train(
     if prepared.folder.finished:
         if world.leads:
             logger.info("%s is finished already: %d steps", run, plan.steps)
+            complete_report(run)
         return summarise(run, plan, elapsed_s=0.0, images_per_s=None) if world.leads else {}
 
     if world.leads:
         write_config(run, config, plan, **prepared.facts)
+        (run / STOP_NAME).unlink(missing_ok=True)  # it was meant for an earlier session
+        stop.look_for([run / STOP_NAME, *([stop_file] if stop_file else [])])
     with Watchdog(run, world, config.stuck_after) as watchdog:
         engine = make_engine(prepared.model, plan, compile_model=config.compile)
         try:
             state = resume(engine, world, run, plan)
             if world.leads:
                 tell(prepared, state.step)
-            with StopRequests(stop_file) as stop:
-                pace = take_steps(prepared, engine, world, state, watch, stop, watchdog)
+            pace = take_steps(prepared, engine, world, state, watch, stop, watchdog)
         finally:
             dispose(engine)
 
@@ -87,6 +94,15 @@ def train(
     for line in story.closing(result):
         logger.info("%s", line)
     return result
+
+
+def complete_report(run: Path) -> None:
+    """Write the report of a run that was killed between its last checkpoint and this."""
+    report, last = run / REPORT_NAME, latest_checkpoint(run)
+    if last and (
+        not report.exists() or report.stat().st_mtime_ns < (last / MANIFEST_NAME).stat().st_mtime_ns
+    ):
+        write_report(run)
 
 
 def resume(engine: Any, world: World, run: Path, plan: Plan) -> TrainingState:
@@ -126,6 +142,7 @@ def take_steps(
         Previewer(run, config.to_json(), prepared.manifest, options, world.device) if world.leads else None
     )
 
+    usage = Usage(config.to_json(), world.device, prepared.facts["device_name"], plan.precision)
     evaluator = make_evaluator(prepared, world)
 
     def ends_epochs(step: int) -> bool:
@@ -134,7 +151,7 @@ def take_steps(
     kept = checkpoint.Kept(config.keep_last, ends_epochs)
 
     def keep(saving: bool, painting: bool, evaluating: bool = False) -> None:
-        """Evaluate, save and paint from one collection of the weights, which is costly."""
+        """Evaluate, paint and save from one collection of the weights, which is costly."""
         watchdog.enter("evaluating" if evaluating else "saving", state.step)
         weights = full_weights(engine) if saving or painting or evaluating else {}
         if evaluating:  # before saving: what a run goes on from has been evaluated
@@ -145,12 +162,13 @@ def take_steps(
             if log:
                 log.write(scores, "evaluation")
             watchdog.enter("saving", state.step)
-        if saving:
-            checkpoint.save(engine, world, run, state, weights, kept)
         if painting and painter:
             painter.paint(weights, state.step)
+        if saving:  # last: a run whose last step is saved has all the rest
+            checkpoint.save(engine, world, run, state, weights, kept)
 
     keep(saving=False, painting=state.step == 0)
+    stop.steps_begin()
     with open_stream(prepared, world, state) as stream:
         while state.step < last:
             began_s = time.perf_counter()
@@ -201,6 +219,7 @@ def take_steps(
                 **({} if applied else {"skipped": True}),
             }
             if log:
+                line |= usage.figures(batch, step_s)
                 log.write(line)
                 report(pace.take(line), pace, watch)
             if failed:
@@ -322,6 +341,8 @@ def give_up_or_go_on(
 
 def say_goodbye(world: World, run: Path, state: TrainingState, *, interrupted: bool) -> None:
     """Leave before the end, with everything saved."""
+    if world.leads:
+        (run / STOP_NAME).unlink(missing_ok=True)
     if interrupted:
         if world.leads:
             logger.info("saved step %d in %s: the same command goes on from there", state.step, run)

@@ -37,12 +37,18 @@ class Progress:
     data_wait: float
     """Share of the time spent waiting for data, 0 to 1."""
     eta_s: float
+    tflops: float | None = None
+    """Model TFLOP/s of a device, of late."""
+    mfu: float | None = None
+    """Their share of what it could do, 0 to 1, where that is known."""
 
     @property
     def figures(self) -> str:
         """The figures in words, without the step."""
+        use = "" if self.tflops is None else f"{self.tflops:.3g} TFLOP/s  "
+        use = use if self.mfu is None else f"mfu {self.mfu:.0%}  "
         return (
-            f"loss {self.loss:.4f}  lr {self.lr:.1e}  {self.images_per_s:.4g} img/s  "
+            f"loss {self.loss:.4f}  lr {self.lr:.1e}  {self.images_per_s:.4g} img/s  {use}"
             f"data wait {self.data_wait:.0%}  {duration(self.eta_s)} left"
         )
 
@@ -116,7 +122,13 @@ class Pace:
             images_per_s=self.images_per_s or 0.0,
             data_wait=self._wait_s / self._step_s,
             eta_s=(self._steps - line["step"]) * self._step_s,
+            tflops=self._of_late("model_tflops", line),
+            mfu=self._of_late("mfu", line),
         )
+
+    def _of_late(self, name: str, line: dict[str, Any]) -> float | None:
+        """A rate at the smoothed pace, given that of one step."""
+        return line[name] * line["step_s"] / self._step_s if name in line else None
 
     @property
     def images_per_s(self) -> float | None:

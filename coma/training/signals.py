@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 import signal
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
+
+STOP_NAME = "stop"
+"""Of the file in a run folder, or beside a launcher's configuration, that asks to stop."""
+_ONE_PRESS_S = 1.0
 
 
 class StopRequests:
     """Remember SIGTERM and SIGUSR1 (pre-emption) and Ctrl-C, for the length of a `with` block.
 
-    A second Ctrl-C interrupts at once. In a thread that may not handle signals nothing is ever noticed.
+    Ctrl-C interrupts at once as long as there is nothing to save, and the second time. In a thread that may not
+    handle signals only files are noticed.
     """
 
-    def __init__(self, stop_file: Path | None = None) -> None:
-        """Watch for a file too, if given."""
-        self._stop_file = stop_file
+    def __init__(self) -> None:
+        """Nothing has been asked for."""
+        self._files: Sequence[Path] = ()
         self._preempted = False
-        self._interrupted = False
+        self._can_save = False
+        self._interrupted_s: float | None = None
         self._before: dict[int, object] = {}
+
+    def look_for(self, files: Sequence[Path]) -> None:
+        """Look for files too, from now on; rank 0 does."""
+        self._files = files
+
+    def steps_begin(self) -> None:
+        """Take the first Ctrl-C, from now on, as a wish to save."""
+        self._can_save = True
 
     @property
     def preempted(self) -> bool:
-        """Whether the machine is wanted back; the launcher of several machines says so by a file."""
-        return self._preempted or (self._stop_file is not None and self._stop_file.exists())
+        """Whether the machine is wanted back, or someone has put a file there."""
+        return self._preempted or any(path.exists() for path in self._files)
 
     @property
     def interrupted(self) -> bool:
         """Whether someone pressed Ctrl-C."""
-        return self._interrupted
+        return self._interrupted_s is not None
 
     def __enter__(self) -> StopRequests:
         """Take over the signals."""
@@ -47,9 +63,13 @@ class StopRequests:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
-        else:
+        if number != signal.SIGINT:
             self._preempted = True
+            return
+        if not self._can_save:
+            raise KeyboardInterrupt
+        now_s = time.monotonic()
+        # A terminal and a launcher may both pass one press on.
+        if self._interrupted_s is not None and now_s - self._interrupted_s > _ONE_PRESS_S:
+            raise KeyboardInterrupt
+        self._interrupted_s = self._interrupted_s or now_s

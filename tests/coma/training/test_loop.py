@@ -65,6 +65,8 @@ def test_a_run_leaves_what_the_commands_after_it_need(whole: dict[str, Path], da
         "images_per_s",
         "image_size",
         "batch_digest",
+        "model_tflops",
+        "memory_gib",
     ]
     assert list(steps[0]) == names
     assert all(line["step_s"] >= line["data_wait_s"] >= 0 for line in steps)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from coma.training.signals import StopRequests
+
+
+def test_ctrl_c_interrupts_at_once_until_there_is_something_to_save_and_then_the_second_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    with StopRequests() as stop:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        stop.steps_begin()
+        os.kill(os.getpid(), signal.SIGINT)
+        now_s = 100.5
+        os.kill(os.getpid(), signal.SIGINT)  # one press, passed on twice
+        assert (stop.interrupted, stop.preempted) == (True, False)
+        now_s = 102.0
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_request_before_the_first_step_is_not_lost(tmp_path: Path) -> None:
+    with StopRequests() as stop:
+        assert not stop.preempted
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.steps_begin()
+        assert stop.preempted
+    with StopRequests() as stop:
+        stop.look_for([tmp_path / "stop", tmp_path / "other"])
+        assert not stop.preempted
+        (tmp_path / "other").touch()
+        assert stop.preempted
