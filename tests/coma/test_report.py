@@ -1,6 +1,8 @@
 import itertools
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from coma.charts import Curve, chart, figure, smooth, ticks
 from coma.errors import DataError
 from coma.report import read_lines, write_report
 
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 VOID = {"meta", "img", "path"}
 
 
@@ -95,7 +98,10 @@ def test_one_file_that_needs_nothing_else_and_escapes_every_text(tmp_path):
     links = [value for _, attrs in page.tags for key, value in attrs.items() if key in ("src", "href")]
     assert len(links) == 3
     assert all(link.startswith("data:image/jpeg;base64,") for link in links)
-    assert "http" not in (run / "report.html").read_text()
+    assert "http:" not in (run / "report.html").read_text()
+    assert "https:" not in (run / "report.html").read_text()
+    policy = [attrs["content"] for tag, attrs in page.tags if "http-equiv" in attrs]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
     for text in ("<script>alert(1)</script>", "<i>truncated</i>", 'coma "pretrain" & more', "run-<b>"):
         assert text in page.text
 
@@ -107,6 +113,34 @@ def test_it_tells_loss_speed_scores_ledger_configuration_and_versions(tmp_path):
     for expected in ("52.5%", "31.2% at step 0", "25%", "160", "1,280", "after step 20", "12.3", "2.6"):
         assert expected in text, expected
     assert '{"zero": {"stage": 2}}' in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_browser_has_nothing_to_complain_of_and_runs_nothing(tmp_path):
+    run = _run(tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    config["resolved"]["data"] = (
+        "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
+    )
+    (run / "config.json").write_text(json.dumps(config))
+    write_report(run)
+    for width in (1280, 400):
+        done = subprocess.run(
+            [
+                *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
+                *("--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"),
+                *(f"--window-size={width},2000", "--virtual-time-budget=2000", "--dump-dom"),
+                (run / "report.html").resolve().as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        assert "<title>run-&lt;b&gt; · coma</title>" in done.stdout
+        assert done.stdout.count("<img") == 3
+        assert "CONSOLE" not in done.stderr
 
 
 def test_a_run_that_has_just_begun_has_a_report_too(tmp_path):
