@@ -202,15 +202,17 @@ def test_every_variant_trains_and_can_be_probed(data):
         assert model.units == 64
         assert model.patch_values == 48  # 4 px squares are hidden and predicted by both methods
         features = extract(model.backbone, list(evaluation_batches(held.test, 32)))
-        assert features.x.shape == (20, 128)
+        assert features.x.shape == (20, model.encoder.stage_dims[-1])
 
 
 def test_networks_are_of_the_size_that_is_said():
     millions = {
         name: sum(p.numel() for p in VARIANTS[name].build(32).backbone.parameters()) / 1e6
-        for name in ("mae", "coma")
+        for name in ("mae", "mae-wide", "coma", "coma-deep")
     }
-    assert millions == {"mae": pytest.approx(1.2, abs=0.01), "coma": pytest.approx(0.97, abs=0.01)}
+    assert millions == pytest.approx(
+        {"mae": 1.2, "mae-wide": 1.35, "coma": 1.27, "coma-deep": 0.97}, abs=0.01
+    )
 
 
 def test_several_masks_cost_several_passes():
