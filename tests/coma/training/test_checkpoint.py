@@ -61,6 +61,8 @@ def test_what_is_loaded_goes_on_as_what_was_saved_would_have(
     train(engine, range(1, 4))
     folder = save(engine, world, tmp_path, 3)
     assert folder == latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-000003"
+    readers = {path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert readers == {folder.stat().st_mode & 0o666}  # whoever may look into the folder
     saved = load_file(folder / "weights.safetensors")
     train(engine, range(4, 6))
     went_on = full_weights(engine)
