@@ -46,8 +46,9 @@ def look(
 
     A row an image. Features of the last stages, their three strongest principal
     components as colours, the same in all images. Which of their windows a
-    stage's heads prefer where: blue the narrower, orange the wider. And where
-    the framed token in the middle looks. The mean weights of the windows are
+    stage's heads prefer where: blue the narrower, orange the wider, full colour
+    at the preference in the title (1: that window alone). And where the framed
+    token in the middle looks. The mean weights of the windows are
     printed for every block; 1 is where training began.
     """
     from dataclasses import asdict

@@ -139,7 +139,10 @@ def columns_of(backbone: DyViT, images: Tensor, sight: Sight) -> list[Column]:
         columns.append(Column(f"features {s + 1}", _blown_up(colours, height, width)))
     for s, preference in enumerate(sight.preference):
         if preference is not None:
-            columns.append(Column(_names(backbone, s), _blown_up(_diverging(preference), height, width)))
+            title = (
+                f"{_names(backbone, s)} ±{preference.abs().max():.2f}"  # the colours are stretched to this
+            )
+            columns.append(Column(title, _blown_up(_diverging(preference), height, width)))
     columns.append(Column("attention", _spotlight(original, sight.attended)))
     return columns
 

@@ -100,7 +100,9 @@ def save(
         with _one_line(state.step, folder):
             for name, tensors in mine.items():
                 save_file(tensors, temporary / name, metadata={"format": "pt"})
-                (temporary / name).chmod(temporary.stat().st_mode & 0o666)  # safetensors keeps it to its owner
+                (temporary / name).chmod(
+                    temporary.stat().st_mode & 0o666
+                )  # safetensors keeps it to its owner
             return {name: _seal(temporary / name) for name in mine}
 
     def finish() -> None:
