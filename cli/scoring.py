@@ -1,5 +1,6 @@
 """What `coma probe` and `coma knn` share: a bar, and the words of a result."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,29 @@ def score_and_print(
             device=device,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    words = ["coma", "probe" if probe else "knn", result["checkpoint"], result["data"]]
+    result["command"] = shlex.join([*words, "--batch-size", str(batch_size), "--device", result["device"]])
     console.print_result(result if json else _as_lines(result), json=json)
 
 
 def _as_lines(result: dict[str, Any]) -> dict[str, Any]:
     lines: dict[str, Any] = {}
     if "probe" in result:
-        lines["linear probe"] = f"{result['probe']:.1f}% top-1"
+        lines["linear probe"] = _accuracy(result, "probe")
+    if "probe_top5" in result:
+        lines["top-5"] = f"{result['probe_top5']:.1f}%"
     if "knn" in result:
-        lines["20-NN"] = f"{result['knn']:.1f}% top-1"
+        lines["20-NN"] = _accuracy(result, "knn")
     lines["RankMe"] = f"{result['rankme']:.1f} of {result['channels']} channels"
     lines["tested on"] = f"{result['test_images']:,} images ({result['tested_on']})"
     lines["learned from"] = f"{result['train_images']:,} images of {result['classes']:,} classes"
     lines["data"] = result["data"]
     lines["step"] = f"{result['step']:,}"
     lines["added to"] = str(Path(result["run"]) / "metrics.jsonl")
+    lines["command"] = result["command"]
     return lines
+
+
+def _accuracy(result: dict[str, Any], name: str) -> str:
+    low, high = result[f"{name}_interval"]
+    return f"{result[name]:.1f}% top-1 ({low:.1f}–{high:.1f})"

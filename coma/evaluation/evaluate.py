@@ -16,8 +16,9 @@ import torch
 
 from coma.errors import DataError, UsageError
 from coma.evaluation.features import Features, extract, held_out_fifth
+from coma.evaluation.interval import wilson
 from coma.evaluation.knn import knn_accuracy
-from coma.evaluation.probe import probe_accuracy
+from coma.evaluation.probe import logistic_logits, top_accuracy
 from coma.evaluation.rankme import rankme
 from coma.runs import checkpoint_step, load_autoencoder, read_config, run_of
 from coma.shards.files import folder_at, is_remote, without_credentials
@@ -40,6 +41,8 @@ class Scores:
     """What frozen features are worth; percentages are top-1 accuracy on the test rows."""
 
     probe: float | None
+    probe_top5: float | None
+    """None where there are 5 classes or fewer, too."""
     knn: float | None
     rankme: float
     """Effective rank of the training features, at most their channels."""
@@ -48,6 +51,16 @@ class Scores:
     tested_on: str
     channels: int
     classes: int
+
+    def beside(self) -> dict[str, Any]:
+        """Return what is told beside the scores: 95% intervals, and top-5 where it means something."""
+        told: dict[str, Any] = {}
+        for name, value in (("probe", self.probe), ("knn", self.knn)):
+            if value is not None:
+                told[f"{name}_interval"] = [round(end, 3) for end in wilson(value, self.test_images)]
+        if self.probe_top5 is not None:
+            told["probe_top5"] = round(self.probe_top5, 3)
+        return told
 
 
 def split_folder(data: Path, split: str) -> bool:
@@ -160,15 +173,18 @@ def score_splits(
     supervised = probe or knn
     labels = bank.require_labels().to(device) if supervised else torch.empty(0)
     test_labels = test.require_labels().to(device) if supervised else torch.empty(0)
+    classes = len(set(labels.tolist()) | set(test_labels.tolist()))
+    logits = logistic_logits(x, labels, test_x) if probe else None
     return Scores(
-        probe=probe_accuracy(x, labels, test_x, test_labels) if probe else None,
+        probe=None if logits is None else top_accuracy(logits, test_labels),
+        probe_top5=None if logits is None or classes <= 5 else top_accuracy(logits, test_labels, 5),
         knn=knn_accuracy(x, labels, test_x, test_labels) if knn else None,
         rankme=rankme(bank.x),
         train_images=len(bank),
         test_images=len(test),
         tested_on=tested_on,
         channels=bank.x.shape[1],
-        classes=len(set(labels.tolist()) | set(test_labels.tolist())),
+        classes=classes,
     )
 
 
@@ -220,6 +236,7 @@ def score_run(
     append_metrics(run, line)
     return {
         **line,
+        **scores.beside(),
         "train_images": scores.train_images,
         "test_images": scores.test_images,
         "tested_on": scores.tested_on,
@@ -227,6 +244,8 @@ def score_run(
         "classes": scores.classes,
         "data": without_credentials(str(data)),
         "run": str(run),
+        "checkpoint": str(checkpoint),
+        "device": device,
     }
 
 
