@@ -17,4 +17,4 @@ def knn(
     """
     from coma.cli.scoring import score_and_print
 
-    score_and_print(run, data, probe=False, knn=True, batch_size=batch_size, device=device, json=json)
+    score_and_print(run, data, protocol=None, batch_size=batch_size, device=device, json=json)

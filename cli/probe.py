@@ -1,11 +1,19 @@
 """`coma probe`: a linear classifier on a run's frozen features."""
 
+from typing import Annotated, Literal
+
+import typer
+
 from coma.cli.options import BatchSize, Device, Json, LabelledData, Run
 
 
 def probe(
     run: Run,
     data: LabelledData = None,
+    protocol: Annotated[
+        Literal["logistic", "dinov2", "mae"],
+        typer.Option(help="How it is fitted: docs/evaluate.md.", rich_help_panel="Probe"),
+    ] = "logistic",
     batch_size: BatchSize = 64,
     device: Device = None,
     json: Json = False,
@@ -17,4 +25,4 @@ def probe(
     """
     from coma.cli.scoring import score_and_print
 
-    score_and_print(run, data, probe=True, knn=False, batch_size=batch_size, device=device, json=json)
+    score_and_print(run, data, protocol=protocol, batch_size=batch_size, device=device, json=json)

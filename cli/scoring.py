@@ -6,11 +6,17 @@ from typing import Any
 
 from coma.cli import console
 
+_PROBES = {
+    "probe": "linear probe",
+    "probe_dinov2": "linear probe (DINOv2)",
+    "probe_mae": "linear probe (MAE)",
+}
+
 
 def score_and_print(
-    run: Path, data: str | None, *, probe: bool, knn: bool, batch_size: int, device: str | None, json: bool
+    run: Path, data: str | None, *, protocol: str | None, batch_size: int, device: str | None, json: bool
 ) -> None:
-    """Score a run, watching over it on a terminal, and print the result."""
+    """Score a run by a probe, or by neighbours if there is no protocol, with a bar on a terminal; print the result."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     from coma.evaluation.evaluate import score_run
@@ -23,23 +29,26 @@ def score_and_print(
         result = score_run(
             run,
             data,
-            probe=probe,
-            knn=knn,
+            probe=protocol is not None,
+            knn=protocol is None,
+            protocol=protocol or "logistic",
             batch_size=batch_size,
             device=device,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    words = ["coma", "probe" if probe else "knn", result["checkpoint"], result["data"]]
+    words = ["coma", "knn"] if protocol is None else ["coma", "probe", "--protocol", protocol]
+    words += [result["checkpoint"], result["data"]]
     result["command"] = shlex.join([*words, "--batch-size", str(batch_size), "--device", result["device"]])
     console.print_result(result if json else _as_lines(result), json=json)
 
 
 def _as_lines(result: dict[str, Any]) -> dict[str, Any]:
     lines: dict[str, Any] = {}
-    if "probe" in result:
-        lines["linear probe"] = _accuracy(result, "probe")
-    if "probe_top5" in result:
-        lines["top-5"] = f"{result['probe_top5']:.1f}%"
+    for name, words in _PROBES.items():
+        if name in result:
+            lines[words] = _accuracy(result, name)
+        if f"{name}_top5" in result:
+            lines["top-5"] = f"{result[f'{name}_top5']:.1f}%"
     if "knn" in result:
         lines["20-NN"] = _accuracy(result, "knn")
     lines["RankMe"] = f"{result['rankme']:.1f} of {result['channels']} channels"

@@ -18,6 +18,7 @@ from coma.errors import DataError, UsageError
 from coma.evaluation.features import Features, extract, held_out_fifth
 from coma.evaluation.interval import wilson
 from coma.evaluation.knn import knn_accuracy
+from coma.evaluation.linear import lars_logits, sgd_logits
 from coma.evaluation.probe import logistic_logits, top_accuracy
 from coma.evaluation.rankme import rankme
 from coma.runs import checkpoint_step, load_autoencoder, read_config, run_of
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 METRICS_NAME = "metrics.jsonl"
 BATCH_SIZE = 64
 HELD_OUT = "a fifth of train, held out"
+
+PROTOCOLS = {"logistic": logistic_logits, "dinov2": sgd_logits, "mae": lars_logits}
+"""How a probe is fitted: (train_x, train_labels, test_x) to the test rows' logits."""
 
 Progress = Callable[[int, int], None]  # images done, images in all
 
@@ -51,15 +55,26 @@ class Scores:
     tested_on: str
     channels: int
     classes: int
+    protocol: str = "logistic"
+
+    def named(self) -> dict[str, float]:
+        """Return the scores that were taken; a probe's name tells its protocol, so that none are mixed."""
+        values = {self.probe_name: self.probe, "knn": self.knn, "rankme": self.rankme}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def probe_name(self) -> str:
+        """What the probe's accuracy is written under: `probe`, `probe_dinov2`, `probe_mae`."""
+        return "probe" if self.protocol == "logistic" else f"probe_{self.protocol}"
 
     def beside(self) -> dict[str, Any]:
         """Return what is told beside the scores: 95% intervals, and top-5 where it means something."""
         told: dict[str, Any] = {}
-        for name, value in (("probe", self.probe), ("knn", self.knn)):
-            if value is not None:
+        for name, value in self.named().items():
+            if name != "rankme":
                 told[f"{name}_interval"] = [round(end, 3) for end in wilson(value, self.test_images)]
         if self.probe_top5 is not None:
-            told["probe_top5"] = round(self.probe_top5, 3)
+            told[f"{self.probe_name}_top5"] = round(self.probe_top5, 3)
         return told
 
 
@@ -140,6 +155,7 @@ def score(
     *,
     probe: bool = True,
     knn: bool = True,
+    protocol: str = "logistic",
     batch_size: int = BATCH_SIZE,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -153,7 +169,15 @@ def score(
     if val is None:
         logger.info("%s has no split val: a fifth of train is held out for testing", data)
     return score_splits(
-        autoencoder, train, val, probe=probe, knn=knn, batch_size=batch_size, device=device, progress=progress
+        autoencoder,
+        train,
+        val,
+        probe=probe,
+        knn=knn,
+        protocol=protocol,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
     )
 
 
@@ -164,6 +188,7 @@ def score_splits(
     *,
     probe: bool,
     knn: bool,
+    protocol: str = "logistic",
     device: str = "cpu",
     **extraction: Any,
 ) -> Scores:
@@ -174,7 +199,7 @@ def score_splits(
     labels = bank.require_labels().to(device) if supervised else torch.empty(0)
     test_labels = test.require_labels().to(device) if supervised else torch.empty(0)
     classes = len(set(labels.tolist()) | set(test_labels.tolist()))
-    logits = logistic_logits(x, labels, test_x) if probe else None
+    logits = PROTOCOLS[protocol](x, labels, test_x) if probe else None
     return Scores(
         probe=None if logits is None else top_accuracy(logits, test_labels),
         probe_top5=None if logits is None or classes <= 5 else top_accuracy(logits, test_labels, 5),
@@ -185,6 +210,7 @@ def score_splits(
         tested_on=tested_on,
         channels=bank.x.shape[1],
         classes=classes,
+        protocol=protocol,
     )
 
 
@@ -194,6 +220,7 @@ def score_run(
     *,
     probe: bool = True,
     knn: bool = True,
+    protocol: str = "logistic",
     batch_size: int = BATCH_SIZE,
     device: str | None = None,
     progress: Progress | None = None,
@@ -204,6 +231,7 @@ def score_run(
         run_or_checkpoint: run folder, or one of its checkpoints.
         data: sharded data set; None: the one that the run was trained on.
         probe, knn: what to score.
+        protocol: how the probe is fitted, one of `PROTOCOLS`.
         batch_size: images at a time.
         device: "cpu", "cuda"; None: a GPU if there is one.
         progress: called after each batch.
@@ -227,7 +255,14 @@ def score_run(
     device = choose_device(device)
     autoencoder = load_autoencoder(checkpoint, device)
     scores = score(
-        autoencoder, data, probe=probe, knn=knn, batch_size=batch_size, device=device, progress=progress
+        autoencoder,
+        data,
+        probe=probe,
+        knn=knn,
+        protocol=protocol,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
     )
     line = metrics_line(checkpoint_step(checkpoint), scores)
     shown = without_credentials(str(data if is_remote(data) else data.resolve()))
@@ -274,12 +309,7 @@ def run_data(run: Path) -> Path:
 
 def metrics_line(step: int, scores: Scores) -> dict[str, Any]:
     """Return an evaluation line of metrics.jsonl: step, then the scores that were taken."""
-    line: dict[str, Any] = {"step": step}
-    for name in ("probe", "knn", "rankme"):
-        value = getattr(scores, name)
-        if value is not None:
-            line[name] = round(value, 3)
-    return line
+    return {"step": step, **{name: round(value, 3) for name, value in scores.named().items()}}
 
 
 def append_metrics(run: Path, line: dict[str, Any]) -> None:

@@ -82,6 +82,16 @@ def test_only_what_was_asked_for_is_scored(run):
     assert "probe" not in (run / "metrics.jsonl").read_text()
 
 
+@pytest.mark.parametrize("protocol", ["dinov2", "mae"])
+def test_a_probe_of_another_protocol_has_a_name_of_its_own(run, monkeypatch, protocol):
+    monkeypatch.setattr("coma.evaluation.linear._SGD_STEPS", 100)
+    result = score_run(run, knn=False, protocol=protocol, device="cpu")
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert set(line) == {"step", f"probe_{protocol}", "rankme"}
+    low, high = result[f"probe_{protocol}_interval"]
+    assert low <= result[f"probe_{protocol}"] <= high
+
+
 def test_features_are_the_pooled_maps_in_the_manifests_order(data):
     torch.manual_seed(0)
     model = build_model(CONFIG)
