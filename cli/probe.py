@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from coma.cli.options import BatchSize, Device, Json, LabelledData, Run
+from coma.cli.options import BatchSize, Device, Json, LabelledData, RunOrExport
 
 
 def probe(
-    run: Run,
+    run: RunOrExport,
     data: LabelledData = None,
     protocol: Annotated[
         Literal["logistic", "dinov2", "mae"],
@@ -21,7 +21,8 @@ def probe(
     """Fit a linear classifier on a run's frozen features: top-1 accuracy in percent.
 
     Fitted on split train and tested on split val, or on a held-out fifth of
-    train. The result is added to RUN/metrics.jsonl.
+    train. The result is added to RUN/metrics.jsonl,
+    and nothing to an export.
     """
     from coma.cli.scoring import score_and_print
 

@@ -56,7 +56,8 @@ def _as_lines(result: dict[str, Any]) -> dict[str, Any]:
     lines["learned from"] = f"{result['train_images']:,} images of {result['classes']:,} classes"
     lines["data"] = result["data"]
     lines["step"] = f"{result['step']:,}"
-    lines["added to"] = str(Path(result["run"]) / "metrics.jsonl")
+    if result["metrics"] is not None:
+        lines["added to"] = result["metrics"]
     lines["command"] = result["command"]
     return lines
 

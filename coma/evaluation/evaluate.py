@@ -21,6 +21,8 @@ from coma.evaluation.knn import knn_accuracy
 from coma.evaluation.linear import lars_logits, sgd_logits
 from coma.evaluation.probe import logistic_logits, top_accuracy
 from coma.evaluation.rankme import rankme
+from coma.export.folder import is_export
+from coma.export.load import load_export
 from coma.runs import checkpoint_step, load_autoencoder, read_config, run_of
 from coma.shards.files import folder_at, is_remote, without_credentials
 from coma.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -227,9 +229,11 @@ def score_run(
 ) -> dict[str, Any]:
     """Score a run's newest checkpoint (or the one named) and add the result to RUN/metrics.jsonl.
 
+    An export is scored likewise, and nothing is written into it.
+
     Args:
-        run_or_checkpoint: run folder, or one of its checkpoints.
-        data: sharded data set; None: the one that the run was trained on.
+        run_or_checkpoint: run folder, one of its checkpoints, or what `coma export` wrote.
+        data: sharded data set; None: the one that the run was trained on, which an export does not name.
         probe, knn: what to score.
         protocol: how the probe is fitted, one of `PROTOCOLS`.
         batch_size: images at a time.
@@ -241,19 +245,27 @@ def score_run(
 
     Raises:
         DataError: no such run or data, no checkpoint, no labels.
+        UsageError: an export without data.
     """
-    run, checkpoint = run_of(run_or_checkpoint)
-    trained_on = run_data(run)
+    exported = is_export(run_or_checkpoint)
+    run, checkpoint = (run_or_checkpoint,) * 2 if exported else run_of(run_or_checkpoint)
+    if exported and data is None:
+        raise UsageError(f"{run} is an export, which names no data set: name one after it")
+    trained_on = None if exported else run_data(run)
     if data is not None:
         data = folder_at(data)
     else:
+        assert trained_on is not None
         data = trained_on
         if not is_remote(data) and not data.exists():  # a web server has no folders to ask for
             raise DataError(f"{data}, which {run} was trained on, is not there: name the sharded data set")
         logger.info("data: %s, which the run was trained on", data)
     labelled_manifests(data)  # before the network is loaded
     device = choose_device(device)
-    autoencoder = load_autoencoder(checkpoint, device)
+    if exported:
+        autoencoder, step = load_export(run, device)
+    else:
+        autoencoder, step = load_autoencoder(checkpoint, device), checkpoint_step(checkpoint)
     scores = score(
         autoencoder,
         data,
@@ -264,11 +276,11 @@ def score_run(
         device=device,
         progress=progress,
     )
-    line = metrics_line(checkpoint_step(checkpoint), scores)
-    shown = without_credentials(str(data if is_remote(data) else data.resolve()))
-    if shown != str(trained_on if is_remote(trained_on) else trained_on.resolve()):
-        line["data"] = without_credentials(str(data))
-    append_metrics(run, line)
+    line = metrics_line(step, scores)
+    if trained_on is not None:
+        if _shown(data) != _shown(trained_on):
+            line["data"] = without_credentials(str(data))
+        append_metrics(run, line)
     return {
         **line,
         **scores.beside(),
@@ -280,8 +292,13 @@ def score_run(
         "data": without_credentials(str(data)),
         "run": str(run),
         "checkpoint": str(checkpoint),
+        "metrics": None if exported else str(run / METRICS_NAME),
         "device": device,
     }
+
+
+def _shown(data: Path) -> str:
+    return without_credentials(str(data if is_remote(data) else data.resolve()))
 
 
 def choose_device(asked: str | None = None) -> str:

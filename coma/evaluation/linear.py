@@ -159,4 +159,4 @@ def _batches(count: int, batch: int, chance: torch.Generator) -> Iterator[Tensor
     """Give full batches of row numbers without end, in a new order in each pass."""
     while True:
         order = torch.randperm(count, generator=chance)
-        yield from order[: count // batch * batch].split(batch)
+        yield from torch.split(order[: count // batch * batch], batch)
