@@ -1,10 +1,10 @@
 """`coma knn`: nearest neighbours among a run's frozen features."""
 
-from coma.cli.options import BatchSize, Device, Json, LabelledData, Run
+from coma.cli.options import BatchSize, Device, Json, LabelledData, RunOrExport
 
 
 def knn(
-    run: Run,
+    run: RunOrExport,
     data: LabelledData = None,
     batch_size: BatchSize = 64,
     device: Device = None,
@@ -13,8 +13,9 @@ def knn(
     """Classify by the 20 nearest neighbours of frozen features: top-1 in percent.
 
     Neighbours come from split train, the tested images from split val, or from
-    a held-out fifth of train. The result is added to RUN/metrics.jsonl.
+    a held-out fifth of train. The result is added to RUN/metrics.jsonl,
+    and nothing to an export.
     """
     from coma.cli.scoring import score_and_print
 
-    score_and_print(run, data, probe=False, knn=True, batch_size=batch_size, device=device, json=json)
+    score_and_print(run, data, protocol=None, batch_size=batch_size, device=device, json=json)

@@ -8,6 +8,12 @@ import typer
 RUNNING = "Running"
 
 Run = Annotated[Path, typer.Argument(help="Run folder, or one of its checkpoints.")]
+RunOrExport = Annotated[
+    Path,
+    typer.Argument(
+        help="Run folder, one of its checkpoints, or what `coma export` wrote.", metavar="RUN|EXPORT"
+    ),
+]
 LabelledData = Annotated[
     str | None,
     typer.Argument(

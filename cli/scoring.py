@@ -1,15 +1,22 @@
 """What `coma probe` and `coma knn` share: a bar, and the words of a result."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from coma.cli import console
 
+_PROBES = {
+    "probe": "linear probe",
+    "probe_dinov2": "linear probe (DINOv2)",
+    "probe_mae": "linear probe (MAE)",
+}
+
 
 def score_and_print(
-    run: Path, data: str | None, *, probe: bool, knn: bool, batch_size: int, device: str | None, json: bool
+    run: Path, data: str | None, *, protocol: str | None, batch_size: int, device: str | None, json: bool
 ) -> None:
-    """Score a run, watching over it on a terminal, and print the result."""
+    """Score a run by a probe, or by neighbours if there is no protocol, with a bar on a terminal; print the result."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     from coma.evaluation.evaluate import score_run
@@ -22,25 +29,39 @@ def score_and_print(
         result = score_run(
             run,
             data,
-            probe=probe,
-            knn=knn,
+            probe=protocol is not None,
+            knn=protocol is None,
+            protocol=protocol or "logistic",
             batch_size=batch_size,
             device=device,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    words = ["coma", "knn"] if protocol is None else ["coma", "probe", "--protocol", protocol]
+    words += [result["checkpoint"], result["data"]]
+    result["command"] = shlex.join([*words, "--batch-size", str(batch_size), "--device", result["device"]])
     console.print_result(result if json else _as_lines(result), json=json)
 
 
 def _as_lines(result: dict[str, Any]) -> dict[str, Any]:
     lines: dict[str, Any] = {}
-    if "probe" in result:
-        lines["linear probe"] = f"{result['probe']:.1f}% top-1"
+    for name, words in _PROBES.items():
+        if name in result:
+            lines[words] = _accuracy(result, name)
+        if f"{name}_top5" in result:
+            lines["top-5"] = f"{result[f'{name}_top5']:.1f}%"
     if "knn" in result:
-        lines["20-NN"] = f"{result['knn']:.1f}% top-1"
+        lines["20-NN"] = _accuracy(result, "knn")
     lines["RankMe"] = f"{result['rankme']:.1f} of {result['channels']} channels"
     lines["tested on"] = f"{result['test_images']:,} images ({result['tested_on']})"
     lines["learned from"] = f"{result['train_images']:,} images of {result['classes']:,} classes"
     lines["data"] = result["data"]
     lines["step"] = f"{result['step']:,}"
-    lines["added to"] = str(Path(result["run"]) / "metrics.jsonl")
+    if result["metrics"] is not None:
+        lines["added to"] = result["metrics"]
+    lines["command"] = result["command"]
     return lines
+
+
+def _accuracy(result: dict[str, Any], name: str) -> str:
+    low, high = result[f"{name}_interval"]
+    return f"{result[name]:.1f}% top-1 ({low:.1f}–{high:.1f})"

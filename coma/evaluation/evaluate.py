@@ -16,9 +16,13 @@ import torch
 
 from coma.errors import DataError, UsageError
 from coma.evaluation.features import Features, extract, held_out_fifth
+from coma.evaluation.interval import wilson
 from coma.evaluation.knn import knn_accuracy
-from coma.evaluation.probe import probe_accuracy
+from coma.evaluation.linear import lars_logits, sgd_logits
+from coma.evaluation.probe import logistic_logits, top_accuracy
 from coma.evaluation.rankme import rankme
+from coma.export.folder import is_export
+from coma.export.load import load_export
 from coma.runs import checkpoint_step, load_autoencoder, read_config, run_of
 from coma.shards.files import folder_at, is_remote, without_credentials
 from coma.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -32,6 +36,9 @@ METRICS_NAME = "metrics.jsonl"
 BATCH_SIZE = 64
 HELD_OUT = "a fifth of train, held out"
 
+PROTOCOLS = {"logistic": logistic_logits, "dinov2": sgd_logits, "mae": lars_logits}
+"""How a probe is fitted: (train_x, train_labels, test_x) to the test rows' logits."""
+
 Progress = Callable[[int, int], None]  # images done, images in all
 
 
@@ -40,6 +47,8 @@ class Scores:
     """What frozen features are worth; percentages are top-1 accuracy on the test rows."""
 
     probe: float | None
+    probe_top5: float | None
+    """None where there are 5 classes or fewer, too."""
     knn: float | None
     rankme: float
     """Effective rank of the training features, at most their channels."""
@@ -48,6 +57,27 @@ class Scores:
     tested_on: str
     channels: int
     classes: int
+    protocol: str = "logistic"
+
+    def named(self) -> dict[str, float]:
+        """Return the scores that were taken; a probe's name tells its protocol, so that none are mixed."""
+        values = {self.probe_name: self.probe, "knn": self.knn, "rankme": self.rankme}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def probe_name(self) -> str:
+        """What the probe's accuracy is written under: `probe`, `probe_dinov2`, `probe_mae`."""
+        return "probe" if self.protocol == "logistic" else f"probe_{self.protocol}"
+
+    def beside(self) -> dict[str, Any]:
+        """Return what is told beside the scores: 95% intervals, and top-5 where it means something."""
+        told: dict[str, Any] = {}
+        for name, value in self.named().items():
+            if name != "rankme":
+                told[f"{name}_interval"] = [round(end, 3) for end in wilson(value, self.test_images)]
+        if self.probe_top5 is not None:
+            told[f"{self.probe_name}_top5"] = round(self.probe_top5, 3)
+        return told
 
 
 def split_folder(data: Path, split: str) -> bool:
@@ -127,6 +157,7 @@ def score(
     *,
     probe: bool = True,
     knn: bool = True,
+    protocol: str = "logistic",
     batch_size: int = BATCH_SIZE,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -140,7 +171,15 @@ def score(
     if val is None:
         logger.info("%s has no split val: a fifth of train is held out for testing", data)
     return score_splits(
-        autoencoder, train, val, probe=probe, knn=knn, batch_size=batch_size, device=device, progress=progress
+        autoencoder,
+        train,
+        val,
+        probe=probe,
+        knn=knn,
+        protocol=protocol,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
     )
 
 
@@ -151,6 +190,7 @@ def score_splits(
     *,
     probe: bool,
     knn: bool,
+    protocol: str = "logistic",
     device: str = "cpu",
     **extraction: Any,
 ) -> Scores:
@@ -160,15 +200,19 @@ def score_splits(
     supervised = probe or knn
     labels = bank.require_labels().to(device) if supervised else torch.empty(0)
     test_labels = test.require_labels().to(device) if supervised else torch.empty(0)
+    classes = len(set(labels.tolist()) | set(test_labels.tolist()))
+    logits = PROTOCOLS[protocol](x, labels, test_x) if probe else None
     return Scores(
-        probe=probe_accuracy(x, labels, test_x, test_labels) if probe else None,
+        probe=None if logits is None else top_accuracy(logits, test_labels),
+        probe_top5=None if logits is None or classes <= 5 else top_accuracy(logits, test_labels, 5),
         knn=knn_accuracy(x, labels, test_x, test_labels) if knn else None,
         rankme=rankme(bank.x),
         train_images=len(bank),
         test_images=len(test),
         tested_on=tested_on,
         channels=bank.x.shape[1],
-        classes=len(set(labels.tolist()) | set(test_labels.tolist())),
+        classes=classes,
+        protocol=protocol,
     )
 
 
@@ -178,16 +222,20 @@ def score_run(
     *,
     probe: bool = True,
     knn: bool = True,
+    protocol: str = "logistic",
     batch_size: int = BATCH_SIZE,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a run's newest checkpoint (or the one named) and add the result to RUN/metrics.jsonl.
 
+    An export is scored likewise, and nothing is written into it.
+
     Args:
-        run_or_checkpoint: run folder, or one of its checkpoints.
-        data: sharded data set; None: the one that the run was trained on.
+        run_or_checkpoint: run folder, one of its checkpoints, or what `coma export` wrote.
+        data: sharded data set; None: the one that the run was trained on, which an export does not name.
         probe, knn: what to score.
+        protocol: how the probe is fitted, one of `PROTOCOLS`.
         batch_size: images at a time.
         device: "cpu", "cuda"; None: a GPU if there is one.
         progress: called after each batch.
@@ -197,29 +245,45 @@ def score_run(
 
     Raises:
         DataError: no such run or data, no checkpoint, no labels.
+        UsageError: an export without data.
     """
-    run, checkpoint = run_of(run_or_checkpoint)
-    trained_on = run_data(run)
+    exported = is_export(run_or_checkpoint)
+    run, checkpoint = (run_or_checkpoint,) * 2 if exported else run_of(run_or_checkpoint)
+    if exported and data is None:
+        raise UsageError(f"{run} is an export, which names no data set: name one after it")
+    trained_on = None if exported else run_data(run)
     if data is not None:
         data = folder_at(data)
     else:
+        assert trained_on is not None
         data = trained_on
         if not is_remote(data) and not data.exists():  # a web server has no folders to ask for
             raise DataError(f"{data}, which {run} was trained on, is not there: name the sharded data set")
         logger.info("data: %s, which the run was trained on", data)
     labelled_manifests(data)  # before the network is loaded
     device = choose_device(device)
-    autoencoder = load_autoencoder(checkpoint, device)
+    if exported:
+        autoencoder, step = load_export(run, device)
+    else:
+        autoencoder, step = load_autoencoder(checkpoint, device), checkpoint_step(checkpoint)
     scores = score(
-        autoencoder, data, probe=probe, knn=knn, batch_size=batch_size, device=device, progress=progress
+        autoencoder,
+        data,
+        probe=probe,
+        knn=knn,
+        protocol=protocol,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
     )
-    line = metrics_line(checkpoint_step(checkpoint), scores)
-    shown = without_credentials(str(data if is_remote(data) else data.resolve()))
-    if shown != str(trained_on if is_remote(trained_on) else trained_on.resolve()):
-        line["data"] = without_credentials(str(data))
-    append_metrics(run, line)
+    line = metrics_line(step, scores)
+    if trained_on is not None:
+        if _shown(data) != _shown(trained_on):
+            line["data"] = without_credentials(str(data))
+        append_metrics(run, line)
     return {
         **line,
+        **scores.beside(),
         "train_images": scores.train_images,
         "test_images": scores.test_images,
         "tested_on": scores.tested_on,
@@ -227,7 +291,14 @@ def score_run(
         "classes": scores.classes,
         "data": without_credentials(str(data)),
         "run": str(run),
+        "checkpoint": str(checkpoint),
+        "metrics": None if exported else str(run / METRICS_NAME),
+        "device": device,
     }
+
+
+def _shown(data: Path) -> str:
+    return without_credentials(str(data if is_remote(data) else data.resolve()))
 
 
 def choose_device(asked: str | None = None) -> str:
@@ -255,12 +326,7 @@ def run_data(run: Path) -> Path:
 
 def metrics_line(step: int, scores: Scores) -> dict[str, Any]:
     """Return an evaluation line of metrics.jsonl: step, then the scores that were taken."""
-    line: dict[str, Any] = {"step": step}
-    for name in ("probe", "knn", "rankme"):
-        value = getattr(scores, name)
-        if value is not None:
-            line[name] = round(value, 3)
-    return line
+    return {"step": step, **{name: round(value, 3) for name, value in scores.named().items()}}
 
 
 def append_metrics(run: Path, line: dict[str, Any]) -> None:

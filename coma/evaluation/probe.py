@@ -38,7 +38,13 @@ class LinearProbe:
 
     def accuracy(self, x: Tensor, labels: Tensor) -> float:
         """Percentage of rows x [M, C] whose highest score is their label [M]."""
-        return 100 * (self.logits(x).argmax(dim=1) == labels).double().mean().item()
+        return top_accuracy(self.logits(x), labels)
+
+
+def top_accuracy(logits: Tensor, labels: Tensor, best: int = 1) -> float:
+    """Percentage of rows of logits [M, L] whose label [M] is among the `best` highest."""
+    found = logits.topk(min(best, logits.shape[1]), dim=1).indices
+    return 100 * (found == labels[:, None]).any(dim=1).double().mean().item()
 
 
 def fit_probe(x: Tensor, labels: Tensor, *, l2: float, classes: int | None = None) -> LinearProbe:
@@ -100,3 +106,8 @@ def probe_accuracy(
     """Fit on the training rows (choosing the penalty there if None); return test accuracy in percent."""
     l2 = choose_l2(train_x, train_labels) if l2 is None else l2
     return fit_probe(train_x, train_labels, l2=l2).accuracy(test_x, test_labels)
+
+
+def logistic_logits(train_x: Tensor, train_labels: Tensor, test_x: Tensor) -> Tensor:
+    """Fit on the training rows, choosing the penalty there; return the test rows' logits [M, L]."""
+    return fit_probe(train_x, train_labels, l2=choose_l2(train_x, train_labels)).logits(test_x)

@@ -67,6 +67,11 @@ class Export:
         return found.hexdigest()
 
 
+def is_export(folder: Path) -> bool:
+    """Tell an export from a run folder and its checkpoints, by the weights' name."""
+    return (folder / WEIGHTS_NAME).is_file()
+
+
 def read_export(folder: Path) -> Export:
     """Read what `coma export` wrote.
 

@@ -1,6 +1,7 @@
 """`coma demo` on a tiny scale, then `probe`, `knn`, `reconstruct` and `report` on the run it leaves."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,25 @@ def test_probe_and_knn_add_to_the_metrics(shown):
     result = json.loads(coma("probe", shown["run"], "--json"))
     assert result["probe"] == pytest.approx(shown["probe_after"], abs=1e-3)
     assert (result["step"], result["tested_on"], result["test_images"]) == (3, "val", 20)
+    low, high = result["probe_interval"]
+    assert low <= result["probe"] <= high
+    assert low < high
+    assert result["probe"] <= result["probe_top5"] <= 100
     lines = _values(coma("knn", shown["run"], shown["data"], "--batch-size", 16))
-    assert lines["20-NN"].strip() == f"{shown['knn_after']:.1f}% top-1"
+    assert lines["20-NN"].strip().startswith(f"{shown['knn_after']:.1f}% top-1 (")
+    assert list(lines)[-1] == "command"
     added = [json.loads(line) for line in metrics.read_text().removeprefix(before).splitlines()]
     assert [sorted(line) for line in added] == [["probe", "rankme", "step"], ["knn", "rankme", "step"]]
+
+
+def test_the_command_of_a_result_reproduces_it(shown, tmp_path):
+    data = tmp_path / "a folder"
+    data.symlink_to(Path(shown["data"]).resolve())
+    first = json.loads(coma("knn", shown["run"], data, "--json", "--batch-size", 7))
+    words = shlex.split(first["command"])
+    assert words[:2] == ["coma", "knn"]
+    assert "'" in first["command"]
+    assert json.loads(coma(*words[1:], "--json")) == first
 
 
 def test_reconstruct_paints_the_runs_data_files_folders_and_shards(shown, tmp_path):

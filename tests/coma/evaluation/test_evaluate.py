@@ -20,10 +20,12 @@ from coma.evaluation.evaluate import (
     score_run,
 )
 from coma.evaluation.features import extract, held_out_fifth, pool
+from coma.export.export import export_run
 from coma.pipeline import Stream
 from coma.runs import build_model
 from coma.shards.options import ShardOptions
 from coma.shards.writer import shard
+from coma.training.config import PretrainConfig
 
 CONFIG = {"model": "dyvit_tiny", "method": "coma", "views": 2, "image_size": 32, "patch_size": 2}
 
@@ -80,6 +82,35 @@ def test_only_what_was_asked_for_is_scored(run):
     assert "probe" not in result
     assert result["knn"] == 100.0
     assert "probe" not in (run / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("protocol", ["dinov2", "mae"])
+def test_a_probe_of_another_protocol_has_a_name_of_its_own(run, monkeypatch, protocol):
+    monkeypatch.setattr("coma.evaluation.linear._SGD_STEPS", 100)
+    result = score_run(run, knn=False, protocol=protocol, device="cpu")
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert set(line) == {"step", f"probe_{protocol}", "rankme"}
+    low, high = result[f"probe_{protocol}_interval"]
+    assert low <= result[f"probe_{protocol}"] <= high
+
+
+def test_an_export_has_its_runs_scores_and_stays_as_it_is(run, data, tmp_path):
+    config = PretrainConfig(**CONFIG).to_json()
+    (run / "config.json").write_text(json.dumps({"config": config, "resolved": {"data": str(data)}}))
+    folder = tmp_path / "export"
+    export_run(run, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    of_run, of_export = score_run(run, device="cpu"), score_run(folder, data, device="cpu")
+    for name in ("step", "probe", "knn", "probe_interval", "test_images", "channels"):
+        assert of_export[name] == of_run[name], name
+    assert of_export["rankme"] == pytest.approx(of_run["rankme"], abs=0.01)
+    assert of_export["metrics"] is None
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(UsageError, match=r"export is an export, which names no data set"):
+        score_run(folder)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="was not written by `coma export`"):
+        score_run(folder, data)
 
 
 def test_features_are_the_pooled_maps_in_the_manifests_order(data):

@@ -1,0 +1,50 @@
+"""An export read back as the autoencoder that it was made of, to be scored as a run is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coma.errors import DataError
+from coma.export.folder import CONFIG_NAME, SECTION, read_export
+from coma.runs import build_model
+
+if TYPE_CHECKING:
+    from coma.autoencoder import CoMA
+    from coma.baseline import MAE
+
+
+def load_export(folder: Path, device: str = "cpu") -> tuple[CoMA | MAE, int]:
+    """Return the network, in evaluation mode, and the step it was exported at; its decoder is as it was made.
+
+    Raises:
+        DataError: `coma export` did not write the folder, or something in it is damaged.
+    """
+    export = read_export(folder)
+    try:
+        content: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text())
+        made_with, section = content["model_args"], content[SECTION]
+        size = made_with["img_size"]
+        config = {
+            "model": export.model,
+            "method": export.method,
+            "views": int(section["views"]),
+            "image_size": size if isinstance(size, int) else tuple(size),
+            "patch_size": made_with.get("patch_size"),
+        }
+        step = int(section["step"])
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{folder / CONFIG_NAME} is damaged: export the run anew") from None
+    model = build_model(config)
+    weights = export.weights()
+    if export.model.startswith("vit_"):
+        weights.pop("pos_embed", None)  # follow from the image's size
+    try:
+        model.backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"the weights in {folder} do not fit a {export.model} ({reason}): export anew"
+        ) from None
+    return model.to(device).eval(), step
