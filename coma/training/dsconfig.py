@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,18 @@ _OURS = {
 }
 _OPTIMIZER_PARAMS = ("betas", "eps", "torch_adam", "foreach", "adam_w_mode", "bias_correction", "amsgrad")
 
+_FLAGS = {
+    "enabled",
+    "prescale_gradients",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    *_OPTIMIZER_PARAMS[2:],
+}
+"""Keys that are true or false wherever they stand; python would take "false" for true."""
+
 
 @dataclass(frozen=True)
 class DeepSpeedFile:
@@ -116,8 +129,8 @@ def read_ds_config(name: str) -> DeepSpeedFile:
             )
         path, source = names[stem], f"{stem}.json"
     try:
-        content = json.loads(path.read_text(), object_pairs_hook=_without_duplicates)
-    except (ValueError, OSError) as error:
+        content = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, OSError, RecursionError) as error:
         raise UsageError(f"{source} is not a JSON file: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(
@@ -129,7 +142,7 @@ def read_ds_config(name: str) -> DeepSpeedFile:
 
 def check_ds_config(content: Mapping[str, Any], source: str) -> None:
     """Check what can be known without the command line and the machine; see `read_ds_config`."""
-    _refuse_auto(content, source, ())
+    _check_values(content, source, ())
     models = _model_sections()
     for key, value in content.items():
         if key in _OURS:
@@ -144,17 +157,24 @@ def check_ds_config(content: Mapping[str, Any], source: str) -> None:
                 f"{source} has {key!r}, which coma does not know and DeepSpeed would ignore or misuse"
                 f"{_did_you_mean(key, known)}"
             )
-    for key in (BATCH_KEY, MICRO_KEY, ACCUMULATION_KEY):
+    for key in (BATCH_KEY, MICRO_KEY, ACCUMULATION_KEY, "steps_per_print"):
         value = content.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise UsageError(
                 f"{source}: {key!r} is {json.dumps(value)}; it must be a whole number of at least 1"
             )
     clipping = content.get("gradient_clipping", 1.0)
-    if not isinstance(clipping, int | float) or isinstance(clipping, bool) or clipping < 0:
+    if not _is_number(clipping) or clipping < 0:
         raise UsageError(
             f"{source}: 'gradient_clipping' is {json.dumps(clipping)}; it must be a norm, 0 or more"
         )
+    factor = content.get("gradient_predivide_factor", 1.0)
+    if not _is_number(factor) or factor <= 0:
+        raise UsageError(
+            f"{source}: 'gradient_predivide_factor' is {json.dumps(factor)}; it must be a number above 0"
+        )
+    if all(content.get(section, {}).get("enabled") for section in ("bf16", "fp16")):
+        raise UsageError(f"{source} has both 'bf16.enabled' and 'fp16.enabled' true: keep one")
     _check_optimizer(content.get("optimizer", {}), source)
     _refuse_what_cannot_be_saved(content.get("zero_optimization", {}), source)
 
@@ -220,6 +240,23 @@ def _check_optimizer(optimizer: Any, source: str) -> None:
         if isinstance(params, dict) and name in params:
             raise UsageError(f"{source} has {key!r}, which would be overridden: {_OURS[key]}")
     _check_keys(params, _OPTIMIZER_PARAMS, "optimizer.params", source)
+    betas, eps = params.get("betas", [0.9, 0.95]), params.get("eps", 1e-8)
+    if not (
+        isinstance(betas, list)
+        and len(betas) == 2
+        and all(_is_number(beta) and 0 <= beta < 1 for beta in betas)
+    ):
+        raise UsageError(
+            f"{source}: 'optimizer.params.betas' is {json.dumps(betas)}; it must be two numbers from 0 to below 1"
+        )
+    if not _is_number(eps) or eps <= 0:
+        raise UsageError(
+            f"{source}: 'optimizer.params.eps' is {json.dumps(eps)}; it must be a number above 0"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _model_sections() -> dict[str, Any]:
@@ -284,17 +321,22 @@ def _check_keys(section: Any, keys: tuple[str, ...] | None, name: str, source: s
             )
 
 
-def _refuse_auto(value: Any, source: str, path: tuple[str, ...]) -> None:
+def _check_values(value: Any, source: str, path: tuple[str, ...]) -> None:
+    """Refuse at any depth: "auto", numbers that no float holds, and what is not true or false for a flag."""
     if value == "auto":
         raise UsageError(
             f"{source}: '{'.'.join(path)}' is \"auto\", which only other frameworks fill in: "
             "delete the key and coma derives it, or give a value"
         )
+    if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+        raise UsageError(f"{source}: '{'.'.join(path)}' is {json.dumps(value)}; it must be a finite number")
+    if path and path[-1] in _FLAGS and not isinstance(value, bool | None):
+        raise UsageError(f"{source}: '{'.'.join(path)}' is {json.dumps(value)}; it must be true or false")
     items = (
         value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     )
     for key, inner in items:
-        _refuse_auto(inner, source, (*path, str(key)))
+        _check_values(inner, source, (*path, str(key)))
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from coma.training.dsconfig import DeepSpeedFile, complete, read_ds_config
 
 def written(folder: Path, content: Any) -> str:
     path = folder / "mine.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    text = content if isinstance(content, str | bytes) else json.dumps(content)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return str(path)
 
 
@@ -37,7 +39,12 @@ def test_a_file_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.
     [
         ("{", "not a JSON file"),
         ("[1]", "holds a list"),
+        ("3", "holds a int"),
+        ("", "not a JSON file"),
+        (b"\xff\xfe{\x00}\x00", "not a JSON file"),
+        ("[" * 100_000, "not a JSON file"),
         ('{"gradient_clipping": 1, "gradient_clipping": 2}', "'gradient_clipping' stands twice"),
+        ('{"optimizer": {"params": {"eps": 1e-8, "eps": 1e-6}}}', "'eps' stands twice"),
         ({"gradient_cliping": 1.0}, "'gradient_cliping'.*did you mean 'gradient_clipping'"),
         (
             {"zero_optimization": {"stage": 2, "ovrlap_comm": True}},
@@ -59,11 +66,35 @@ def test_a_file_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.
         ({"train_batch_size": 0}, "'train_batch_size' is 0"),
         ({"train_micro_batch_size_per_gpu": 1.5}, "1.5"),
         ({"gradient_clipping": "1"}, "'gradient_clipping'"),
+        ({"gradient_clipping": True}, "'gradient_clipping' is true"),
+        ({"gradient_clipping": math.nan}, "'gradient_clipping' is NaN.*finite"),
+        ({"gradient_clipping": math.inf}, "'gradient_clipping' is Infinity"),
+        ('{"gradient_clipping": 1e999}', "'gradient_clipping' is Infinity"),
+        ({"gradient_clipping": 10**400}, "'gradient_clipping' is 1000.*finite"),
+        ({"gradient_predivide_factor": 0}, "'gradient_predivide_factor' is 0.*above 0"),
+        ({"steps_per_print": 0}, "'steps_per_print' is 0"),
+        ({"wall_clock_breakdown": "no"}, "'wall_clock_breakdown' is \"no\".*true or false"),
+        ({"bf16": {"enabled": "false"}}, "'bf16.enabled' is \"false\".*true or false"),
+        (
+            {"bf16": {"enabled": True}, "fp16": {"enabled": True}},
+            "'bf16.enabled' and 'fp16.enabled'.*keep one",
+        ),
         ({"scheduler": {"type": "WarmupLR"}}, "'scheduler'.*--base-lr"),
         ({"optimizer": {"type": "Lamb"}}, "'Lamb'.*AdamW"),
         ({"optimizer": {"params": {"lr": 1e-3}}}, "optimizer.params.lr.*--base-lr"),
         ({"optimizer": {"params": {"weight_decay": 0.1}}}, "--weight-decay"),
         ({"optimizer": {"params": {"beta": [0.9, 0.95]}}}, "optimizer.params.beta.*'betas'"),
+        ({"optimizer": {"params": {"betas": 0.9}}}, "optimizer.params.betas' is 0.9.*two numbers"),
+        ({"optimizer": {"params": {"betas": [0.9]}}}, "optimizer.params.betas"),
+        ({"optimizer": {"params": {"betas": [0.9, 1.0]}}}, "optimizer.params.betas.*below 1"),
+        ({"optimizer": {"params": {"betas": [-0.1, 0.9]}}}, "optimizer.params.betas"),
+        ({"optimizer": {"params": {"betas": ["0.9", 0.95]}}}, "optimizer.params.betas"),
+        ({"optimizer": {"params": {"betas": [0.9, "auto"]}}}, "'optimizer.params.betas.1' is \"auto\""),
+        ({"optimizer": {"params": {"betas": [0.9, math.nan]}}}, "'optimizer.params.betas.1' is NaN"),
+        ({"optimizer": {"params": {"eps": 0}}}, "optimizer.params.eps' is 0.*above 0"),
+        ({"optimizer": {"params": {"eps": "1e-8"}}}, "optimizer.params.eps"),
+        ({"optimizer": {"params": {"eps": None}}}, "optimizer.params.eps' is null"),
+        ({"optimizer": {"params": {"torch_adam": "no"}}}, 'optimizer.params.torch_adam\' is "no"'),
         ({"optimizer": {"parms": {}}}, "optimizer.parms.*'params'"),
         ({"optimizer": "AdamW"}, "'optimizer' is \"AdamW\""),
         ({"elasticity": {"enabled": True}}, "'elasticity'"),
