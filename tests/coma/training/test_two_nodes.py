@@ -1,0 +1,145 @@
+"""Two machines: DeepSpeed's launcher with a real pdsh and sshd between two namespaces, and two of torchrun's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from coma.training.world import free_port
+
+from .commands import alive, all_gone, begin, command, descendants, wait_until
+from .small_runs import lines
+
+START_S = 400.0
+"""A busy machine takes its time."""
+STEPS = 40
+TOOLS = ("ip", "unshare", "nsenter", "pdsh", "ssh", "ssh-keygen", "sshd")
+PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """node1, by the process that holds its namespaces, with node2 below; seen from outside."""
+
+    pid: int
+    standing: frozenset[int]
+
+    def command(self, arguments: list[str], folder: Path) -> list[str]:
+        """What runs a command on node1."""
+        return ["nsenter", f"--target={self.pid}", "--mount", "--net", "--uts", "--pid",
+                f"--wd={folder}", "env", f"PATH={PATH}", *arguments]  # fmt: skip
+
+    def running(self) -> dict[int, str]:
+        """The processes that are not the machines' own."""
+        pids = [pid for pid in descendants(self.pid) if pid not in self.standing and alive(pid)]
+        return {pid: _told(pid) for pid in pids}
+
+    def wait_until_idle(self) -> None:
+        wait_until(lambda: not self.running(), 30.0)
+
+
+def _told(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    if os.geteuid():
+        pytest.skip("needs root, to make namespaces")
+    if missing := [tool for tool in TOOLS if shutil.which(tool, path=PATH) is None]:
+        pytest.skip(f"needs {', '.join(missing)} (pdsh, openssh-server, iproute2)")
+    spaces = ["unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*spaces, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("needs namespaces, which this machine does not allow")
+    folder = tmp_path / "machines"
+    folder.mkdir()
+    script = Path(__file__).with_name("two_nodes.sh")
+    process = begin([*spaces, "bash", str(script), str(folder), "node1"], folder / "log", PATH=PATH)
+    try:
+        assert wait_until((folder / "node1.pid").exists, 60.0, process), (folder / "log").read_text()
+        yield Nodes(descendants(process.pid)[0], frozenset(descendants(process.pid)))
+    finally:
+        left = descendants(process.pid)
+        process.kill()
+        process.wait()
+        all_gone(left)
+
+
+def as_one_process(data: Path, folder: Path) -> Path:
+    run, log = folder / "one", folder / "log-one"
+    assert begin(command(data, run, "--steps", str(STEPS)), log).wait(START_S) == 0, log.read_text()
+    return run
+
+
+def assert_same_course(run: Path, expected: Path) -> None:
+    seen, told = lines(run), lines(expected)
+    assert [line["step"] for line in seen] == list(range(1, STEPS + 1))
+    assert [line["batch_digest"] for line in seen] == [line["batch_digest"] for line in told]
+    for key in ("loss", "grad_norm"):
+        difference = max(abs(a[key] / b[key] - 1) for a, b in zip(seen, told, strict=True))
+        print(f"{key} differs by {difference:.1e} at most")
+        assert difference < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_machines_by_pdsh_stop_and_go_on_as_one_process(data: Path, tmp_path: Path, nodes: Nodes) -> None:
+    hostfile, run, log = tmp_path / "hosts", tmp_path / "run", tmp_path / "log"
+    hostfile.write_text("node1 slots=1\nnode2 slots=1\n")
+    here = tmp_path / "here"
+    here.mkdir()
+    both = nodes.command(command(data, run, "--steps", str(STEPS), "--hostfile", str(hostfile)), here)
+
+    process = begin(both, log)
+    metrics = run / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, START_S, process)
+    assert process.poll() is None, log.read_text()
+    ranks = [told for told in nodes.running().values() if "-m coma pretrain --launched" in told]
+    os.kill(descendants(process.pid)[0], signal.SIGTERM)
+    assert process.wait(START_S) == 75, log.read_text()
+    nodes.wait_until_idle()
+    assert len(ranks) == 2
+    stopped = lines(run)[-1]["step"]
+    assert stopped < STEPS
+    saved = sorted(path.name for path in (run / "checkpoints").glob("*step-*"))
+    assert saved[-1] == f"step-{stopped:06}"
+    assert not [name for name in saved if name.startswith(".")]
+
+    assert begin(both, log).wait(START_S) == 0, log.read_text()
+    nodes.wait_until_idle()
+    assert not list(here.iterdir())
+    assert "Traceback" not in log.read_text()
+    assert_same_course(run, as_one_process(data, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_of_torchruns_launchers_as_one_process(data: Path, tmp_path: Path) -> None:
+    run, port = tmp_path / "run", free_port()
+    options = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    train = command(data, run, "--steps", str(STEPS))[1:]
+    logs = [tmp_path / f"log-{rank}" for rank in range(2)]
+    processes = [
+        begin([sys.executable, "-m", "torch.distributed.run", *options, f"--node-rank={rank}", *train], log)
+        for rank, log in enumerate(logs)
+    ]
+    try:
+        assert [process.wait(START_S) for process in processes] == [0, 0], [log.read_text() for log in logs]
+    finally:
+        left = [pid for process in processes for pid in [process.pid, *descendants(process.pid)]]
+        for process in processes:
+            process.kill()
+            process.wait()
+        all_gone(left)
+    assert_same_course(run, as_one_process(data, tmp_path))
