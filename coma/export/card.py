@@ -19,6 +19,8 @@ _METHODS = {
 }
 _SCORES = {
     "probe": "linear probe, top-1 %",
+    "probe_dinov2": "linear probe as DINOv2's, top-1 %",
+    "probe_mae": "linear probe as MAE's, top-1 %",
     "knn": "20 nearest neighbours, top-1 %",
     "rankme": "RankMe, effective rank of the features",
 }
