@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ CONFIG_NAME = "config.json"
 RESULT_NAME = "result.json"
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _GRACE_S = 5.0
+_CONNECT_S = 20
 _POLL_S = 0.05
 
 
@@ -76,11 +78,11 @@ def start_on_hosts(config: PretrainConfig) -> dict[str, Any]:
     """Run `config` through DeepSpeed's launcher on its hostfile's machines, which must share this folder.
 
     Raises:
-        UsageError: there is no such hostfile, or it names a host twice.
+        UsageError: there is no such hostfile, it names a host twice, or one that ssh does not reach.
         SystemExit: with the launcher's exit code.
     """
     assert config.hostfile is not None
-    read_hostfile(config.hostfile)
+    _check_reachable(config.hostfile, list(read_hostfile(config.hostfile)))
     with tempfile.TemporaryDirectory(prefix=".coma-launch-", dir=Path.cwd()) as name:
         folder = Path(name)
         launcher = ["deepspeed.launcher.runner", "--hostfile", str(config.hostfile.absolute())]
@@ -97,6 +99,30 @@ def start_on_hosts(config: PretrainConfig) -> dict[str, Any]:
         finally:
             _kill([process])
         return _result(folder, exit_code)
+
+
+def _check_reachable(hostfile: Path, hosts: Sequence[str]) -> None:
+    """DeepSpeed asks the first host only; were another one missing, the rest would wait for it for minutes."""
+    for tool in ["ssh", "pdsh"][: len(hosts)]:
+        if shutil.which(tool) is None:
+            raise UsageError(
+                f"--hostfile {hostfile} needs {tool}: install it, or use torchrun on each machine"
+            )
+    ssh = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_S}"]
+    asked = {
+        host: subprocess.Popen(
+            [*ssh, host, "true"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        for host in hosts
+    }
+    answers = {host: (process.communicate()[1], process.returncode) for host, process in asked.items()}
+    for host, (said, code) in answers.items():
+        if code:
+            reason = " ".join(said.decode(errors="replace").split()) or f"exit code {code}"
+            raise UsageError(
+                f"--hostfile {hostfile}: cannot run commands on {host} ({reason}): "
+                f"`ssh {host} true` must work without a password"
+            )
 
 
 def die_with_launcher() -> None:

@@ -83,3 +83,14 @@ def test_hostfiles_that_deepspeed_would_trip_over(tmp_path: Path, content: str |
         hostfile.write_text(content)
     with pytest.raises(UsageError, match=named):
         start_on_hosts(PretrainConfig(hostfile=hostfile))
+
+
+def test_what_a_hostfile_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hostfile, tools = tmp_path / "hosts", tmp_path / "bin"
+    hostfile.write_text("a slots=1\nb slots=1\n")
+    tools.mkdir()
+    monkeypatch.setenv("PATH", str(tools))
+    for tool in ("ssh", "pdsh"):
+        with pytest.raises(UsageError, match=f"needs {tool}"):
+            start_on_hosts(PretrainConfig(hostfile=hostfile))
+        (tools / tool).touch(mode=0o755)

@@ -124,6 +124,20 @@ def test_two_machines_by_pdsh_stop_and_go_on_as_one_process(data: Path, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_machine_out_of_reach_is_named(data: Path, tmp_path: Path, nodes: Nodes) -> None:
+    hostfile, log = tmp_path / "hosts", tmp_path / "log"
+    hostfile.write_text("node1 slots=1\nnode3 slots=1\n")
+    process = begin(
+        nodes.command(command(data, tmp_path / "run", "--hostfile", str(hostfile)), tmp_path), log
+    )
+    assert process.wait(START_S) == 2, log.read_text()
+    (line,) = log.read_text().splitlines()
+    assert "cannot run commands on node3" in line
+    nodes.wait_until_idle()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_of_torchruns_launchers_as_one_process(data: Path, tmp_path: Path) -> None:
     run, port = tmp_path / "run", free_port()
