@@ -1,0 +1,38 @@
+"""The benchmark of the training loop runs both loops and compares them; its figures are not for a test."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.overhead import measure
+from coma.shards.options import ShardOptions
+from coma.shards.writer import shard
+from coma.training import PretrainConfig
+
+
+@pytest.mark.slow
+def test_both_loops_are_timed_and_compared(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(generator.integers(0, 256, (40, 48, 3), np.uint8)).save(
+            tmp_path / f"pictures/{i}.jpg"
+        )
+    shard(tmp_path / "pictures", tmp_path / "data", ShardOptions(workers=1))
+    run = tmp_path / "run"
+    config = PretrainConfig(
+        data=tmp_path / "data",
+        out=run,
+        model="dyvit_tiny",
+        image_size=32,
+        patch_size=2,
+        batch_size=4,
+        workers=1,
+    )
+    result = measure(config, steps=2, rounds=1)
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 6  # the real loop, two rounds
+    assert result["steps"] == 2
+    for clock, ratio in result["ratio"].items():
+        bare, coma = (result["step_s"][name][clock] for name in ("bare", "coma"))
+        assert bare > 0
+        assert ratio == pytest.approx(coma / bare)
