@@ -20,6 +20,13 @@ LabelledData = Annotated[
         help="Labelled data set made by `coma shard`: a folder or URL.", show_default="the run's own"
     ),
 ]
+ShownImages = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Image files, folders of images, or a data set made by `coma shard`.",
+        show_default="the run's own data",
+    ),
+]
 BatchSize = Annotated[
     int, typer.Option(help="Images at a time.", min=1, metavar="N", rich_help_panel=RUNNING)
 ]

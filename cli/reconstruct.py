@@ -5,18 +5,12 @@ from typing import Annotated
 
 import typer
 
-from coma.cli.options import Device, Json, Run
+from coma.cli.options import Device, Json, Run, ShownImages
 
 
 def reconstruct(
     run: Run,
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Image files, folders of images, or a data set made by `coma shard`.",
-            show_default="the run's own data",
-        ),
-    ] = None,
+    images: ShownImages = None,
     out: Annotated[
         Path | None,
         typer.Option(
