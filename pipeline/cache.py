@@ -319,13 +319,15 @@ def _cached(folder: Path) -> list[tuple[Path, int, int]]:
 
 
 def _files(folder: Path) -> list[tuple[Path, int, int]]:
-    """The files in a folder: path, time of modification in ns, bytes. Others may remove some meanwhile."""
+    """The files in a folder: path, time of modification in ns, bytes. Others may remove files and folders
+    meanwhile: `os.walk` passes over those, as `Path.rglob` does not."""
     found = []
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            status = path.stat()
-            if stat.S_ISREG(status.st_mode):
-                found.append((path, status.st_mtime_ns, status.st_size))
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    found.append((path, status.st_mtime_ns, status.st_size))
     return found
 
 

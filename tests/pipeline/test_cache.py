@@ -264,6 +264,30 @@ def test_what_fails_ahead_fails_where_it_is_needed(
     ahead.close()
 
 
+def test_room_is_made_while_other_downloads_come_and_go(remote: Manifest, tmp_path: Path) -> None:
+    cache = ShardCache(remote, tmp_path, LARGE)
+    others = [tmp_path / "partial" / f"other.{number}" for number in range(100)]
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            for room in others:
+                room.mkdir()
+                (room / "part").touch()
+            for room in others:
+                shutil.rmtree(room)
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(100):
+            assert cache.fetch(0, set())
+            (tmp_path / "shards" / remote.fingerprint / remote.shards[0]).unlink()
+    finally:
+        done.set()
+        thread.join()
+
+
 def other_of(remote: Manifest) -> Manifest:
     """As if it were another data set."""
     return replace(remote, fingerprint="0123456789abcdef")
