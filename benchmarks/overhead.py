@@ -82,7 +82,7 @@ def measure(config: PretrainConfig, steps: int, rounds: int) -> dict[str, Any]:
         with loop.open_stream(prepared, world, state) as stream:
             batches = [next(stream) for _ in range(HELD)]
         with Watchdog(run, world, config.stuck_after) as watchdog:
-            engine = make_engine(prepared.model, plan)
+            engine = make_engine(prepared.task.model, plan)
             try:
                 for number in range(rounds + 1):
                     for name, times in found.items():

@@ -7,7 +7,8 @@ import json as _json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,6 +17,8 @@ from coma.shards.files import without_credentials
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
+
+    from coma.training.metrics import Progress as Standing
 
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False, soft_wrap=True)
@@ -69,3 +72,21 @@ def print_result(result: Mapping[str, Any], *, json: bool) -> None:
     for name, value in result.items():
         shown = f"{value:.4g}" if isinstance(value, float) else without_credentials(str(value))
         stdout.print(f"{name.replace('_', ' '):<{width}}  {shown}", markup=False)
+
+
+@contextmanager
+def live_line() -> "Iterator[Callable[[Standing], None] | None]":
+    """Show where the run stands in one line that stays in place; None where nobody watches."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+
+    if not interactive():
+        yield None
+        return
+    columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with progress(*columns) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(now: "Standing") -> None:
+            bar.update(task, completed=now.step, total=now.steps, description=now.figures)
+
+        yield show

@@ -9,6 +9,7 @@ from coma.cli import bench
 from coma.cli.demo import demo
 from coma.cli.doctor import doctor
 from coma.cli.export import export
+from coma.cli.finetune import finetune
 from coma.cli.index import index
 from coma.cli.inspect import inspect
 from coma.cli.knn import knn
@@ -72,6 +73,7 @@ COMMANDS = (
     pretrain,
     probe,
     knn,
+    finetune,
     reconstruct,
     look,
     export,

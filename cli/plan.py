@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coma.cli.pretrain import RUN, pretrain
+from coma.cli.pretrain import pretrain
+from coma.cli.training_options import RUN, Json
 
 if TYPE_CHECKING:
     from coma.training.estimate import Estimate
@@ -31,9 +32,7 @@ def plan(
         bool,
         typer.Option("--measure/--no-measure", help="Take a few steps to time them.", rich_help_panel=RUN),
     ] = True,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=RUN)
-    ] = False,
+    json: Json = False,
     **options: Any,
 ) -> None:
     """Say what coma pretrain would take with the same options, and write nothing.

@@ -7,8 +7,9 @@ Legend: B images, U mask units, V encoded units, T patches of a unit, P values o
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Protocol
 
 import timm
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from coma.blocks import init_weights
 from coma.dyvit import DyViT
-from coma.errors import UsageError
+from coma.errors import DataError, UsageError
 from coma.layout import Grid, SinCosPosition, from_units, to_units, unit_grid
 
 
@@ -78,6 +79,31 @@ def build_backbone(name: str, img_size: int | tuple[int, int], **kwargs: Any) ->
     table = position.table(vit.patch_embed.grid_size, proj.device).flatten(0, 1)[None]
     vit.register_buffer("pos_embed", table.clone(), persistent=False)
     return vit
+
+
+def give_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Give a backbone of `build_backbone` weights under timm's names, but for a classifier's; what they lack of one
+    stays as it is.
+
+    Args:
+        where: the weights are from, for the error.
+
+    Raises:
+        DataError: they are another network's.
+    """
+    classifier = f"{backbone.pretrained_cfg['classifier']}."  # type: ignore[index]
+    fixed = isinstance(backbone, VisionTransformer)  # the positions follow from the image's size
+    own = {name: value for name, value in backbone.state_dict().items() if name.startswith(classifier)}
+    taken = {
+        name: value
+        for name, value in weights.items()
+        if not name.startswith(classifier) and not (fixed and name == "pos_embed")
+    }
+    try:
+        backbone.load_state_dict(own | taken)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"the weights in {where} do not fit this backbone ({reason})") from None
 
 
 def model_names() -> list[str]:

@@ -7,11 +7,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
-def multiply_adds(model: nn.Module, images: Tensor, units: Tensor) -> float:
-    """Of images [B, 3, H, W] with units [B, U], all views and the decoder; on the meta device nothing is computed."""
+def multiply_adds(model: nn.Module, *inputs: Tensor) -> float:
+    """Of what the model takes: an autoencoder images [B, 3, H, W] and units [B, U], and its decoder counts too.
+
+    On the meta device nothing is computed.
+    """
     kernels = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=kernels) as counter:
-        model(images, units)
+        model(*inputs)
     return float(counter.get_total_flops() / 2)
 
 

@@ -16,8 +16,9 @@ from coma.pipeline.sizes import CropSizes
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
-    from coma.autoencoder import CoMA
+    from coma.autoencoder import CoMA, MaskedAutoencoder
     from coma.baseline import MAE
 
 CONFIG_NAME = "config.json"
@@ -25,6 +26,8 @@ CHECKPOINTS_NAME = "checkpoints"
 LATEST_NAME = "latest"
 MANIFEST_NAME = "checkpoint.json"
 WEIGHTS_NAME = "weights.safetensors"
+AVERAGE_NAME = "average.safetensors"
+"""Beside it, where a run keeps an average of its weights: what is scored and exported then."""
 FORMAT = 2
 """Raised whenever a run that goes on from older files would not be the run that wrote them: when what is in them
 changes, or the order of the samples, or what a network computes. 1, which bore no number, had DeepSpeed's files."""
@@ -106,7 +109,7 @@ def build_model(config: dict[str, Any]) -> CoMA | MAE:
     )
 
 
-def training_stream(model: CoMA | MAE, config: dict[str, Any], samples: int) -> dict[str, Any]:
+def training_stream(model: MaskedAutoencoder, config: dict[str, Any], samples: int) -> dict[str, Any]:
     """Return the arguments that fit a run's `Stream` to its model: `stream_options`, but for crops that grow.
 
     Args:
@@ -134,14 +137,36 @@ def load_autoencoder(run_or_checkpoint: Path, device: str | torch.device = "cpu"
     Raises:
         DataError: naming what is missing or does not fit.
     """
+    run, checkpoint = run_of(run_or_checkpoint)
+    content = read_config(run)
+    if "network" in content.get("resolved", {}):
+        raise DataError(
+            f"{run} is a fine-tuned classifier, which paints nothing: name the run that it was made of, or "
+            "`coma export` it"
+        )
+    model = build_model(content["config"])
+    try:
+        model.load_state_dict(read_weights(checkpoint))
+    except RuntimeError as error:
+        path = checkpoint / WEIGHTS_NAME
+        raise DataError(f"{path} does not fit the model of {run}: {str(error).splitlines()[0]}") from error
+    return model.to(device).eval()
+
+
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """Read the whole network's weights of a checkpoint: their average, if the run keeps one.
+
+    Raises:
+        DataError: they are damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    run, checkpoint = run_of(run_or_checkpoint)
-    model = build_model(read_config(run)["config"])
-    path = checkpoint / WEIGHTS_NAME
+    path = checkpoint / AVERAGE_NAME
+    if not path.is_file():
+        path = checkpoint / WEIGHTS_NAME
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise DataError(f"{path} does not fit the model of {run}: {str(error).splitlines()[0]}") from error
-    return model.to(device).eval()
+        weights: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    return weights

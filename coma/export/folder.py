@@ -40,6 +40,8 @@ class Export:
     method: str
     patch_size: int
     """Of the backbone, pixels."""
+    image_size: int
+    """Side of the images that it was trained on, pixels; the shorter one."""
     decoder: bool
 
     def weights(self) -> dict[str, Tensor]:
@@ -82,15 +84,17 @@ def read_export(folder: Path) -> Export:
         raise DataError(
             f"no export at {folder}: " + ("it is a file" if folder.exists() else "no such folder")
         )
-    section = _section(folder)
-    if section is None:
+    content = _content(folder)
+    if content is None:
         raise DataError(f"{folder} was not written by `coma export`: it has no {CONFIG_NAME} that says so")
     try:
+        section, sizes = content[SECTION], content["model_args"]["img_size"]
         return Export(
             folder=folder,
             model=str(section["model"]),
             method=str(section["method"]),
             patch_size=int(section["patch_size"]),
+            image_size=int(min(sizes) if isinstance(sizes, list) else sizes),
             decoder=bool(section["decoder"]),
         )
     except (KeyError, TypeError, ValueError):
@@ -159,18 +163,18 @@ def check_free(folder: Path) -> None:
     if folder.resolve() == Path.cwd():
         raise UsageError(f"{folder} is the folder you are in, which cannot be replaced: name one inside it")
     others = sorted(path.name for path in folder.iterdir() if path.name not in NAMES or not path.is_file())
-    if others or (any(folder.iterdir()) and _section(folder) is None):
+    if others or (any(folder.iterdir()) and _content(folder) is None):
         found = f"holds {others[0]!r}" if others else "was not written by `coma export`"
         raise UsageError(f"{folder} {found} and would be replaced: name another folder, or empty it")
 
 
-def _section(folder: Path) -> dict[str, Any] | None:
-    """Return what config.json says of coma, None if nothing."""
+def _content(folder: Path) -> dict[str, Any] | None:
+    """Return config.json, None if it says nothing of coma."""
     try:
-        section = json.loads((folder / CONFIG_NAME).read_text())[SECTION]
+        content: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text())
+        return content if isinstance(content[SECTION], dict) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return section if isinstance(section, dict) else None
 
 
 def _remove(folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coma.encoders import give_weights
 from coma.errors import DataError
 from coma.export.folder import CONFIG_NAME, SECTION, read_export
 from coma.runs import build_model
@@ -37,14 +38,5 @@ def load_export(folder: Path, device: str = "cpu") -> tuple[CoMA | MAE, int]:
     except (KeyError, TypeError, ValueError):
         raise DataError(f"{folder / CONFIG_NAME} is damaged: export the run anew") from None
     model = build_model(config)
-    weights = export.weights()
-    if export.model.startswith("vit_"):
-        weights.pop("pos_embed", None)  # follow from the image's size
-    try:
-        model.backbone.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"the weights in {folder} do not fit a {export.model} ({reason}): export anew"
-        ) from None
+    give_weights(model.backbone, export.weights(), folder)
     return model.to(device).eval(), step

@@ -1,6 +1,7 @@
-"""Training: from a `PretrainConfig` to a run folder. The one place that imports DeepSpeed.
+"""Training: from a `PretrainConfig` or `FinetuneConfig` to a run folder. The one place that imports DeepSpeed.
 
-`config` is what was asked, `plan` what it comes to, `run_folder` where it goes, `loop` the steps themselves.
+`config` is what was asked, `plan` what it comes to, `run_folder` where it goes, `task` what is trained
+(`pretraining`, `finetuning`), `loop` the steps themselves.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coma.errors import UsageError
-from coma.training.config import PretrainConfig
+from coma.training.config import PretrainConfig, RunConfig
+from coma.training.finetune_config import FinetuneConfig
 
 if TYPE_CHECKING:
     from coma.training.metrics import Progress
 
-__all__ = ["PretrainConfig", "pretrain"]
+__all__ = ["FinetuneConfig", "PretrainConfig", "finetune", "pretrain"]
+
+Watcher = Callable[["Progress"], None]
 
 
 def pretrain(
-    config: PretrainConfig,
-    progress: Callable[[Progress], None] | None = None,
-    launched: Path | None = None,
+    config: PretrainConfig, progress: Watcher | None = None, launched: Path | None = None
 ) -> dict[str, Any]:
     """Pre-train as `config` says: in this process, in the group that a launcher made, or in new processes.
 
@@ -42,6 +44,21 @@ def pretrain(
         Preempted: after SIGTERM or SIGUSR1, with a checkpoint saved.
         KeyboardInterrupt: after Ctrl-C, with a checkpoint saved.
     """
+    return _run(config, progress, launched)
+
+
+def finetune(
+    config: FinetuneConfig, progress: Watcher | None = None, launched: Path | None = None
+) -> dict[str, Any]:
+    """Fine-tune a pre-trained backbone on labels; all is as with `pretrain`.
+
+    Returns:
+        besides, accuracy and accuracy_top5 on split val (percent; None without one).
+    """
+    return _run(config, progress, launched)
+
+
+def _run(config: RunConfig, progress: Watcher | None, launched: Path | None) -> dict[str, Any]:
     from coma.training import launch
     from coma.training.signals import StopRequests
     from coma.training.world import find_place, joined

@@ -2,7 +2,8 @@
 
     checkpoints/latest                      the name of the newest one
     checkpoints/step-000100/checkpoint.json format, step, data state, and every file's size and hash
-                            weights.safetensors             the whole autoencoder in float32
+                            weights.safetensors             the whole network in float32
+                            average.safetensors             the average of its weights, if one is kept
                             optimizer-00000.safetensors     Adam's state: a process's pieces (`coma.training.pieces`)
 
 All is written under a temporary name, which rank 0 makes the final one when every rank is done. Any number of
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from coma.errors import ComaError, UsageError
 from coma.runs import (
+    AVERAGE_NAME,
     CHECKPOINTS_NAME,
     FORMAT,
     LATEST_NAME,
@@ -76,8 +78,12 @@ def save(
     state: TrainingState,
     weights: dict[str, Tensor],
     kept: Kept = Kept(),
+    averaged: dict[str, Tensor] | None = None,
 ) -> Path:
-    """Write a checkpoint, with `full_weights` of the engine, and return its folder; collective.
+    """Write a checkpoint, with `full_weights` of the engine and their average, if one is kept; collective.
+
+    Returns:
+        its folder.
 
     Raises:
         ComaError: it could not be written, for want of space perhaps; the checkpoints before it stay.
@@ -97,6 +103,8 @@ def save(
         mine = {f"optimizer-{world.rank:05}.safetensors": optimizer_state(engine)}
         if world.leads:
             mine[WEIGHTS_NAME] = weights
+            if averaged is not None:
+                mine[AVERAGE_NAME] = averaged
         with _one_line(state.step, folder):
             for name, tensors in mine.items():
                 save_file(tensors, temporary / name, metadata={"format": "pt"})
@@ -134,7 +142,8 @@ def load(engine: Any, world: World, folder: Path) -> TrainingState:
     content = _read_manifest(folder)
     weights = load_file(folder / WEIGHTS_NAME)
     set_weights(engine, weights)
-    restore_optimizer(engine, weights, [folder / name for name in content["files"] if name != WEIGHTS_NAME])
+    states = [folder / name for name in content["files"] if name.startswith("optimizer-")]
+    restore_optimizer(engine, weights, states)
     restore_loss_scale(engine, content["loss_scale"])
     engine.global_steps = content["step"]
     if world.leads and content["world_size"] != world.size:

@@ -1,42 +1,40 @@
-"""What a user asks of `coma pretrain`: one frozen dataclass, validated once, when made."""
+"""What a user asks of `coma pretrain`: a frozen dataclass, validated once, when made; and what every run shares."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from coma.errors import UsageError
 
-DEFAULT_EPOCHS = 100.0
 TRACKERS = ("wandb", "mlflow")
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
-    """A pre-training run as asked for; None is derived from the data and the machine (`plan.resolve`).
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every run may be asked for; None is derived from the data and the machine (`plan.resolve`).
 
     Raises:
         UsageError: a value is out of range, or two contradict each other.
     """
 
+    command: ClassVar[str]
+    """Of `coma`, by which a launcher starts its processes."""
+    default_epochs: ClassVar[float] = 100.0
+    betas: ClassVar[tuple[float, float]]
+    """AdamW's, unless the DeepSpeed configuration has its own."""
+
     data: Path | str | None = None
     """Sharded data set, its folder or its URL; None: the one found in the current folder."""
-    model: str = "dyvit_base"
-    method: Literal["coma", "independent", "mae"] | str = "coma"
-    views: int = 2
-    """Views of each image; `mae` has one."""
-    image_size: int = 224
+    image_size: int | None = 224
     """Side of the square crop in pixels."""
-    start_size: int | None = None
-    """Side of the crop at the start of the run, which grows to `image_size`; None: that all along."""
-    patch_size: int | None = None
-    """Side of a patch in pixels; None: the model's own."""
     epochs: float | None = None
-    """Passes over the data; None without `steps`: `DEFAULT_EPOCHS`."""
+    """Passes over the data; None without `steps`: `default_epochs`."""
     steps: int | None = None
     batch_size: int | None = None
     """Images a step, over all devices."""
@@ -47,16 +45,14 @@ class PretrainConfig:
     warmup_epochs: float | None = None
     """Epochs of linear warm-up; None: a twentieth of the run."""
     seed: int = 0
-    """Decides the initial weights, the order of the samples, the crops and the views."""
-    init: Path | None = None
-    """An export whose weights the run starts from; None: from random ones."""
+    """Decides all that is drawn at random: initial weights, order, crops, views."""
     out: Path | None = None
-    """Run folder; None: runs/<model>, or the next free name after it."""
+    """Run folder; None: runs/`name`, or the next free name after it."""
     resume: Literal["auto", "never"] | str = "auto"
     save_every: int | None = None
     """Steps between checkpoints."""
     evaluate_every: int | None = None
-    """Epochs after which nearest neighbours and RankMe are evaluated; None: never."""
+    """Epochs between evaluations; None: never."""
     log_to: str | None = None
     """Where figures go besides: wandb, mlflow, or both with a comma between them."""
     keep_last: int = 2
@@ -82,14 +78,11 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no data and no machine could make right."""
-        _require(
+        require(
             self.epochs is None or self.steps is None, "--epochs and --steps exclude each other: give one"
         )
         for flag, value, least in (
-            ("--views", self.views, 1),
             ("--image-size", self.image_size, 1),
-            ("--start-size", self.start_size, 1),
-            ("--patch-size", self.patch_size, 1),
             ("--steps", self.steps, 1),
             ("--batch-size", self.batch_size, 1),
             ("--save-every", self.save_every, 1),
@@ -101,9 +94,9 @@ class PretrainConfig:
             ("--workers", self.workers, 1),
             ("--seed", self.seed, 0),
         ):
-            _require(value is None or value >= least, f"{flag} is {value}; it must be at least {least}")
+            require_at_least(flag, value, least)
         for flag, number in (("--epochs", self.epochs), ("--base-lr", self.base_lr)):
-            _require(
+            require(
                 number is None or (math.isfinite(number) and number > 0),
                 f"{flag} is {number}; it must be above 0",
             )
@@ -112,34 +105,43 @@ class PretrainConfig:
             ("--warmup-epochs", self.warmup_epochs),
             ("--stuck-after", self.stuck_after),
         ):
-            _require(
+            require(
                 number is None or (math.isfinite(number) and number >= 0),
                 f"{flag} is {number}; it must be 0 or more",
             )
         for flag, word, words in (
-            ("--method", self.method, ("coma", "independent", "mae")),
             ("--resume", self.resume, ("auto", "never")),
             ("--decode", self.decode, ("auto", "cpu", "gpu")),
         ):
-            _require(word in words, f"{flag} is {word!r}; it must be {' or '.join(words)}")
+            require_one_of(flag, word, words)
         for name in self.trackers:
-            _require(
+            require(
                 name in TRACKERS,
                 f"--log-to {name}: it must be {' or '.join(TRACKERS)}, or both, with a comma",
             )
-        _require(
-            self.start_size is None or self.start_size <= self.image_size,
-            f"--start-size {self.start_size} is above --image-size {self.image_size}: crops grow, start with less",
-        )
-        _require(
+        require(
             self.devices is None or self.hostfile is None,
             "--devices starts processes on this machine and --hostfile on those of the file: give one",
         )
 
     @property
+    def name(self) -> str:
+        """Of the run folder, if none is given."""
+        raise NotImplementedError
+
+    @property
     def trackers(self) -> tuple[str, ...]:
         """The names in `log_to`."""
         return tuple(name.strip() for name in self.log_to.split(",")) if self.log_to else ()
+
+    def identity(self) -> dict[str, Any]:
+        """Return, by flag, what makes two commands the same run; the rest of it is in the plan."""
+        return {
+            "--image-size": self.image_size,
+            "--seed": self.seed,
+            "--base-lr": self.base_lr,
+            "--weight-decay": self.weight_decay,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; paths as strings."""
@@ -149,17 +151,19 @@ class PretrainConfig:
         }
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> PretrainConfig:
+    def from_json(cls, fields: dict[str, Any]) -> Self:
         """Make a configuration from `to_json`'s fields."""
         paths = {
-            name: Path(fields[name])
-            for name in ("data", "init", "out", "hostfile")
-            if fields.get(name) is not None and "://" not in fields[name]
+            field.name: Path(fields[field.name])
+            for field in dataclasses.fields(cls)
+            if "Path" in str(field.type)
+            and fields.get(field.name) is not None
+            and "://" not in fields[field.name]
         }
         return cls(**{**fields, **paths})
 
     @classmethod
-    def load(cls, path: Path) -> PretrainConfig:
+    def load(cls, path: Path) -> Self:
         """Read a configuration that `save` wrote."""
         return cls.from_json(json.loads(path.read_text()))
 
@@ -168,6 +172,68 @@ class PretrainConfig:
         path.write_text(json.dumps(self.to_json(), indent=2))
 
 
-def _require(holds: bool, otherwise: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
+    """A pre-training run as asked for."""
+
+    command: ClassVar[str] = "pretrain"
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.95)
+
+    image_size: int = 224
+    model: str = "dyvit_base"
+    method: Literal["coma", "independent", "mae"] | str = "coma"
+    views: int = 2
+    """Views of each image; `mae` has one."""
+    start_size: int | None = None
+    """Side of the crop at the start of the run, which grows to `image_size`; None: that all along."""
+    patch_size: int | None = None
+    """Side of a patch in pixels; None: the model's own."""
+    init: Path | None = None
+    """An export whose weights the run starts from; None: from random ones."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no data and no machine could make right."""
+        super().__post_init__()
+        for flag, value, least in (
+            ("--views", self.views, 1),
+            ("--start-size", self.start_size, 1),
+            ("--patch-size", self.patch_size, 1),
+        ):
+            require_at_least(flag, value, least)
+        require_one_of("--method", self.method, ("coma", "independent", "mae"))
+        require(
+            self.start_size is None or self.start_size <= self.image_size,
+            f"--start-size {self.start_size} is above --image-size {self.image_size}: crops grow, start with less",
+        )
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self.model
+
+    def identity(self) -> dict[str, Any]:
+        """Return, by flag, what makes two commands the same run."""
+        return {
+            "--model": self.model,
+            "--method": self.method,
+            "--views": self.views,
+            "--start-size": self.start_size,
+            "--patch-size": self.patch_size,
+            **super().identity(),
+        }
+
+
+def require_at_least(flag: str, value: int | None, least: int) -> None:
+    """Raise UsageError for a value below `least`; None is none."""
+    require(value is None or value >= least, f"{flag} is {value}; it must be at least {least}")
+
+
+def require_one_of(flag: str, word: str, words: Sequence[str]) -> None:
+    """Raise UsageError for another word."""
+    require(word in words, f"{flag} is {word!r}; it must be {' or '.join(words)}")
+
+
+def require(holds: bool, otherwise: str) -> None:
+    """Raise UsageError, saying `otherwise`, if something does not hold."""
     if not holds:
         raise UsageError(otherwise)

@@ -203,6 +203,7 @@ def complete(
     accumulation: int,
     precision: str,
     weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.95),
 ) -> dict[str, Any]:
     """Return the file's content with what coma decides filled in: what `deepspeed.initialize` is given."""
     content: dict[str, Any] = {
@@ -221,7 +222,7 @@ def complete(
         "type": optimizer.get("type", "AdamW"),
         # torch's own AdamW: DeepSpeed's is compiled at the first start, which needs a matching CUDA toolkit.
         "params": {
-            "betas": [0.9, 0.95],
+            "betas": list(betas),
             "torch_adam": True,
             **optimizer.get("params", {}),
             "weight_decay": weight_decay,

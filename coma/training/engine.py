@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import deepspeed
@@ -19,12 +19,19 @@ _LINEAR = torch.nn.functional.linear
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def make_engine(model: nn.Module, plan: Plan, *, compile_model: bool = False) -> Any:
-    """Wrap a model for training as the plan says; collective."""
+def make_engine(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    groups: Sequence[dict[str, Any]] | None = None,
+    compile_model: bool = False,
+) -> Any:
+    """Wrap a model for training as the plan says; its parameters in `groups`, or in `parameter_groups`; collective."""
+    weight_decay = plan.deepspeed["optimizer"]["params"]["weight_decay"]
     model.to(plan.device)
     engine, *_ = deepspeed.initialize(
         model=model,
-        model_parameters=parameter_groups(model, plan.deepspeed["optimizer"]["params"]["weight_decay"]),
+        model_parameters=list(groups or parameter_groups(model, weight_decay)),
         config=plan.deepspeed,
     )
     if compile_model:
@@ -53,9 +60,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def set_learning_rate(engine: Any, lr: float) -> None:
-    """Set the rate of the coming step."""
+    """Set the rate of the coming step; a group may have its own share of it."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def optimizer_step(engine: Any) -> tuple[float, bool]:

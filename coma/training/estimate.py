@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,13 @@ from coma.training.config import PretrainConfig
 from coma.training.dsconfig import ACCUMULATION_KEY, BATCH_KEY, MICRO_KEY
 from coma.training.memory import StateMemory, checkpoint_bytes, metrics_bytes, state_memory
 from coma.training.plan import Plan
+from coma.training.pretraining import Pretraining
 from coma.training.setup import Prepared, device_name, prepare
 from coma.training.trackers import check_installed
 from coma.training.world import Place, World, joined
+
+if TYPE_CHECKING:
+    from coma.autoencoder import MaskedAutoencoder
 
 _ROUNDS = 3
 _TURN_S = 2.0
@@ -156,6 +160,7 @@ def estimate(config: PretrainConfig, *, measure: bool = True) -> Estimate:
     with joined(None) as here:
         world = _Foreseen(Place(0, 0, processes, "", 0), here.device)
         prepared = prepare(config, world)
+        model = network(prepared)
         found = _measure(prepared, here) if measure else None
     plan, parameters, run = prepared.plan, prepared.facts["parameters"], prepared.folder.path
     checkpoint = latest_checkpoint(run) if prepared.folder.begun else None
@@ -165,7 +170,7 @@ def estimate(config: PretrainConfig, *, measure: bool = True) -> Estimate:
         run=str(run),
         begun_at=checkpoint_step(checkpoint) if checkpoint else 0,
         parameters=parameters,
-        backbone_parameters=sum(parameter.numel() for parameter in prepared.model.backbone.parameters()),
+        backbone_parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
         memory=state_memory(parameters, plan),
         device_name=prepared.facts["device_name"],
         device_bytes=_device_bytes(here.device),
@@ -175,6 +180,12 @@ def estimate(config: PretrainConfig, *, measure: bool = True) -> Estimate:
         hosts=hosts,
         measured=found,
     )
+
+
+def network(prepared: Prepared) -> MaskedAutoencoder:
+    """Return what pre-training trains."""
+    assert isinstance(prepared.task, Pretraining)
+    return prepared.task.model
 
 
 def _checkpoints_kept(config: PretrainConfig, plan: Plan) -> int:
@@ -206,11 +217,11 @@ def _measure(prepared: Prepared, world: World) -> Measured:
     """Take a few steps of one process on random images; the model is spent afterwards."""
     from coma.training.engine import dispose, make_engine, optimizer_step
 
-    plan, device = prepared.plan, world.device
+    plan, device, model = prepared.plan, world.device, network(prepared)
     most = plan.micro_batch_size
-    images = torch.randn(most, 3, *prepared.model.img_size, device=device)
+    images = torch.randn(most, 3, *model.img_size, device=device)
     samples = torch.arange(most, device=device)
-    units = partition_units(samples, torch.zeros_like(samples), seed=0, units=prepared.model.units)
+    units = partition_units(samples, torch.zeros_like(samples), seed=0, units=model.units)
     sizes = {BATCH_KEY: most, MICRO_KEY: most, ACCUMULATION_KEY: 1}
     alone = dataclasses.replace(plan, world_size=1, deepspeed=plan.deepspeed | sizes)
 
@@ -222,8 +233,8 @@ def _measure(prepared: Prepared, world: World) -> Measured:
         return between_s - began_s, _now_s(device) - between_s
 
     try:
-        kept = _kept_bytes(prepared.model.to(device), images[:1], units[:1], plan.precision)
-        engine = make_engine(prepared.model, alone, compile_model=prepared.config.compile)
+        kept = _kept_bytes(model.to(device), images[:1], units[:1], plan.precision)
+        engine = make_engine(model, alone, compile_model=prepared.config.compile)
         try:
             turn(1)
             one_s, _ = turn(1)

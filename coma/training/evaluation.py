@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,10 +12,13 @@ from torch import Tensor
 from coma.errors import DataError
 from coma.evaluation.evaluate import metrics_line, score_splits, split_folder
 from coma.evaluation.sample import few_of
-from coma.runs import build_model
 from coma.shards.manifest import Manifest, read_manifest
 from coma.training.plan import Plan
+from coma.training.task import Scorer
 from coma.training.world import World
+
+if TYPE_CHECKING:
+    from coma.autoencoder import MaskedAutoencoder
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ class Evaluator:
     `coma knn`; without labels, RankMe is all there is to say.
 
     Args:
-        config: the run's configuration as `coma.runs.read_config` gives it.
+        build: makes the network.
         data: what the run trains on.
         decoding: arguments for the stream: workers, where to decode.
 
@@ -46,7 +49,11 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: dict[str, Any], data: Manifest, device: torch.device, decoding: dict[str, Any]
+        self,
+        build: Callable[[], MaskedAutoencoder],
+        data: Manifest,
+        device: torch.device,
+        decoding: dict[str, Any],
     ) -> None:
         """Choose the images."""
         if len(data) < _LEAST_IMAGES:
@@ -54,7 +61,7 @@ class Evaluator:
                 f"{data.folder} has {len(data)} images, and an evaluation holds a fifth of them out: leave out "
                 "--evaluate-every"
             )
-        self._config, self._device, self._decoding = config, device, decoding
+        self._build, self._device, self._decoding = build, device, decoding
         self._train, self._val = few_of(data, TRAIN_IMAGES), None
         labels = self._train.label
         self._labelled = labels is not None and bool((labels != labels[0]).any())
@@ -68,7 +75,7 @@ class Evaluator:
         """Return the evaluation line of the network with these weights; `after_batch` is called now and then."""
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            model = build_model(self._config)
+            model = self._build()
             model.load_state_dict(weights)
             scores = score_splits(
                 model.to(self._device).eval(),
@@ -87,7 +94,7 @@ class Evaluator:
 
 
 def evaluate(
-    evaluator: Evaluator,
+    evaluator: Scorer,
     world: World,
     weights: dict[str, Tensor],
     step: int,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coma.errors import DataError, UsageError
+from coma.encoders import give_weights
+from coma.errors import UsageError
 from coma.export.export import patch_size
 from coma.export.folder import Export
 from coma.training.config import PretrainConfig
@@ -41,16 +42,7 @@ def take_up(model: MaskedAutoencoder, export: Export, config: PretrainConfig) ->
             f"--init {export.folder} has patches of {export.patch_size} pixels, and this run's are {here}: "
             f"give --patch-size {export.patch_size}"
         )
-    weights = export.weights()
-    if config.model.startswith("vit_"):
-        weights.pop("pos_embed", None)  # follow from the image's size
-    try:
-        model.backbone.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"the weights in {export.folder} do not fit a {export.model} ({reason}): export anew"
-        ) from None
+    give_weights(model.backbone, export.weights(), export.folder)
     if not export.decoder:
         return
     try:

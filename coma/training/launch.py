@@ -1,6 +1,6 @@
 """Start the processes of a run: several on this machine, or one DeepSpeed launcher for several machines.
 
-Each process is this command again, `coma pretrain --launched FILE`, where FILE holds the whole configuration:
+Each process is this command again, such as `coma pretrain --launched FILE`, where FILE holds the whole configuration:
 it survives the remote shells of launchers, which expand arguments and drop the environment.
 """
 
@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any
 
 from coma.errors import UsageError
-from coma.training.config import PretrainConfig
+from coma.training.config import RunConfig
 from coma.training.signals import STOP_NAME
 from coma.training.world import Place, free_port
 
@@ -40,7 +40,7 @@ _CONNECT_S = 20
 _POLL_S = 0.05
 
 
-def start_here(config: PretrainConfig, devices: int) -> dict[str, Any]:
+def start_here(config: RunConfig, devices: int) -> dict[str, Any]:
     """Run `config` on `devices` processes of this machine and return what rank 0 returned.
 
     Signals are passed on, the first failure ends all, and none outlives this process.
@@ -74,7 +74,7 @@ def start_here(config: PretrainConfig, devices: int) -> dict[str, Any]:
         return _result(folder, exit_code)
 
 
-def start_on_hosts(config: PretrainConfig) -> dict[str, Any]:
+def start_on_hosts(config: RunConfig) -> dict[str, Any]:
     """Run `config` through DeepSpeed's launcher on its hostfile's machines, which must share this folder.
 
     Raises:
@@ -146,12 +146,12 @@ def hand_back(launched: Path, result: dict[str, Any]) -> None:
     (launched.parent / RESULT_NAME).write_text(json.dumps(result, default=str))
 
 
-def _command(config: PretrainConfig, folder: Path) -> list[str]:
+def _command(config: RunConfig, folder: Path) -> list[str]:
     path = folder / CONFIG_NAME
     dataclasses.replace(config, devices=None, hostfile=None).save(path)
     level = logging.getLogger("coma").getEffectiveLevel()
     verbosity = ["-v"] if level <= logging.DEBUG else ["-q"] if level > logging.INFO else []
-    return ["coma", *verbosity, "pretrain", "--launched", str(path)]
+    return ["coma", *verbosity, config.command, "--launched", str(path)]
 
 
 def _result(folder: Path, exit_code: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pre-training: from a configuration to a trained network, step by step.
+"""Training: from a configuration to a trained network, step by step.
 
 Everything that a step sees is a function of the data, the seed and the step, so that a run that was stopped
 and goes on is the run that was not.
@@ -10,34 +10,37 @@ import dataclasses
 import json
 import logging
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
 
 from coma.allocator import keep_freed_memory
 from coma.errors import DivergedError, Preempted
-from coma.pipeline import Batch, Stream
+from coma.pipeline import Stream
 from coma.report import REPORT_NAME, write_report
 from coma.runs import MANIFEST_NAME, checkpoint_step, latest_checkpoint
 from coma.shards.manifest import Manifest
 from coma.training import checkpoint, story
+from coma.training.average import WeightAverage
 from coma.training.checkpoint import TrainingState
-from coma.training.config import PretrainConfig
+from coma.training.config import RunConfig
 from coma.training.engine import dispose, full_weights, make_engine, optimizer_step, set_learning_rate
-from coma.training.evaluation import Evaluator, evaluate, is_due
+from coma.training.evaluation import evaluate, is_due
 from coma.training.metrics import MetricsLog, Pace, Progress, cut_after, digest, digest_limbs
 from coma.training.plan import Plan
-from coma.training.previews import Previewer, preview_steps
 from coma.training.run_folder import LEDGER_NAME, write_config
 from coma.training.schedule import learning_rate
 from coma.training.setup import Prepared, prepare, summarise, tell
 from coma.training.signals import STOP_NAME, StopRequests
+from coma.training.task import Scorer
 from coma.training.trackers import Tracker, check_installed, open_trackers
 from coma.training.usage import Usage
 from coma.training.watchdog import Watchdog
@@ -53,13 +56,13 @@ Watcher = Callable[[Progress], None]
 
 
 def train(
-    config: PretrainConfig,
+    config: RunConfig,
     world: World,
     stop: StopRequests,
     watch: Watcher | None = None,
     stop_file: Path | None = None,
 ) -> dict[str, Any]:
-    """Train in a group of processes that is already joined; see `coma.training.pretrain`."""
+    """Train in a group of processes that is already joined; see `coma.training.run`."""
     started_s = time.monotonic()
     if world.device.type == "cpu":
         keep_freed_memory()
@@ -78,7 +81,9 @@ def train(
         (run / STOP_NAME).unlink(missing_ok=True)  # it was meant for an earlier session
         stop.look_for([run / STOP_NAME, *([stop_file] if stop_file else [])])
     with Watchdog(run, world, config.stuck_after) as watchdog:
-        engine = make_engine(prepared.model, plan, compile_model=config.compile)
+        task = prepared.task
+        groups = task.groups(config.weight_decay)
+        engine = make_engine(task.model, plan, groups=groups, compile_model=config.compile)
         try:
             state = resume(engine, world, run, plan)
             if world.leads:
@@ -130,20 +135,17 @@ def take_steps(
     watchdog: Watchdog,
 ) -> Pace:
     """Take the steps that are left, or as many as this session may; collective."""
-    config, plan, run = prepared.config, prepared.plan, prepared.folder.path
-    options = prepared.model.stream_options()
+    config, plan, task, run = prepared.config, prepared.plan, prepared.task, prepared.folder.path
     last = min(plan.steps, state.step + (config.stop_after or plan.steps))
-    paint_after = preview_steps(plan.steps)
+    paint_after = task.paints_after(plan.steps)
     pace = Pace(plan.steps, plan.batch_size)
     trackers: list[Tracker] = []
     world.agree(lambda: trackers.extend(open_trackers(config, run)))  # which may fail, on rank 0 alone
     log = MetricsLog(run, state.step, trackers) if world.leads else None
-    painter = (
-        Previewer(run, config.to_json(), prepared.manifest, options, world.device) if world.leads else None
-    )
-
-    usage = Usage(config.to_json(), world.device, prepared.facts["device_name"], plan.precision)
-    evaluator = make_evaluator(prepared, world)
+    painter = task.painter(run, world.device) if world.leads else None
+    usage = Usage(task.build, world.device, prepared.facts["device_name"], plan.precision)
+    scorer = make_scorer(prepared, world)
+    average = WeightAverage(engine, task.average_decay) if task.average_decay else None
 
     def ends_epochs(step: int) -> bool:
         return plan.ends_epochs(step, config.keep_every_epochs)
@@ -153,11 +155,14 @@ def take_steps(
     def keep(saving: bool, painting: bool, evaluating: bool = False) -> None:
         """Evaluate, paint and save from one collection of the weights, which is costly."""
         watchdog.enter("evaluating" if evaluating else "saving", state.step)
-        weights = full_weights(engine) if saving or painting or evaluating else {}
+        wanted = saving or painting or evaluating
+        weights = full_weights(engine) if wanted else {}
+        averaged = average.whole(weights, world) if wanted and average else None
         if evaluating:  # before saving: what a run goes on from has been evaluated
-            assert evaluator
+            assert scorer
+            judged = weights if averaged is None else averaged
             scores = evaluate(
-                evaluator, world, weights, state.step, lambda: watchdog.enter("evaluating", state.step)
+                scorer, world, judged, state.step, lambda: watchdog.enter("evaluating", state.step)
             )
             if log:
                 log.write(scores, "evaluation")
@@ -165,7 +170,7 @@ def take_steps(
         if painting and painter:
             painter.paint(weights, state.step)
         if saving:  # last: a run whose last step is saved has all the rest
-            checkpoint.save(engine, world, run, state, weights, kept)
+            checkpoint.save(engine, world, run, state, weights, kept, averaged)
 
     keep(saving=False, painting=state.step == 0)
     stop.steps_begin()
@@ -181,9 +186,12 @@ def take_steps(
             set_learning_rate(engine, lr)
             seed_step(config.seed, step, world.rank)
 
-            losses, grad_norm, applied = train_on(engine, batch, plan.micro_batch_size)
+            inputs = task.inputs(batch)
+            losses, grad_norm, applied = train_on(engine, inputs, plan.micro_batch_size)
+            if average and applied:
+                average.update(step)
 
-            parts = micro_batches(batch, plan.micro_batch_size)
+            parts = micro_batches(len(batch.images), plan.micro_batch_size)
             culprits = [part for part, loss in zip(parts, losses, strict=True) if not math.isfinite(loss)]
             watchdog.enter("summing up", step)
             loss, nonfinite, preempted, interrupted, *limbs = world.sum(
@@ -219,7 +227,7 @@ def take_steps(
                 **({} if applied else {"skipped": True}),
             }
             if log:
-                line |= usage.figures(batch, step_s)
+                line |= usage.figures(inputs, step_s)
                 log.write(line)
                 report(pace.take(line), pace, watch)
             if failed:
@@ -253,33 +261,30 @@ def open_stream(prepared: Prepared, world: World, state: TrainingState) -> Strea
     )
 
 
-def decoding(config: PretrainConfig) -> dict[str, Any]:
+def decoding(config: RunConfig) -> dict[str, Any]:
     """Return a stream's arguments that say how images are decoded."""
     workers = {} if config.workers is None else {"workers": config.workers}
     return {"decode": config.decode, **workers}
 
 
-def make_evaluator(prepared: Prepared, world: World) -> Evaluator | None:
-    """Return what evaluates now and then, if it is wanted; every rank comes to the same."""
-    config = prepared.config
-    if config.evaluate_every is None:
-        return None
+def make_scorer(prepared: Prepared, world: World) -> Scorer | None:
+    """Return what scores the network between epochs, if that is wanted; every rank comes to the same."""
     with world.said_once():
-        return Evaluator(config.to_json(), prepared.manifest, world.device, decoding(config))
+        return prepared.task.scorer(world.device, decoding(prepared.config))
 
 
-def train_on(engine: Any, batch: Batch, micro_batch_size: int) -> tuple[list[float], float, bool]:
-    """Take one optimizer step on this rank's part of a batch; collective.
+def train_on(engine: Any, inputs: Sequence[Tensor], micro_batch_size: int) -> tuple[list[float], float, bool]:
+    """Take one optimizer step on this rank's part of a batch, what the network takes of it; collective.
 
     Returns:
         The loss of each micro-batch here, the global norm of the gradient before clipping, and whether the
         step was applied: it is not if that norm is not finite.
     """
     losses: list[Tensor] = []
-    for part in micro_batches(batch, micro_batch_size):
+    for part in micro_batches(len(inputs[0]), micro_batch_size):
         if losses:
             engine.step()  # counts a micro-batch; only the last one's updates the weights
-        loss = engine(batch.images[part], batch.units[part])
+        loss = engine(*(rows[part] for rows in inputs))
         engine.backward(loss)
         losses.append(loss.detach())
     grad_norm, applied = optimizer_step(engine)
@@ -287,13 +292,16 @@ def train_on(engine: Any, batch: Batch, micro_batch_size: int) -> tuple[list[flo
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make what torch draws in a step (dropped paths) a function of seed, step and rank, like all the rest."""
-    torch.manual_seed(xxhash.xxh3_64_intdigest(f"{seed}/{step}/{rank}".encode()))
+    """Make what is drawn in a step (dropped paths, mixed images) a function of seed, step and rank."""
+    number = xxhash.xxh3_64_intdigest(f"{seed}/{step}/{rank}".encode())
+    torch.manual_seed(number)
+    np.random.seed(number % (1 << 32))
+    random.seed(number)
 
 
-def micro_batches(batch: Batch, size: int) -> list[slice]:
+def micro_batches(images: int, size: int) -> list[slice]:
     """Cut a rank's part of a batch into consecutive micro-batches."""
-    return [slice(start, start + size) for start in range(0, len(batch.images), size)]
+    return [slice(start, start + size) for start in range(0, images, size)]
 
 
 def report(progress: Progress, pace: Pace, watch: Watcher | None) -> None:

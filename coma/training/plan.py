@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coma.errors import UsageError
-from coma.training.config import DEFAULT_EPOCHS, PretrainConfig
+from coma.training.config import RunConfig
 from coma.training.dsconfig import ACCUMULATION_KEY, BATCH_KEY, MICRO_KEY, DeepSpeedFile, complete
 from coma.training.schedule import peak_lr
 
@@ -67,7 +67,7 @@ class Plan:
 
 
 def resolve(
-    config: PretrainConfig,
+    config: RunConfig,
     file: DeepSpeedFile,
     *,
     data: str,
@@ -84,7 +84,7 @@ def resolve(
         UsageError: the command line, the DeepSpeed file and the number of processes contradict each other.
     """
     batch_size, micro, accumulation = resolve_batch(config, file, samples_per_epoch, world_size, device)
-    epochs = config.epochs if config.epochs is not None else DEFAULT_EPOCHS
+    epochs = config.epochs if config.epochs is not None else config.default_epochs
     steps = config.steps or max(1, round(epochs * samples_per_epoch / batch_size))
     steps_per_epoch = samples_per_epoch / batch_size
     warmup_steps = (
@@ -130,13 +130,14 @@ def resolve(
             accumulation=accumulation,
             precision=precision,
             weight_decay=config.weight_decay,
+            betas=config.betas,
         ),
         init_digest=init_digest,
     )
 
 
 def resolve_batch(
-    config: PretrainConfig, file: DeepSpeedFile, samples_per_epoch: int, world_size: int, device: str
+    config: RunConfig, file: DeepSpeedFile, samples_per_epoch: int, world_size: int, device: str
 ) -> tuple[int, int, int]:
     """Return (global batch, micro batch, accumulation), which must multiply up exactly."""
     in_file = file.integer(BATCH_KEY)

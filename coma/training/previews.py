@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from coma.pipeline import Stream
 from coma.reconstruct import picture
-from coma.runs import build_model
 from coma.shards.manifest import Manifest
+
+if TYPE_CHECKING:
+    from coma.autoencoder import MaskedAutoencoder
 
 PREVIEWS_NAME = "previews"
 IMAGES = 4
@@ -31,20 +34,20 @@ class Previewer:
     """Paints the data's first images, always the same, in float32 and on the side: training never notices.
 
     Args:
-        config: the run's configuration as `coma.runs.read_config` gives it.
+        build: makes the network.
         stream_options: what the model wants of a stream.
     """
 
     def __init__(
         self,
         run: Path,
-        config: dict[str, Any],
+        build: Callable[[], MaskedAutoencoder],
         data: Manifest,
         stream_options: dict[str, Any],
         device: torch.device,
     ) -> None:
         """Read the images."""
-        self._run, self._config, self._device = run, config, device
+        self._run, self._build, self._device = run, build, device
         with Stream(
             data, batch_size=IMAGES, training=False, seed=0, device=device, **stream_options
         ) as stream:
@@ -55,7 +58,7 @@ class Previewer:
         """Write the picture of the network with these weights, and return its path."""
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            model = build_model(self._config)
+            model = self._build()
             model.load_state_dict(weights)
             image = picture(model.to(self._device).eval(), self._images, self._units)
         path = preview_path(self._run, step)

@@ -14,7 +14,7 @@ from typing import Any
 from coma.errors import UsageError
 from coma.runs import CONFIG_NAME, FORMAT, checkpoint_step, latest_checkpoint, other_format
 from coma.shards.files import without_credentials, write_atomically
-from coma.training.config import PretrainConfig
+from coma.training.config import RunConfig
 from coma.training.plan import Plan
 
 DEFAULT_RUNS = Path("runs")
@@ -31,7 +31,7 @@ class RunFolder:
     finished: bool = False
 
 
-def identity(config: PretrainConfig, plan: Plan) -> dict[str, Any]:
+def identity(config: RunConfig, plan: Plan) -> dict[str, Any]:
     """Return what makes two commands the same run.
 
     On how many machines, by which ZeRO stage and how closely watched does not.
@@ -44,16 +44,8 @@ def identity(config: PretrainConfig, plan: Plan) -> dict[str, Any]:
     )
     return {
         "format": FORMAT,
-        "--model": config.model,
-        "--method": config.method,
-        "--views": config.views,
-        "--image-size": config.image_size,
-        "--start-size": config.start_size,
-        "--patch-size": config.patch_size,
-        "--seed": config.seed,
+        **config.identity(),
         "--init's weights": plan.init_digest,
-        "--base-lr": config.base_lr,
-        "--weight-decay": config.weight_decay,
         "the data's fingerprint": plan.fingerprint,
         "the number of steps": plan.steps,
         "the number of warm-up steps": plan.warmup_steps,
@@ -63,7 +55,7 @@ def identity(config: PretrainConfig, plan: Plan) -> dict[str, Any]:
     }
 
 
-def choose_run(config: PretrainConfig, plan: Plan) -> RunFolder:
+def choose_run(config: RunConfig, plan: Plan) -> RunFolder:
     """Find the folder for a run.
 
     Raises:
@@ -76,7 +68,7 @@ def choose_run(config: PretrainConfig, plan: Plan) -> RunFolder:
         if found.begun and config.resume == "never":
             raise UsageError(f"{config.out} holds a run already, and --resume is never: give another --out")
         return found
-    path, number = DEFAULT_RUNS / config.model, 1
+    path, number = DEFAULT_RUNS / config.name, 1
     while True:
         found = _look(path, config, plan)
         if isinstance(found, RunFolder) and (
@@ -84,10 +76,10 @@ def choose_run(config: PretrainConfig, plan: Plan) -> RunFolder:
         ):
             return found
         number += 1
-        path = DEFAULT_RUNS / f"{config.model}-{number}"
+        path = DEFAULT_RUNS / f"{config.name}-{number}"
 
 
-def _look(path: Path, config: PretrainConfig, plan: Plan) -> RunFolder | str:
+def _look(path: Path, config: RunConfig, plan: Plan) -> RunFolder | str:
     """Return the run at `path`, or why it is not this one."""
     if path.exists() and not path.is_dir():
         return f"--out {path} is a file"
@@ -113,7 +105,7 @@ def _look(path: Path, config: PretrainConfig, plan: Plan) -> RunFolder | str:
     )
 
 
-def write_config(run: Path, config: PretrainConfig, plan: Plan, **facts: Any) -> None:
+def write_config(run: Path, config: RunConfig, plan: Plan, **facts: Any) -> None:
     """Write RUN/config.json: what was asked, what it came to (the plan, and `facts`), and with which versions.
 
     URLs in it lose user info and query: a run folder is shown around.

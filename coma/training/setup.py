@@ -8,26 +8,26 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from coma.errors import UsageError
-from coma.export.folder import read_export
-from coma.runs import build_model, checkpoint_step, latest_checkpoint, training_stream
+from coma.runs import checkpoint_step, latest_checkpoint
 from coma.shards.files import folder_at, without_credentials
 from coma.shards.manifest import Manifest, find_data, read_manifest
-from coma.training import init, story
-from coma.training.config import PretrainConfig
+from coma.training import story
+from coma.training.config import PretrainConfig, RunConfig
 from coma.training.dsconfig import read_ds_config
+from coma.training.finetune_config import FinetuneConfig
+from coma.training.finetuning import Finetuning
 from coma.training.metrics import METRICS_NAME
 from coma.training.plan import Plan, resolve
+from coma.training.pretraining import Pretraining
 from coma.training.previews import preview_path
 from coma.training.run_folder import RunFolder, choose_run, library_versions
+from coma.training.task import Task
 from coma.training.world import World
-
-if TYPE_CHECKING:
-    from coma.autoencoder import MaskedAutoencoder
 
 logger = logging.getLogger(__name__)
 
@@ -36,31 +36,30 @@ logger = logging.getLogger(__name__)
 class Prepared:
     """A run that is ready to begin; nothing has been written yet."""
 
-    config: PretrainConfig
+    config: RunConfig
     plan: Plan
     folder: RunFolder
     manifest: Manifest
-    model: MaskedAutoencoder
+    task: Task
     stream_options: dict[str, Any]
     """Of the stream that it trains on."""
     facts: dict[str, Any]
-    """What config.json says beside the plan; the views are those that the network encodes."""
+    """What config.json says beside the plan."""
 
 
-def prepare(config: PretrainConfig, world: World) -> Prepared:
+def prepare(config: RunConfig, world: World) -> Prepared:
     """Resolve a configuration, and see that every rank comes to the same.
 
     Raises:
         UsageError, DataError: something in it is wrong. One rank says so, the others leave quietly.
     """
 
-    def resolve_here() -> tuple[Manifest, Plan, MaskedAutoencoder, dict[str, Any]]:
+    def resolve_here() -> tuple[Manifest, Plan, Task, dict[str, Any]]:
         file = read_ds_config(config.ds_config)
         data = folder_at(config.data) if config.data else find_data(Path.cwd())
         manifest = read_manifest(data)
-        export = None if config.init is None else read_export(config.init)
-        if export:
-            init.check(export, config)
+        torch.manual_seed(config.seed)  # the same initial weights on every rank
+        task = make_task(config, manifest)
         plan = resolve(
             config,
             file,
@@ -70,16 +69,11 @@ def prepare(config: PretrainConfig, world: World) -> Prepared:
             world_size=world.size,
             device=world.device.type,
             has_bf16=world.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
-            init_digest=export.digest() if export else None,
+            init_digest=task.source_digest,
         )
-        torch.manual_seed(config.seed)  # the same initial weights on every rank
-        model = build_model(config.to_json())
-        if export:
-            init.take_up(model, export, config)
-        options = training_stream(model, config.to_json(), plan.steps * plan.batch_size)
-        return manifest, plan, model, options
+        return manifest, plan, task, task.stream_options(plan.steps * plan.batch_size)
 
-    manifest, plan, model, stream_options = world.together(resolve_here)
+    manifest, plan, task, stream_options = world.together(resolve_here)
     with world.said_once():
         compare(world.gather((socket.gethostname(), common_facts(config, plan))))
     return Prepared(
@@ -87,20 +81,23 @@ def prepare(config: PretrainConfig, world: World) -> Prepared:
         plan=plan,
         folder=world.agree(lambda: choose_run(config, plan)),
         manifest=manifest,
-        model=model,
+        task=task,
         stream_options=stream_options,
-        facts={
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "units": model.units,
-            "view_sizes": [seen.shape[1] for seen in model.seen_units(torch.arange(model.units)[None])],
-            "device_name": device_name(world.device),
-        },
+        facts={**task.facts(), "device_name": device_name(world.device)},
     )
 
 
-def common_facts(config: PretrainConfig, plan: Plan) -> dict[str, Any]:
+def make_task(config: RunConfig, manifest: Manifest) -> Task:
+    """Return what a configuration asks to be trained. Raises what the task does."""
+    if isinstance(config, FinetuneConfig):
+        return Finetuning(config, manifest)
+    assert isinstance(config, PretrainConfig)
+    return Pretraining(config, manifest)
+
+
+def common_facts(config: RunConfig, plan: Plan) -> dict[str, Any]:
     """Return what must be the same on all ranks; where data lie and how many threads decode them need not."""
-    own = ("data", "init", "out", "workers", "devices", "hostfile")
+    own = ("data", "init", "source", "out", "workers", "devices", "hostfile")
     facts: dict[str, Any] = {**library_versions(), "data's fingerprint": plan.fingerprint}
     for fields in (config.to_json(), plan.to_json()):
         facts.update((name, value) for name, value in _flat(fields) if name not in own)
@@ -136,10 +133,9 @@ def tell(prepared: Prepared, begun_at: int) -> None:
     for line in story.opening(
         prepared.config,
         prepared.plan,
+        prepared.task.opening(),
         run=str(prepared.folder.path),
-        found=prepared.config.data is None,
-        **prepared.facts,
-        unit_size=prepared.model.encoder.unit_size,
+        device_name=prepared.facts["device_name"],
         begun_at=begun_at,
     ):
         logger.info("%s", line)
@@ -154,12 +150,14 @@ def summarise(run: Path, plan: Plan, *, elapsed_s: float, images_per_s: float | 
     step = checkpoint_step(checkpoint) if checkpoint else 0
     steps = [json.loads(line) for line in (run / METRICS_NAME).read_text().splitlines()]
     losses = [line["loss"] for line in steps if line.get("loss") is not None]
+    tested = [line for line in steps if "accuracy" in line][-1:]
     picture, report = preview_path(run, plan.steps), run / "report.html"
     return {
         "run": str(run),
         "steps": step,
         "epochs": step * plan.batch_size / plan.samples_per_epoch,
         "loss": losses[-1] if losses else None,
+        **{name: line[name] for line in tested for name in ("accuracy", "accuracy_top5") if name in line},
         "images_per_s": images_per_s,
         "elapsed_s": elapsed_s,
         "finished": step >= plan.steps,

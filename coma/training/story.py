@@ -4,39 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coma.training.config import PretrainConfig
+from coma.training.config import RunConfig
 from coma.training.plan import Plan
 from coma.training.schedule import REFERENCE_BATCH
 
 
 def opening(
-    config: PretrainConfig,
+    config: RunConfig,
     plan: Plan,
+    task: Sequence[tuple[str, str]],
     *,
     run: str,
-    found: bool,
-    parameters: int,
-    view_sizes: Sequence[int],
-    units: int,
-    unit_size: int,
     device_name: str,
     begun_at: int,
 ) -> list[str]:
-    """Return what the configuration came to, a line a subject."""
-    views = "1 view" if len(view_sizes) == 1 else f"{len(view_sizes)} views"
-    start = config.start_size or config.image_size
-    size = f"{start} to {config.image_size}" if start < config.image_size else config.image_size
+    """Return what the configuration came to, a line a subject; `task` says what is trained."""
     accumulation = f" x {plan.accumulation} accumulated" if plan.accumulation > 1 else ""
     devices = f"{plan.world_size} device{'s' if plan.world_size > 1 else ''}"
     adam = plan.deepspeed["optimizer"]["params"]
+    found = " (found here)" if config.data is None else ""
     lines = [
-        ("data", f"{plan.data}: {plan.samples_per_epoch} images{' (found here)' if found else ''}"),
-        (
-            "model",
-            f"{config.model}, {config.method}: {views} of {' + '.join(map(str, view_sizes))} of {units} units of "
-            f"{unit_size} px, images of {size} px; {parameters / 1e6:.1f} M parameters",
-        ),
-        *([("start", f"from the weights in {config.init}")] if config.init and not begun_at else []),
+        ("data", f"{plan.data}: {plan.samples_per_epoch} images{found}"),
+        *(line for line in task if line[0] != "start" or not begun_at),
         (
             "length",
             f"{plan.steps} steps of {plan.batch_size} images = {devices} x "
@@ -67,11 +56,14 @@ def opening(
 def closing(result: dict[str, object]) -> list[str]:
     """Return where everything is, and what to type next."""
     run = result["run"]
+    tested = "accuracy" in result
+    then = f"coma export {run} DIR" if tested else f"coma probe {run}"
     lines = [
+        ("accuracy", f"{result['accuracy']:.1f}% on val" if tested else None),
         ("picture", result["picture"]),
         ("report", result["report"]),
         ("weights", result["weights"]),
         ("metrics", f"{run}/metrics.jsonl, tensorboard --logdir {run}/tensorboard"),
-        ("next", f"coma probe {run}" if result["finished"] else "the same command goes on from here"),
+        ("next", then if result["finished"] else "the same command goes on from here"),
     ]
     return [f"{name:<9} {text}" for name, text in lines if text]

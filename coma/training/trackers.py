@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from coma.errors import UsageError
 from coma.shards.files import write_atomically
-from coma.training.config import PretrainConfig
+from coma.training.config import RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def check_installed(names: Sequence[str]) -> None:
             )
 
 
-def open_trackers(config: PretrainConfig, run: Path) -> list[Tracker]:
+def open_trackers(config: RunConfig, run: Path) -> list[Tracker]:
     """Begin, or go on with, a run in each that was asked for.
 
     Raises:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from coma.multiply_adds import multiply_adds
-from coma.pipeline import Batch
-from coma.runs import build_model
 
 _FLOP_PER_MULTIPLY_ADD = 2
 _PASSES = 3
@@ -65,38 +64,37 @@ class Usage:
     """Tells what steps come to, on this process's device.
 
     Args:
-        config: the run's, as in config.json.
+        build: makes the network that takes the steps.
         device: where it trains.
         device_name: what the device is called.
         precision: the plan's.
     """
 
     def __init__(
-        self, config: dict[str, Any], device: torch.device, device_name: str, precision: str
+        self, build: Callable[[], nn.Module], device: torch.device, device_name: str, precision: str
     ) -> None:
-        self._config = config
+        self._build = build
         self._device = device
         self._peak_tflops = peak_tflops(device_name, precision)
         self._macs: dict[int, float] = {}
 
-    def figures(self, batch: Batch, step_s: float) -> dict[str, float]:
-        """Return `model_tflops`, `mfu` where the peak is known, and `memory_gib`, after a step on a batch."""
-        tflops = self._flop_per_image(batch) * len(batch.images) / step_s / 1e12
+    def figures(self, inputs: Sequence[Tensor], step_s: float) -> dict[str, float]:
+        """Return `model_tflops`, `mfu` where the peak is known, and `memory_gib`, after a step on these."""
+        tflops = self._flop_per_image(inputs) * len(inputs[0]) / step_s / 1e12
         share = {} if self._peak_tflops is None else {"mfu": tflops / self._peak_tflops}
         return {"model_tflops": tflops, **share, "memory_gib": memory_bytes(self._device) / _GIB}
 
-    def _flop_per_image(self, batch: Batch) -> float:
+    def _flop_per_image(self, inputs: Sequence[Tensor]) -> float:
         """Counted once for each size of crop, by shapes alone."""
-        size = batch.images.shape[-1]
+        size = inputs[0].shape[-1]
         if size not in self._macs:
-            images, units = batch.images[:1].float().to("meta"), batch.units[:1].to("meta")
-            self._macs[size] = multiply_adds(self._network, images, units)
+            self._macs[size] = multiply_adds(self._network, *(rows[:1].to("meta") for rows in inputs))
         return self._macs[size] * _FLOP_PER_MULTIPLY_ADD * _PASSES
 
     @functools.cached_property
-    def _network(self) -> torch.nn.Module:
+    def _network(self) -> nn.Module:
         with torch.device("meta"):
-            return build_model(self._config)
+            return self._build()
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -1,0 +1,76 @@
+"""What fine-tuning does to a batch before a step: RandAugment, erased rectangles, mixed pairs, soft labels.
+
+All of it is torchvision's and timm's, and draws from the global generators, so it is a function of their seeds.
+"""
+
+from __future__ import annotations
+
+import torch
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import InterpolationMode, RandAugment  # type: ignore[import-untyped]
+
+from coma.pipeline import MEAN, STD
+from coma.training.finetune_config import FinetuneConfig
+
+_OPERATIONS = 2
+
+
+class Augment:
+    """Turns a batch of crops and their labels into what a classifier is trained on.
+
+    Args:
+        config: how much of what.
+        classes: N.
+        device: where the batches are.
+    """
+
+    def __init__(self, config: FinetuneConfig, classes: int, device: torch.device) -> None:
+        """Set up what is asked for."""
+        self._classes, self._smoothing = classes, config.label_smoothing
+        self._mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1)
+        self._deviation = torch.tensor(STD, device=device).view(1, 3, 1, 1)
+        grey = [round(255 * value) for value in MEAN]  # outside the image, when it is turned or shifted
+        self._change = (
+            RandAugment(_OPERATIONS, config.rand_augment, interpolation=InterpolationMode.BILINEAR, fill=grey)
+            if config.rand_augment
+            else None
+        )
+        self._erase = (
+            RandomErasing(config.erasing, mode="pixel", device=str(device)) if config.erasing else None
+        )
+        self._mix = (
+            Mixup(config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=classes)
+            if config.mixes
+            else None
+        )
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and the shares of classes in them.
+
+        Args:
+            images: [B, 3, H, W], normalised; B even if images are mixed. They stay as they are.
+            labels: [B] int64.
+
+        Returns:
+            images: [B, 3, H, W], normalised.
+            targets: [B, N] float32.
+        """
+        images = self._changed(images)
+        if self._erase is not None:
+            images = self._erase(images)
+        if self._mix is not None:
+            mixed: tuple[Tensor, Tensor] = self._mix(images, labels)
+            return mixed
+        certain = F.one_hot(labels, self._classes).float()
+        return images, certain * (1 - self._smoothing) + self._smoothing / self._classes
+
+    def _changed(self, images: Tensor) -> Tensor:
+        """A copy of the images, each changed by RandAugment, which works on 8 bits."""
+        if self._change is None:
+            return images.clone()
+        pixels = ((images * self._deviation + self._mean) * 255).round_().clamp_(0, 255).to(torch.uint8)
+        changed = torch.stack([self._change(image) for image in pixels])
+        return (changed.float() / 255 - self._mean) / self._deviation
