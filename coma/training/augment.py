@@ -51,7 +51,7 @@ class Augment:
         """Return images and the shares of classes in them.
 
         Args:
-            images: [B, 3, H, W], normalised; B even if images are mixed. They stay as they are.
+            images: [B, 3, H, W], normalised. They stay as they are.
             labels: [B] int64.
 
         Returns:
@@ -61,11 +61,11 @@ class Augment:
         images = self._changed(images)
         if self._erase is not None:
             images = self._erase(images)
+        targets = F.one_hot(labels, self._classes) * (1 - self._smoothing) + self._smoothing / self._classes
         if self._mix is not None:
-            mixed: tuple[Tensor, Tensor] = self._mix(images, labels)
-            return mixed
-        certain = F.one_hot(labels, self._classes).float()
-        return images, certain * (1 - self._smoothing) + self._smoothing / self._classes
+            even = len(images) // 2 * 2  # timm mixes pairs; one that is left over stays by itself
+            images[:even], targets[:even] = self._mix(images[:even], labels[:even])
+        return images, targets
 
     def _changed(self, images: Tensor) -> Tensor:
         """A copy of the images, each changed by RandAugment, which works on 8 bits."""

@@ -20,6 +20,7 @@ COMMANDS = [
     "knn",
     "reconstruct",
     "export",
+    "finetune",
     "report",
     "doctor",
 ]

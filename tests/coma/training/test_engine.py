@@ -47,7 +47,9 @@ def alone() -> Iterator[None]:
         yield
 
 
-def engine_of(model: nn.Module, file: DeepSpeedFile, accumulation: int = 1, clipping: float = 1.0) -> Any:
+def engine_of(
+    model: nn.Module, file: DeepSpeedFile, accumulation: int = 1, clipping: float = 1.0, groups: Any = None
+) -> Any:
     content = {**file.content, "gradient_clipping": clipping, "gradient_accumulation_steps": accumulation}
     plan = resolve(
         PretrainConfig(steps=9, batch_size=4 * accumulation),
@@ -59,7 +61,7 @@ def engine_of(model: nn.Module, file: DeepSpeedFile, accumulation: int = 1, clip
         device="cpu",
         has_bf16=False,
     )
-    return make_engine(model, plan)
+    return make_engine(model, plan, groups=groups)
 
 
 def inputs(seed: int = 0) -> Tensor:

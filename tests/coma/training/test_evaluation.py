@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from coma.autoencoder import MaskedAutoencoder
 from coma.errors import DataError
 from coma.evaluation.evaluate import score
 from coma.evaluation.sample import few_of
@@ -76,19 +77,22 @@ def test_two_processes_wait_for_the_one_that_evaluates(data: Path, tmp_path: Pat
 
 
 def test_without_labels_rankme_is_all(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coma.runs import build_model
     from coma.training.evaluation import Evaluator
 
     manifest = dataclasses.replace(read_manifest(data), label=None, class_names=None)
     model = {"model": "dyvit_nano", "method": "coma", "views": 2, "image_size": 32, "patch_size": 2}
-    evaluator = Evaluator(model, manifest, torch.device("cpu"), {"workers": 1})
-    from coma.runs import build_model
 
+    def build() -> MaskedAutoencoder:
+        return build_model(model)
+
+    evaluator = Evaluator(build, manifest, torch.device("cpu"), {"workers": 1})
     calls: list[int] = []
-    line = evaluator.score(build_model(model).state_dict(), 5, after_batch=lambda: calls.append(1))
+    line = evaluator.score(build().state_dict(), 5, after_batch=lambda: calls.append(1))
     assert list(line) == ["step", "rankme"]
     assert len(calls) == 1
     with pytest.raises(DataError, match="has 4 images"):
-        Evaluator(model, few_of(manifest, 4), torch.device("cpu"), {})
+        Evaluator(build, few_of(manifest, 4), torch.device("cpu"), {})
 
 
 def test_few_of_many_are_the_first_or_spread_over_sorted_shards(data: Path) -> None:

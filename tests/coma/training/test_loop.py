@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coma.errors import DivergedError, Preempted, UsageError
 from coma.runs import build_model, latest_checkpoint, load_autoencoder
-from coma.training import PretrainConfig, pretrain, setup
+from coma.training import PretrainConfig, pretrain, pretraining
 from coma.training.metrics import Progress
 
 from .small_runs import course, lines, small
@@ -215,7 +215,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
         Spoilt(model, calls)
         return model
 
-    monkeypatch.setattr(setup, "build_model", build)
+    monkeypatch.setattr(pretraining, "build_model", build)
 
 
 @pytest.mark.parametrize("stage", ["zero0", "zero2"])
