@@ -66,7 +66,6 @@ def test_a_launched_process_gets_everything_by_one_file(tmp_path: Path) -> None:
     assert command[-2:] == ["--launched", str(tmp_path / "config.json")]
     told = PretrainConfig.load(Path(command[-1]))
     assert (told.data, told.epochs, told.devices) == (config.data, 3, None)
-    assert launch.stop_file(Path(command[-1])) == tmp_path / "stop"
 
 
 @pytest.mark.parametrize(
