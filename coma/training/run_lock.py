@@ -5,6 +5,7 @@ The kernel frees the lock with the process. The file stays, and says who held it
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -46,9 +47,17 @@ class RunLock:
         self.release()
 
     def acquire(self, run: Path) -> bool:
-        """Take the lock of a run folder, which is made if need be; False if another process has it."""
-        run.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(run / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        """Take the lock of a run folder, which is made if need be; False if another process has it.
+
+        Raises:
+            UsageError: the folder cannot be written to.
+        """
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(run / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0).lower()
+            raise UsageError(f"{run} cannot be written to ({reason}): give another --out") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -71,6 +80,9 @@ class RunLock:
     def release(self) -> None:
         """Let another process have the folder."""
         if self._descriptor is not None:
+            with contextlib.suppress(OSError):  # of a file system without locks
+                # Closing is not enough: a child forked meanwhile has it open too.
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = None
 

@@ -76,6 +76,15 @@ def test_a_folder_that_changed_before_it_was_ours_is_looked_at_again(tmp_path: P
             assert other.acquire(second.path)
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        RunLock() as lock,
+        pytest.raises(UsageError, match=r"file/run cannot be written to \(not a directory\)"),
+    ):
+        lock.acquire(tmp_path / "file" / "run")
+
+
 def test_a_file_system_without_locks_is_no_obstacle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
