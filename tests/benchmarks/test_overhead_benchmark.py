@@ -36,3 +36,4 @@ def test_both_loops_are_timed_and_compared(tmp_path):
         bare, coma = (result["step_s"][name][clock] for name in ("bare", "coma"))
         assert bare > 0
         assert ratio == pytest.approx(coma / bare)
+        assert result["added_s"][clock] == [pytest.approx(coma - bare)]
