@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from coma.runs import checkpoint_step
 from coma.training.world import free_port
 
 from .commands import alive, all_gone, begin, command, descendants, wait_until
@@ -165,6 +166,16 @@ def test_killed_on_two_machines_nothing_is_left_and_the_same_command_goes_on(
     assert not list(here.iterdir())
 
     process = begin_and_train(nodes.command(command(data, run, *options), here), log, run)
+    (pdsh,) = (pid for pid in descendants(process.pid) if _told(pid).startswith("pdsh "))
+    os.kill(pdsh, signal.SIGKILL)
+    assert process.wait(START_S) == 1, log.read_text()
+    assert "were lost sight of" in log.read_text()
+    nodes.wait_until_idle()
+    assert not list(here.iterdir())
+    (saved,) = (run / "checkpoints").glob("step-*")  # by the processes, which have seen the folder go
+    assert checkpoint_step(saved) == steps(run)
+
+    process = begin_and_train(nodes.command(command(data, run, *options), here), log, run)
     os.kill(descendants(process.pid)[0], signal.SIGKILL)
     process.wait()
     assert len(nodes.ranks()) == 2  # DeepSpeed's launcher and they know nothing yet
@@ -176,8 +187,8 @@ def test_killed_on_two_machines_nothing_is_left_and_the_same_command_goes_on(
     for said in ("the command that started this run is gone", "asked to stop: saved step"):
         assert told.count(said) == 1
     assert "Traceback" not in told
-    first, last = sorted(int(path.name[5:]) for path in (run / "checkpoints").glob("step-*"))
-    assert first + 2 == last == steps(run)
+    found = sorted(map(checkpoint_step, (run / "checkpoints").glob("step-*")))
+    assert found[-2] + 2 == found[-1] == steps(run)
 
 
 @pytest.mark.slow
