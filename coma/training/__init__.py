@@ -60,6 +60,8 @@ def finetune(
 
 def _run(config: RunConfig, progress: Watcher | None, launched: Path | None) -> dict[str, Any]:
     from coma.training import launch
+    from coma.training.launched import Launcher
+    from coma.training.run_lock import RunLock
     from coma.training.signals import StopRequests
     from coma.training.world import find_place, joined
 
@@ -75,11 +77,11 @@ def _run(config: RunConfig, progress: Watcher | None, launched: Path | None) -> 
         )
     if place is not None and place.rank > 0:
         logging.getLogger("coma").setLevel(logging.ERROR)
-    launch.die_with_launcher()
-    with StopRequests() as stop, joined(place) as world:
+    launcher = Launcher(launched, place.rank if place else 0)
+    with StopRequests(launcher.wants_stop) as stop, launcher, joined(place) as world, RunLock() as lock:
         from coma.training.loop import train  # imports DeepSpeed, which looks at the environment
 
-        result = train(config, world, stop, progress, launch.stop_file(launched))
-    if launched is not None and world.leads:
-        launch.hand_back(launched, result)
+        result = train(config, world, stop, lock, progress)
+        if world.leads:
+            launcher.hand_back(result)
     return result

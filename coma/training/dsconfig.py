@@ -16,6 +16,7 @@ from typing import Any
 
 from coma.deepspeed_configs import packaged
 from coma.errors import UsageError
+from coma.training.dsprecision import check_precision, precision, with_autocast_dtype
 
 BATCH_KEY = "train_batch_size"
 MICRO_KEY = "train_micro_batch_size_per_gpu"
@@ -101,14 +102,8 @@ class DeepSpeedFile:
 
     @property
     def precision(self) -> str | None:
-        """bf16, fp16 or fp32 where the file decides it, else None."""
-        for section in ("bf16", "fp16"):
-            if self.content.get(section, {}).get("enabled"):
-                return section
-        autocast = self.content.get("torch_autocast", {})
-        if autocast.get("enabled"):
-            return f"{autocast.get('dtype', 'bfloat16')} autocast"
-        return "fp32" if {"bf16", "fp16", "torch_autocast"} & set(self.content) else None
+        """bf16, fp16, fp32 or `bfloat16 autocast` where the file decides it, else None."""
+        return precision(self.content)
 
 
 def read_ds_config(name: str) -> DeepSpeedFile:
@@ -173,8 +168,7 @@ def check_ds_config(content: Mapping[str, Any], source: str) -> None:
         raise UsageError(
             f"{source}: 'gradient_predivide_factor' is {json.dumps(factor)}; it must be a number above 0"
         )
-    if all(content.get(section, {}).get("enabled") for section in ("bf16", "fp16")):
-        raise UsageError(f"{source} has both 'bf16.enabled' and 'fp16.enabled' true: keep one")
+    check_precision(content, source)
     _check_optimizer(content.get("optimizer", {}), source)
     _refuse_what_cannot_be_saved(content.get("zero_optimization", {}), source)
 
@@ -210,7 +204,7 @@ def complete(
         "zero_optimization": {"stage": 0},
         "gradient_clipping": 1.0,
         "steps_per_print": 1_000_000_000,
-        **file.content,
+        **with_autocast_dtype(file.content),
         BATCH_KEY: batch_size,
         MICRO_KEY: micro_batch_size,
         ACCUMULATION_KEY: accumulation,
@@ -285,7 +279,7 @@ def _check_by_model(model: Any, section: Any, name: str, source: str) -> None:
     if not isinstance(section, dict):
         raise UsageError(f"{source}: {name!r} is {json.dumps(section)}; it must be a JSON object")
     try:
-        model.model_validate(section)
+        validated = model.model_validate(section)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join([name, *map(str, first["loc"])])
@@ -293,6 +287,18 @@ def _check_by_model(model: Any, section: Any, name: str, source: str) -> None:
             hint = _did_you_mean(str(first["loc"][-1]), _keys_at(model, first["loc"][:-1]))
             raise UsageError(f"{source} has {key!r}, which DeepSpeed does not know{hint}") from None
         raise UsageError(f"{source}: {key!r} is {json.dumps(first['input'])}: {first['msg']}") from None
+    _check_flags(validated, section, name, source)
+
+
+def _check_flags(validated: Any, section: Mapping[str, Any], name: str, source: str) -> None:
+    """Refuse true and false where pydantic made a number of them."""
+    for field, about in type(validated).model_fields.items():
+        key = field if field in section else about.alias or field
+        given, taken = section.get(key), getattr(validated, field)
+        if isinstance(given, bool) and not isinstance(taken, bool):
+            raise UsageError(f"{source}: '{name}.{key}' is {json.dumps(given)}; it must be a number")
+        if isinstance(given, Mapping) and hasattr(taken, "model_fields_set"):
+            _check_flags(taken, given, f"{name}.{key}", source)
 
 
 def _keys_at(model: Any, location: tuple[int | str, ...]) -> list[str]:

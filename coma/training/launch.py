@@ -7,7 +7,6 @@ it survives the remote shells of launchers, which expand arguments and drop the 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import json
 import logging
@@ -19,25 +18,31 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from coma.errors import UsageError
+from coma.errors import ComaError, UsageError
 from coma.training.config import RunConfig
+from coma.training.launched import (
+    CONFIG_NAME,
+    FOLDER_PREFIX,
+    HEARTBEAT_NAME,
+    PARENT_VARIABLE,
+    RESULT_NAME,
+    exit_codes,
+)
 from coma.training.signals import STOP_NAME
 from coma.training.world import Place, free_port
 
 logger = logging.getLogger(__name__)
 
-PARENT_VARIABLE = "COMA_LAUNCHED_BY"
-CONFIG_NAME = "config.json"
-RESULT_NAME = "result.json"
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _GRACE_S = 5.0
 _CONNECT_S = 20
 _POLL_S = 0.05
+_BEAT_S = 5.0
 
 
 def start_here(config: RunConfig, devices: int) -> dict[str, Any]:
@@ -48,7 +53,7 @@ def start_here(config: RunConfig, devices: int) -> dict[str, Any]:
     Raises:
         SystemExit: with the exit code of the process that failed, which has said why.
     """
-    with tempfile.TemporaryDirectory(prefix="coma-launch-") as name:
+    with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as name:
         folder = Path(name)
         command = _command(config, folder)
         port = free_port()
@@ -77,14 +82,19 @@ def start_here(config: RunConfig, devices: int) -> dict[str, Any]:
 def start_on_hosts(config: RunConfig) -> dict[str, Any]:
     """Run `config` through DeepSpeed's launcher on its hostfile's machines, which must share this folder.
 
+    Should this process be killed, the others find the heartbeat missing, save and leave.
+
     Raises:
         UsageError: there is no such hostfile, it names a host twice, or one that ssh does not reach.
-        SystemExit: with the launcher's exit code.
+        SystemExit: with the exit code of the process that failed, 1 if it was killed.
     """
     assert config.hostfile is not None
-    _check_reachable(config.hostfile, list(read_hostfile(config.hostfile)))
-    with tempfile.TemporaryDirectory(prefix=".coma-launch-", dir=Path.cwd()) as name:
+    slots = read_hostfile(config.hostfile)
+    _check_reachable(config.hostfile, list(slots))
+    with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, dir=Path.cwd()) as name:
         folder = Path(name)
+        heartbeat = folder / HEARTBEAT_NAME
+        heartbeat.touch()
         launcher = ["deepspeed.launcher.runner", "--hostfile", str(config.hostfile.absolute())]
         launcher += ["--master_port", str(free_port()), "--no_local_rank", "--module"]
         process = subprocess.Popen(
@@ -95,9 +105,11 @@ def start_on_hosts(config: RunConfig) -> dict[str, Any]:
         try:
             # The launcher would die of a signal and leave the ranks running: they look for this file instead.
             with _on_signals(lambda _: (folder / STOP_NAME).touch()):
-                exit_code = _wait_for_all([process])
+                launcher_failed = _wait_for_all([process], heartbeat.touch)
         finally:
             _kill([process])
+        # The launcher's own code is of whatever it killed.
+        exit_code = _telling(exit_codes(folder, sum(slots.values()))) or int(launcher_failed > 0)
         return _result(folder, exit_code)
 
 
@@ -125,27 +137,6 @@ def _check_reachable(hostfile: Path, hosts: Sequence[str]) -> None:
             )
 
 
-def die_with_launcher() -> None:
-    """Ask for a SIGTERM, which saves a checkpoint, should the process that started this one be killed."""
-    parent = os.environ.get(PARENT_VARIABLE)
-    if parent is None or not sys.platform.startswith("linux"):
-        return
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    if os.getppid() != int(parent):  # it died before we asked
-        raise SystemExit(1)
-
-
-def stop_file(launched: Path | None) -> Path | None:
-    """Return where a launcher would leave its request to stop, given the configuration file it wrote."""
-    return None if launched is None else launched.parent / STOP_NAME
-
-
-def hand_back(launched: Path, result: dict[str, Any]) -> None:
-    """Leave rank 0's result where the process that launched it looks for it."""
-    (launched.parent / RESULT_NAME).write_text(json.dumps(result, default=str))
-
-
 def _command(config: RunConfig, folder: Path) -> list[str]:
     path = folder / CONFIG_NAME
     dataclasses.replace(config, devices=None, hostfile=None).save(path)
@@ -157,23 +148,40 @@ def _command(config: RunConfig, folder: Path) -> list[str]:
 def _result(folder: Path, exit_code: int) -> dict[str, Any]:
     if exit_code:
         raise SystemExit(exit_code)
-    result: dict[str, Any] = json.loads((folder / RESULT_NAME).read_text())
+    try:
+        result: dict[str, Any] = json.loads((folder / RESULT_NAME).read_text())
+    except FileNotFoundError:  # pdsh was killed: to DeepSpeed's launcher that is no failure
+        raise ComaError(
+            "the processes of the run were lost sight of; the same command goes on from the last checkpoint"
+        ) from None
     return result
 
 
-def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait until all have ended; once one has failed, give the others a moment and return."""
-    deadline = float("inf")
-    while time.monotonic() < deadline:
+def _wait_for_all(
+    processes: Sequence[subprocess.Popen[bytes]], beat: Callable[[], None] = lambda: None
+) -> int:
+    """Wait until all have ended, with a beat now and then, and return the exit code that tells most.
+
+    Once one has failed, the others are given a moment.
+    """
+    deadline, next_beat = float("inf"), 0.0
+    while (now := time.monotonic()) < deadline:
+        if now >= next_beat:
+            next_beat = now + _BEAT_S
+            with contextlib.suppress(OSError):
+                beat()
         codes = [process.poll() for process in processes]
         if None not in codes:
             break
         if any(codes) and deadline == float("inf"):
-            deadline = time.monotonic() + _GRACE_S
+            deadline = now + _GRACE_S
         time.sleep(_POLL_S)
-    failures = [code if code > 0 else 128 - code for process in processes if (code := process.poll())]
-    # The process that knows why it ended says so by its code; one that merely lost its peers says 1.
-    return min(failures, key=lambda code: code == 1 or code > 128, default=0)
+    return _telling([code if code > 0 else 128 - code for process in processes if (code := process.poll())])
+
+
+def _telling(codes: Sequence[int]) -> int:
+    """The process that knows why it ended says so by its code; one that merely lost its peers says 1."""
+    return min(filter(None, codes), key=lambda code: code == 1 or code > 128, default=0)
 
 
 def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:

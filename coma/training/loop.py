@@ -36,7 +36,8 @@ from coma.training.engine import dispose, full_weights, make_engine, optimizer_s
 from coma.training.evaluation import evaluate, is_due
 from coma.training.metrics import MetricsLog, Pace, Progress, cut_after, digest, digest_limbs
 from coma.training.plan import Plan
-from coma.training.run_folder import LEDGER_NAME, write_config
+from coma.training.run_folder import LEDGER_NAME, choose_run, write_config
+from coma.training.run_lock import RunLock, take_run
 from coma.training.schedule import learning_rate
 from coma.training.setup import Prepared, prepare, summarise, tell
 from coma.training.signals import STOP_NAME, StopRequests
@@ -59,8 +60,8 @@ def train(
     config: RunConfig,
     world: World,
     stop: StopRequests,
+    lock: RunLock,
     watch: Watcher | None = None,
-    stop_file: Path | None = None,
 ) -> dict[str, Any]:
     """Train in a group of processes that is already joined; see `coma.training.run`."""
     started_s = time.monotonic()
@@ -69,8 +70,11 @@ def train(
     prepared = prepare(config, world)
     with world.said_once():
         check_installed(config.trackers)
-    plan, run = prepared.plan, prepared.folder.path
-    if prepared.folder.finished:
+    plan = prepared.plan
+    folder = world.agree(lambda: take_run(lambda: choose_run(config, plan), lock))
+    prepared = dataclasses.replace(prepared, folder=folder)
+    run = folder.path
+    if folder.finished:
         if world.leads:
             logger.info("%s is finished already: %d steps", run, plan.steps)
             complete_report(run)
@@ -79,7 +83,7 @@ def train(
     if world.leads:
         write_config(run, config, plan, **prepared.facts)
         (run / STOP_NAME).unlink(missing_ok=True)  # it was meant for an earlier session
-        stop.look_for([run / STOP_NAME, *([stop_file] if stop_file else [])])
+        stop.look_for([run / STOP_NAME])
     with Watchdog(run, world, config.stuck_after) as watchdog:
         task = prepared.task
         groups = task.groups(config.weight_decay)

@@ -19,6 +19,7 @@ from coma.training.plan import Plan
 
 DEFAULT_RUNS = Path("runs")
 LEDGER_NAME = "ledger.jsonl"
+LOCK_NAME = "lock"
 _LIBRARIES = ("coma", "torch", "deepspeed", "timm", "nvidia-dali-cuda120", "numpy")
 
 
@@ -83,7 +84,7 @@ def _look(path: Path, config: RunConfig, plan: Plan) -> RunFolder | str:
     """Return the run at `path`, or why it is not this one."""
     if path.exists() and not path.is_dir():
         return f"--out {path} is a file"
-    if not path.exists() or not any(path.iterdir()):
+    if not path.exists() or all(child.name == LOCK_NAME for child in path.iterdir()):
         return RunFolder(path)
     try:
         before = json.loads((path / CONFIG_NAME).read_text())["identity"]

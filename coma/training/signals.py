@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
 STOP_NAME = "stop"
-"""Of the file in a run folder, or beside a launcher's configuration, that asks to stop."""
+"""Of the file in a run folder, or in a launcher's, that asks to stop."""
 _ONE_PRESS_S = 1.0
 
 
@@ -17,11 +17,12 @@ class StopRequests:
     """Remember SIGTERM and SIGUSR1 (pre-emption) and Ctrl-C, for the length of a `with` block.
 
     Ctrl-C interrupts at once as long as there is nothing to save, and the second time. In a thread that may not
-    handle signals only files are noticed.
+    handle signals only files are noticed, and what `asked` says.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Callable[[], bool] = lambda: False) -> None:
         """Nothing has been asked for."""
+        self._asked = asked
         self._files: Sequence[Path] = ()
         self._preempted = False
         self._can_save = False
@@ -39,7 +40,7 @@ class StopRequests:
     @property
     def preempted(self) -> bool:
         """Whether the machine is wanted back, or someone has put a file there."""
-        return self._preempted or any(path.exists() for path in self._files)
+        return self._preempted or self._asked() or any(path.exists() for path in self._files)
 
     @property
     def interrupted(self) -> bool:

@@ -30,9 +30,10 @@ def test_both_loops_are_timed_and_compared(tmp_path):
         workers=1,
     )
     result = measure(config, steps=2, rounds=1)
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 6  # the real loop, two rounds
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 8  # the real loop, two rounds
     assert result["steps"] == 2
     for clock, ratio in result["ratio"].items():
         bare, coma = (result["step_s"][name][clock] for name in ("bare", "coma"))
         assert bare > 0
         assert ratio == pytest.approx(coma / bare)
+        assert result["added_s"][clock] == [pytest.approx(coma - bare)]

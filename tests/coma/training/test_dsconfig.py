@@ -59,6 +59,20 @@ def test_a_file_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.
             "offload_optimizer.device.*cannot save.*zero3_offload",
         ),
         ({"zero_optimization": {"stage": 7}}, "zero_optimization.stage.* 7"),
+        ({"zero_optimization": {"stage": True}}, "'zero_optimization.stage' is true; it must be a number"),
+        (
+            {"zero_optimization": {"reduce_bucket_size": True}},
+            "zero_optimization.reduce_bucket_size' is true",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu", "buffer_count": False}}},
+            "offload_optimizer.buffer_count' is false; it must be a number",
+        ),
+        ({"fp16": {"loss_scale": True}}, "'fp16.loss_scale' is true"),
+        (
+            {"zero_optimization": {"stage3_prefetch_bucket_size": True}},
+            "stage3_prefetch_bucket_size' is true",
+        ),
         ({"zero_optimization": 2}, "'zero_optimization' is 2"),
         ({"bf16": {"enabled": "auto"}}, "'bf16.enabled' is \"auto\""),
         ({"bf16": {"enable": True}}, "bf16.enable.*'enabled'"),
@@ -78,6 +92,40 @@ def test_a_file_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.
         (
             {"bf16": {"enabled": True}, "fp16": {"enabled": True}},
             "'bf16.enabled' and 'fp16.enabled'.*keep one",
+        ),
+        (
+            {"bf16": {"enabled": True}, "torch_autocast": {"enabled": True}},
+            "'bf16.enabled' and 'torch_autocast.enabled'.*keep one",
+        ),
+        ({"torch_autocast": {"dtype": "float17"}}, "'torch_autocast.dtype' is \"float17\".*must be bfloat16"),
+        (
+            {"torch_autocast": {"enabled": True, "dtype": "float16"}},
+            "must be bfloat16; for float16 use 'fp16'",
+        ),
+        ({"torch_autocast": {"dtype": None}}, "'torch_autocast.dtype' is null"),
+        (
+            {"torch_autocast": {"lower_precision_safe_modules": ["torch.nn.Linearr"]}},
+            "lower_precision_safe_modules' is \"torch.nn.Linearr\"; it must be a module's class",
+        ),
+        (
+            {"communication_data_type": "float32"},
+            "'communication_data_type' is \"float32\"; it must be bf16, fp16 or fp32",
+        ),
+        ({"communication_data_type": 16}, "'communication_data_type' is 16"),
+        (
+            {"data_types": {"grad_accum_dtype": "fp23"}},
+            'data_types.grad_accum_dtype\' is "fp23"; it must be bf16',
+        ),
+        ({"data_types": {"grad_accum_dtype": "int8"}}, 'grad_accum_dtype\' is "int8"'),
+        (
+            {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
+            'grad_accum_dtype\' is "fp32"; it must be that of the weights, bf16: .*use ZeRO stage 1',
+        ),
+        ({"data_types": {"param_dtype": "bf16"}}, 'param_dtype\' is "bf16".*leaves to the machine'),
+        ({"data_types": {"buffer_dtype": "double"}}, 'buffer_dtype\' is "double"'),
+        (
+            {"data_types": {"keep_in_fp32_modules": 3}},
+            "keep_in_fp32_modules' is 3; it must be a list of names",
         ),
         ({"scheduler": {"type": "WarmupLR"}}, "'scheduler'.*--base-lr"),
         ({"optimizer": {"type": "Lamb"}}, "'Lamb'.*AdamW"),
@@ -108,6 +156,23 @@ def test_what_deepspeed_would_swallow_is_refused(tmp_path: Path, content: Any, n
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"communication_data_type": "FP32"},
+        {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "bfloat16", "param_dtype": "bf16"}},
+        {
+            "zero_optimization": {"stage": 1},
+            "data_types": {"grad_accum_dtype": "fp32", "buffer_dtype": "bf16"},
+        },
+        {"torch_autocast": {"enabled": True, "lower_precision_safe_modules": ["torch.nn.Linear"]}},
+        {"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8, "overlap_comm": True}},
+    ],
+)
+def test_what_deepspeed_takes_is_taken(tmp_path: Path, content: dict[str, Any]) -> None:
+    assert read_ds_config(written(tmp_path, content)).content == content
+
+
 def test_a_misspelt_name_is_answered_with_the_names_there_are() -> None:
     with pytest.raises(UsageError, match=r"zero2_offload.*did you mean 'zero3'"):
         read_ds_config("zeros3.json")
@@ -118,6 +183,14 @@ def test_precision_is_the_files_where_it_says_so() -> None:
     assert DeepSpeedFile("f", {"bf16": {"enabled": True}}).precision == "bf16"
     assert DeepSpeedFile("f", {"bf16": {"enabled": False}}).precision == "fp32"
     assert DeepSpeedFile("f", {"torch_autocast": {"enabled": True}}).precision == "bfloat16 autocast"
+
+
+def test_autocast_is_in_bfloat16_on_a_gpu_too() -> None:
+    file = DeepSpeedFile("f", {"torch_autocast": {"enabled": True}})
+    sizes = {"batch_size": 8, "micro_batch_size": 8, "accumulation": 1, "weight_decay": 0.1}
+    done = complete(file, precision="bfloat16 autocast", **sizes)  # type: ignore[arg-type]
+    assert done["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert "bf16" not in done
 
 
 def test_completion_fills_in_what_the_command_line_decides_and_keeps_the_rest() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from coma.errors import UsageError
+from coma.errors import ComaError, UsageError
 from coma.training import launch
 from coma.training.config import PretrainConfig
 from coma.training.launch import start_on_hosts
@@ -66,7 +66,14 @@ def test_a_launched_process_gets_everything_by_one_file(tmp_path: Path) -> None:
     assert command[-2:] == ["--launched", str(tmp_path / "config.json")]
     told = PretrainConfig.load(Path(command[-1]))
     assert (told.data, told.epochs, told.devices) == (config.data, 3, None)
-    assert launch.stop_file(Path(command[-1])) == tmp_path / "stop"
+
+
+def test_a_run_that_was_lost_sight_of_is_no_success(tmp_path: Path) -> None:
+    """pdsh was killed, and DeepSpeed's launcher ends with 0."""
+    with pytest.raises(ComaError, match="lost sight of; the same command goes on"):
+        launch._result(tmp_path, 0)
+    with pytest.raises(SystemExit, match="75"):
+        launch._result(tmp_path, 75)
 
 
 @pytest.mark.parametrize(

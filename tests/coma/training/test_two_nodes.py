@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from coma.runs import checkpoint_step
 from coma.training.world import free_port
 
 from .commands import alive, all_gone, begin, command, descendants, wait_until
@@ -42,6 +43,10 @@ class Nodes:
         """The processes that are not the machines' own."""
         pids = [pid for pid in descendants(self.pid) if pid not in self.standing and alive(pid)]
         return {pid: _told(pid) for pid in pids}
+
+    def ranks(self) -> list[int]:
+        """The processes that train, those of node1 first."""
+        return [pid for pid, told in self.running().items() if "-m coma pretrain --launched" in told]
 
     def wait_until_idle(self) -> None:
         wait_until(lambda: not self.running(), 30.0)
@@ -101,26 +106,89 @@ def test_two_machines_by_pdsh_stop_and_go_on_as_one_process(data: Path, tmp_path
     here.mkdir()
     both = nodes.command(command(data, run, "--steps", str(STEPS), "--hostfile", str(hostfile)), here)
 
-    process = begin(both, log)
-    metrics = run / "metrics.jsonl"
-    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, START_S, process)
-    assert process.poll() is None, log.read_text()
-    ranks = [told for told in nodes.running().values() if "-m coma pretrain --launched" in told]
-    os.kill(descendants(process.pid)[0], signal.SIGTERM)
-    assert process.wait(START_S) == 75, log.read_text()
-    nodes.wait_until_idle()
-    assert len(ranks) == 2
-    stopped = lines(run)[-1]["step"]
-    assert stopped < STEPS
-    saved = sorted(path.name for path in (run / "checkpoints").glob("*step-*"))
-    assert saved[-1] == f"step-{stopped:06}"
-    assert not [name for name in saved if name.startswith(".")]
+    for stop in (
+        lambda process: os.kill(descendants(process.pid)[0], signal.SIGTERM),
+        lambda process: (run / "stop").touch(),
+    ):
+        process = begin_and_train(both, log, run)
+        assert len(nodes.ranks()) == 2
+        stop(process)
+        assert process.wait(START_S) == 75, log.read_text()
+        nodes.wait_until_idle()
+        stopped = lines(run)[-1]["step"]
+        assert stopped < STEPS
+        saved = sorted(path.name for path in (run / "checkpoints").glob("*step-*"))
+        assert saved[-1] == f"step-{stopped:06}"
+        assert not [name for name in saved if name.startswith(".")]
 
     assert begin(both, log).wait(START_S) == 0, log.read_text()
     nodes.wait_until_idle()
     assert not list(here.iterdir())
     assert "Traceback" not in log.read_text()
     assert_same_course(run, as_one_process(data, tmp_path))
+
+
+def begin_and_train(arguments: list[str], log: Path, run: Path) -> subprocess.Popen[bytes]:
+    """Start a command and wait for its first steps."""
+    before = steps(run)
+    process = begin(arguments, log)
+    wait_until(lambda: steps(run) > before + 2, START_S, process)
+    assert process.poll() is None, log.read_text()
+    return process
+
+
+def steps(run: Path) -> int:
+    """How many lines of steps a run has."""
+    metrics = run / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_on_two_machines_nothing_is_left_and_the_same_command_goes_on(
+    data: Path, tmp_path: Path, nodes: Nodes
+) -> None:
+    hostfile, run, log = tmp_path / "hosts", tmp_path / "run", tmp_path / "log"
+    hostfile.write_text("node1 slots=1\nnode2 slots=1\n")
+    here = tmp_path / "here"
+    here.mkdir()
+    options = ["--steps", "100000", "--save-every", "1000", "--hostfile", str(hostfile)]
+
+    missing = begin(nodes.command(command(tmp_path / "missing", run, *options), here), log)
+    assert missing.wait(START_S) == 3, log.read_text()  # as both of its processes
+    nodes.wait_until_idle()
+
+    process = begin_and_train(nodes.command(command(data, run, *options), here), log, run)
+    os.kill(nodes.ranks()[1], signal.SIGKILL)
+    assert process.wait(START_S) == 1, log.read_text()
+    nodes.wait_until_idle()
+    assert "lost another process" in log.read_text()
+    assert not list(here.iterdir())
+
+    process = begin_and_train(nodes.command(command(data, run, *options), here), log, run)
+    (pdsh,) = (pid for pid in descendants(process.pid) if _told(pid).startswith("pdsh "))
+    os.kill(pdsh, signal.SIGKILL)
+    assert process.wait(START_S) == 1, log.read_text()
+    assert "were lost sight of" in log.read_text()
+    nodes.wait_until_idle()
+    assert not list(here.iterdir())
+    (saved,) = (run / "checkpoints").glob("step-*")  # by the processes, which have seen the folder go
+    assert checkpoint_step(saved) == steps(run)
+
+    process = begin_and_train(nodes.command(command(data, run, *options), here), log, run)
+    os.kill(descendants(process.pid)[0], signal.SIGKILL)
+    process.wait()
+    assert len(nodes.ranks()) == 2  # DeepSpeed's launcher and they know nothing yet
+    again = begin(nodes.command(command(data, run, *options, "--stop-after", "2"), here), log)
+    assert again.wait(START_S) == 0, log.read_text()
+    nodes.wait_until_idle()
+    assert not list(here.iterdir())
+    told = log.read_text()
+    for said in ("the command that started this run is gone", "asked to stop: saved step"):
+        assert told.count(said) == 1
+    assert "Traceback" not in told
+    found = sorted(map(checkpoint_step, (run / "checkpoints").glob("step-*")))
+    assert found[-2] + 2 == found[-1] == steps(run)
 
 
 @pytest.mark.slow
