@@ -38,6 +38,7 @@ class Classifier(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        self.img_size = (img_size, img_size)
         options: dict[str, Any] = {} if patch_size is None else {"patch_size": patch_size}
         self.backbone = build_backbone(model, img_size, drop_path_rate=drop_path_rate, **options)
         self.backbone.reset_classifier(classes)

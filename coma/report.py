@@ -26,7 +26,15 @@ from coma.shards.files import write_atomically
 REPORT_NAME = "report.html"
 _PICTURES = 6  # at most, spread over the run
 _PICTURE_WIDTH_PX = 1200
-_SCORES = {"probe": "linear probe", "knn": "20-NN", "rankme": "RankMe"}
+_SCORES = {
+    "accuracy": "accuracy on val",
+    "accuracy_top5": "top-5 on val",
+    "probe": "linear probe",
+    "probe_dinov2": "linear probe (DINOv2)",
+    "probe_mae": "linear probe (MAE)",
+    "knn": "20-NN",
+    "rankme": "RankMe",
+}
 
 _STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1d2329;--soft:#66717d;--rule:#e3e7eb;--card:#f6f8fa;
@@ -115,13 +123,12 @@ def render(
     steps = [line for line in metrics if line.get("loss") is not None and "step_s" in line]
     scores = [line for line in metrics if any(key in line for key in _SCORES)]
     asked, resolved = config["config"], config.get("resolved", {})
-    sizes = " + ".join(map(str, resolved.get("view_sizes", [])))
-    views = f", views of {sizes} of {resolved['units']} mask units" if sizes else ""
-    about = f"{asked.get('model', '?')}, {asked.get('method', '?')}{views}, trained on {resolved.get('data', '?')}"
+    about = f"{_what(asked, resolved)}, trained on {resolved.get('data', '?')}"
+    loss = "cross-entropy" if "network" in resolved else "mean squared error of normalised pixels"
     body = [
         f"<h1>{escape(name)}</h1><p class='soft'>{escape(about)}</p>",
         _tiles(steps, scores, ledger, resolved),
-        _curves(steps, scores),
+        _curves(steps, scores, loss),
         _painted(pictures),
         _score_table(scores),
         _ledger_table(ledger),
@@ -141,6 +148,15 @@ def render(
         f"<title>{escape(name)} · coma</title><style>{_STYLE}</style></head>"
         f"<body>{''.join(body)}</body></html>\n"
     )
+
+
+def _what(asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
+    """What was trained: the model, and by which method."""
+    if network := resolved.get("network"):
+        return f"{network['model']}, fine-tuned on {network['classes']} classes from {asked['source']}"
+    sizes = " + ".join(map(str, resolved.get("view_sizes", [])))
+    views = f", views of {sizes} of {resolved['units']} mask units" if sizes else ""
+    return f"{asked.get('model', '?')}, {asked.get('method', '?')}{views}"
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -172,7 +188,7 @@ def _tiles(
             (f"{_speed(steps):,.0f}", "images/s, median"),
             (f"{waited_s / spent_s:.0%}" if spent_s else "–", "of the time waiting for data"),
         ]
-    for key in ("probe", "knn"):
+    for key in ("accuracy", "probe", "knn"):
         taken = [line for line in scores if key in line and "data" not in line]
         if taken:
             before = f", {taken[0][key]:.1f}% at step {taken[0]['step']:,}" if len(taken) > 1 else ""
@@ -191,7 +207,7 @@ def _speed(steps: Sequence[Mapping[str, Any]]) -> float:
     return float(speeds[len(speeds) // 2])
 
 
-def _curves(steps: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]]) -> str:
+def _curves(steps: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]], loss_name: str) -> str:
     if not steps:
         return "<h2>Training</h2><p class='none'>No step has been logged yet.</p>"
     at = [line["step"] for line in steps]
@@ -203,9 +219,7 @@ def _curves(steps: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, An
     loss = column("loss")
     smoothed = Curve(at[span // 2 : len(at) - (span - 1) // 2], smooth(loss, span)[span - 1 :])
     curves = [Curve(at, loss, faint=True), smoothed] if span > 1 else [Curve(at, loss)]
-    wide = chart(
-        curves, title="Loss", y_name=f"mean squared error of normalised pixels{_over(span)}", x_name="step"
-    )
+    wide = chart(curves, title="Loss", y_name=f"{loss_name}{_over(span)}", x_name="step")
     rest = [
         chart(
             [Curve(at, column("images_per_s"))],
@@ -226,7 +240,7 @@ def _curves(steps: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, An
             [Curve(at, column("grad_norm"))], title="Gradient", y_name="norm before clipping", x_name="step"
         ),
     ]
-    for key, y_name in (("knn", "% top-1"), ("rankme", "effective rank")):
+    for key, y_name in (("accuracy", "% top-1"), ("knn", "% top-1"), ("rankme", "effective rank")):
         taken = sorted((line["step"], line[key]) for line in scores if key in line and "data" not in line)
         if len(taken) > 1:
             curve = Curve([at for at, _ in taken], [value for _, value in taken])
@@ -271,19 +285,20 @@ def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
         add = "<code>coma probe</code> and <code>coma knn</code> add them"
         return f"<h2>Scores</h2><p class='none'>None yet: {add}.</p>"
     with_data = any("data" in line for line in scores)
-    head = "".join(f"<th class='n'>{name}</th>" for name in ("step", "linear probe, %", "20-NN, %", "RankMe"))
+    taken = [key for key in _SCORES if any(key in line for line in scores)]
+    names = ["step", *(_SCORES[key] + ("" if key == "rankme" else ", %") for key in taken)]
+    head = "".join(f"<th class='n'>{name}</th>" for name in names)
     rows = []
     for line in sorted(scores, key=lambda line: line["step"]):
         cells = "".join(
-            f"<td class='n'>{line[key]:.1f}</td>" if key in line else "<td class='n'></td>" for key in _SCORES
+            f"<td class='n'>{line[key]:.1f}</td>" if key in line else "<td class='n'></td>" for key in taken
         )
         where = f"<td>{escape(str(line.get('data', 'its own')))}</td>" if with_data else ""
         rows.append(f"<tr><td class='n'>{line['step']:,}</td>{cells}{where}</tr>")
     head += "<th>data</th>" if with_data else ""
     table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-    return (
-        f"<h2>Scores</h2><p class='soft'>On frozen, averaged features.</p><div class='scroll'>{table}</div>"
-    )
+    frozen = "" if "accuracy" in taken else "<p class='soft'>On frozen, averaged features.</p>"
+    return f"<h2>Scores</h2>{frozen}<div class='scroll'>{table}</div>"
 
 
 def _ledger_table(ledger: Sequence[Mapping[str, Any]]) -> str:

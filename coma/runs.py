@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from coma.autoencoder import CoMA, MaskedAutoencoder
     from coma.baseline import MAE
+    from coma.classifier import Classifier
 
 CONFIG_NAME = "config.json"
 CHECKPOINTS_NAME = "checkpoints"
@@ -139,7 +140,7 @@ def load_autoencoder(run_or_checkpoint: Path, device: str | torch.device = "cpu"
     """
     run, checkpoint = run_of(run_or_checkpoint)
     content = read_config(run)
-    if "network" in content.get("resolved", {}):
+    if is_finetuned(content):
         raise DataError(
             f"{run} is a fine-tuned classifier, which paints nothing: name the run that it was made of, or "
             "`coma export` it"
@@ -153,8 +154,44 @@ def load_autoencoder(run_or_checkpoint: Path, device: str | torch.device = "cpu"
     return model.to(device).eval()
 
 
+def is_finetuned(content: dict[str, Any]) -> bool:
+    """Whether `content` (of `read_config`) is that of a fine-tuned classifier."""
+    return "network" in content.get("resolved", {})
+
+
+def load_classifier(run_or_checkpoint: Path) -> Classifier:
+    """Load the fine-tuned classifier of a run (its newest checkpoint) or of a checkpoint folder, in eval mode.
+
+    Raises:
+        DataError: naming what is missing or does not fit.
+    """
+    from coma.classifier import Classifier
+
+    run, checkpoint = run_of(run_or_checkpoint)
+    network = read_config(run)["resolved"]["network"]
+    model = Classifier(
+        network["model"],
+        network["classes"],
+        img_size=network["image_size"],
+        patch_size=network["patch_size"],
+    )
+    try:
+        model.load_state_dict(read_weights(checkpoint))
+    except RuntimeError as error:
+        raise DataError(
+            f"{checkpoint} does not fit the model of {run}: {str(error).splitlines()[0]}"
+        ) from error
+    return model.eval()
+
+
+def weights_path(checkpoint: Path) -> Path:
+    """Return the file of a checkpoint's weights that are to be used: their average, if the run keeps one."""
+    average = checkpoint / AVERAGE_NAME
+    return average if average.is_file() else checkpoint / WEIGHTS_NAME
+
+
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """Read the whole network's weights of a checkpoint: their average, if the run keeps one.
+    """Read the whole network's weights of a checkpoint from `weights_path`.
 
     Raises:
         DataError: they are damaged.
@@ -162,9 +199,7 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = checkpoint / AVERAGE_NAME
-    if not path.is_file():
-        path = checkpoint / WEIGHTS_NAME
+    path = weights_path(checkpoint)
     try:
         weights: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:

@@ -7,17 +7,18 @@ before it, without a checkpoint and without DeepSpeed. B samples in a global bat
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from coma.errors import DataError, UsageError
 from coma.pipeline import Stream
-from coma.pipeline.crops import random_resized_crops
+from coma.pipeline.crops import CROP_SCALE, random_resized_crops
 from coma.pipeline.faults import candidates
 from coma.pipeline.order import Step
 from coma.pipeline.views import partition_units
@@ -170,10 +171,8 @@ def read_step(run: Path, step: int) -> StepContents:
     if not 1 <= step <= resolved["steps"]:
         raise UsageError(f"{run} has {resolved['steps']} steps: step {step} is none of them")
     manifest = _data_of(run, resolved)
-    with torch.device("meta"):  # its sizes are wanted, not its weights
-        model = build_model(config)
     batch_size, seed = resolved["batch_size"], int(config["seed"])
-    options = training_stream(model, config, resolved["steps"] * batch_size)
+    options, seen_units = _task(config, resolved)
     with Stream(manifest, batch_size=batch_size, seed=seed, **options) as stream:
         plan = stream.plan(step)
         image_size = stream.sizes.at(plan.stop_sample)
@@ -185,12 +184,17 @@ def read_step(run: Path, step: int) -> StepContents:
     for place, (sample, _) in replaced.items():
         shown[place] = sample.sample
     crops = random_resized_crops(
-        plan.samples, plan.epochs, manifest.width[shown], manifest.height[shown], seed=seed
+        plan.samples,
+        plan.epochs,
+        manifest.width[shown],
+        manifest.height[shown],
+        seed=seed,
+        scale=options.get("crop_scale", CROP_SCALE),
     )
     units = partition_units(
         torch.from_numpy(plan.samples), torch.from_numpy(plan.epochs), seed=seed, units=units_in_all
     )
-    views = [seen.sort(dim=1).values.tolist() for seen in model.seen_units(units)]  # K of [B, V]
+    views = [seen.sort(dim=1).values.tolist() for seen in seen_units(units)]  # K of [B, V]
 
     rows = tuple(
         Row(
@@ -235,6 +239,23 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     ):
         raise DataError(f"{run / 'config.json'} does not describe a run of `coma pretrain`")
     return config, resolved
+
+
+def _task(
+    config: dict[str, Any], resolved: dict[str, Any]
+) -> tuple[dict[str, Any], Callable[[Tensor], list[Tensor]]]:
+    """The arguments of a run's stream, and which units each view sees of images with `units`; a classifier sees all."""
+    if (network := resolved.get("network")) is not None:
+        options = {
+            "views": 1,
+            "unit_size": network["unit_size"],
+            "image_size": network["image_size"],
+            "crop_scale": (config["crop_scale"], 1.0),
+        }
+        return options, lambda units: [units]
+    with torch.device("meta"):  # its sizes are wanted, not its weights
+        model = build_model(config)
+    return training_stream(model, config, resolved["steps"] * resolved["batch_size"]), model.seen_units
 
 
 def _data_of(run: Path, resolved: dict[str, Any]) -> Manifest:

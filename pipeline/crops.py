@@ -16,6 +16,8 @@ Int64Array = npt.NDArray[np.int64]
 IntArray = npt.NDArray[np.integer]
 
 RATIO = (3 / 4, 4 / 3)
+CROP_SCALE = (0.2, 1.0)
+"""Of a training crop, in parts of the image's area: that of MAE's pre-training (arXiv 2111.06377)."""
 _TRIES = 10
 _EVAL_FRACTION = 224 / 256  # of the resized shorter side, as ImageNet is evaluated since AlexNet
 
@@ -44,7 +46,7 @@ def random_resized_crops(
     height: IntArray,
     *,
     seed: int,
-    scale: tuple[float, float] = (0.2, 1.0),
+    scale: tuple[float, float] = CROP_SCALE,
     ratio: tuple[float, float] = RATIO,
 ) -> Crops:
     """RandomResizedCrop and horizontal flip, keyed by (seed, epoch, sample).

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from coma.errors import ComaError, DataError, UsageError
+from coma.pipeline.crops import CROP_SCALE
 from coma.pipeline.faults import Ledger, default_budget
 from coma.pipeline.loader import Loader, LoaderOptions
 from coma.pipeline.order import Planner, SampleOrder, Step, mixed
@@ -102,7 +103,7 @@ class Stream:
         device: torch.device | str = "cpu",
         start_samples: int = 0,
         training: bool = True,
-        crop_scale: tuple[float, float] = (0.2, 1.0),
+        crop_scale: tuple[float, float] = CROP_SCALE,
         decode: str = "auto",
         workers: int | None = None,
         prefetch: int = 2,

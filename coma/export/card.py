@@ -15,6 +15,7 @@ METRICS_NAME = "metrics.jsonl"
 _METHODS = {
     "coma": "CoMA, complementary masking ([arXiv 2511.05929](https://arxiv.org/abs/2511.05929))",
     "independent": "random masks that do not complement each other",
+    "finetune": "fine-tuning on labels",
     "mae": "MAE, a masked autoencoder ([arXiv 2111.06377](https://arxiv.org/abs/2111.06377))",
 }
 _SCORES = {
@@ -22,6 +23,8 @@ _SCORES = {
     "probe_dinov2": "linear probe as DINOv2's, top-1 %",
     "probe_mae": "linear probe as MAE's, top-1 %",
     "knn": "20 nearest neighbours, top-1 %",
+    "accuracy": "accuracy, top-1 %",
+    "accuracy_top5": "accuracy, top-5 %",
     "rankme": "RankMe, effective rank of the features",
 }
 
@@ -39,10 +42,11 @@ def card(
         parameters: of the backbone.
         onnx: whether an ONNX file lies beside.
     """
-    lines = list(_metrics(run, step))
+    lines, classes = list(_metrics(run, step)), config["num_classes"]
     blocks = [
         _front_matter(config),
-        f"# {config['architecture']}, pre-trained on images without labels",
+        f"# {config['architecture']}, "
+        + (f"fine-tuned on {classes} classes" if classes else "pre-trained on images without labels"),
         _table(_facts(content, config, lines, step, parameters)),
         "## Loading it",
         _loading(config, onnx),
@@ -50,14 +54,15 @@ def card(
         _table(_training(content, lines)),
     ]
     if scores := _scores(lines):
-        blocks += ["## What its frozen features are worth", scores]
+        blocks += ["## What it is worth" if classes else "## What its frozen features are worth", scores]
     return "\n\n".join(blocks) + "\n"
 
 
 def _front_matter(config: dict[str, Any]) -> str:
     license = json.dumps(config["pretrained_cfg"]["license"])
-    tags = ("image-feature-extraction", "timm", "coma", "self-supervised")
-    lines = ["---", "library_name: timm", "pipeline_tag: image-feature-extraction", f"license: {license}"]
+    task = "image-classification" if config["num_classes"] else "image-feature-extraction"
+    tags = (task, "timm", "coma", "self-supervised")
+    lines = ["---", "library_name: timm", f"pipeline_tag: {task}", f"license: {license}"]
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
 
@@ -85,10 +90,11 @@ def _facts(
 
 def _training(content: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, str]:
     asked, resolved = content["config"], content.get("resolved", {})
+    size = resolved.get("network", asked)["image_size"]
     facts: dict[str, Any] = {
-        "images": f"{asked['image_size']} x {asked['image_size']} px"
+        "images": f"{size} x {size} px"
         + (f", from {asked['start_size']} px on" if asked.get("start_size") else ""),
-        "views of an image": None if asked["method"] == "mae" else asked["views"],
+        "views of an image": asked.get("views") if asked.get("method") != "mae" else None,
         "batch": resolved.get("batch_size"),
         "peak learning rate": resolved.get("peak_lr"),
         "weight decay": asked.get("weight_decay"),
@@ -105,13 +111,22 @@ def _training(content: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str,
     versions = {name: text for name, text in content.get("versions", {}).items() if name != "command"}
     if versions:
         shown["versions"] = ", ".join(f"{name} {text}" for name, text in versions.items())
-    return {"method": _METHODS.get(asked["method"], str(asked["method"]))} | shown
+    method = asked.get("method", "finetune")
+    return {"method": _METHODS.get(method, str(method))} | shown
 
 
 def _loading(config: dict[str, Any], onnx: bool) -> str:
     size = config["pretrained_cfg"]["input_size"][-1]
     ours = config["architecture"].startswith("dyvit_")
     needs = "With torch, timm 1.0.26 or newer" + (" and coma installed" if ours else " installed")
+    classes, images = config["num_classes"], f"torch.zeros(1, 3, {size}, {size})"
+    outputs = (
+        f"logits = model({images})  # [1, {classes}]"
+        if classes
+        else f"features = model({images})  # [1, {config['num_features']}]"
+    )
+    other = "backbone" if classes else "classifier"
+    given = "logits" if classes else "features"
     importing = "import coma  # makes timm know the model\nimport timm" if ours else "import timm"
     text = f"""{needs}; PATH is this folder, and
 `hf-hub:OWNER/NAME` takes the place of `local-dir:PATH` once it is on the Hub. Without `pretrained=True` timm makes
@@ -123,14 +138,16 @@ import torch
 
 model = timm.create_model("local-dir:PATH", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-features = model(torch.zeros(1, 3, {size}, {size}))  # [1, {config["num_features"]}]
+{outputs}
 maps = timm.create_model("local-dir:PATH", pretrained=True, features_only=True)
-classifier = timm.create_model("local-dir:PATH", pretrained=True, num_classes=10)
+{other} = timm.create_model("local-dir:PATH", pretrained=True, num_classes={0 if classes else 10})
 ```"""
     if config[SECTION]["decoder"]:
         text += f"\n\n`{DECODER_NAME}` is for going on: `coma pretrain --init PATH`."
     if onnx:
-        text += f"\n\n`{ONNX_NAME}` takes `images` [any number, 3, {size}, {size}] and gives `features` and `map`."
+        text += (
+            f"\n\n`{ONNX_NAME}` takes `images` [any number, 3, {size}, {size}] and gives `{given}` and `map`."
+        )
     return text
 
 

@@ -23,12 +23,21 @@ from coma.export.folder import (
     writing,
 )
 from coma.export.onnx import check_onnx, write_onnx
-from coma.runs import MANIFEST_NAME, checkpoint_step, load_autoencoder, read_config, run_of
-from coma.runs import WEIGHTS_NAME as TRAINED_NAME
+from coma.runs import (
+    MANIFEST_NAME,
+    checkpoint_step,
+    is_finetuned,
+    load_autoencoder,
+    load_classifier,
+    read_config,
+    run_of,
+    weights_path,
+)
 
 if TYPE_CHECKING:
     from coma.autoencoder import CoMA
     from coma.baseline import MAE
+    from coma.classifier import Classifier
 
 LICENSE = "unknown"
 """The Hub's word for weights of which nobody has said what they may be used for."""
@@ -70,15 +79,15 @@ def export_run(
     check_free(folder)
     run, checkpoint = run_of(run_or_checkpoint)
     check_weights(checkpoint)
-    content = read_config(run)
-    autoencoder = load_autoencoder(checkpoint)
-    backbone, step = autoencoder.backbone, checkpoint_step(checkpoint)
-    config = timm_config(autoencoder, content["config"], license)
+    content, step = read_config(run), checkpoint_step(checkpoint)
+    network, decoder = _networks(run, checkpoint, content, with_decoder=with_decoder)
+    backbone, model = network.backbone, content["resolved"].get("network", content["config"])
+    config = timm_config(backbone, network.img_size, model, license)
     config[SECTION] = {
         "version": version("coma"),
-        "model": content["config"]["model"],
-        "method": content["config"]["method"],
-        "views": content["config"]["views"],
+        "model": model["model"],
+        "method": content["config"].get("method", "finetune"),
+        "views": content["config"].get("views", 1),
         "patch_size": patch_size(backbone),
         "step": step,
         "decoder": with_decoder,
@@ -88,11 +97,11 @@ def export_run(
     text = card(run, content, config, step=step, parameters=parameters, onnx=onnx)
     with writing(folder) as place:
         save_file(weights, place / WEIGHTS_NAME, metadata={"format": "pt"})
-        if with_decoder:
-            decoder = {name: value.contiguous() for name, value in autoencoder.decoder.state_dict().items()}
-            save_file(decoder, place / DECODER_NAME, metadata={"format": "pt"})
+        if decoder is not None:
+            tensors = {name: value.contiguous() for name, value in decoder.state_dict().items()}
+            save_file(tensors, place / DECODER_NAME, metadata={"format": "pt"})
         if onnx:
-            write_onnx(backbone, autoencoder.img_size, place / ONNX_NAME)
+            write_onnx(backbone, network.img_size, place / ONNX_NAME)
         (place / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
         (place / CARD_NAME).write_text(text, encoding="utf-8")
     return {
@@ -100,11 +109,24 @@ def export_run(
         "model": config["architecture"],
         "parameters": parameters,
         "features": config["num_features"],
+        "classes": config["num_classes"] or None,
         "step": step,
         "decoder": with_decoder,
         "onnx": str(folder / ONNX_NAME) if onnx else None,
         "load": f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)",
     }
+
+
+def _networks(
+    run: Path, checkpoint: Path, content: dict[str, Any], *, with_decoder: bool
+) -> tuple[CoMA | MAE | Classifier, nn.Module | None]:
+    """Load what a run has trained, and its decoder, if that is wanted."""
+    if not is_finetuned(content):
+        autoencoder = load_autoencoder(checkpoint)
+        return autoencoder, autoencoder.decoder if with_decoder else None
+    if with_decoder:
+        raise UsageError(f"{run} is a fine-tuned classifier and has no decoder: leave out --with-decoder")
+    return load_classifier(checkpoint), None
 
 
 def check_weights(checkpoint: Path) -> None:
@@ -115,33 +137,44 @@ def check_weights(checkpoint: Path) -> None:
     """
     import xxhash
 
+    trained = weights_path(checkpoint)
     try:
-        sealed = json.loads((checkpoint / MANIFEST_NAME).read_text())["files"][TRAINED_NAME]
+        sealed = json.loads((checkpoint / MANIFEST_NAME).read_text())["files"][trained.name]
     except (OSError, ValueError, KeyError, TypeError):
         return  # nothing was noted; whether they can be read is seen then
     found = xxhash.xxh3_64()
     try:
-        with (checkpoint / TRAINED_NAME).open("rb") as file:
+        with trained.open("rb") as file:
             while chunk := file.read(1 << 24):
                 found.update(chunk)
     except OSError as error:
-        raise DataError(f"{checkpoint / TRAINED_NAME} cannot be read: {error.strerror}") from None
+        raise DataError(f"{trained} cannot be read: {error.strerror}") from None
     if found.hexdigest() != sealed.get("xxh3_64"):
         raise DataError(
-            f"{checkpoint / TRAINED_NAME} is damaged, its bytes have changed since they were saved: "
-            "name an earlier checkpoint"
+            f"{trained} is damaged, its bytes have changed since they were saved: name an earlier checkpoint"
         )
 
 
-def timm_config(autoencoder: CoMA | MAE, config: dict[str, Any], license: str) -> dict[str, Any]:
-    """Return config.json as timm reads it: what makes the same network, and how its images were prepared."""
+def timm_config(
+    backbone: nn.Module, img_size: tuple[int, int], model: dict[str, Any], license: str
+) -> dict[str, Any]:
+    """Return config.json as timm reads it: what makes the same network, and how its images were prepared.
+
+    Args:
+        backbone: with or without a classifier.
+        img_size: (height, width) in pixels.
+        model: its name and patch size, and a classifier's class names, as the run's config.json has them.
+        license: for the Hub.
+    """
     from coma.pipeline import MEAN, STD
 
-    backbone, (height, width) = autoencoder.backbone, autoencoder.img_size
+    height, width = img_size
+    classes: int = backbone.num_classes  # type: ignore[assignment]
+    names = model.get("class_names")
     cfg: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     args: dict[str, Any] = {"img_size": height if height == width else [height, width]}
-    if config["patch_size"] is not None:
-        args["patch_size"] = config["patch_size"]
+    if model["patch_size"] is not None:
+        args["patch_size"] = model["patch_size"]
     pool_size = None
     if _is_vit(backbone):  # as `build_backbone` makes them, and at any size
         args |= {"class_token": False, "global_pool": "avg", "fc_norm": False, "dynamic_img_size": True}
@@ -149,22 +182,23 @@ def timm_config(autoencoder: CoMA | MAE, config: dict[str, Any], license: str) -
         stride = backbone.feature_info[-1]["reduction"]  # type: ignore[index]
         pool_size = [height // stride, width // stride]
     return {
-        "architecture": config["model"],
-        "num_classes": 0,
+        "architecture": model["model"],
+        "num_classes": classes,
+        **({"label_names": list(names)} if names else {}),
         "num_features": backbone.num_features,
         "global_pool": "avg",
         "model_args": args,
         "pretrained_cfg": {
             "tag": "coma",
             "custom_load": False,
-            "input_size": [autoencoder.encoder.in_chans, height, width],
+            "input_size": [3, height, width],
             "fixed_input_size": False,
             "interpolation": "bilinear",
             "crop_pct": 0.875,
             "crop_mode": "center",
             "mean": list(MEAN),
             "std": list(STD),
-            "num_classes": 0,
+            "num_classes": classes,
             "pool_size": pool_size,
             "first_conv": cfg["first_conv"],
             "classifier": cfg["classifier"],

@@ -29,7 +29,7 @@ def load_export(folder: Path, device: str = "cpu") -> tuple[CoMA | MAE, int]:
         size = made_with["img_size"]
         config = {
             "model": export.model,
-            "method": export.method,
+            "method": "mae" if export.method == "finetune" else export.method,  # only the backbone is used
             "views": int(section["views"]),
             "image_size": size if isinstance(size, int) else tuple(size),
             "patch_size": made_with.get("patch_size"),

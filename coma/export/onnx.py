@@ -17,7 +17,7 @@ OPSET = 18
 
 
 class Outputs(nn.Module):
-    """Images [B, 3, H, W] to pooled features [B, C] and the last feature map [B, C, h, w]."""
+    """Images [B, 3, H, W] to pooled features [B, C], or a classifier's logits, and the last feature map [B, C, h, w]."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -30,7 +30,8 @@ class Outputs(nn.Module):
 
 
 def write_onnx(backbone: nn.Module, size: tuple[int, int], path: Path) -> None:
-    """Write `path`: `images` [any number, 3, H, W] of this one size in, `features` and `map` out.
+    """Write `path`: `images` [any number, 3, H, W] of this one size in, `features` (`logits` of a classifier)
+    and `map` out.
 
     Raises:
         UsageError: what writes ONNX is not installed.
@@ -44,7 +45,7 @@ def write_onnx(backbone: nn.Module, size: tuple[int, int], path: Path) -> None:
             dynamo=True,
             opset_version=OPSET,
             input_names=["images"],
-            output_names=["features", "map"],
+            output_names=["logits" if backbone.num_classes else "features", "map"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             external_data=False,
             verbose=False,

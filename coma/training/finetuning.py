@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coma.classifier import Classifier
 from coma.encoders import give_weights
-from coma.errors import DataError, UsageError
+from coma.errors import DataError
 from coma.evaluation.accuracy import accuracy
 from coma.evaluation.evaluate import split_folder
 from coma.pipeline import Batch, Stream
@@ -49,11 +49,6 @@ class Finetuning(Task):
         self._source = source = read_source(config.source)
         self._image_size = config.image_size or source.image_size
         self.model = self.build()
-        if self._image_size % (unit := self.model.crop_unit):
-            raise UsageError(
-                f"--image-size {self._image_size} is not a multiple of the {unit} pixels that {source.model} "
-                f"needs: give {max(1, round(self._image_size / unit)) * unit}"
-            )
         give_weights(self.model.backbone, source.weights, source.path)
         self.source_digest = source.digest()
         self.average_decay = config.average_decay
@@ -115,6 +110,7 @@ class Finetuning(Task):
                 "model": self._source.model,
                 "patch_size": self._source.patch_size,
                 "image_size": self._image_size,
+                "unit_size": self.model.crop_unit,
                 "classes": self._classes,
                 "class_names": self._manifest.class_names,
             },

@@ -239,7 +239,8 @@ def take_steps(
                 give_up_or_go_on(state, world, run, prepared.manifest, list(ids))
 
             leaving = bool(preempted or interrupted or step == last)
-            evaluating = is_due(step, plan, config.evaluate_every) and not (preempted or interrupted)
+            evaluating = scorer is not None and is_due(step, plan, config.evaluate_every)
+            evaluating = evaluating and not (preempted or interrupted)
             saving = leaving or step % plan.save_every == 0 or ends_epochs(step)
             keep(saving, painting=step in paint_after, evaluating=evaluating)
             if step < plan.steps and (preempted or interrupted):
