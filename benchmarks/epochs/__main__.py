@@ -27,7 +27,7 @@ from typing import TypeVar
 from benchmarks.epochs.images import load
 from benchmarks.epochs.plot import write_plot
 from benchmarks.epochs.report import conclusions, rows_of, table, verdicts
-from benchmarks.epochs.runs import Settings, append_line, read_lines
+from benchmarks.epochs.runs import Settings, append_line, found_in, read_lines
 from benchmarks.epochs.side_by_side import run_all, say
 from benchmarks.epochs.variants import Variant, variant
 from coma.errors import ComaError, UsageError
@@ -64,16 +64,16 @@ def _compare(given: argparse.Namespace) -> None:
             data=data.fingerprint,
         )
     )
-    done = [line["settings"] for line in read_lines(given.out)]
-    missing = [run for run in settings if run.to_json() not in done]
+    done = read_lines(given.out)
+    missing = [run for run in settings if found_in(done, run) is None]
     say(
         f"{len(data.train):,} images, {len(data.test):,} to test on ({data.tested_on}); "
         f"{len(settings)} runs, {len(settings) - len(missing)} of them done before"
     )
     for line in run_all(missing, data, partial(load, given.data, given.images), jobs=given.jobs):
         append_line(given.out, line)
-    lines = {json.dumps(line["settings"]): line for line in read_lines(given.out)}
-    rows = rows_of([lines[json.dumps(run.to_json())] for run in settings])
+    done = read_lines(given.out)
+    rows = rows_of([line for run in settings if (line := found_in(done, run))])
     goal = next(row for row in rows if row.variant == reference.name and row.epochs == given.mae_epochs)
     found = verdicts(rows, goal)
     summary = {"rows": [asdict(row) for row in rows], "verdicts": [asdict(verdict) for verdict in found]}

@@ -1,7 +1,7 @@
 """One run: pre-train a variant for so many epochs, score its frozen features on the way and in the end.
 
 A finished run is one line of OUT/runs.jsonl with all of its settings. A command that is started again skips the runs
-whose very settings stand there, so it may be killed at any time, and a changed row is run anew.
+that stand there, so it may be killed at any time, and a changed row is run anew.
 """
 
 import json
@@ -136,6 +136,22 @@ def read_lines(out: Path) -> list[dict[str, Any]]:
     file = out / RUNS_NAME
     lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
     return [json.loads(line) for line in lines]
+
+
+def found_in(lines: Sequence[dict[str, Any]], run: Settings) -> dict[str, Any] | None:
+    """The finished run that answers for this one, with this one's scores alone; None if there is none.
+
+    It has the same settings; at a constant rate, which knows no end, it may be longer and scored more often.
+    """
+    wanted, loose = run.to_json(), ("epochs", "scored_after")
+    for line in lines:
+        settings = line["settings"]
+        same = all(settings[name] == value for name, value in wanted.items() if name not in loose)
+        exact = all(settings[name] == wanted[name] for name in loose)
+        covers = run.variant.schedule == "constant" and set(run.scored_after) <= set(settings["scored_after"])
+        if same and (exact or covers):
+            return line | {"curve": [point for point in line["curve"] if point["epochs"] in run.scored_after]}
+    return None
 
 
 def append_line(out: Path, line: dict[str, Any]) -> None:

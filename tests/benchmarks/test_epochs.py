@@ -15,7 +15,15 @@ from benchmarks.epochs import __main__ as command
 from benchmarks.epochs import variants
 from benchmarks.epochs.images import evaluation_batches, load, training_batches
 from benchmarks.epochs.report import Crossing, Row, conclusions, crossing, verdicts
-from benchmarks.epochs.runs import RUNS_NAME, Settings, append_line, macs_per_image, read_lines, train
+from benchmarks.epochs.runs import (
+    RUNS_NAME,
+    Settings,
+    append_line,
+    found_in,
+    macs_per_image,
+    read_lines,
+    train,
+)
 from benchmarks.epochs.variants import VARIANTS, variant
 from coma.errors import UsageError
 from coma.evaluation.features import extract
@@ -91,6 +99,24 @@ def test_a_score_on_the_way_is_that_of_a_shorter_run(data):
     shorter = dataclasses.replace(settings, epochs=0.5, scored_after=(0.5,))
     on_the_way, alone = (train(run, held, lambda text: None)["curve"][0] for run in (settings, shorter))
     assert {**on_the_way, "cpu_s": 0} == {**alone, "cpu_s": 0}
+
+
+def test_a_longer_run_answers_for_a_shorter_one_but_not_at_a_cosine():
+    long = Settings(VARIANTS["coma"], 1, 2.0, (0.5, 1.0, 2.0), 64, 32, "")
+    short = dataclasses.replace(long, epochs=1.0, scored_after=(0.5, 1.0))
+    curve = [{"epochs": at, "probe": 10 * at} for at in long.scored_after]
+    line = {"settings": long.to_json(), "curve": curve}
+    assert found_in([line], long) == line
+    assert found_in([line], short) == {**line, "curve": curve[:2]}
+    for other in (
+        dataclasses.replace(short, seed=2),
+        dataclasses.replace(short, scored_after=(0.25, 1.0)),
+        dataclasses.replace(short, variant=dataclasses.replace(VARIANTS["coma"], lr=2e-3)),
+    ):
+        assert found_in([line], other) is None
+    cosine = dataclasses.replace(VARIANTS["coma"], schedule="cosine")
+    line = {"settings": dataclasses.replace(long, variant=cosine).to_json(), "curve": curve}
+    assert found_in([line], dataclasses.replace(short, variant=cosine)) is None
 
 
 def test_a_cosine_takes_a_run_for_each_length():
