@@ -45,11 +45,12 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def figure(value: float, step: float) -> str:
-    """Write a tick: thousands parted, as many decimals as the step needs, powers of ten if it is tiny."""
+    """Write a tick: thousands parted, as many digits as the step needs, powers of ten if both are tiny."""
     if value == 0:
         return "0"
-    if 0 < step < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
+    if 0 < step < 1e-3 and abs(value) < 1e-2:
+        digits = max(0, math.floor(math.log10(abs(value)) + 1e-9) - math.floor(math.log10(step) + 1e-9))
+        return f"{value:.{digits}e}".replace("e-0", "e-")
     decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 3
     return f"{value:,.{min(decimals, 6)}f}"
 

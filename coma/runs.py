@@ -142,8 +142,8 @@ def load_autoencoder(run_or_checkpoint: Path, device: str | torch.device = "cpu"
     content = read_config(run)
     if is_finetuned(content):
         raise DataError(
-            f"{run} is a fine-tuned classifier, which paints nothing: name the run that it was made of, or "
-            "`coma export` it"
+            f"{run} is a fine-tuned classifier, which has neither views nor a decoder: `coma export` it and name "
+            "the export, or name the run that it was made of"
         )
     model = build_model(content["config"])
     try:

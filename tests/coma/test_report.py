@@ -182,7 +182,8 @@ def test_ticks_are_round_and_inside():
     assert ticks(5, 5) == [5]
     assert [figure(value, 200) for value in (0, 1000, 12000)] == ["0", "1,000", "12,000"]
     assert figure(0.25, 0.05) == "0.25"
-    assert [figure(value, 2e-4) for value in (0, 6e-4, 1e-3)] == ["0", "6e-4", "1e-3"]
+    assert [figure(value, 2e-4) for value in (0, 6e-4, 1.2e-3)] == ["0", "6e-4", "1.2e-3"]
+    assert figure(2.3025, 5e-4) == "2.3025"
 
 
 def test_smoothing_is_a_running_mean():

@@ -216,7 +216,7 @@ def test_its_export_is_timms_classifier(labelled: Path, tuned: Path, tmp_path: P
     assert 0 <= score_run(tmp_path / "export", labelled, probe=False)["knn"] <= 100
     with pytest.raises(UsageError, match="has no decoder: leave out --with-decoder"):
         export_run(tuned, tmp_path / "other", with_decoder=True)
-    with pytest.raises(DataError, match="is a fine-tuned classifier, which paints nothing"):
+    with pytest.raises(DataError, match="is a fine-tuned classifier, which has neither views nor a decoder"):
         reconstruct_run(tuned)
 
 
