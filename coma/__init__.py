@@ -19,8 +19,9 @@ docs/method.md tells the method in two pages. The code, in the order in which to
 
 and then its use:
 
-    training/           DeepSpeed, the loop, checkpoints
-    evaluation/         kNN and linear probe
+    classifier.py       a backbone with a classifier, for fine-tuning
+    training/           DeepSpeed, the loop, checkpoints; pre-training and fine-tuning
+    evaluation/         kNN, linear probe, a classifier's accuracy
     reconstruct.py      pictures of what is predicted
     export/             the backbone as an ordinary timm model
     report.py           a run as a page

@@ -63,7 +63,7 @@ def train(
     lock: RunLock,
     watch: Watcher | None = None,
 ) -> dict[str, Any]:
-    """Train in a group of processes that is already joined; see `coma.training.run`."""
+    """Train in a group of processes that is already joined; see `coma.training`."""
     started_s = time.monotonic()
     if world.device.type == "cpu":
         keep_freed_memory()
