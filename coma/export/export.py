@@ -81,7 +81,7 @@ def export_run(
     check_weights(checkpoint)
     content, step = read_config(run), checkpoint_step(checkpoint)
     network, decoder = _networks(run, checkpoint, content, with_decoder=with_decoder)
-    backbone, model = network.backbone, content["resolved"].get("network", content["config"])
+    backbone, model = network.backbone, content.get("resolved", {}).get("network", content["config"])
     config = timm_config(backbone, network.img_size, model, license)
     config[SECTION] = {
         "version": version("coma"),

@@ -50,7 +50,7 @@ def read_source(path: Path) -> Source:
         return Source(path, export.model, export.patch_size, export.image_size, export.weights())
     run, checkpoint = run_of(path)
     content = read_config(run)
-    config = content["resolved"].get("network") or content["config"]
+    config = content.get("resolved", {}).get("network", content["config"])
     weights = {
         name.removeprefix(_PREFIX): value
         for name, value in read_weights(checkpoint).items()
