@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ TRACKERS = ("wandb", "mlflow")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(ABC):
     """What every run may be asked for; None is derived from the data and the machine (`plan.resolve`).
 
     Raises:
@@ -125,9 +126,9 @@ class RunConfig:
         )
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Of the run folder, if none is given."""
-        raise NotImplementedError
 
     @property
     def trackers(self) -> tuple[str, ...]:
