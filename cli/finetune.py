@@ -128,6 +128,7 @@ def finetune(
     The same command again goes on where it stopped. The defaults are MAE's
     for ViT-B; deepspeed, torchrun and srun work as for coma pretrain.
     """
+    given = locals()
     from coma.cli import console
     from coma.errors import UsageError
     from coma.training import FinetuneConfig
@@ -138,42 +139,7 @@ def finetune(
     elif source is None:
         raise UsageError("name what to fine-tune: coma finetune RUN, or what coma export wrote")
     else:
-        config = FinetuneConfig(
-            source=source,
-            data=data,
-            image_size=image_size,
-            crop_scale=crop_scale,
-            rand_augment=rand_augment,
-            erasing=erasing,
-            mixup=mixup,
-            cutmix=cutmix,
-            label_smoothing=label_smoothing,
-            drop_path=drop_path,
-            average_decay=average_decay,
-            epochs=epochs,
-            steps=steps,
-            batch_size=batch_size,
-            base_lr=base_lr,
-            layer_decay=layer_decay,
-            weight_decay=weight_decay,
-            warmup_epochs=warmup_epochs,
-            seed=seed,
-            out=out,
-            resume=resume,
-            save_every=save_every,
-            evaluate_every=evaluate_every,
-            log_to=log_to,
-            keep_last=keep_last,
-            keep_every_epochs=keep_every_epochs,
-            stuck_after=stuck_after,
-            stop_after=stop_after,
-            ds_config=ds_config,
-            devices=devices,
-            hostfile=hostfile,
-            compile=compile,
-            decode=decode,
-            workers=workers,
-        )
+        config = FinetuneConfig.of_options(given)
     with console.live_line() as watch:
         result = start(config, watch, launched)
     if json and result and launched is None:

@@ -116,6 +116,7 @@ def pretrain(
     The same command again goes on where it stopped. Under deepspeed, torchrun
     or srun it joins their processes.
     """
+    given = locals()
     from coma.cli import console
     from coma.training import PretrainConfig
     from coma.training import pretrain as start
@@ -123,38 +124,7 @@ def pretrain(
     if launched is not None:
         config = PretrainConfig.load(launched)
     else:
-        config = PretrainConfig(
-            data=data,
-            model=model,
-            method=method,
-            views=views,
-            image_size=image_size,
-            start_size=start_size,
-            patch_size=patch_size,
-            epochs=epochs,
-            steps=steps,
-            batch_size=batch_size,
-            base_lr=base_lr,
-            weight_decay=weight_decay,
-            warmup_epochs=warmup_epochs,
-            seed=seed,
-            init=init,
-            out=out,
-            resume=resume,
-            save_every=save_every,
-            evaluate_every=evaluate_every,
-            log_to=log_to,
-            keep_last=keep_last,
-            keep_every_epochs=keep_every_epochs,
-            stuck_after=stuck_after,
-            stop_after=stop_after,
-            ds_config=ds_config,
-            devices=devices,
-            hostfile=hostfile,
-            compile=compile,
-            decode=decode,
-            workers=workers,
-        )
+        config = PretrainConfig.of_options(given)
     with console.live_line() as watch:
         result = start(config, watch, launched)
     if json and result and launched is None:

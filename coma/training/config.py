@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -143,6 +143,11 @@ class RunConfig(ABC):
             "--base-lr": self.base_lr,
             "--weight-decay": self.weight_decay,
         }
+
+    @classmethod
+    def of_options(cls, options: Mapping[str, Any]) -> Self:
+        """Make a configuration of a command's options, which have its fields' names, each of them, and others."""
+        return cls(**{field.name: options[field.name] for field in dataclasses.fields(cls)})
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; paths as strings."""
