@@ -78,6 +78,8 @@ def _as_lines(found: "Estimate") -> dict[str, str]:
     }
     if memory.host:
         lines["  on the host"] = f"{decimal(memory.host)} of these"
+    if memory.drive:
+        lines["  on a drive"] = f"{decimal(memory.drive)} of these, in files of {decimal(memory.files)}"
     kept, whole = found.checkpoints, decimal(found.checkpoint_bytes)
     lines["disk"] = f"{decimal((kept + 1) * found.checkpoint_bytes + found.metrics_bytes)} at most"
     lines["  checkpoints"] = f"{kept} x {whole}, and one while it is written; every {plan.save_every:,} steps"

@@ -102,7 +102,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", 
 DsConfig = Annotated[
     str,
     typer.Option(
-        help="DeepSpeed configuration: zero0 to zero3, zero2_offload, zero3_offload, or a file.",
+        help="DeepSpeed configuration: zero0 to zero3, zero2_offload, zero3_offload, zero3_nvme, or a file.",
         metavar="NAME|PATH",
         rich_help_panel=MACHINE,
     ),

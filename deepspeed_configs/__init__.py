@@ -6,7 +6,8 @@
 `zero2.json`          gradients split as well
 `zero3.json`          parameters split as well: for models that do not fit one device
 `zero2_offload.json`  as zero2, optimizer on the host: little GPU memory, slower steps
-`zero3_offload.json`  as zero3, parameters and optimizer on the host: least GPU memory, slowest steps
+`zero3_offload.json`  as zero3, parameters and optimizer on the host: least GPU memory
+`zero3_nvme.json`     as zero3_offload, optimizer on a drive: for hosts whose memory does not hold it either
 ====================  =====================================================================================
 
 A file holds what DeepSpeed alone decides. Batch sizes, learning rate, weight decay and the schedule come from

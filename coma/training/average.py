@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coma.training.drive import in_memory
 from coma.training.pieces import pieces
 from coma.training.world import World
 
@@ -44,10 +45,11 @@ class WeightAverage:
         decay = min(self._decay, (1 + step) / (10 + step))
         for flat in self._flats:
             state = self._engine.basic_optimizer.state[flat]
-            if KIND in state:
-                state[KIND].lerp_(flat.detach(), 1 - decay)
-            else:
-                state[KIND] = flat.detach().clone()
+            with in_memory(self._engine, flat):
+                if KIND in state:
+                    state[KIND].lerp_(flat.detach(), 1 - decay)
+                else:
+                    state[KIND] = flat.detach().clone()
 
     def whole(self, weights: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
         """Return the average under the names of `full_weights`, with its buffers; collective, empty but on rank 0."""

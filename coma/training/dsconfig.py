@@ -6,6 +6,7 @@ all in silence. Here each is an error that names the key and the file.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 from coma.deepspeed_configs import packaged
 from coma.errors import UsageError
+from coma.training.drive import on_drive
 from coma.training.dsprecision import check_precision, precision, with_autocast_dtype
 
 BATCH_KEY = "train_batch_size"
@@ -51,18 +53,11 @@ _SECTIONS: dict[str, tuple[str, ...] | None] = {
         "detailed",
         "output_file",
     ),
-    "aio": (
-        "block_size",
-        "queue_depth",
-        "intra_op_parallelism",
-        "single_submit",
-        "overlap_events",
-        "use_gds",
-    ),
 }
 """The sections that coma hands on, with their keys; DeepSpeed itself describes those of `_model_sections`."""
 
 _OURS = {
+    "aio": "coma reads and writes the files of an offload itself: delete the section",
     "scheduler": "coma sets the learning rate before each step: use --base-lr and --warmup-epochs",
     "optimizer.params.lr": "coma sets the learning rate: use --base-lr",
     "optimizer.params.weight_decay": "use --weight-decay",
@@ -170,21 +165,44 @@ def check_ds_config(content: Mapping[str, Any], source: str) -> None:
         )
     check_precision(content, source)
     _check_optimizer(content.get("optimizer", {}), source)
-    _refuse_what_cannot_be_saved(content.get("zero_optimization", {}), source)
+    zero = content.get("zero_optimization", {})
+    _refuse_what_cannot_be_saved(zero, source)
+    for name, section in on_drive(zero):
+        if zero.get("stage", 0) != 3:
+            raise UsageError(
+                f"{source}: 'zero_optimization.{name}.device' is \"nvme\", which takes stage 3: set "
+                "'zero_optimization.stage' to 3, or use zero2_offload"
+            )
+        if name == "offload_optimizer":
+            _check_buffers(section, content.get("optimizer", {}), source)
+
+
+def swap_buffers(offload: Mapping[str, Any], optimizer: Mapping[str, Any]) -> int:
+    """Return how many buffers DeepSpeed needs to bring a group's state from a drive: else it fails in the first step."""
+    states = 4 + bool(optimizer.get("params", {}).get("amsgrad"))  # the weights, their gradient, the moments
+    return states * (1 + bool(offload.get("pipeline_read")) + bool(offload.get("pipeline_write")))
+
+
+def _check_buffers(offload: Mapping[str, Any], optimizer: Mapping[str, Any], source: str) -> None:
+    count, needed = offload.get("buffer_count"), swap_buffers(offload, optimizer)
+    if count is not None and count < needed:
+        raise UsageError(
+            f"{source}: 'zero_optimization.offload_optimizer.buffer_count' is {count}, and AdamW takes {needed} here: "
+            "delete the key"
+        )
 
 
 def _refuse_what_cannot_be_saved(zero: Mapping[str, Any], source: str) -> None:
     """Refuse where DeepSpeed keeps Adam's state in places that `coma.training.pieces` does not read."""
     offload = zero.get("offload_optimizer") or {}
-    key, value = "offload_optimizer.device", offload.get("device")
     if zero.get("zenflow"):
-        key, value = "zenflow", "on"
+        key, value = "zenflow", json.dumps("on")
     elif offload.get("super_offload"):
-        key, value = "offload_optimizer.super_offload", True
-    elif value != "nvme":
+        key, value = "offload_optimizer.super_offload", "true"
+    else:
         return
     raise UsageError(
-        f"{source}: 'zero_optimization.{key}' is {json.dumps(value)}, and coma cannot save an optimizer that is "
+        f"{source}: 'zero_optimization.{key}' is {value}, and coma cannot save an optimizer that is "
         "kept so: use zero3_offload, which keeps it in the host's memory"
     )
 
@@ -212,6 +230,10 @@ def complete(
     if file.precision is None:
         content["bf16"] = {"enabled": precision == "bf16"}
     optimizer = file.content.get("optimizer", {})
+    content["zero_optimization"] = copy.deepcopy(content["zero_optimization"])
+    for name, section in on_drive(content["zero_optimization"]):
+        if name == "offload_optimizer":
+            section.setdefault("buffer_count", swap_buffers(section, optimizer))
     content["optimizer"] = {
         "type": optimizer.get("type", "AdamW"),
         # torch's own AdamW: DeepSpeed's is compiled at the first start, which needs a matching CUDA toolkit.

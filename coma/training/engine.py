@@ -11,6 +11,8 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
+from coma.training.drive import SwapFolders, gather_from_drive
+from coma.training.drive_files import in_place_of_async_io
 from coma.training.pieces import pieces
 from coma.training.plan import Plan
 
@@ -29,11 +31,18 @@ def make_engine(
     """Wrap a model for training as the plan says; its parameters in `groups`, or in `parameter_groups`; collective."""
     weight_decay = plan.deepspeed["optimizer"]["params"]["weight_decay"]
     model.to(plan.device)
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=list(groups or parameter_groups(model, weight_decay)),
-        config=plan.deepspeed,
-    )
+    folders = SwapFolders(plan.deepspeed)
+    try:
+        with in_place_of_async_io():
+            engine, *_ = deepspeed.initialize(
+                model=model,
+                model_parameters=list(groups or parameter_groups(model, weight_decay)),
+                config=folders.config,
+            )
+    except BaseException:
+        folders.remove()
+        raise
+    engine.swap_folders = folders
     if compile_model:
         engine.compile()  # before initialize it would rename every parameter
     return engine
@@ -42,6 +51,7 @@ def make_engine(
 def dispose(engine: Any) -> None:
     """Free what an engine holds, so that another one can be made in this process."""
     engine.destroy()
+    engine.swap_folders.remove()
     torch.nn.functional.linear = _LINEAR
 
 
@@ -98,10 +108,13 @@ def full_weights(engine: Any) -> dict[str, Tensor]:
     copies = (
         {} if engine.zero_optimization() else {piece.name: piece.of(piece.flat) for piece in pieces(engine)}
     )
+    on_drive = gather_from_drive(engine)
     weights: dict[str, Tensor] = {}
     names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        full = safe_get_full_fp32_param(parameter) if engine.zero_optimization() else None
+        full = on_drive.get(name)
+        if full is None and engine.zero_optimization():
+            full = safe_get_full_fp32_param(parameter)
         if full is None:
             full = copies.get(name, parameter)
         if engine.global_rank == 0:

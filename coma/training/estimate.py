@@ -124,6 +124,7 @@ class Estimate:
             "activations_bytes": activations,
             "device_memory_bytes": memory.device + (activations or 0),
             "host_memory_bytes": memory.host,
+            "drive_bytes": memory.files,
             "device": self.device_name,
             "device_bytes": self.device_bytes,
             "checkpoint_bytes": self.checkpoint_bytes,

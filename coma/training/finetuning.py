@@ -21,7 +21,7 @@ from coma.shards.manifest import Manifest, read_manifest
 from coma.training.augment import Augment
 from coma.training.finetune_config import FinetuneConfig
 from coma.training.source import read_source
-from coma.training.task import Task
+from coma.training.task import Task, parameter_count
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Finetuning(Task):
     def facts(self) -> dict[str, Any]:
         """Return the size of the network, and what makes it."""
         return {
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "parameters": parameter_count(self.model),
             "network": {
                 "model": self._source.model,
                 "patch_size": self._source.patch_size,

@@ -26,11 +26,15 @@ class StateMemory:
     """Where gradients are gathered before they are reduced over the devices."""
     host: int
     """Of these, what offloading moves to the host's memory."""
+    drive: int
+    """Of these, what it moves to a drive."""
+    files: int
+    """What that takes on the drive, where the gradients of a step lie in float32 as well."""
 
     @property
     def device(self) -> int:
         """Bytes on the device."""
-        return self.weights + self.gradients + self.optimizer + self.buckets - self.host
+        return self.weights + self.gradients + self.optimizer + self.buckets - self.host - self.drive
 
 
 def state_memory(parameters: int, plan: Plan) -> StateMemory:
@@ -42,14 +46,21 @@ def state_memory(parameters: int, plan: Plan) -> StateMemory:
     share = [parameters // plan.world_size if plan.stage >= stage else parameters for stage in (1, 2, 3)]
     weights, gradients = share[2] * size, share[1] * size
     optimizer = share[0] * optimizer_bytes(plan)
-    if plan.stage == 3 and size == FP32_BYTES:
+    if plan.stage == 3 and size == FP32_BYTES and not zero.offload_optimizer:
         optimizer -= weights  # its float32 copy is the weights themselves
+    moved = {"cpu": 0, "nvme": 0}
+    for section, size_bytes in ((zero.offload_optimizer, optimizer), (zero.offload_param, weights)):
+        if section and section.device in moved:
+            moved[section.device] += size_bytes
+    swaps = zero.offload_optimizer and zero.offload_optimizer.device == "nvme"
     return StateMemory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         buckets=_bucket_bytes(parameters, plan, zero),
-        host=(optimizer if zero.offload_optimizer else 0) + (weights if zero.offload_param else 0),
+        host=moved["cpu"],
+        drive=moved["nvme"],
+        files=moved["nvme"] + (share[0] * FP32_BYTES if swaps else 0),
     )
 
 

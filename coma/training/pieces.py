@@ -12,7 +12,7 @@ universal format gives the parts of a group one step counter and every group the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,11 @@ import torch
 from torch import Tensor
 
 from coma.errors import ComaError
+from coma.training.drive import in_memory
 
 _STEP = "step"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+"""What goes to a drive with the weights, where they go."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,14 @@ class Piece:
 def pieces(engine: Any) -> list[Piece]:
     """Return what this process holds, without padding."""
     return [piece for piece in _pieces(engine) if piece.count > 0]
+
+
+def by_flat(held: Iterable[Piece]) -> list[list[Piece]]:
+    """Put together the pieces of each of the optimizer's tensors."""
+    found: dict[int, list[Piece]] = defaultdict(list)
+    for piece in held:
+        found[id(piece.flat)].append(piece)
+    return list(found.values())
 
 
 def _pieces(engine: Any) -> Iterator[Piece]:
@@ -82,18 +93,24 @@ def _copies(optimizer: Any) -> dict[int, tuple[Tensor, int]]:
 
 
 def optimizer_state(engine: Any) -> dict[str, Tensor]:
-    """Return copies of this process's share of Adam's state, on the CPU; nothing is held twice in the group."""
+    """Return copies of this process's share of Adam's state, on the CPU; nothing is held twice in the group.
+
+    Raises:
+        ComaError: a drive that it is offloaded to fails.
+    """
+    engine.swap_folders.sync()
     held = pieces(engine)
     if not engine.zero_optimization():
         held = [_cut(piece, engine.global_rank, engine.world_size) for piece in held]
-    return {
-        f"{kind}/{piece.name}@{piece.start}": (
-            torch.tensor(float(value)) if kind == _STEP else piece.of(value).clone().cpu()
-        )
-        for piece in held
-        if piece.count > 0
-        for kind, value in engine.basic_optimizer.state.get(piece.flat, {}).items()
-    }
+    state: dict[str, Tensor] = {}
+    for group in by_flat(piece for piece in held if piece.count > 0):
+        flat = group[0].flat
+        with in_memory(engine, flat):
+            for kind, value in engine.basic_optimizer.state.get(flat, {}).items():
+                for piece in group:
+                    own = torch.tensor(float(value)) if kind == _STEP else piece.of(value).clone().cpu()
+                    state[f"{kind}/{piece.name}@{piece.start}"] = own
+    return state
 
 
 def _cut(piece: Piece, rank: int, size: int) -> Piece:
@@ -111,26 +128,30 @@ def restore_optimizer(engine: Any, weights: Mapping[str, Tensor], files: Sequenc
     as_tensor = isinstance(engine.basic_optimizer, torch.optim.Optimizer) and (
         type(engine.basic_optimizer).__module__.startswith("torch.")
     )
-    states: dict[Tensor, dict[str, Any]] = {}
-    for piece in pieces(engine):
-        whole = weights[piece.name].reshape(-1)
-        piece.of(piece.flat).copy_(whole[piece.start : piece.start + piece.count])
-        state = states.setdefault(piece.flat, {})
-        for kind in saved.kinds(piece.name):
-            values = saved.read(kind, piece.name, piece.start, piece.count)
-            if kind == _STEP:
-                # each flat tensor has a counter of its own: Adam counts it up in place
-                step = max(float(values), float(state.get(_STEP, 0)))
-                state[_STEP] = torch.tensor(step) if as_tensor else int(step)
+    for group in by_flat(pieces(engine)):
+        flat = group[0].flat
+        with in_memory(engine, flat, changed=True):
+            state: dict[str, Any] = {}
+            for piece in group:
+                whole = weights[piece.name].reshape(-1)
+                piece.of(flat).copy_(whole[piece.start : piece.start + piece.count])
+                for kind in saved.kinds(piece.name):
+                    values = saved.read(kind, piece.name, piece.start, piece.count)
+                    if kind == _STEP:
+                        # each flat tensor has a counter of its own: Adam counts it up in place
+                        step = max(float(values), float(state.get(_STEP, 0)))
+                        state[_STEP] = torch.tensor(step) if as_tensor else int(step)
+                    else:
+                        if kind not in state:
+                            state[kind] = torch.zeros_like(flat, dtype=values.dtype, requires_grad=False)
+                            state[kind].swappable = kind in _MOMENTS
+                        piece.of(state[kind]).copy_(values)
+            if state:
+                engine.basic_optimizer.state[flat] = state
             else:
-                if kind not in state:
-                    state[kind] = torch.zeros_like(piece.flat, dtype=values.dtype, requires_grad=False)
-                piece.of(state[kind]).copy_(values)
-    for flat, state in states.items():
-        if state:
-            engine.basic_optimizer.state[flat] = state
-        else:
-            engine.basic_optimizer.state.pop(flat, None)  # saved before the first step that was not skipped
+                engine.basic_optimizer.state.pop(
+                    flat, None
+                )  # saved before the first step that was not skipped
 
 
 class _Saved:

@@ -16,7 +16,7 @@ from coma.training import init
 from coma.training.config import PretrainConfig
 from coma.training.evaluation import Evaluator
 from coma.training.previews import Previewer, preview_steps
-from coma.training.task import Task
+from coma.training.task import Task, parameter_count
 
 if TYPE_CHECKING:
     from coma.autoencoder import MaskedAutoencoder
@@ -75,7 +75,7 @@ class Pretraining(Task):
     def facts(self) -> dict[str, Any]:
         """Return the size of the network, and the views that it encodes."""
         return {
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "parameters": parameter_count(self.model),
             "units": self.model.units,
             "view_sizes": [
                 seen.shape[1] for seen in self.model.seen_units(torch.arange(self.model.units)[None])

@@ -73,3 +73,8 @@ class Task(ABC):
     @abstractmethod
     def opening(self) -> list[tuple[str, str]]:
         """Return what is to be said of it when the run begins: (subject, text) lines."""
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return how many numbers a network learns, whole even where stage 3 has left a part of each here."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())

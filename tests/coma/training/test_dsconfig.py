@@ -24,7 +24,7 @@ def test_every_packaged_configuration_is_right(name: str) -> None:
     file = read_ds_config(name)
     assert file == read_ds_config(f"{name}.json")
     assert file.stage == int(name[4])
-    assert ("offload_optimizer" in file.content["zero_optimization"]) == name.endswith("_offload")
+    assert ("offload_optimizer" in file.content["zero_optimization"]) == name.endswith(("_offload", "_nvme"))
 
 
 def test_a_file_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,9 +55,19 @@ def test_a_file_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.
             "offload_optimizer.devise.*'device'",
         ),
         (
-            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
-            "offload_optimizer.device.*cannot save.*zero3_offload",
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}},
+            'offload_optimizer.device\' is "nvme", which takes stage 3.*zero2_offload',
         ),
+        (
+            {
+                "zero_optimization": {
+                    "stage": 3,
+                    "offload_optimizer": {"device": "cpu", "super_offload": True},
+                }
+            },
+            "offload_optimizer.super_offload' is true, and coma cannot save.*zero3_offload",
+        ),
+        ({"aio": {"block_size": 1}}, "'aio', which would be overridden.*delete the section"),
         ({"zero_optimization": {"stage": 7}}, "zero_optimization.stage.* 7"),
         ({"zero_optimization": {"stage": True}}, "'zero_optimization.stage' is true; it must be a number"),
         (

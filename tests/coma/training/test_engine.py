@@ -22,6 +22,7 @@ from coma.training.engine import (
     set_learning_rate,
 )
 from coma.training.plan import resolve
+from coma.training.task import parameter_count
 from coma.training.world import joined
 
 
@@ -76,7 +77,9 @@ def test_matrices_decay_and_nothing_else() -> None:
     assert kept["weight_decay"] == 0.0
 
 
-@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"])
+@pytest.mark.parametrize(
+    "name", ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_nvme"]
+)
 def test_a_step_is_adamws_and_a_gradient_that_is_not_finite_changes_nothing(alone: None, name: str) -> None:
     torch.manual_seed(0)
     model = Toy()
@@ -101,6 +104,7 @@ def test_a_step_is_adamws_and_a_gradient_that_is_not_finite_changes_nothing(alon
         torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
         adamw.step()
     weights = full_weights(engine)
+    assert parameter_count(engine.module) == parameter_count(reference)
     dispose(engine)
     expected = reference.state_dict()
     assert weights.keys() == expected.keys()
