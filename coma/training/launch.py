@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from coma.errors import ComaError, UsageError
+from coma.errors import ComaError, Preempted, UsageError
 from coma.training.config import RunConfig
 from coma.training.launched import (
     CONFIG_NAME,
@@ -104,12 +104,20 @@ def start_on_hosts(config: RunConfig) -> dict[str, Any]:
         )
         try:
             # The launcher would die of a signal and leave the ranks running: they look for this file instead.
-            with _on_signals(lambda _: (folder / STOP_NAME).touch()):
+            signals: list[int] = []
+
+            def stop(number: int) -> None:
+                signals.append(number)
+                (folder / STOP_NAME).touch()
+
+            with _on_signals(stop):
                 launcher_failed = _wait_for_all([process], heartbeat.touch)
         finally:
             _kill([process])
         # The launcher's own code is of whatever it killed.
         exit_code = _telling(exit_codes(folder, sum(slots.values()))) or int(launcher_failed > 0)
+        if exit_code == Preempted.exit_code and signal.SIGINT in signals:
+            raise KeyboardInterrupt
         return _result(folder, exit_code)
 
 

@@ -71,7 +71,9 @@ def train(
     with world.said_once():
         check_installed(config.trackers)
     plan = prepared.plan
-    folder = world.agree(lambda: take_run(lambda: choose_run(config, plan), lock))
+    folder = world.agree(
+        lambda: take_run(lambda: choose_run(config, plan), lock, stop_asked=lambda: stop.preempted)
+    )
     prepared = dataclasses.replace(prepared, folder=folder)
     run = folder.path
     if folder.finished:

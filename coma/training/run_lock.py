@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from coma.errors import UsageError
+from coma.errors import Preempted, UsageError
 from coma.training.launched import GONE_AFTER_S
 from coma.training.run_folder import LOCK_NAME, RunFolder
 
@@ -87,7 +87,12 @@ class RunLock:
             self._descriptor = None
 
 
-def take_run(choose: Callable[[], RunFolder], lock: RunLock, wait_s: float = WAIT_S) -> RunFolder:
+def take_run(
+    choose: Callable[[], RunFolder],
+    lock: RunLock,
+    wait_s: float = WAIT_S,
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> RunFolder:
     """Return the folder that `choose` finds, with its lock taken; a finished run needs none.
 
     Without --out, too, the same command waits for the folder of its predecessor and is refused in the end: it is
@@ -95,6 +100,7 @@ def take_run(choose: Callable[[], RunFolder], lock: RunLock, wait_s: float = WAI
 
     Raises:
         UsageError: another process holds it for longer than `wait_s`.
+        Preempted: `stop_asked` was true while waiting.
     """
     deadline_s, said = time.monotonic() + wait_s, False
     while True:
@@ -106,6 +112,8 @@ def take_run(choose: Callable[[], RunFolder], lock: RunLock, wait_s: float = WAI
                 return found
             lock.release()
             continue
+        if stop_asked():
+            raise Preempted(f"asked to stop while {found.path} was being written to by {holder(found.path)}")
         if time.monotonic() >= deadline_s:
             raise UsageError(
                 f"{found.path} is being written to by {holder(found.path)}: end it, or give another --out"

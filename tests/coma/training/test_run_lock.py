@@ -18,6 +18,7 @@ from coma.training import pretrain, run_lock
 from coma.training.run_folder import LOCK_NAME, RunFolder
 from coma.training.run_lock import RunLock, take_run
 
+from .commands import begin, command, wait_until
 from .small_runs import small
 
 HOLD = """
@@ -51,7 +52,7 @@ def test_a_second_run_waits_and_is_told_who_has_the_folder(
     monkeypatch.setattr(logging.getLogger("coma"), "propagate", True)
     caplog.set_level(logging.INFO, logger="coma")
     run, config = tmp_path / "run", small(data, tmp_path / "run", steps=1)
-    monkeypatch.setattr(take_run, "__defaults__", (0.8,))
+    monkeypatch.setattr(take_run, "__defaults__", (0.8, lambda: False))
     with held_elsewhere(run) as holder:
         with pytest.raises(UsageError, match=rf"{run} .* process {holder.pid} on .*give another --out"):
             pretrain(config)
@@ -61,6 +62,20 @@ def test_a_second_run_waits_and_is_told_who_has_the_folder(
     assert pretrain(config)["finished"]  # kill -9 has freed it
     with held_elsewhere(run):
         assert pretrain(config)["finished"]  # nothing to write: nothing to wait for
+
+
+def test_who_waits_can_be_asked_to_stop(data: Path, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    with held_elsewhere(run) as holder:
+        process = begin(command(data, run, "--steps", "1"), log)
+        assert wait_until(lambda: b"waiting for its end" in log.read_bytes(), 200.0, process)
+        process.terminate()
+        assert process.wait(60) == 75
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith(
+        f"error: asked to stop while {run} was being written to by process {holder.pid} on"
+    )
+    assert [path.name for path in run.iterdir()] == [LOCK_NAME]
 
 
 def test_a_folder_that_changed_before_it_was_ours_is_looked_at_again(tmp_path: Path) -> None:

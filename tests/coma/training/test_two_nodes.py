@@ -106,14 +106,15 @@ def test_two_machines_by_pdsh_stop_and_go_on_as_one_process(data: Path, tmp_path
     here.mkdir()
     both = nodes.command(command(data, run, "--steps", str(STEPS), "--hostfile", str(hostfile)), here)
 
-    for stop in (
-        lambda process: os.kill(descendants(process.pid)[0], signal.SIGTERM),
-        lambda process: (run / "stop").touch(),
+    for stop, code in (
+        (lambda process: os.kill(descendants(process.pid)[0], signal.SIGTERM), 75),
+        (lambda process: (run / "stop").touch(), 75),
+        (lambda process: os.kill(descendants(process.pid)[0], signal.SIGINT), 130),
     ):
         process = begin_and_train(both, log, run)
         assert len(nodes.ranks()) == 2
         stop(process)
-        assert process.wait(START_S) == 75, log.read_text()
+        assert process.wait(START_S) == code, log.read_text()
         nodes.wait_until_idle()
         stopped = lines(run)[-1]["step"]
         assert stopped < STEPS
