@@ -62,7 +62,16 @@ _OURS = {
     "optimizer.params.lr": "coma sets the learning rate: use --base-lr",
     "optimizer.params.weight_decay": "use --weight-decay",
 }
-_OPTIMIZER_PARAMS = ("betas", "eps", "torch_adam", "foreach", "adam_w_mode", "bias_correction", "amsgrad")
+_OPTIMIZER_PARAMS = (
+    "betas",
+    "eps",
+    "torch_adam",
+    "foreach",
+    "fused",
+    "adam_w_mode",
+    "bias_correction",
+    "amsgrad",
+)
 
 _FLAGS = {
     "enabled",
@@ -234,16 +243,16 @@ def complete(
     for name, section in on_drive(content["zero_optimization"]):
         if name == "offload_optimizer":
             section.setdefault("buffer_count", swap_buffers(section, optimizer))
-    content["optimizer"] = {
-        "type": optimizer.get("type", "AdamW"),
-        # torch's own AdamW: DeepSpeed's is compiled at the first start, which needs a matching CUDA toolkit.
-        "params": {
-            "betas": list(betas),
-            "torch_adam": True,
-            **optimizer.get("params", {}),
-            "weight_decay": weight_decay,
-        },
+    # torch's own AdamW: DeepSpeed's is compiled at the first start, which needs a matching CUDA toolkit.
+    params = {
+        "betas": list(betas),
+        "torch_adam": True,
+        **optimizer.get("params", {}),
+        "weight_decay": weight_decay,
     }
+    if params["torch_adam"] and not params.get("foreach"):
+        params.setdefault("fused", True)  # one pass over memory, on a CPU as well
+    content["optimizer"] = {"type": optimizer.get("type", "AdamW"), "params": params}
     return content
 
 
@@ -257,6 +266,12 @@ def _check_optimizer(optimizer: Any, source: str) -> None:
         if isinstance(params, dict) and name in params:
             raise UsageError(f"{source} has {key!r}, which would be overridden: {_OURS[key]}")
     _check_keys(params, _OPTIMIZER_PARAMS, "optimizer.params", source)
+    kernels = [name for name in ("foreach", "fused") if params.get(name)]
+    if kernels and (len(kernels) == 2 or not params.get("torch_adam", True)):
+        raise UsageError(
+            f"{source}: 'optimizer.params.{kernels[0]}' goes with \"torch_adam\": true, and without the other of "
+            "'foreach' and 'fused': delete it"
+        )
     betas, eps = params.get("betas", [0.9, 0.95]), params.get("eps", 1e-8)
     if not (
         isinstance(betas, list)

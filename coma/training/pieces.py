@@ -125,9 +125,9 @@ def restore_optimizer(engine: Any, weights: Mapping[str, Tensor], files: Sequenc
         ComaError: the files lack a part of it.
     """
     saved = _Saved(files)
-    as_tensor = isinstance(engine.basic_optimizer, torch.optim.Optimizer) and (
-        type(engine.basic_optimizer).__module__.startswith("torch.")
-    )
+    optimizer = engine.basic_optimizer
+    as_tensor = type(optimizer).__module__.startswith("torch.")
+    fused = as_tensor and optimizer.defaults.get("fused")
     for group in by_flat(pieces(engine)):
         flat = group[0].flat
         with in_memory(engine, flat, changed=True):
@@ -140,18 +140,17 @@ def restore_optimizer(engine: Any, weights: Mapping[str, Tensor], files: Sequenc
                     if kind == _STEP:
                         # each flat tensor has a counter of its own: Adam counts it up in place
                         step = max(float(values), float(state.get(_STEP, 0)))
-                        state[_STEP] = torch.tensor(step) if as_tensor else int(step)
+                        device = flat.device if fused else None  # where torch's fused kernel wants it
+                        state[_STEP] = torch.tensor(step, device=device) if as_tensor else int(step)
                     else:
                         if kind not in state:
                             state[kind] = torch.zeros_like(flat, dtype=values.dtype, requires_grad=False)
                             state[kind].swappable = kind in _MOMENTS
                         piece.of(state[kind]).copy_(values)
             if state:
-                engine.basic_optimizer.state[flat] = state
+                optimizer.state[flat] = state
             else:
-                engine.basic_optimizer.state.pop(
-                    flat, None
-                )  # saved before the first step that was not skipped
+                optimizer.state.pop(flat, None)  # saved before the first step that was not skipped
 
 
 class _Saved:

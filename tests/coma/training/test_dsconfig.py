@@ -67,6 +67,14 @@ def test_a_file_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.
             },
             "offload_optimizer.super_offload' is true, and coma cannot save.*zero3_offload",
         ),
+        (
+            {"optimizer": {"params": {"foreach": True, "fused": True}}},
+            "optimizer.params.foreach' goes with .* without the other",
+        ),
+        (
+            {"optimizer": {"params": {"torch_adam": False, "fused": True}}},
+            'optimizer.params.fused\' goes with "torch_adam": true',
+        ),
         ({"aio": {"block_size": 1}}, "'aio', which would be overridden.*delete the section"),
         ({"zero_optimization": {"stage": 7}}, "zero_optimization.stage.* 7"),
         ({"zero_optimization": {"stage": True}}, "'zero_optimization.stage' is true; it must be a number"),
@@ -214,7 +222,21 @@ def test_completion_fills_in_what_the_command_line_decides_and_keeps_the_rest() 
     assert done["bf16"] == {"enabled": True}
     assert done["optimizer"] == {
         "type": "AdamW",
-        "params": {"betas": [0.9, 0.95], "torch_adam": True, "eps": 1e-6, "weight_decay": 0.1},
+        "params": {
+            "betas": [0.9, 0.95],
+            "torch_adam": True,
+            "eps": 1e-6,
+            "weight_decay": 0.1,
+            "fused": True,
+        },
     }
     assert [done[key] for key in done if "batch" in key or "accumulation" in key] == [8, 2, 4]
     assert file.content["optimizer"] == {"params": {"eps": 1e-6}}
+
+
+@pytest.mark.parametrize("given", [{"foreach": True}, {"torch_adam": False}, {"fused": False}])
+def test_the_fused_kernel_is_the_default_of_torchs_adamw_alone(given: dict[str, bool]) -> None:
+    file = DeepSpeedFile("f", {"optimizer": {"params": given}})
+    sizes = {"batch_size": 8, "micro_batch_size": 8, "accumulation": 1}
+    done = complete(file, **sizes, precision="fp32", weight_decay=0.1)
+    assert not done["optimizer"]["params"].get("fused")
