@@ -281,6 +281,11 @@ def _device(device: torch.device | str) -> torch.device:
 
 
 def _share_of_cores(world_size: int) -> int:
-    """Cores this process may use, divided among the ranks of this machine."""
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    return max(1, len(os.sched_getaffinity(0)) // max(1, local_ranks))
+    """Cores this process may use, divided among the ranks of this machine that may use them as well."""
+    told, cores = os.environ, len(os.sched_getaffinity(0))
+    local_ranks = told.get("LOCAL_WORLD_SIZE") or told.get("LOCAL_SIZE")  # torchrun's, DeepSpeed's launcher's
+    if local_ranks is None and int(told.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        if cores < (os.cpu_count() or 1):
+            return cores  # srun has given each task its own
+        local_ranks = told.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0].split(",")[0]  # 8(x2),4
+    return max(1, cores // max(1, int(local_ranks or world_size)))

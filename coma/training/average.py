@@ -6,6 +6,7 @@ with them, and taken up again by another number of processes.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -54,16 +55,21 @@ class WeightAverage:
     def whole(self, weights: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
         """Return the average under the names of `full_weights`, with its buffers; collective, empty but on rank 0."""
         states = self._engine.basic_optimizer.state
-        mine = [
-            (piece.name, piece.start, piece.of(states[piece.flat][KIND]).cpu())
-            for piece in pieces(self._engine)
-            if KIND in states.get(piece.flat, {})  # but after a first step that was skipped
-        ]
-        # Below stage 1 every process has all of it.
-        parts = world.gather(mine) if self._engine.zero_optimization() else [mine]
-        if not world.leads:
-            return {}
         whole = {name: value.clone() for name, value in weights.items()}
-        for name, start, values in (piece for part in parts for piece in part):
-            whole[name].view(-1)[start : start + len(values)] = values
+        mine: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
+        for piece in pieces(self._engine):
+            if KIND in states.get(piece.flat, {}):  # but after a first step that was skipped
+                mine[piece.name].append((piece.start, piece.of(states[piece.flat][KIND])))
+        # Below stage 1 every process has all of it.
+        parted = self._engine.zero_optimization()
+        if not world.sum([len(mine)])[0] or not (parted or world.leads):
+            return whole
+        for name, parameter in self._engine.module.named_parameters():
+            average = torch.zeros(getattr(parameter, "ds_numel", parameter.numel()), device=world.device)
+            for start, values in mine[name]:
+                average[start : start + len(values)] = values
+            if parted:
+                world.sum_on_lead(average)
+            if world.leads:
+                whole[name].view(-1).copy_(average)
         return whole

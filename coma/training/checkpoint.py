@@ -213,10 +213,13 @@ def _check(folder: Path, world: World) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != seal["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {seal['bytes']}"
-        if place % world.size == world.rank and _hash(path) != seal[_HASH]:
-            return f"the bytes of {name} have changed"
+        try:
+            if path.stat().st_size != seal["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {seal['bytes']}"
+            if place % world.size == world.rank and _hash(path) != seal[_HASH]:
+                return f"the bytes of {name} have changed"
+        except OSError as error:
+            return f"{name} cannot be read: {_reason(error)}"
     return None
 
 

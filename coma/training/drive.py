@@ -11,6 +11,7 @@ import copy
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,8 @@ from torch import Tensor
 from coma.errors import UsageError
 from coma.training.drive_files import opened, told
 
-_PREFIX = "coma-swap-"
+_PREFIX = f"coma-swap-{socket.gethostname()}-"
+"""On a file system of several hosts locks may be known on the own one alone."""
 _SECTIONS = ("offload_optimizer", "offload_param")
 
 

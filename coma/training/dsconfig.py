@@ -208,6 +208,8 @@ def _refuse_what_cannot_be_saved(zero: Mapping[str, Any], source: str) -> None:
         key, value = "zenflow", json.dumps("on")
     elif offload.get("super_offload"):
         key, value = "offload_optimizer.super_offload", "true"
+    elif offload.get("ratio", 1.0) != 1.0:
+        key, value = "offload_optimizer.ratio", json.dumps(offload["ratio"])
     else:
         return
     raise UsageError(
@@ -247,6 +249,7 @@ def complete(
     params = {
         "betas": list(betas),
         "torch_adam": True,
+        "lr": 0.0,  # it is set before each step, and DeepSpeed takes one with empty gradients before the first
         **optimizer.get("params", {}),
         "weight_decay": weight_decay,
     }

@@ -43,6 +43,8 @@ def make_engine(
         folders.remove()
         raise
     engine.swap_folders = folders
+    if not engine.zero_optimization():
+        engine.basic_optimizer.state.clear()  # in half precision it has counted a step already
     if compile_model:
         engine.compile()  # before initialize it would rename every parameter
     return engine

@@ -34,7 +34,7 @@ from coma.training.checkpoint import TrainingState
 from coma.training.config import RunConfig
 from coma.training.engine import dispose, full_weights, make_engine, optimizer_step, set_learning_rate
 from coma.training.evaluation import evaluate, is_due
-from coma.training.metrics import MetricsLog, Pace, Progress, cut_after, digest, digest_limbs
+from coma.training.metrics import MetricsLog, Pace, Progress, cut_after, digest, digest_limbs, was_evaluated
 from coma.training.plan import Plan
 from coma.training.run_folder import LEDGER_NAME, choose_run, write_config
 from coma.training.run_lock import RunLock, take_run
@@ -148,7 +148,7 @@ def take_steps(
     trackers: list[Tracker] = []
     world.agree(lambda: trackers.extend(open_trackers(config, run)))  # which may fail, on rank 0 alone
     log = MetricsLog(run, state.step, trackers) if world.leads else None
-    painter = task.painter(run, world.device) if world.leads else None
+    painter = task.painter(run, world.device, decoding(config)) if world.leads else None
     usage = Usage(task.build, world.device, prepared.facts["device_name"], plan.precision)
     scorer = make_scorer(prepared, world)
     average = WeightAverage(engine, task.average_decay) if task.average_decay else None
@@ -178,7 +178,10 @@ def take_steps(
         if saving:  # last: a run whose last step is saved has all the rest
             checkpoint.save(engine, world, run, state, weights, kept, averaged)
 
-    keep(saving=False, painting=state.step == 0)
+    # A run that was asked to stop when it should have been evaluated did not take the time.
+    owed = scorer is not None and state.step > 0 and is_due(state.step, plan, config.evaluate_every)
+    owed = owed and world.agree(lambda: not was_evaluated(run, state.step))
+    keep(saving=False, painting=state.step == 0, evaluating=owed)
     stop.steps_begin()
     with open_stream(prepared, world, state) as stream:
         while state.step < last:
@@ -242,7 +245,7 @@ def take_steps(
 
             leaving = bool(preempted or interrupted or step == last)
             evaluating = scorer is not None and is_due(step, plan, config.evaluate_every)
-            evaluating = evaluating and not (preempted or interrupted)
+            evaluating = evaluating and not (step < plan.steps and (preempted or interrupted))
             saving = leaving or step % plan.save_every == 0 or ends_epochs(step)
             keep(saving, painting=step in paint_after, evaluating=evaluating)
             if step < plan.steps and (preempted or interrupted):

@@ -46,8 +46,6 @@ def state_memory(parameters: int, plan: Plan) -> StateMemory:
     share = [parameters // plan.world_size if plan.stage >= stage else parameters for stage in (1, 2, 3)]
     weights, gradients = share[2] * size, share[1] * size
     optimizer = share[0] * optimizer_bytes(plan)
-    if plan.stage == 3 and size == FP32_BYTES and not zero.offload_optimizer:
-        optimizer -= weights  # its float32 copy is the weights themselves
     moved = {"cpu": 0, "nvme": 0}
     for section, size_bytes in ((zero.offload_optimizer, optimizer), (zero.offload_param, weights)):
         if section and section.device in moved:

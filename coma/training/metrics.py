@@ -155,6 +155,13 @@ def cut_after(path: Path, step: int) -> None:
         write_atomically(path, "".join(kept))
 
 
+def was_evaluated(run: Path, step: int) -> bool:
+    """Whether a run's figures have a line of an evaluation after `step`."""
+    with (run / METRICS_NAME).open() as file:
+        found = [json.loads(line) for line in file if f'"step": {step},' in line]
+    return any("loss" not in line for line in found)
+
+
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])

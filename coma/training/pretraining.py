@@ -64,9 +64,9 @@ class Pretraining(Task):
             return None
         return Evaluator(self.build, self._manifest, device, decoding)
 
-    def painter(self, run: Path, device: torch.device) -> Previewer:
+    def painter(self, run: Path, device: torch.device, decoding: dict[str, Any]) -> Previewer:
         """Return what paints previews."""
-        return Previewer(run, self.build, self._manifest, self.model.stream_options(), device)
+        return Previewer(run, self.build, self._manifest, self.model.stream_options(), device, decoding)
 
     def paints_after(self, steps: int) -> frozenset[int]:
         """Return a few steps, the earlier the denser."""

@@ -36,6 +36,7 @@ class Previewer:
     Args:
         build: makes the network.
         stream_options: what the model wants of a stream.
+        decoding: arguments for the stream: workers, where to decode.
     """
 
     def __init__(
@@ -45,11 +46,12 @@ class Previewer:
         data: Manifest,
         stream_options: dict[str, Any],
         device: torch.device,
+        decoding: dict[str, Any],
     ) -> None:
         """Read the images."""
         self._run, self._build, self._device = run, build, device
         with Stream(
-            data, batch_size=IMAGES, training=False, seed=0, device=device, **stream_options
+            data, batch_size=IMAGES, training=False, seed=0, device=device, **stream_options, **decoding
         ) as stream:
             batch = next(iter(stream))
         self._images, self._units = batch.images.clone(), batch.units.clone()

@@ -52,8 +52,19 @@ def identity(config: RunConfig, plan: Plan) -> dict[str, Any]:
         "the number of warm-up steps": plan.warmup_steps,
         "the global batch": plan.batch_size,
         "the precision": plan.precision,
-        "--ds-config's content": {key: value for key, value in plan.deepspeed.items() if key not in spread},
+        "--ds-config's content": {
+            **{key: value for key, value in plan.deepspeed.items() if key not in spread},
+            "optimizer": _without_kernels(plan.deepspeed["optimizer"]),
+        },
     }
+
+
+def _without_kernels(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """Leave out by which kernel torch updates: all have the same state."""
+    params = {
+        key: value for key, value in optimizer["params"].items() if key not in ("lr", "foreach", "fused")
+    }
+    return {**optimizer, "params": params}
 
 
 def choose_run(config: RunConfig, plan: Plan) -> RunFolder:

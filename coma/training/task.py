@@ -58,7 +58,7 @@ class Task(ABC):
     def scorer(self, device: torch.device, decoding: dict[str, Any]) -> Scorer | None:
         """Return what scores the network between epochs, if that is wanted; every rank comes to the same."""
 
-    def painter(self, run: Path, device: torch.device) -> Painter | None:
+    def painter(self, run: Path, device: torch.device, decoding: dict[str, Any]) -> Painter | None:
         """Return what paints pictures, if anything does."""
         return None
 

@@ -23,6 +23,7 @@ from coma.errors import ComaError, UsageError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,13 @@ class World:
             dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
+    def sum_on_lead(self, tensor: Tensor) -> None:
+        """Add up the ranks' tensors on rank 0, in place; the others' are spent."""
+        import torch.distributed as dist
+
+        if self.size > 1:
+            dist.reduce(tensor, dst=0)
+
     def gather(self, value: T) -> list[T]:
         """Return every rank's value on every rank; any picklable value, slow."""
         import torch.distributed as dist
@@ -206,6 +214,8 @@ def joined(place: Place | None) -> Iterator[World]:
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
         if cuda:
             torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+            # DeepSpeed takes the device of this number; a launcher may show each process only its own.
+            os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
         device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
         with warnings.catch_warnings():
             if not verbose:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import pickle
@@ -160,6 +161,31 @@ def test_the_one_before_stands_in_for_a_damaged_one(
     damage(first)
     with pytest.raises(ComaError, match="every checkpoint"):
         checkpoint.newest_whole(tmp_path, world)
+
+
+@pytest.mark.parametrize("engine", ["zero1"], indirect=True)
+def test_one_that_the_drive_does_not_give_back_is_passed_over(
+    engine: Any,
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, second = (save(engine, world, tmp_path, step) for step in (1, 2))
+    digest = checkpoint._hash
+
+    def fails(path: Path) -> str:  # no drive here does
+        if path.is_relative_to(second):
+            raise OSError(errno.EIO, "Input/output error")
+        return digest(path)
+
+    monkeypatch.setattr(checkpoint, "_hash", fails)
+    with caplog.at_level(logging.WARNING, "coma"):
+        assert checkpoint.newest_whole(tmp_path, world) == first
+    assert (
+        "step-000002 is damaged (optimizer-00000.safetensors cannot be read: input/output error)"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("engine", ["zero1"], indirect=True)

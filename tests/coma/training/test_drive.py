@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from coma.training.dsconfig import DeepSpeedFile, check_ds_config
 from coma.training.engine import dispose, full_weights, optimizer_step, set_learning_rate, set_weights
 from coma.training.memory import state_memory
 from coma.training.pieces import optimizer_state, restore_optimizer
-from coma.training.world import joined
+from coma.training.world import Place, World, joined
 
 from .commands import begin, command, ranks, wait_until
 from .small_runs import course
@@ -32,7 +31,7 @@ from .test_engine import engine_of
 from .test_memory import plan
 
 START_S = 400.0
-WORLD: Any = SimpleNamespace(leads=True, gather=lambda mine: [mine])
+WORLD = World(Place(0, 0, 1, "", 0), torch.device("cpu"))
 
 
 @pytest.fixture

@@ -86,6 +86,15 @@ def test_a_file_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.
             {"zero_optimization": {"offload_optimizer": {"device": "cpu", "buffer_count": False}}},
             "offload_optimizer.buffer_count' is false; it must be a number",
         ),
+        ({"fp16": {"enabled": True}}, "'fp16.enabled' true at ZeRO stage 0.*use stage 1"),
+        (
+            {"bf16": {"enabled": True, "check_grad_overflow": False}},
+            "'bf16.check_grad_overflow' is false; it must be true",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+            "offload_optimizer.ratio' is 0.5, and coma cannot save",
+        ),
         ({"fp16": {"loss_scale": True}}, "'fp16.loss_scale' is true"),
         (
             {"zero_optimization": {"stage3_prefetch_bucket_size": True}},
@@ -225,6 +234,7 @@ def test_completion_fills_in_what_the_command_line_decides_and_keeps_the_rest() 
         "params": {
             "betas": [0.9, 0.95],
             "torch_adam": True,
+            "lr": 0.0,
             "eps": 1e-6,
             "weight_decay": 0.1,
             "fused": True,

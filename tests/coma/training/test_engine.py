@@ -21,6 +21,7 @@ from coma.training.engine import (
     parameter_groups,
     set_learning_rate,
 )
+from coma.training.pieces import optimizer_state
 from coma.training.plan import resolve
 from coma.training.task import parameter_count
 from coma.training.world import joined
@@ -113,17 +114,42 @@ def test_a_step_is_adamws_and_a_gradient_that_is_not_finite_changes_nothing(alon
         torch.testing.assert_close(value, expected[key])
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
-def test_in_bf16_the_float32_copy_is_what_is_kept(alone: None, stage: int) -> None:
-    file = DeepSpeedFile("f", {"zero_optimization": {"stage": stage}, "bf16": {"enabled": True}})
-    engine = engine_of(Toy(), file)
+@pytest.mark.parametrize(
+    ("stage", "half"),
+    [(0, "bf16"), (1, "bf16"), (2, "bf16"), (3, "bf16"), (1, "fp16"), (2, "fp16"), (3, "fp16")],
+)
+def test_in_half_precision_the_float32_copy_takes_adamws_step(alone: None, stage: int, half: str) -> None:
+    torch.manual_seed(0)
+    model = Toy()
+    reference = copy.deepcopy(model)
+    adamw = torch.optim.AdamW(parameter_groups(reference, 0.05), lr=1e-3, betas=(0.9, 0.95))
+    scale = {"initial_scale_power": 8} if half == "fp16" else {}
+    content = {"zero_optimization": {"stage": stage}, half: {"enabled": True, **scale}}
+    engine = engine_of(model, DeepSpeedFile("f", content), clipping=0.1)
+    begun = full_weights(engine)["linear.weight"]
+    assert (begun - reference.linear.weight).norm() < 0.01 * begun.norm()
     set_learning_rate(engine, 1e-3)
     engine.backward(engine(inputs()))
-    optimizer_step(engine)
+    norm, applied = optimizer_step(engine)
+    assert applied
+    reference(inputs()).backward()
+    expected = torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.1)
+    assert norm == pytest.approx(float(expected), rel=0.02)
+    before = reference.linear.weight.detach().clone()
+    adamw.step()
     weights = full_weights(engine)["linear.weight"]
+    moments = [
+        value for key, value in optimizer_state(engine).items() if key.startswith("exp_avg_sq/linear.w")
+    ]
+    counters = {float(value) for key, value in optimizer_state(engine).items() if key.startswith("step/")}
     dispose(engine)
     assert weights.dtype == torch.float32
     assert not torch.equal(weights, weights.bfloat16().float())
+    assert counters == {1.0}
+    moved, should = weights - begun, reference.linear.weight.detach() - before
+    assert (moved - should).norm() < 0.1 * should.norm()
+    (whole,) = (state["exp_avg_sq"] for p, state in adamw.state.items() if p is reference.linear.weight)
+    assert sum(float(part.sum()) for part in moments) == pytest.approx(float(whole.sum()), rel=0.05)
 
 
 @pytest.mark.parametrize("stage", [0, 2])

@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from coma.autoencoder import MaskedAutoencoder
-from coma.errors import DataError
+from coma.errors import DataError, Preempted
 from coma.evaluation.evaluate import score
 from coma.evaluation.sample import few_of
 from coma.pipeline import Stream
 from coma.runs import latest_checkpoint, load_autoencoder
 from coma.shards.manifest import read_manifest
 from coma.training import pretrain
+from coma.training.metrics import Progress
 
 from .small_runs import small
 
@@ -65,6 +66,26 @@ def test_training_does_not_notice_and_a_stopped_run_has_the_same_lines(
     assert judged.knn is not None
     assert (scores[-1]["knn"], scores[-1]["rankme"]) == (round(judged.knn, 3), round(judged.rankme, 3))
     assert "20-NN" in (tmp_path / "b" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("asked_at", [3, 4])
+def test_who_is_asked_to_stop_evaluates_later(data: Path, tmp_path: Path, asked_at: int) -> None:
+    """An epoch ends after step 3, the run after step 4, when a wish to stop comes too late."""
+
+    def ask(now: Progress) -> None:
+        if now.step == asked_at - 1:
+            (tmp_path / "run" / "stop").touch()
+
+    config = small(data, tmp_path / "run", steps=4, batch_size=8, evaluate_every=1)
+    config = dataclasses.replace(config, model="dyvit_nano")
+    if asked_at == 3:
+        with pytest.raises(Preempted, match="saved step 3"):
+            pretrain(config, ask)
+        assert metrics(tmp_path / "run")[1] == []
+        pretrain(config)
+    else:
+        assert pretrain(config, ask)["finished"]
+    assert [line["step"] for line in metrics(tmp_path / "run")[1]] == [3, 4]
 
 
 @pytest.mark.slow

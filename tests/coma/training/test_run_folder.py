@@ -44,6 +44,14 @@ def test_an_unfinished_run_of_the_same_command_is_gone_on_with(elsewhere: Path) 
         CONFIG, stop_after=3, save_every=2, devices=1, workers=5, ds_config="zero3_offload"
     )
     assert choose(watched, world_size=2) == RunFolder(Path("runs/dyvit_tiny"), begun=True)
+    for kernel in ({"foreach": True}, {"fused": False}):
+        Path("kernel.json").write_text(
+            json.dumps({"gradient_clipping": 1.0, "optimizer": {"params": kernel}})
+        )
+        found = choose(dataclasses.replace(CONFIG, ds_config="kernel.json"))
+        assert found == RunFolder(Path("runs/dyvit_tiny"), begun=True)
+    Path("eps.json").write_text('{"gradient_clipping": 1.0, "optimizer": {"params": {"eps": 1e-6}}}')
+    assert not choose(dataclasses.replace(CONFIG, ds_config="eps.json")).begun
 
 
 @pytest.mark.parametrize(
