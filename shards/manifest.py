@@ -217,6 +217,11 @@ def _split_folder(data: Path, split: str) -> Path:
                 f"{data} is not complete: run its `coma shard` again, it goes on where it stopped"
             )
         place = without_credentials(str(data))
+        if not is_remote(data) and any(data.glob("*.tar")):
+            raise DataError(
+                f"{place} holds tars without a manifest; make one with: coma index {place} "
+                f"(or, if they are no WebDataset shards: coma shard {place})"
+            )
         raise DataError(f"{place} holds no shards (no {INFO_NAME}); make them with: coma shard {place}")
     names = split_names(data)
     if split not in names:

@@ -330,6 +330,8 @@ def metrics_line(step: int, scores: Scores) -> dict[str, Any]:
 
 
 def append_metrics(run: Path, line: dict[str, Any]) -> None:
-    """Add a line to RUN/metrics.jsonl."""
-    with (run / METRICS_NAME).open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    """Add a line to RUN/metrics.jsonl, in the place of half a one that a crash left at the end."""
+    with (run / METRICS_NAME).open("ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(line).encode() + b"\n")

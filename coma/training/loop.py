@@ -25,8 +25,8 @@ from torch import Tensor
 from coma.allocator import keep_freed_memory
 from coma.errors import DivergedError, Preempted
 from coma.pipeline import Stream
-from coma.report import REPORT_NAME, write_report
-from coma.runs import MANIFEST_NAME, checkpoint_step, latest_checkpoint
+from coma.report import write_report
+from coma.runs import checkpoint_step
 from coma.shards.manifest import Manifest
 from coma.training import checkpoint, story
 from coma.training.average import WeightAverage
@@ -36,7 +36,7 @@ from coma.training.engine import dispose, full_weights, make_engine, optimizer_s
 from coma.training.evaluation import evaluate, is_due
 from coma.training.metrics import MetricsLog, Pace, Progress, cut_after, digest, digest_limbs, was_evaluated
 from coma.training.plan import Plan
-from coma.training.run_folder import LEDGER_NAME, choose_run, write_config
+from coma.training.run_folder import LEDGER_NAME, choose_run, report_is_due, write_config
 from coma.training.run_lock import RunLock, take_run
 from coma.training.schedule import learning_rate
 from coma.training.setup import Prepared, prepare, summarise, tell
@@ -79,12 +79,13 @@ def train(
     if folder.finished:
         if world.leads:
             logger.info("%s is finished already: %d steps", run, plan.steps)
-            complete_report(run)
+            if report_is_due(run):
+                write_report(run)
         return summarise(run, plan, elapsed_s=0.0, images_per_s=None) if world.leads else {}
 
     if world.leads:
         write_config(run, config, plan, **prepared.facts)
-        (run / STOP_NAME).unlink(missing_ok=True)  # it was meant for an earlier session
+        stop.forget(run / STOP_NAME)
         stop.look_for([run / STOP_NAME])
     with Watchdog(run, world, config.stuck_after) as watchdog:
         task = prepared.task
@@ -105,15 +106,6 @@ def train(
     for line in story.closing(result):
         logger.info("%s", line)
     return result
-
-
-def complete_report(run: Path) -> None:
-    """Write the report of a run that was killed between its last checkpoint and this."""
-    report, last = run / REPORT_NAME, latest_checkpoint(run)
-    if last and (
-        not report.exists() or report.stat().st_mtime_ns < (last / MANIFEST_NAME).stat().st_mtime_ns
-    ):
-        write_report(run)
 
 
 def resume(engine: Any, world: World, run: Path, plan: Plan) -> TrainingState:

@@ -157,7 +157,10 @@ def cut_after(path: Path, step: int) -> None:
 
 def was_evaluated(run: Path, step: int) -> bool:
     """Whether a run's figures have a line of an evaluation after `step`."""
-    with (run / METRICS_NAME).open() as file:
+    path = run / METRICS_NAME
+    if not path.exists():
+        return False
+    with path.open() as file:
         found = [json.loads(line) for line in file if f'"step": {step},' in line]
     return any("loss" not in line for line in found)
 

@@ -6,13 +6,14 @@ import json
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from coma.errors import UsageError
-from coma.runs import CONFIG_NAME, FORMAT, checkpoint_step, latest_checkpoint, other_format
+from coma.report import REPORT_NAME
+from coma.runs import CONFIG_NAME, FORMAT, MANIFEST_NAME, checkpoint_step, latest_checkpoint, other_format
 from coma.shards.files import without_credentials, write_atomically
 from coma.training.config import RunConfig
 from coma.training.plan import Plan
@@ -30,6 +31,8 @@ class RunFolder:
     path: Path
     begun: bool = False
     finished: bool = False
+    beside: str | None = field(default=None, compare=False)
+    """Why the folder of the name before this one is not gone on with."""
 
 
 def identity(config: RunConfig, plan: Plan) -> dict[str, Any]:
@@ -80,12 +83,14 @@ def choose_run(config: RunConfig, plan: Plan) -> RunFolder:
         if found.begun and config.resume == "never":
             raise UsageError(f"{config.out} holds a run already, and --resume is never: give another --out")
         return found
-    path, number = DEFAULT_RUNS / config.name, 1
+    path, number, beside = DEFAULT_RUNS / config.name, 1, None
     while True:
         found = _look(path, config, plan)
-        if isinstance(found, RunFolder) and (
-            not found.begun or (config.resume == "auto" and not found.finished)
-        ):
+        if isinstance(found, str):
+            beside = f"{found.rpartition(': give ')[0] or found}: this is a new one"
+        elif not found.begun:
+            return replace(found, beside=beside)
+        elif config.resume == "auto" and (not found.finished or report_is_due(path)):
             return found
         number += 1
         path = DEFAULT_RUNS / f"{config.name}-{number}"
@@ -107,13 +112,30 @@ def _look(path: Path, config: RunConfig, plan: Plan) -> RunFolder | str:
     for name, value in now.items():
         if before.get(name) != value:
             return (
-                f"{path} holds another run: {name} was {before.get(name)!r} there and is {value!r} now: "
+                f"{path} holds another run: {_difference(name, before.get(name), value)}: "
                 + ("give --batch-size, or " if name == "the global batch" else "give ")
                 + "another --out"
             )
     checkpoint = latest_checkpoint(path)
     return RunFolder(
         path, begun=True, finished=checkpoint is not None and checkpoint_step(checkpoint) >= plan.steps
+    )
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
+        return _difference(
+            f"{name}, {key}" if "," not in name else f"{name}.{key}", before.get(key), now.get(key)
+        )
+    return f"{name} was {before!r} there and is {now!r} now"
+
+
+def report_is_due(run: Path) -> bool:
+    """Whether a run has a checkpoint without the report that follows its last one: it was killed in between."""
+    report, last = run / REPORT_NAME, latest_checkpoint(run)
+    return last is not None and (
+        not report.exists() or report.stat().st_mtime_ns < (last / MANIFEST_NAME).stat().st_mtime_ns
     )
 
 

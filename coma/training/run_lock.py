@@ -14,6 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -102,9 +103,11 @@ def take_run(
         UsageError: another process holds it for longer than `wait_s`.
         Preempted: `stop_asked` was true while waiting.
     """
-    deadline_s, said = time.monotonic() + wait_s, False
+    deadline_s, waited_for = time.monotonic() + wait_s, None
     while True:
         found = choose()
+        if waited_for and found.path != waited_for.path:  # which has come to its end
+            return replace(waited_for, begun=True, finished=True)
         if found.finished:
             return found
         if lock.acquire(found.path):
@@ -118,14 +121,14 @@ def take_run(
             raise UsageError(
                 f"{found.path} is being written to by {holder(found.path)}: end it, or give another --out"
             )
-        if not said:
+        if waited_for is None:
             logger.info(
                 "%s is being written to by %s: waiting for its end, %.0f s at most",
                 found.path,
                 holder(found.path),
                 wait_s,
             )
-            said = True
+            waited_for = found
         time.sleep(_POLL_S)
 
 

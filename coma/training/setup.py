@@ -132,6 +132,8 @@ def _flat(fields: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]
 
 def tell(prepared: Prepared, begun_at: int) -> None:
     """Log what a run was resolved to."""
+    if prepared.folder.beside and not begun_at:
+        logger.info("%s", prepared.folder.beside)
     for line in story.opening(
         prepared.config,
         prepared.plan,

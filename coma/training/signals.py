@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -23,11 +24,18 @@ class StopRequests:
     def __init__(self, asked: Callable[[], bool] = lambda: False) -> None:
         """Nothing has been asked for."""
         self._asked = asked
+        self._began_s = time.time()
         self._files: Sequence[Path] = ()
         self._preempted = False
         self._can_save = False
         self._interrupted_s: float | None = None
         self._before: dict[int, object] = {}
+
+    def forget(self, file: Path) -> None:
+        """Delete a file that asks to stop, if it is older than this: it was meant for an earlier session."""
+        with contextlib.suppress(FileNotFoundError):
+            if file.stat().st_mtime < self._began_s:
+                file.unlink()
 
     def look_for(self, files: Sequence[Path]) -> None:
         """Look for files too, from now on; rank 0 does."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from coma.errors import UsageError
-from coma.shards.files import write_atomically
+from coma.shards.files import without_credentials, write_atomically
 from coma.training.config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,8 @@ def open_trackers(config: RunConfig, run: Path) -> list[Tracker]:
     opened: dict[str, Tracker] = {}
     for name in config.trackers:
         try:
-            opened[name] = _KINDS[name](run, config.to_json(), known.get(name))
+            told = json.loads(without_credentials(json.dumps(config.to_json())))
+            opened[name] = _KINDS[name](run, told, known.get(name))
         except Exception as error:  # whatever their libraries raise
             said = " ".join(str(error).split())[:300]
             raise UsageError(f"--log-to {name}: {said or type(error).__name__}") from error

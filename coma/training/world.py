@@ -223,6 +223,12 @@ def joined(place: Place | None) -> Iterator[World]:
             _init_distributed(verbose)
             try:
                 yield World(place, device)
+            except torch.OutOfMemoryError as error:
+                raise ComaError(
+                    f"rank {place.rank} on {socket.gethostname()} ran out of its GPU's memory: give a smaller "
+                    "--batch-size, more devices, or 'train_micro_batch_size_per_gpu' in a --ds-config (coma plan "
+                    "says what fits)"
+                ) from error
             except RuntimeError as error:
                 if place.world_size > 1 and _LOST_PEER.search(str(error)):
                     raise ComaError(

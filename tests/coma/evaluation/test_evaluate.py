@@ -193,6 +193,10 @@ def test_other_data_are_named_in_the_metrics(run, data, tmp_path):
     assert "data" not in json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     append_metrics(run, {"step": 7, "knn": 1.0, "data": "elsewhere"})
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["data"] == "elsewhere"
+    before = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(before + '{"step": 8, "lo')  # a crash
+    append_metrics(run, {"step": 9})
+    assert (run / "metrics.jsonl").read_text() == before + '{"step": 9}\n'
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])

@@ -25,7 +25,10 @@ def begin(run: Path, config: PretrainConfig = CONFIG, step: int | None = None) -
     write_config(run, config, plan(config))
     if step is not None:
         (run / "checkpoints" / f"step-{step:06}").mkdir(parents=True)
+        (run / "checkpoints" / f"step-{step:06}" / "checkpoint.json").write_text("{}")
         (run / "checkpoints" / "latest").write_text(f"step-{step:06}\n")
+        if step == config.steps:
+            (run / "report.html").write_text("")
 
 
 def choose(config: PretrainConfig = CONFIG, **facts: Any) -> RunFolder:
@@ -69,6 +72,22 @@ def test_other_data_and_finished_runs_take_the_next_name(elsewhere: Path) -> Non
     assert choose(fingerprint="g").path == Path("runs/dyvit_tiny-3")
     begin(Path("runs/dyvit_tiny"), step=10)
     assert choose().path == Path("runs/dyvit_tiny-3")
+    Path("runs/dyvit_tiny/report.html").unlink()  # it was killed before it was written
+    assert choose() == RunFolder(Path("runs/dyvit_tiny"), begun=True, finished=True)
+
+
+def test_a_new_run_says_what_keeps_it_from_going_on_with_the_one_before(elsewhere: Path) -> None:
+    assert choose().beside is None
+    begin(Path("runs/dyvit_tiny"), step=4)
+    other = choose(dataclasses.replace(CONFIG, base_lr=0.5))
+    assert other.path == Path("runs/dyvit_tiny-2")
+    assert other.beside is not None
+    assert other.beside.startswith("runs/dyvit_tiny holds another run: ")
+    assert other.beside.endswith("is 0.5 now: this is a new one")
+    Path("other.json").write_text('{"gradient_clipping": 0.5}')
+    found = choose(dataclasses.replace(CONFIG, ds_config="other.json")).beside
+    assert found is not None
+    assert "--ds-config's content, gradient_clipping was 1.0 there and is 0.5 now" in found
 
 
 def test_never_resuming_takes_the_next_name_or_refuses_the_one_given(elsewhere: Path) -> None:

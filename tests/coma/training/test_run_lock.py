@@ -64,6 +64,15 @@ def test_a_second_run_waits_and_is_told_who_has_the_folder(
         assert pretrain(config)["finished"]  # nothing to write: nothing to wait for
 
 
+def test_a_run_that_was_waited_for_and_came_to_its_end_is_not_begun_again(tmp_path: Path) -> None:
+    run, after = RunFolder(tmp_path / "run", begun=True), RunFolder(tmp_path / "run-2")
+    answers = iter([run, run])
+    with RunLock() as lock, held_elsewhere(run.path, for_s=100.0):
+        found = take_run(lambda: next(answers, after), lock, wait_s=60.0)
+        assert found == RunFolder(tmp_path / "run", begun=True, finished=True)
+    assert not after.path.exists()
+
+
 def test_who_waits_can_be_asked_to_stop(data: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     with held_elsewhere(run) as holder:

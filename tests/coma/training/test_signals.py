@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -37,4 +38,18 @@ def test_a_request_before_the_first_step_is_not_lost(tmp_path: Path) -> None:
         stop.look_for([tmp_path / "stop", tmp_path / "other"])
         assert not stop.preempted
         (tmp_path / "other").touch()
+        assert stop.preempted
+
+
+def test_a_file_of_an_earlier_session_is_forgotten_and_a_newer_one_obeyed(tmp_path: Path) -> None:
+    file = tmp_path / "stop"
+    with StopRequests() as stop:
+        stop.forget(file)
+        file.touch()
+        os.utime(file, (time.time() - 60, time.time() - 60))
+        stop.forget(file)
+        assert not file.exists()
+        os.utime(file.open("w").name, (time.time() + 1, time.time() + 1))
+        stop.forget(file)
+        stop.look_for([file])
         assert stop.preempted

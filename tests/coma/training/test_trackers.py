@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from coma.errors import UsageError
-from coma.training import pretrain
+from coma.training import PretrainConfig, pretrain, trackers
 from coma.training.metrics import MetricsLog
+from coma.training.trackers import open_trackers
 
 from .small_runs import lines, small
 
@@ -93,3 +94,16 @@ def test_a_run_that_goes_on_is_one_run_there(
     assert client.get_run(first["mlflow"]).data.params["model"] == "dyvit_nano"
     sessions = list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{first['wandb']}"))
     assert len(sessions) == 2
+
+
+def test_no_credentials_are_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+
+    def begin(run: Path, config: dict[str, Any], known: str | None) -> Flaky:
+        told.append(config)
+        return Flaky()
+
+    monkeypatch.setitem(trackers._KINDS, "wandb", begin)
+    config = PretrainConfig(data="https://me:secret@host/shards?token=abc", log_to="wandb")
+    open_trackers(config, tmp_path)
+    assert told[0]["data"] == "https://host/shards"

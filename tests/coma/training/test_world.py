@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from coma.errors import UsageError
+from coma.errors import ComaError, UsageError
 from coma.training.world import Place, find_place, first_host, free_port, joined
 
 SRUN = {
@@ -122,3 +123,8 @@ def test_all_leave_when_one_fails_and_it_alone_says_why(tmp_path: Path) -> None:
     assert said[0] == ["0", "DataError('nothing here, says 0')", "SystemExit(3)"]
     host = socket.gethostname()
     assert said[1] == ["1", "SystemExit(3)", f"DataError('rank 1 on {host}: nothing here, says 1')"]
+
+
+def test_too_little_memory_on_a_gpu_is_one_line() -> None:
+    with pytest.raises(ComaError, match=r"rank 0 on .* ran out of its GPU's memory.*coma plan"), joined(None):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
