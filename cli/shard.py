@@ -125,7 +125,7 @@ def shard(
     part: Annotated[
         str | None,
         typer.Option(
-            help="Write this part of the shards, for array jobs; the last one merges.",
+            help="Write this part of the shards, for array jobs; the last one merges, but not in a store.",
             metavar="I/N",
             rich_help_panel=_RUNNING,
         ),

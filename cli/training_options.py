@@ -69,7 +69,9 @@ Resume = Annotated[
 SaveEvery = Annotated[
     int | None,
     typer.Option(
-        help="Steps between checkpoints.", rich_help_panel=RUN, show_default="an epoch, at most 2000"
+        help="Steps between checkpoints.",
+        rich_help_panel=RUN,
+        show_default="an epoch or a 50th, at most 2000",
     ),
 ]
 KeepLast = Annotated[int, typer.Option(help="Newest checkpoints to keep.", rich_help_panel=RUN)]

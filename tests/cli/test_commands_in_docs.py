@@ -1,7 +1,9 @@
 """Every command in README.md and docs/ is one that coma understands, and those that a small machine can run do."""
 
+import io
 import re
 import shlex
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from coma.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ELSEWHERE = ("://", "--hostfile", "torchrun", "deepspeed", "srun", "tars/")
+ELSEWHERE = ("://", "--hostfile", "torchrun", "deepspeed", "srun")
 """In lines that need other machines, a store, or what other tests make; they are parsed alone."""
 
 TRIED = ("demo", "doctor")
@@ -67,7 +69,7 @@ def test_the_pages_have_commands() -> None:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with folders of small images, by the names that the pages use."""
+    """A folder with folders of small images, and with tars of them, by the names that the pages use."""
     generator = np.random.default_rng(0)
     for source in ("imagenet", "photos"):
         for number in range(24):
@@ -76,6 +78,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             coarse = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
             image = Image.fromarray(coarse).resize((80 + number, 72), Image.Resampling.BICUBIC)
             image.save(folder / f"{number}.jpg")
+    (tmp_path / "tars").mkdir()
+    for label in (0, 1):
+        with tarfile.open(tmp_path / "tars" / f"{label}.tar", "w") as tar:
+            for image_path in sorted((tmp_path / "photos" / f"class{label}").iterdir()):
+                tar.add(image_path, image_path.name)
+                member = tarfile.TarInfo(f"{image_path.stem}.cls")
+                member.size = 1
+                tar.addfile(member, io.BytesIO(str(label).encode()))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
