@@ -5,6 +5,9 @@ All of it is torchvision's and timm's, and draws from the global generators, so 
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
+
 import torch
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
@@ -16,6 +19,33 @@ from coma.pipeline import MEAN, STD
 from coma.training.finetune_config import FinetuneConfig
 
 _OPERATIONS = 2
+
+
+class BatchRandAugment(RandAugment):  # type: ignore[misc]
+    """torchvision's RandAugment, an operation at a time for all images [B, 3, H, W] of a batch that drew it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the images, each changed by operations of its own."""
+        names = list(self._AUGMENTATION_SPACE)
+        for _ in range(self.num_ops):
+            operations, signs = torch.randint(len(names), (len(images),)), torch.randint(2, (len(images),))
+            images = self.changed(images, [names[operation] for operation in operations], signs.tolist())
+        return images
+
+    def changed(self, images: Tensor, names: Sequence[str], signs: Sequence[int]) -> Tensor:
+        """Apply an operation to each image, whose magnitude is negative for sign 1 if it can be."""
+        together: dict[tuple[str, float], list[int]] = defaultdict(list)
+        for place, (name, sign) in enumerate(zip(names, signs, strict=True)):
+            scale, signed = self._AUGMENTATION_SPACE[name]
+            magnitudes = scale(self.num_magnitude_bins, *images.shape[-2:])
+            magnitude = 0.0 if magnitudes is None else float(magnitudes[self.magnitude])
+            together[name, -magnitude if signed and sign else magnitude].append(place)
+        found = torch.empty_like(images)
+        for (name, magnitude), places in together.items():
+            found[places] = self._apply_image_or_video_transform(
+                images[places], name, magnitude, interpolation=self.interpolation, fill=self._fill
+            )
+        return found
 
 
 class Augment:
@@ -34,7 +64,9 @@ class Augment:
         self._deviation = torch.tensor(STD, device=device).view(1, 3, 1, 1)
         grey = [round(255 * value) for value in MEAN]  # outside the image, when it is turned or shifted
         self._change = (
-            RandAugment(_OPERATIONS, config.rand_augment, interpolation=InterpolationMode.BILINEAR, fill=grey)
+            BatchRandAugment(
+                _OPERATIONS, config.rand_augment, interpolation=InterpolationMode.BILINEAR, fill=grey
+            )
             if config.rand_augment
             else None
         )
@@ -72,5 +104,5 @@ class Augment:
         if self._change is None:
             return images.clone()
         pixels = ((images * self._deviation + self._mean) * 255).round_().clamp_(0, 255).to(torch.uint8)
-        changed = torch.stack([self._change(image) for image in pixels])
+        changed: Tensor = self._change(pixels)
         return (changed.float() / 255 - self._mean) / self._deviation

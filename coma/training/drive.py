@@ -22,59 +22,57 @@ from torch import Tensor
 from coma.errors import UsageError
 from coma.training.drive_files import opened, told
 
-_PREFIX = f"coma-swap-{socket.gethostname()}-"
-"""On a file system of several hosts locks may be known on the own one alone."""
-_SECTIONS = ("offload_optimizer", "offload_param")
+_PREFIX = f"coma-swap-{socket.gethostname()}_"
+"""With the host: a file system of several may know each one's locks there alone. None has an underscore."""
 
 
-def on_drive(zero: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, section) of what a `zero_optimization` offloads to a drive."""
-    for name in _SECTIONS:
-        section = zero.get(name) or {}
-        if section.get("device") == "nvme":
-            yield name, section
+def on_drive(zero: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what `zero_optimization` says of the optimizer's offload to a drive, None if there is none."""
+    section: dict[str, Any] = zero.get("offload_optimizer") or {}
+    return section if section.get("device") == "nvme" else None
 
 
-def check_drives(deepspeed: Mapping[str, Any], source: str) -> None:
-    """See that the folders for an offload are there and can be written to.
+def check_drive(deepspeed: Mapping[str, Any], source: str) -> None:
+    """See that the folder for an offload is there and can be written to.
 
     Raises:
-        UsageError: one is not.
+        UsageError: it is not.
     """
-    for name, section in on_drive(deepspeed["zero_optimization"]):
-        folder = _folder(section)
-        if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-            raise UsageError(
-                f"{folder} is no folder that can be written to: give 'zero_optimization.{name}.nvme_path' in {source} "
-                "one on a local drive (without the key it is $TMPDIR, or /tmp)"
-            )
+    if (section := on_drive(deepspeed["zero_optimization"])) is None:
+        return
+    folder = _folder(section)
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise UsageError(
+            f"{folder} is no folder that can be written to: give 'zero_optimization.offload_optimizer.nvme_path' in "
+            f"{source} one on a local drive (without the key it is $TMPDIR, or /tmp)"
+        )
 
 
 def _folder(section: Mapping[str, Any]) -> Path:
     return Path(section.get("nvme_path") or tempfile.gettempdir())
 
 
-class SwapFolders:
-    """This process's own folders for a configuration's offload to drives; there are none without it."""
+class SwapFolder:
+    """This process's own folder for a configuration's offload to a drive; there is none without it."""
 
     def __init__(self, deepspeed: Mapping[str, Any]) -> None:
-        """Make them, and remove those that killed processes left in the same places.
+        """Make it, and remove those that killed processes left in the same place.
 
         Raises:
-            ComaError: a place takes none.
+            ComaError: the place takes none.
         """
         self.config = dict(deepspeed, zero_optimization=copy.deepcopy(deepspeed["zero_optimization"]))
         """What `deepspeed.initialize` is to be given."""
-        self._held: list[tuple[int, Path]] = []
-        for _, section in on_drive(self.config["zero_optimization"]):
-            parent = _folder(section)
-            with told(parent), _locked(parent):
-                _sweep(parent)
-                folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-                descriptor = os.open(folder, os.O_RDONLY)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            self._held.append((descriptor, folder))
-            section["nvme_path"] = str(folder)
+        self.path: Path | None = None
+        if (section := on_drive(self.config["zero_optimization"])) is None:
+            return
+        parent = _folder(section)
+        with told(parent), _locked(parent):
+            _sweep(parent)
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        section["nvme_path"] = str(self.path)
 
     def sync(self) -> None:
         """Have the system write what it has only taken so far.
@@ -82,16 +80,16 @@ class SwapFolders:
         Raises:
             ComaError: it could not.
         """
-        for path in (path for _, folder in self._held for path in folder.rglob("*.swp")):
+        for path in self.path.rglob("*.swp") if self.path else ():
             with told(path), opened(path, os.O_RDONLY) as descriptor:
                 os.fsync(descriptor)
 
     def remove(self) -> None:
-        """Delete them."""
-        while self._held:
-            descriptor, folder = self._held.pop()
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(descriptor)
+        """Delete it."""
+        if self.path is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._descriptor)
+            self.path = None
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from coma.errors import ComaError
 
 _CHUNK_BYTES = 16 << 20
 _THREADS = 8
-_SWAPPERS = ("partitioned_optimizer_swapper", "pipelined_optimizer_swapper", "partitioned_param_swapper")
+_SWAPPERS = ("partitioned_optimizer_swapper", "pipelined_optimizer_swapper")
 
 
 class DriveFiles:

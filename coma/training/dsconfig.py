@@ -176,14 +176,19 @@ def check_ds_config(content: Mapping[str, Any], source: str) -> None:
     _check_optimizer(content.get("optimizer", {}), source)
     zero = content.get("zero_optimization", {})
     _refuse_what_cannot_be_saved(zero, source)
-    for name, section in on_drive(zero):
+    if (zero.get("offload_param") or {}).get("device") == "nvme":
+        # DeepSpeed may give the buffer of a small parameter away before the GPU has read it.
+        raise UsageError(
+            f"{source}: 'zero_optimization.offload_param.device' is \"nvme\": coma puts the optimizer on a drive, the "
+            'weights no farther than the host: make it "cpu"'
+        )
+    if (section := on_drive(zero)) is not None:
         if zero.get("stage", 0) != 3:
             raise UsageError(
-                f"{source}: 'zero_optimization.{name}.device' is \"nvme\", which takes stage 3: set "
+                f"{source}: 'zero_optimization.offload_optimizer.device' is \"nvme\", which takes stage 3: set "
                 "'zero_optimization.stage' to 3, or use zero2_offload"
             )
-        if name == "offload_optimizer":
-            _check_buffers(section, content.get("optimizer", {}), source)
+        _check_buffers(section, content.get("optimizer", {}), source)
 
 
 def swap_buffers(offload: Mapping[str, Any], optimizer: Mapping[str, Any]) -> int:
@@ -242,9 +247,8 @@ def complete(
         content["bf16"] = {"enabled": precision == "bf16"}
     optimizer = file.content.get("optimizer", {})
     content["zero_optimization"] = copy.deepcopy(content["zero_optimization"])
-    for name, section in on_drive(content["zero_optimization"]):
-        if name == "offload_optimizer":
-            section.setdefault("buffer_count", swap_buffers(section, optimizer))
+    if (section := on_drive(content["zero_optimization"])) is not None:
+        section.setdefault("buffer_count", swap_buffers(section, optimizer))
     # torch's own AdamW: DeepSpeed's is compiled at the first start, which needs a matching CUDA toolkit.
     params = {
         "betas": list(betas),

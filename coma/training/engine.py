@@ -11,7 +11,7 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
-from coma.training.drive import SwapFolders, gather_from_drive
+from coma.training.drive import SwapFolder, gather_from_drive
 from coma.training.drive_files import in_place_of_async_io
 from coma.training.pieces import pieces
 from coma.training.plan import Plan
@@ -31,18 +31,18 @@ def make_engine(
     """Wrap a model for training as the plan says; its parameters in `groups`, or in `parameter_groups`; collective."""
     weight_decay = plan.deepspeed["optimizer"]["params"]["weight_decay"]
     model.to(plan.device)
-    folders = SwapFolders(plan.deepspeed)
+    folder = SwapFolder(plan.deepspeed)
     try:
         with in_place_of_async_io():
             engine, *_ = deepspeed.initialize(
                 model=model,
                 model_parameters=list(groups or parameter_groups(model, weight_decay)),
-                config=folders.config,
+                config=folder.config,
             )
     except BaseException:
-        folders.remove()
+        folder.remove()
         raise
-    engine.swap_folders = folders
+    engine.swap_folder = folder
     if not engine.zero_optimization():
         engine.basic_optimizer.state.clear()  # in half precision it has counted a step already
     if compile_model:
@@ -53,7 +53,7 @@ def make_engine(
 def dispose(engine: Any) -> None:
     """Free what an engine holds, so that another one can be made in this process."""
     engine.destroy()
-    engine.swap_folders.remove()
+    engine.swap_folder.remove()
     torch.nn.functional.linear = _LINEAR
 
 

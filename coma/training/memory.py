@@ -5,6 +5,7 @@ What the forward pass keeps for the backward pass is not in it: that depends on 
 
 from dataclasses import dataclass
 
+from coma.training.drive import on_drive
 from coma.training.plan import Plan
 
 FP32_BYTES = 4
@@ -46,19 +47,16 @@ def state_memory(parameters: int, plan: Plan) -> StateMemory:
     share = [parameters // plan.world_size if plan.stage >= stage else parameters for stage in (1, 2, 3)]
     weights, gradients = share[2] * size, share[1] * size
     optimizer = share[0] * optimizer_bytes(plan)
-    moved = {"cpu": 0, "nvme": 0}
-    for section, size_bytes in ((zero.offload_optimizer, optimizer), (zero.offload_param, weights)):
-        if section and section.device in moved:
-            moved[section.device] += size_bytes
-    swaps = zero.offload_optimizer and zero.offload_optimizer.device == "nvme"
+    drive = optimizer if on_drive(plan.deepspeed["zero_optimization"]) else 0
+    host = (optimizer - drive if zero.offload_optimizer else 0) + (weights if zero.offload_param else 0)
     return StateMemory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         buckets=_bucket_bytes(parameters, plan, zero),
-        host=moved["cpu"],
-        drive=moved["nvme"],
-        files=moved["nvme"] + (share[0] * FP32_BYTES if swaps else 0),
+        host=host,
+        drive=drive,
+        files=drive + (share[0] * FP32_BYTES if drive else 0),
     )
 
 

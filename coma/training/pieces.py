@@ -98,7 +98,7 @@ def optimizer_state(engine: Any) -> dict[str, Tensor]:
     Raises:
         ComaError: a drive that it is offloaded to fails.
     """
-    engine.swap_folders.sync()
+    engine.swap_folder.sync()
     held = pieces(engine)
     if not engine.zero_optimization():
         held = [_cut(piece, engine.global_rank, engine.world_size) for piece in held]

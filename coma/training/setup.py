@@ -18,7 +18,7 @@ from coma.shards.files import folder_at, without_credentials
 from coma.shards.manifest import Manifest, find_data, read_manifest
 from coma.training import story
 from coma.training.config import PretrainConfig, RunConfig
-from coma.training.drive import check_drives
+from coma.training.drive import check_drive
 from coma.training.dsconfig import read_ds_config
 from coma.training.finetune_config import FinetuneConfig
 from coma.training.finetuning import Finetuning
@@ -72,7 +72,7 @@ def prepare(config: RunConfig, world: World) -> Prepared:
             has_bf16=world.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
             init_digest=task.source_digest,
         )
-        check_drives(plan.deepspeed, plan.ds_config)
+        check_drive(plan.deepspeed, plan.ds_config)
         return manifest, plan, task, task.stream_options(plan.steps * plan.batch_size)
 
     manifest, plan, task, stream_options = world.together(resolve_here)

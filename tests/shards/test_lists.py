@@ -6,7 +6,7 @@ import string
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from coma.errors import DataError, UsageError
@@ -271,6 +271,8 @@ WORDS = st.text(string.ascii_letters + "0123456789 ,;\"'\t-äß", max_size=12)
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=10), tab=st.booleans())
 def test_labels_survive_every_way_of_quoting(folder, rows, tab):
+    labels = as_labels([label for label, _ in rows])
+    assume(not any(isinstance(label, int) and label < -1 for label in labels))  # is refused
     file = io.StringIO()
     writer = csv.writer(file, delimiter="\t" if tab else ",")
     writer.writerow(["label", "path"])
@@ -280,7 +282,6 @@ def test_labels_survive_every_way_of_quoting(folder, rows, tab):
     sources = listed(folder, file.getvalue(), "x.tsv" if tab else "x.csv")
     split = train(sources)
     assert split.paths == sorted((f"{i:02d}{name}x" for i, (_, name) in enumerate(rows)), key=os.fsencode)
-    labels = as_labels([label for label, _ in rows])
     if None in labels or -1 in labels or any(isinstance(label, int) for label in labels):
         return
     assert [sources.class_names[label] for label in split.labels] == labels

@@ -75,6 +75,10 @@ def test_a_file_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.
             {"optimizer": {"params": {"torch_adam": False, "fused": True}}},
             'optimizer.params.fused\' goes with "torch_adam": true',
         ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            'offload_param.device\' is "nvme".*make it "cpu"',
+        ),
         ({"aio": {"block_size": 1}}, "'aio', which would be overridden.*delete the section"),
         ({"zero_optimization": {"stage": 7}}, "zero_optimization.stage.* 7"),
         ({"zero_optimization": {"stage": True}}, "'zero_optimization.stage' is true; it must be a number"),

@@ -7,6 +7,7 @@ import itertools
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torchvision.transforms.v2 import InterpolationMode, RandAugment
 
 from coma.classifier import Classifier
 from coma.errors import DataError, UsageError
@@ -27,7 +29,7 @@ from coma.shards.options import ShardOptions
 from coma.shards.writer import shard
 from coma.steps import read_step
 from coma.training import FinetuneConfig, finetune, pretrain
-from coma.training.augment import Augment
+from coma.training.augment import Augment, BatchRandAugment
 from coma.training.finetuning import Finetuning
 from coma.training.source import read_source
 
@@ -274,3 +276,24 @@ def test_a_plain_vit_is_fine_tuned_too() -> None:
     loss = model(torch.randn(3, 3, 32, 32), targets).detach()
     assert float(loss) == pytest.approx(np.log(3), rel=1e-3)  # all classes alike at first
     assert model.crop_unit == 16
+
+
+def test_randaugment_of_a_batch_is_torchvisions_of_each_image() -> None:
+    options: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "fill": [10, 20, 30]}
+    batched, single = BatchRandAugment(2, 9, **options), RandAugment(1, 9, **options)
+    drawn = [(name, sign) for name in batched._AUGMENTATION_SPACE for sign in (0, 1)]
+    images = torch.randint(0, 256, (len(drawn), 3, 24, 32), dtype=torch.uint8)
+    names, signs = zip(*drawn, strict=True)
+    changed = batched.changed(images, names, signs)
+    for image, name, sign, found in zip(images, names, signs, changed, strict=True):
+        single._AUGMENTATION_SPACE = {name: batched._AUGMENTATION_SPACE[name]}
+        with mock.patch(
+            "torch.rand", return_value=torch.tensor(0.2 if sign else 0.8)
+        ):  # which draws the sign
+            assert torch.equal(found, single(image)), (name, sign)
+    torch.manual_seed(1)
+    several = batched(images)
+    assert several.shape == images.shape
+    assert len({tuple(image.flatten().tolist()) for image in batched(images[:1].expand(64, -1, -1, -1))}) > 32
+    torch.manual_seed(1)
+    assert torch.equal(several, batched(images))
