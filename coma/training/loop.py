@@ -26,7 +26,8 @@ from coma.allocator import keep_freed_memory
 from coma.errors import DivergedError, Preempted
 from coma.pipeline import Stream
 from coma.report import write_report
-from coma.runs import checkpoint_step
+from coma.runs import CHECKPOINTS_NAME, checkpoint_step
+from coma.shards.files import remove_temporaries
 from coma.shards.manifest import Manifest
 from coma.training import checkpoint, story
 from coma.training.average import WeightAverage
@@ -84,6 +85,8 @@ def train(
         return summarise(run, plan, elapsed_s=0.0, images_per_s=None) if world.leads else {}
 
     if world.leads:
+        remove_temporaries(run, ("config", "metrics", "ledger", "nonfinite", "trackers"))  # the lock is ours
+        remove_temporaries(run / CHECKPOINTS_NAME)
         write_config(run, config, plan, **prepared.facts)
         stop.forget(run / STOP_NAME)
         stop.look_for([run / STOP_NAME])

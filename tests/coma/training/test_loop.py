@@ -340,3 +340,15 @@ def test_a_run_without_a_checkpoint_begins_again(whole: dict[str, Path], data: P
     shutil.rmtree(run / "checkpoints")
     pretrain(dataclasses.replace(small(data, run)))
     assert_same_run(run, whole["zero1"])
+
+
+def test_what_a_killed_session_was_writing_is_cleared_away(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pretrain(small(data, run, stop_after=1))
+    left = [run / "checkpoints" / ".latest.ab12.coma-tmp", run / ".config.json.ab12.coma-tmp"]
+    mine = run / ".notes.coma-tmp"
+    for file in (*left, mine):
+        file.write_text("half")
+    pretrain(small(data, run, stop_after=1))
+    assert not any(file.exists() for file in left)
+    assert mine.exists()

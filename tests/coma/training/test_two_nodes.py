@@ -185,8 +185,10 @@ def test_killed_on_two_machines_nothing_is_left_and_the_same_command_goes_on(
     nodes.wait_until_idle()
     assert not list(here.iterdir())
     told = log.read_text()
-    for said in ("the command that started this run is gone", "asked to stop: saved step"):
-        assert told.count(said) == 1
+    assert (
+        told.count("the command that started this run is gone") <= 1
+    )  # not if rank 1, which is silent, saw it first
+    assert told.count("asked to stop: saved step") == 1
     assert "Traceback" not in told
     found = sorted(map(checkpoint_step, (run / "checkpoints").glob("step-*")))
     assert found[-2] + 2 == found[-1] == steps(run)
