@@ -94,3 +94,12 @@ def main() -> None:
             f"{typer.style('error:', fg='red', bold=True)} {without_credentials(str(error))}", err=True
         )
         sys.exit(error.exit_code)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported for its sake
+            raise
+        typer.echo(
+            f"{typer.style('error:', fg='red', bold=True)} the GPU's memory does not hold it: give a smaller "
+            "--batch-size, or --device cpu where the command has it",
+            err=True,
+        )
+        sys.exit(1)

@@ -27,7 +27,7 @@ class IndependentMasks(CoMA):
 
     def lay_units(self, units: Tensor) -> Tensor:
         """[B, U] to [B, K·U]: what each view sees, then what each view hides."""
-        draws = independent_units(units, self.views).unbind(1)  # K of [B, U]
+        draws = torch.ops.coma.independent_units(units, self.views).unbind(1)  # K of [B, U]
         sizes = view_sizes(units.shape[1], self.views)
         seen = [draw[:, :size] for draw, size in zip(draws, sizes, strict=True)]
         hidden = [draw[:, size:] for draw, size in zip(draws, sizes, strict=True)]
@@ -62,3 +62,9 @@ def independent_units(units: Tensor, views: int) -> Tensor:
     view = torch.arange(views, device=units.device)
     ranks = hash_torch(keys[:, None, None], view[:, None], place)  # [B, K, U]
     return ranks.argsort(dim=2, stable=True)
+
+
+# One operation to torch.compile, whose index arithmetic does not wrap around at 64 bits as the hash does.
+torch.library.custom_op("coma::independent_units", independent_units, mutates_args=()).register_fake(
+    lambda units, views: units.new_empty(units.shape[0], views, units.shape[1])
+)

@@ -191,6 +191,7 @@ def _tiles(
     for key in ("accuracy", "probe", "knn"):
         taken = [line for line in scores if key in line and "data" not in line]
         if taken:
+            taken.sort(key=lambda line: line["step"])
             before = f", {taken[0][key]:.1f}% at step {taken[0]['step']:,}" if len(taken) > 1 else ""
             tiles.append((f"{taken[-1][key]:.1f}%", f"{_SCORES[key]}{before}"))
     tiles.append((f"{len(ledger):,}", "damaged samples replaced"))
@@ -268,8 +269,11 @@ def _painted(pictures: Sequence[tuple[int, Path]]) -> str:
 
 
 def _embedded(path: Path, what: str) -> str:
-    with Image.open(path) as opened:
-        picture = opened.convert("RGB")
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except OSError:  # Pillow's, of half a picture, too
+        return f"<p class='soft'>{escape(str(path))} cannot be read</p>"
     picture.thumbnail((_PICTURE_WIDTH_PX, 10 * _PICTURE_WIDTH_PX))
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=88)

@@ -42,7 +42,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class ClassBalance:
-    """How evenly a split's images are spread over its classes, those without an image among them."""
+    """How evenly a split's images are spread over its classes, those that have a name and no image among them."""
 
     per_class: Spread
     smallest: str
@@ -165,8 +165,11 @@ def _formats(manifest: Manifest) -> dict[str, int]:
 
 
 def _balance(label: npt.NDArray[np.int32], class_names: Sequence[str] | None) -> ClassBalance:
-    counts = np.bincount(label, minlength=len(class_names or ()))
-    names = list(map(str, range(len(counts)))) if class_names is None else class_names
+    if class_names is None:  # and the numbers may be any
+        values, counts = np.unique(label, return_counts=True)
+        names: Sequence[str] = list(map(str, values.tolist()))
+    else:
+        names, counts = class_names, np.bincount(label, minlength=len(class_names))
     share = counts[counts > 0] / len(label)
     return ClassBalance(
         per_class=_spread(counts),

@@ -94,10 +94,8 @@ def balanced_choice(manifest: Manifest, images: int, seed: int) -> npt.NDArray[n
     generator = np.random.default_rng(seed)
     if manifest.label is None:
         return np.sort(generator.choice(len(manifest), min(images, len(manifest)), replace=False))
-    classes = generator.permutation(np.flatnonzero(np.bincount(manifest.label)))[:images]
-    shown = np.zeros(manifest.label.max() + 1, bool)
-    shown[classes] = True
-    rows = generator.permutation(np.flatnonzero(shown[manifest.label]))
+    classes = generator.permutation(np.unique(manifest.label))[:images]
+    rows = generator.permutation(np.flatnonzero(np.isin(manifest.label, classes)))
     labels = manifest.label[rows]
     by_class = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[by_class], labels[by_class])

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from coma.errors import DataError, UsageError
 from coma.evaluation.features import Features, extract, held_out_fifth
@@ -24,7 +26,7 @@ from coma.evaluation.rankme import rankme
 from coma.export.folder import is_export
 from coma.export.load import load_export
 from coma.runs import checkpoint_step, load_autoencoder, read_config, run_of
-from coma.shards.files import folder_at, is_remote, without_credentials
+from coma.shards.files import folder_at, is_remote, is_there, without_credentials
 from coma.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ class Scores:
 
 def split_folder(data: Path, split: str) -> bool:
     """Tell whether the data set at `data` has the split."""
-    return (data / split / MANIFEST_NAME).is_file()
+    return is_there(data / split / MANIFEST_NAME)
 
 
 def labelled_manifests(data: Path) -> tuple[Manifest, Manifest | None]:
@@ -92,7 +94,7 @@ def labelled_manifests(data: Path) -> tuple[Manifest, Manifest | None]:
         DataError: no such data, no labels in them, or one class alone.
     """
     data = folder_at(data)
-    if (data / MANIFEST_NAME).is_file() and split_folder(data.parent, "train"):
+    if is_there(data / MANIFEST_NAME) and split_folder(data.parent, "train"):
         data = data.parent
     opened = [read_manifest(data, "train")]  # or the one folder that was given
     if split_folder(data, "val"):
@@ -201,6 +203,8 @@ def score_splits(
     labels = bank.require_labels().to(device) if supervised else torch.empty(0)
     test_labels = test.require_labels().to(device) if supervised else torch.empty(0)
     classes = len(set(labels.tolist()) | set(test_labels.tolist()))
+    if supervised:
+        labels, test_labels = _numbered(labels, test_labels)
     logits = PROTOCOLS[protocol](x, labels, test_x) if probe else None
     return Scores(
         probe=None if logits is None else top_accuracy(logits, test_labels),
@@ -214,6 +218,13 @@ def score_splits(
         classes=classes,
         protocol=protocol,
     )
+
+
+def _numbered(labels: Tensor, test_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the classes that there are from 0, as classifiers want; in the test rows others become -1."""
+    present, numbered = torch.unique(labels, return_inverse=True)
+    place = torch.searchsorted(present, test_labels).clamp_(max=len(present) - 1)
+    return numbered, torch.where(present[place] == test_labels, place, -1)
 
 
 def score_run(
@@ -277,10 +288,11 @@ def score_run(
         progress=progress,
     )
     line = metrics_line(step, scores)
+    kept = False
     if trained_on is not None:
         if _shown(data) != _shown(trained_on):
             line["data"] = without_credentials(str(data))
-        append_metrics(run, line)
+        kept = append_metrics(run, line)
     return {
         **line,
         **scores.beside(),
@@ -292,7 +304,7 @@ def score_run(
         "data": without_credentials(str(data)),
         "run": str(run),
         "checkpoint": str(checkpoint),
-        "metrics": None if exported else str(run / METRICS_NAME),
+        "metrics": str(run / METRICS_NAME) if kept else None,
         "device": device,
     }
 
@@ -329,9 +341,17 @@ def metrics_line(step: int, scores: Scores) -> dict[str, Any]:
     return {"step": step, **{name: round(value, 3) for name, value in scores.named().items()}}
 
 
-def append_metrics(run: Path, line: dict[str, Any]) -> None:
-    """Add a line to RUN/metrics.jsonl, in the place of half a one that a crash left at the end."""
-    with (run / METRICS_NAME).open("ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(line).encode() + b"\n")
+def append_metrics(run: Path, line: dict[str, Any]) -> bool:
+    """Add a line to RUN/metrics.jsonl, in the place of half a one that a crash left at the end; False if it can't be."""
+    try:
+        with (run / METRICS_NAME).open("ab+") as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":  # of no run that lives
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(json.dumps(line).encode() + b"\n")
+    except OSError as error:
+        logger.warning(
+            "the scores are not kept in %s: %s", run / METRICS_NAME, (error.strerror or "").lower()
+        )
+        return False
+    return True

@@ -154,7 +154,7 @@ maps = timm.create_model("local-dir:PATH", pretrained=True, features_only=True)
 def _scores(lines: list[dict[str, Any]]) -> str:
     """A row a score: the newest on each data set."""
     newest: dict[tuple[str, str], tuple[float, int]] = {}
-    for line in lines:
+    for line in sorted(lines, key=lambda line: line.get("step", 0)):
         for name in _SCORES:
             if _is_number(line.get(name)):
                 newest[name, _data(line["data"]) if line.get("data") else "its own"] = (

@@ -18,6 +18,7 @@ from coma.training.plan import Plan
 
 _LINEAR = torch.nn.functional.linear
 """Stage 3 puts a function of its own in this place, for all networks and for good."""
+_CROP_SIZES = 64
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -46,7 +47,9 @@ def make_engine(
     if not engine.zero_optimization():
         engine.basic_optimizer.state.clear()  # in half precision it has counted a step already
     if compile_model:
-        engine.compile()  # before initialize it would rename every parameter
+        # One graph a crop size: with sizes as symbols the windows cannot be traced.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _CROP_SIZES)
+        engine.compile(compile_kwargs={"dynamic": False})  # before initialize it would rename every parameter
     return engine
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from coma.pipeline import Stream
 from coma.reconstruct import picture
+from coma.shards.files import write_atomically
 from coma.shards.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -65,5 +67,7 @@ class Previewer:
             image = picture(model.to(self._device).eval(), self._images, self._units)
         path = preview_path(self._run, step)
         path.parent.mkdir(exist_ok=True)
-        image.save(path)
+        data = io.BytesIO()
+        image.save(data, "PNG")
+        write_atomically(path, data.getvalue())
         return path

@@ -51,3 +51,28 @@ def test_compiled_it_computes_the_same() -> None:
     images, units = torch.randn(2, 3, 96, 96), torch.rand(2, 9).argsort(dim=1)
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images, units), network(images, units))
+
+
+def test_independent_masks_are_the_same_in_compiled_code() -> None:
+    """By the compiler itself, which would not wrap the hash around at 64 bits."""
+    network = build("dyvit_nano", "independent", image_size=96, views=3)
+    units = torch.rand(4, 9).argsort(dim=1)
+    compiled = torch.compile(network.lay_units, fullgraph=True, dynamic=False)
+    expected = network.lay_units(units)
+    assert torch.equal(compiled(units), expected)
+    assert len({tuple(row.tolist()) for row in expected}) == 4
+
+
+def test_a_graph_a_crop_size() -> None:
+    network = build("dyvit_nano", image_size=128, views=2)
+    graphs = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(network, backend=counting, fullgraph=True, dynamic=False)
+    for side in (96, 128, 96):
+        units = torch.rand(2, (side // 32) ** 2).argsort(dim=1)
+        compiled(torch.randn(2, 3, side, side), units)
+    assert len(graphs) == 2

@@ -206,3 +206,15 @@ def test_a_chart_follows_the_values_and_a_spike_does_not_flatten_it():
 def test_nothing_and_a_single_value_can_be_drawn():
     assert "nothing logged" in chart([Curve([1, 2], [float("nan")] * 2)], title="t", y_name="", x_name="x")
     assert "dot" in chart([Curve([1], [0.5])], title="t", y_name="", x_name="x")
+
+
+def test_half_a_picture_and_scores_out_of_order_do_no_harm(tmp_path):
+    run = _run(tmp_path)
+    picture = run / "previews" / "step-000020.png"
+    picture.write_bytes(picture.read_bytes()[:60])
+    with (run / "metrics.jsonl").open("a") as file:  # an older checkpoint, probed last
+        file.write(json.dumps({"step": 20, "probe": 40.0}) + "\n")
+    write_report(run)
+    text = _read(run).text
+    assert "step-000020.png cannot be read" in text
+    assert "52.5%" in text

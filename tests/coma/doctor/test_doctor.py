@@ -122,3 +122,14 @@ def test_the_command_ends_with_1_if_there_is_a_problem(tmp_path, monkeypatch, ca
     assert code == 1
     assert max(map(len, out.splitlines())) <= 80
     assert "problem  network" in out
+
+
+def test_files_in_memory_are_not_memory_in_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    for name, text in {
+        "memory.max": "17179869184\n",
+        "memory.current": "17000000000\n",
+        "memory.stat": "anon 1000000000\ninactive_file 15000000000\nactive_file 5\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert machine.memory().text == "15.2 of 17.2 GB free"

@@ -1,6 +1,7 @@
 """Scores of a run: real shards, the real stream, a real (untrained) network; no training."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from coma.evaluation.features import extract, held_out_fifth, pool
 from coma.export.export import export_run
 from coma.pipeline import Stream
 from coma.runs import build_model
+from coma.shards.describe import describe
 from coma.shards.options import ShardOptions
 from coma.shards.writer import shard
 from coma.training.config import PretrainConfig
@@ -208,3 +210,31 @@ def test_a_device_that_is_not_there(run, device):
 def test_nothing_to_extract_from():
     with pytest.raises(DataError, match="no sample"):
         extract(torch.nn.Identity(), [])
+
+
+def test_labels_may_be_any_numbers(run, data, tmp_path):
+    """Such as ids of a data base; a test image of a class that train lacks is simply wrong."""
+    names = {"bright": 2_000_000_001, "dark": 7}
+    rows = [
+        f"{split}/{label}/{path.name},{3 if split == 'val' and path.stem == '000' else number},{split}\n"
+        for split in ("train", "val")
+        for label, number in names.items()
+        for path in sorted((data.parent / "images" / split / label).iterdir())
+    ]
+    (tmp_path / "list.csv").write_text("path,label,split\n" + "".join(rows))
+    shard(tmp_path / "list.csv", tmp_path / "sharded", ShardOptions(root=data.parent / "images", workers=1))
+    assert describe(tmp_path / "sharded").splits[0].classes.counts == {"7": 30, "2000000001": 30}
+    for protocol in ("logistic", "mae"):
+        scores = score_run(run, tmp_path / "sharded", device="cpu", protocol=protocol)
+        assert scores["knn"] == pytest.approx(100 * 10 / 12, abs=0.01)
+    assert scores["classes"] == 3
+
+
+def test_scores_that_cannot_be_kept_are_still_told(run, caplog):
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    with caplog.at_level(logging.WARNING, "coma"):
+        result = score_run(run, probe=False, device="cpu")
+    assert result["knn"] == 100.0
+    assert result["metrics"] is None
+    assert "the scores are not kept in" in caplog.text
