@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from coma.cli.main import app
@@ -44,3 +45,14 @@ def test_all_commands_are_there() -> None:
     assert sorted(
         command.callback.__name__ for command in app.registered_commands if command.callback
     ) == sorted(COMMANDS)
+
+
+def test_too_little_memory_on_a_gpu_is_one_line(coma, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("coma.cli.main.app", full)
+    done = coma("knn")
+    assert done.code == 1
+    assert done.err.startswith("error: the GPU's memory does not hold it")
+    assert done.err.count("\n") == 1
