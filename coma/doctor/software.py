@@ -47,6 +47,10 @@ def versions() -> Finding:
     return Finding("ok", ", ".join([f"python {platform.python_version()}", *shown]))
 
 
+_OWN_BYTES = 3e9
+"""What the checks that run at the same time may hold of a GPU themselves."""
+
+
 def gpus() -> Finding:
     """GPUs that torch can compute on, or why it cannot although there is a driver."""
     import torch
@@ -73,11 +77,11 @@ def gpus() -> Finding:
         found.append(
             (
                 f"{torch.cuda.get_device_name(number)}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free",
-                free / total,
+                total - free > max(0.1 * total, _OWN_BYTES),
             )
         )
     text = "; ".join(text for text, _ in found) + f"; driver {driver or 'unknown'}, CUDA {built}"
-    if min(share for _, share in found) < 0.9:
+    if any(held for _, held in found):
         return Finding("warning", text, "another process holds memory there: see nvidia-smi")
     return Finding("ok", text)
 
