@@ -21,15 +21,10 @@ from torch import Tensor
 
 from coma.errors import UsageError
 from coma.training.drive_files import opened, told
+from coma.training.dsoffload import on_drive
 
 _PREFIX = f"coma-swap-{socket.gethostname()}_"
 """With the host: a file system of several may know each one's locks there alone. None has an underscore."""
-
-
-def on_drive(zero: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what `zero_optimization` says of the optimizer's offload to a drive, None if there is none."""
-    section: dict[str, Any] = zero.get("offload_optimizer") or {}
-    return section if section.get("device") == "nvme" else None
 
 
 def check_drive(deepspeed: Mapping[str, Any], source: str) -> None:

@@ -6,7 +6,6 @@ all in silence. Here each is an error that names the key and the file.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 
 from coma.deepspeed_configs import packaged
 from coma.errors import UsageError
-from coma.training.drive import on_drive
+from coma.training.dsoffload import check_offload, with_swap_buffers
 from coma.training.dsprecision import check_precision, precision, with_autocast_dtype
 
 BATCH_KEY = "train_batch_size"
@@ -174,53 +173,7 @@ def check_ds_config(content: Mapping[str, Any], source: str) -> None:
         )
     check_precision(content, source)
     _check_optimizer(content.get("optimizer", {}), source)
-    zero = content.get("zero_optimization", {})
-    _refuse_what_cannot_be_saved(zero, source)
-    if (zero.get("offload_param") or {}).get("device") == "nvme":
-        # DeepSpeed may give the buffer of a small parameter away before the GPU has read it.
-        raise UsageError(
-            f"{source}: 'zero_optimization.offload_param.device' is \"nvme\": coma puts the optimizer on a drive, the "
-            'weights no farther than the host: make it "cpu"'
-        )
-    if (section := on_drive(zero)) is not None:
-        if zero.get("stage", 0) != 3:
-            raise UsageError(
-                f"{source}: 'zero_optimization.offload_optimizer.device' is \"nvme\", which takes stage 3: set "
-                "'zero_optimization.stage' to 3, or use zero2_offload"
-            )
-        _check_buffers(section, content.get("optimizer", {}), source)
-
-
-def swap_buffers(offload: Mapping[str, Any], optimizer: Mapping[str, Any]) -> int:
-    """Return how many buffers DeepSpeed needs to bring a group's state from a drive: else it fails in the first step."""
-    states = 4 + bool(optimizer.get("params", {}).get("amsgrad"))  # the weights, their gradient, the moments
-    return states * (1 + bool(offload.get("pipeline_read")) + bool(offload.get("pipeline_write")))
-
-
-def _check_buffers(offload: Mapping[str, Any], optimizer: Mapping[str, Any], source: str) -> None:
-    count, needed = offload.get("buffer_count"), swap_buffers(offload, optimizer)
-    if count is not None and count < needed:
-        raise UsageError(
-            f"{source}: 'zero_optimization.offload_optimizer.buffer_count' is {count}, and AdamW takes {needed} here: "
-            "delete the key"
-        )
-
-
-def _refuse_what_cannot_be_saved(zero: Mapping[str, Any], source: str) -> None:
-    """Refuse where DeepSpeed keeps Adam's state in places that `coma.training.pieces` does not read."""
-    offload = zero.get("offload_optimizer") or {}
-    if zero.get("zenflow"):
-        key, value = "zenflow", json.dumps("on")
-    elif offload.get("super_offload"):
-        key, value = "offload_optimizer.super_offload", "true"
-    elif offload.get("ratio", 1.0) != 1.0:
-        key, value = "offload_optimizer.ratio", json.dumps(offload["ratio"])
-    else:
-        return
-    raise UsageError(
-        f"{source}: 'zero_optimization.{key}' is {value}, and coma cannot save an optimizer that is "
-        "kept so: use zero3_offload, which keeps it in the host's memory"
-    )
+    check_offload(content, source)
 
 
 def complete(
@@ -246,9 +199,7 @@ def complete(
     if file.precision is None:
         content["bf16"] = {"enabled": precision == "bf16"}
     optimizer = file.content.get("optimizer", {})
-    content["zero_optimization"] = copy.deepcopy(content["zero_optimization"])
-    if (section := on_drive(content["zero_optimization"])) is not None:
-        section.setdefault("buffer_count", swap_buffers(section, optimizer))
+    content["zero_optimization"] = with_swap_buffers(content["zero_optimization"], optimizer)
     # torch's own AdamW: DeepSpeed's is compiled at the first start, which needs a matching CUDA toolkit.
     params = {
         "betas": list(betas),

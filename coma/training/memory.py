@@ -5,7 +5,7 @@ What the forward pass keeps for the backward pass is not in it: that depends on 
 
 from dataclasses import dataclass
 
-from coma.training.drive import on_drive
+from coma.training.dsoffload import on_drive
 from coma.training.plan import Plan
 
 FP32_BYTES = 4
