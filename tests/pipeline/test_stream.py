@@ -15,7 +15,6 @@ from torch.nn.functional import avg_pool2d as pool
 
 from coma.errors import DataError, UsageError
 from coma.pipeline import MEAN, STD, Batch, CropSizes, Stream
-from coma.pipeline.stream import _share_of_cores
 from coma.shards.manifest import Manifest, read_manifest
 
 SIZE = {"image_size": 64, "unit_size": 16}
@@ -387,31 +386,3 @@ def test_crops_grow_on_a_gpu_as_on_the_cpu(data: Path, decode: str) -> None:
             assert batch.images.shape == before.images.shape
             assert batch.images.is_contiguous(memory_format=torch.channels_last)
             assert (batch.images.cpu() - before.images).abs().mean() < 0.05
-
-
-@pytest.mark.parametrize(
-    ("told", "usable", "cores"),
-    [
-        ({}, 16, 1),
-        ({"LOCAL_WORLD_SIZE": "4"}, 16, 4),
-        ({"LOCAL_SIZE": "8"}, 16, 2),
-        (
-            {"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"},
-            16,
-            16,
-        ),  # of 64: bound to the task
-        ({"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, 64, 8),
-        ({"SLURM_STEP_NUM_TASKS": "1"}, 32, 2),  # a launcher inside a step of one task
-        ({"LOCAL_WORLD_SIZE": "64"}, 16, 1),
-    ],
-)
-def test_a_rank_decodes_on_its_share_of_its_machines_cores(
-    monkeypatch: pytest.MonkeyPatch, told: dict[str, str], usable: int, cores: int
-) -> None:
-    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in told.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(usable)))
-    monkeypatch.setattr("os.cpu_count", lambda: 64)
-    assert _share_of_cores(16) == cores
