@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -87,7 +88,9 @@ def choose_run(config: RunConfig, plan: Plan) -> RunFolder:
     while True:
         found = _look(path, config, plan)
         if isinstance(found, str):
-            beside = f"{found.rpartition(': give ')[0] or found}: this is a new one"
+            beside = (
+                f"{re.split(': (?:give|begin anew) ', found)[0]}: this is a new one"  # without the way out
+            )
         elif not found.begun:
             return replace(found, beside=beside)
         elif config.resume == "auto" and (not found.finished or report_is_due(path)):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,13 @@ def test_a_new_run_says_what_keeps_it_from_going_on_with_the_one_before(elsewher
     assert other.beside is not None
     assert other.beside.startswith("runs/dyvit_tiny holds another run: ")
     assert other.beside.endswith("is 0.5 now: this is a new one")
+    content = json.loads(Path("runs/dyvit_tiny/config.json").read_text())
+    older = {**content, "identity": {**content["identity"], "format": 1}}
+    Path("runs/dyvit_tiny/config.json").write_text(json.dumps(older))
+    found = choose().beside
+    assert found is not None
+    assert re.fullmatch(r"runs/dyvit_tiny is of format 1, .* only: this is a new one", found)
+    Path("runs/dyvit_tiny/config.json").write_text(json.dumps(content))
     Path("other.json").write_text('{"gradient_clipping": 0.5}')
     found = choose(dataclasses.replace(CONFIG, ds_config="other.json")).beside
     assert found is not None
