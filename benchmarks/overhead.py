@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from coma.allocator import keep_freed_memory
+from coma.measure import keep_freed_memory
 from coma.pipeline import Batch
 from coma.training import PretrainConfig
-from coma.training.signals import StopRequests
-from coma.training.world import find_place, joined
+from coma.training.processes.signals import StopRequests
+from coma.training.processes.world import find_place, joined
 
 BAR = 1.02
 HELD = 4
@@ -71,11 +71,11 @@ def measure(config: PretrainConfig, steps: int, rounds: int) -> dict[str, Any]:
     """Of each round the length of its steps, by each clock."""
     with StopRequests() as stop, joined(find_place({})) as world:
         from coma.training import loop  # imports DeepSpeed, which looks at the environment
-        from coma.training.checkpoint import TrainingState
-        from coma.training.engine import dispose, make_engine
+        from coma.training.engine.checkpoint import TrainingState
+        from coma.training.engine.engine import dispose, make_engine
+        from coma.training.processes.watchdog import Watchdog
         from coma.training.run_folder import write_config
         from coma.training.setup import prepare
-        from coma.training.watchdog import Watchdog
 
         if world.device.type == "cpu":
             keep_freed_memory()

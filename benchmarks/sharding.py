@@ -27,12 +27,12 @@ from typing import Any
 import webdataset
 from PIL import Image
 
-from coma.shards.images import PixelOptions
-from coma.shards.options import ShardOptions
-from coma.shards.plan import ShardPlan
+from coma.shards.images.prepare import PixelOptions
 from coma.shards.sources.model import WHOLE_FILE, SourceImage, is_image_name
-from coma.shards.worker import ShardJob, write_shard
-from coma.shards.writer import shard
+from coma.shards.write.layout import ShardPlan
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.worker import ShardJob, write_shard
+from coma.shards.write.writer import shard
 
 WORKERS = 2
 BARS = {"pass-through / TarWriter": 0.9, "checked / decoding alone": 0.9}

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coma.shards.summary import ShardSummary
+    from coma.shards.write.summary import ShardSummary
 
 
 def summary_as_json(summary: "ShardSummary") -> dict[str, Any]:

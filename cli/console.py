@@ -18,7 +18,7 @@ from coma.shards.files import without_credentials
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
-    from coma.training.metrics import Progress as Standing
+    from coma.training.logs.metrics import Progress as Standing
 
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ import typer
 from coma.cli import console
 
 if TYPE_CHECKING:
-    from coma.doctor.examine import Finding
+    from coma.doctor.finding import Finding
 
 _WIDTH = 80
 _INDENT = 21

@@ -8,7 +8,7 @@ import typer
 from coma.cli import console
 
 if TYPE_CHECKING:
-    from coma.shards.index import IndexProgress
+    from coma.shards.index.index import IndexProgress
 
 _STAY = "; they stay in their tars, where other readers find them"
 
@@ -34,8 +34,8 @@ def index(
     from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
 
     from coma.cli.accounts import summary_as_json, summary_as_lines
-    from coma.shards.index import default_out
-    from coma.shards.index import index as make_index
+    from coma.shards.index.index import default_out
+    from coma.shards.index.index import index as make_index
 
     with console.progress(
         "indexing", BarColumn(), "{task.fields[done]}", DownloadColumn(), TimeRemainingColumn(compact=True)

@@ -12,8 +12,8 @@ from coma.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from coma.shards.describe import Description, SplitDescription
-    from coma.steps import StepContents
+    from coma.pictures.step import StepContents
+    from coma.shards.describe.describe import Description, SplitDescription
 
 _WIDTH = 62  # of a line's value, in 80 columns
 _ROWS = 10  # of a batch
@@ -51,27 +51,27 @@ def inspect(
     if step is not None:
         _inspect_step(data, step, sheet, json=json)
         return
-    from coma.shards import describe
+    from coma.shards.describe.describe import as_json, describe
+    from coma.shards.describe.sheet import write_contact_sheet
     from coma.shards.files import folder_at
     from coma.shards.manifest import find_data
-    from coma.shards.sheet import write_contact_sheet
 
     folder = find_data(Path()) if data is None else folder_at(data)
     if _is_run(folder):
-        from coma.steps import steps_of
+        from coma.pictures.step import steps_of
 
         raise UsageError(f"{folder} is a run: add --step N, 1 to {steps_of(folder)}, to see a step's images")
-    found = describe.describe(folder, seed=seed)
+    description = describe(folder, seed=seed)
     if sheet is not None:
-        write_contact_sheet(folder, sheet, split=found.splits[0].split, seed=seed)
+        write_contact_sheet(folder, sheet, split=description.splits[0].split, seed=seed)
     if json:
-        console.print_result(describe.as_json(found), json=True)
+        console.print_result(as_json(description), json=True)
         return
-    lines = _whole(found)
+    lines = _whole(description)
     if sheet is not None:
-        lines["sheet"] = f"{sheet}, of split {found.splits[0].split}"
+        lines["sheet"] = f"{sheet}, of split {description.splits[0].split}"
     console.print_result(lines, json=False)
-    for split in found.splits:
+    for split in description.splits:
         console.stdout.print()
         console.print_result(_of_split(split), json=False)
 
@@ -84,8 +84,8 @@ def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool)
     if _is_data(folder_at(run)):
         raise UsageError(f"{run} is a data set, and --step is one of a run's: coma inspect RUN --step {step}")
 
-    from coma.step_sheet import sheet_path, write_step_sheet
-    from coma.steps import read_step
+    from coma.pictures.step import read_step
+    from coma.pictures.step_sheet import sheet_path, write_step_sheet
 
     contents = read_step(Path(run), step)
     sheet = sheet_path(contents.run, step) if sheet is None else sheet
@@ -115,7 +115,7 @@ def _is_data(folder: Path) -> bool:
 
 
 def _is_run(folder: Path) -> bool:
-    from coma.runs import CONFIG_NAME
+    from coma.runs.read import CONFIG_NAME
     from coma.shards.files import is_remote
 
     return not is_remote(folder) and not _is_data(folder) and (folder / CONFIG_NAME).is_file()

@@ -49,7 +49,7 @@ def look(
 
     from coma.cli import console
     from coma.evaluation.evaluate import choose_device
-    from coma.look import look_at
+    from coma.pictures.look import look_at
 
     path, gates = look_at(
         run, images or [], out=out, count=count, image_size=image_size, device=choose_device(device)

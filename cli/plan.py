@@ -10,7 +10,7 @@ from coma.cli.pretrain import pretrain
 from coma.cli.training_options import RUN, Json
 
 if TYPE_CHECKING:
-    from coma.training.estimate import Estimate
+    from coma.forecast.estimate import Estimate
 
 
 def _with_options_of_pretrain(command: Callable[..., None]) -> Callable[..., None]:
@@ -41,8 +41,8 @@ def plan(
     images held in memory, in this process.
     """
     from coma.cli import console
+    from coma.forecast.estimate import estimate
     from coma.training import PretrainConfig
-    from coma.training.estimate import estimate
 
     found = estimate(PretrainConfig(**options), measure=measure)
     console.print_result(found.to_json() if json else _as_lines(found), json=json)
@@ -52,29 +52,30 @@ def _as_lines(found: "Estimate") -> dict[str, str]:
     """Within 80 columns, paths aside."""
     from rich.filesize import decimal
 
-    from coma.training.metrics import duration
-    from coma.training.schedule import REFERENCE_BATCH
+    from coma.training.config.schedule import REFERENCE_BATCH
+    from coma.training.logs.metrics import duration
 
-    config, plan, memory = found.config, found.plan, found.memory
-    accumulated = f" x {plan.accumulation} accumulated" if plan.accumulation > 1 else ""
-    devices = f"{plan.world_size} device{'s' if plan.world_size > 1 else ''}"
+    config, resolved, memory = found.config, found.resolved, found.memory
+    accumulated = f" x {resolved.accumulation} accumulated" if resolved.accumulation > 1 else ""
+    devices = f"{resolved.world_size} device{'s' if resolved.world_size > 1 else ''}"
     lines = {
-        "data": f"{plan.data}: {plan.samples_per_epoch:,} images",
+        "data": f"{resolved.data}: {resolved.samples_per_epoch:,} images",
         "run": f"{found.run}, {f'going on at step {found.begun_at + 1:,}' if found.begun_at else 'new'}",
         "model": f"{config.model}, {config.method}: {found.parameters / 1e6:.1f} M parameters, "
         f"{found.backbone_parameters / 1e6:.1f} M of them the backbone's",
-        "steps": f"{plan.steps:,}, {plan.epochs:.4g} epochs; {plan.warmup_steps:,} of warm-up",
-        "batch": f"{plan.batch_size} images = {devices} x {plan.micro_batch_size}{accumulated}",
-        "learning rate": f"{plan.peak_lr:.3g} at most = {config.base_lr:g} x {plan.batch_size} / {REFERENCE_BATCH}",
-        "machine": f"{found.device_name}, {plan.precision}, ZeRO stage {plan.stage} ({plan.ds_config})",
-        "memory": f"{_sum(found)} a {'device' if plan.device == 'cuda' else 'process'}, "
+        "steps": f"{resolved.steps:,}, {resolved.epochs:.4g} epochs; {resolved.warmup_steps:,} of warm-up",
+        "batch": f"{resolved.batch_size} images = {devices} x {resolved.micro_batch_size}{accumulated}",
+        "learning rate": f"{resolved.peak_lr:.3g} at most = {config.base_lr:g} x {resolved.batch_size} "
+        f"/ {REFERENCE_BATCH}",
+        "machine": f"{found.device_name}, {resolved.precision}, ZeRO stage {resolved.stage} ({resolved.ds_config})",
+        "memory": f"{_sum(found)} a {'device' if resolved.device == 'cuda' else 'process'}, "
         f"of {decimal(found.device_bytes)}",
         "  weights": decimal(memory.weights),
         "  gradients": f"{decimal(memory.gradients)}, and {decimal(memory.buckets)} to reduce them in",
         "  optimizer": decimal(memory.optimizer),
         "  activations": "not measured"
         if found.activation_bytes is None
-        else f"{decimal(found.activation_bytes)}, of {plan.micro_batch_size} images",
+        else f"{decimal(found.activation_bytes)}, of {resolved.micro_batch_size} images",
     }
     if memory.host:
         lines["  on the host"] = f"{decimal(memory.host)} of these"
@@ -82,14 +83,16 @@ def _as_lines(found: "Estimate") -> dict[str, str]:
         lines["  on a drive"] = f"{decimal(memory.drive)} of these, in files of {decimal(memory.files)}"
     kept, whole = found.checkpoints, decimal(found.checkpoint_bytes)
     lines["disk"] = f"{decimal((kept + 1) * found.checkpoint_bytes + found.metrics_bytes)} at most"
-    lines["  checkpoints"] = f"{kept} x {whole}, and one while it is written; every {plan.save_every:,} steps"
+    lines["  checkpoints"] = (
+        f"{kept} x {whole}, and one while it is written; every {resolved.save_every:,} steps"
+    )
     lines["  metrics"] = decimal(found.metrics_bytes)
     if (step_s := found.step_s) is None:
         lines["time"] = "not measured"
         return lines
-    left = f", {duration((plan.steps - found.begun_at) * step_s)} left" if found.begun_at else ""
-    lines["time"] = f"{duration(plan.steps * step_s)}{left}, if the stream keeps up (coma bench loader)"
-    lines["  a step"] = f"{step_s:.3g} s, {plan.batch_size / step_s:.4g} images/s"
+    left = f", {duration((resolved.steps - found.begun_at) * step_s)} left" if found.begun_at else ""
+    lines["time"] = f"{duration(resolved.steps * step_s)}{left}, if the stream keeps up (coma bench loader)"
+    lines["  a step"] = f"{step_s:.3g} s, {resolved.batch_size / step_s:.4g} images/s"
     return lines
 
 

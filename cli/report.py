@@ -17,6 +17,6 @@ def report(
     One file that holds everything; it can be mailed and read offline.
     """
     from coma.cli import console
-    from coma.report import write_report
+    from coma.runs.report import write_report
 
     console.print_result({"report": str(write_report(run))}, json=json)

@@ -9,7 +9,7 @@ from coma.cli import console
 from coma.errors import UsageError
 
 if TYPE_CHECKING:
-    from coma.shards.summary import ShardPlanSummary
+    from coma.shards.write.summary import ShardPlanSummary
 
 _SOURCE, _SHARDS, _IMAGES, _RUNNING = "Source", "Shards", "Images", "Running"
 
@@ -144,11 +144,11 @@ def shard(
     the same command goes on where it was.
     """
     from coma.cli.accounts import summary_as_json, summary_as_lines
-    from coma.shards import prepare
     from coma.shards.files import folder_at
-    from coma.shards.options import ShardOptions, parse_part
     from coma.shards.units import parse_bytes
-    from coma.shards.writer import shard as write
+    from coma.shards.write import prepare
+    from coma.shards.write.options import ShardOptions, parse_part
+    from coma.shards.write.writer import shard as write
 
     if quality is not None and resize is None:
         raise UsageError(f"--quality {quality} only matters when images are re-encoded; add --resize PX")

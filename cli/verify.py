@@ -28,10 +28,10 @@ def verify(
     from rich.filesize import decimal
     from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
+    from coma.shards.check.verify import VerifyProgress
+    from coma.shards.check.verify import verify as check
     from coma.shards.files import folder_at
     from coma.shards.manifest import find_data
-    from coma.shards.verify import VerifyProgress
-    from coma.shards.verify import verify as check
 
     folder = find_data(Path()) if data is None else folder_at(data)
     with console.progress(

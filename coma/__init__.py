@@ -32,15 +32,15 @@ What comes before is in `shards/` and `pipeline/`; the command is in `cli/`.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from coma._timm import register_when_imported
+from coma.model._timm import register_when_imported
 
 if TYPE_CHECKING:
-    from coma.autoencoder import CoMA as CoMA
-    from coma.dyvit import DyViT as DyViT
+    from coma.model.coma import CoMA as CoMA
+    from coma.model.dyvit import DyViT as DyViT
 
 __all__ = ["CoMA", "DyViT"]
 
-_HOME = {"CoMA": "coma.autoencoder", "DyViT": "coma.dyvit"}
+_HOME = {"CoMA": "coma.model.coma", "DyViT": "coma.model.dyvit"}
 
 register_when_imported()
 

@@ -24,8 +24,8 @@ import xxhash
 
 from coma.errors import DataError, UsageError
 from coma.pipeline.download import Patience, Stopped, download
-from coma.shards.column_files import default_folder
 from coma.shards.manifest import Manifest
+from coma.shards.manifest.column_files import default_folder
 from coma.shards.units import parse_bytes
 
 log = logging.getLogger(__name__)

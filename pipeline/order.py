@@ -35,6 +35,9 @@ from coma.pipeline.counter import Purpose, UInt64Array, below, hash_numpy, hash_
 
 Int64Array = npt.NDArray[np.int64]
 
+_DIGEST_BITS = 64
+_LIMB_BITS = 16
+
 WINDOW_SAMPLES = 2**15
 WINDOW_SHARDS = 64
 _EPOCHS_KEPT = 2
@@ -266,3 +269,15 @@ class Planner:
         else:
             return None
         return Step(number, samples, epochs, start_sample + len(samples))
+
+
+def digest_limbs(samples: Sequence[int]) -> list[float]:
+    """Hash a rank's sample ids to four numbers whose sums over ranks float64 holds exactly, in any order."""
+    total = int(hash_numpy(np.asarray(samples, dtype=np.int64)).sum(dtype=np.uint64))
+    return [float(total >> shift & (1 << _LIMB_BITS) - 1) for shift in range(0, _DIGEST_BITS, _LIMB_BITS)]
+
+
+def digest(limbs: Sequence[float]) -> str:
+    """Return the hex digest of a global batch from the sums of its ranks' `digest_limbs`."""
+    total = sum(int(limb) << _LIMB_BITS * place for place, limb in enumerate(limbs))
+    return f"{total % (1 << _DIGEST_BITS):016x}"

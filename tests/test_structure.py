@@ -14,8 +14,8 @@ ROOMS = ("cli", "coma", "pipeline", "shards")  # each may import those to its ri
 # which rooms or files may import a library at all
 CONFINED = {
     "deepspeed": ("coma/training/",),
-    "wandb": ("coma/training/trackers.py",),
-    "mlflow": ("coma/training/trackers.py",),
+    "wandb": ("coma/training/logs/trackers.py",),
+    "mlflow": ("coma/training/logs/trackers.py",),
     "nvidia": ("pipeline/decode.py", "coma/bench/"),
     "fsspec": ("pipeline/download.py", "shards/"),
     "webdataset": ("shards/", "coma/bench/"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.epochs.report import Row
-from coma.charts import figure, ticks
+from coma.runs.charts import figure, ticks
 
 _WIDTH, _HEIGHT, _MARGIN = 1200, 560, 28  # pixels
 _LEFT, _TOP, _BOTTOM, _GAP = 52, 96, 84, 40  # of a panel

@@ -25,7 +25,7 @@ from coma.errors import DivergedError
 from coma.evaluation.features import extract
 from coma.evaluation.knn import knn_accuracy
 from coma.evaluation.probe import probe_accuracy
-from coma.training.schedule import learning_rate
+from coma.training.config.schedule import learning_rate
 
 RUNS_NAME = "runs.jsonl"
 MAX_NORM = 1.0
@@ -201,7 +201,7 @@ def _average(averaged: Sequence[Tensor], weights: Sequence[Tensor], count: Tenso
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors, positions and tokens do not (`coma.training.engine` has it beside DeepSpeed)."""
+    """Matrices decay, vectors, positions and tokens do not (`coma.training.engine.engine` has it beside DeepSpeed)."""
     kept = model.no_weight_decay()  # type: ignore[operator]
     named = list(model.named_parameters())
     decays = [p for name, p in named if p.ndim >= 2 and name not in kept]

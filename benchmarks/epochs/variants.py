@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from coma.autoencoder import CoMA
-from coma.baseline import MAE
 from coma.errors import UsageError
-from coma.methods import build
+from coma.model.build import build
+from coma.model.coma import CoMA
+from coma.model.mae import MAE
 from coma.pipeline.views import partition_units
 
 VIT: dict[str, Any] = {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}

@@ -25,8 +25,8 @@ from coma.bench.findings import NATIVE, PARALLEL, PEER, STREAM, BenchOptions, Im
 from coma.bench.timing import Timing, one_core, take_turns
 from coma.errors import DataError
 from coma.shards.manifest import Manifest, read_manifest
-from coma.shards.options import ShardOptions
-from coma.shards.writer import shard
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
 
 if TYPE_CHECKING:
     from coma.bench.ways import Sample, Way

@@ -9,11 +9,9 @@ import time
 import torch
 from torch import Tensor
 
-from coma.activations import kept_bytes
-from coma.allocator import keep_freed_memory
 from coma.errors import UsageError
-from coma.methods import METHODS, build
-from coma.multiply_adds import multiply_adds
+from coma.measure import keep_freed_memory, kept_bytes, multiply_adds
+from coma.model.build import METHODS, build
 from coma.pipeline.views import partition_units
 
 IMAGENET_IMAGES = 1_281_167

@@ -82,9 +82,9 @@ def demo(
         UsageError, DataError: `out` is taken, `images` are none; nothing has been written then.
     """
     from coma.evaluation.evaluate import append_metrics, choose_device, labelled_manifests, metrics_line
-    from coma.reconstruct import PICTURE_NAME, reconstruct_run
-    from coma.report import write_report
-    from coma.runs import checkpoint_step, load_autoencoder, run_of
+    from coma.pictures.reconstruct import PICTURE_NAME, reconstruct_run
+    from coma.runs.read import checkpoint_step, load_autoencoder, run_of
+    from coma.runs.report import write_report
     from coma.training import PretrainConfig, pretrain
 
     began_s = time.monotonic()
@@ -200,8 +200,8 @@ def _draw(folder: Path, seed: int, told: Progress) -> Path:
 
 
 def _shard(source: Path, data: Path, seed: int, told: Progress) -> Any:
-    from coma.shards.options import ShardOptions
-    from coma.shards.writer import shard
+    from coma.shards.write.options import ShardOptions
+    from coma.shards.write.writer import shard
 
     logger.info("sharding %s into %s", source, data)
     return shard(
@@ -216,7 +216,7 @@ def _score_untrained(config: PretrainConfig, data: Path, device: str, told: Prog
     """Score the very network that training begins with."""
     import torch
 
-    from coma.runs import build_model
+    from coma.runs.read import build_model
 
     torch.manual_seed(config.seed)
     return _score(build_model(config.to_json()).to(device), data, device, told)
@@ -234,7 +234,7 @@ def _score(autoencoder: Any, data: Path, device: str, told: Progress) -> Scores:
 
 def _losses(run: Path) -> tuple[float, float]:
     """Return the mean loss of the first and of the last few steps."""
-    from coma.report import read_lines
+    from coma.runs.report import read_lines
 
     losses = [line["loss"] for line in read_lines(run / "metrics.jsonl") if line.get("loss") is not None]
     few = max(1, min(10, len(losses) // 4))

@@ -6,27 +6,13 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Literal
+
+from coma.doctor.finding import Finding
 
 LIMIT_S = 120.0
 """A check that has not answered by then never will."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check found."""
-
-    status: Literal["ok", "warning", "problem"]
-    text: str
-    advice: str = ""
-    """What to do about it; empty if all is well."""
-
-    def to_json(self) -> dict[str, str]:
-        """Plain values."""
-        return asdict(self)
 
 
 Check = Callable[[], Finding]

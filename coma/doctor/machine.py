@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from coma.doctor.examine import Finding
+from coma.doctor.finding import Finding
 
 GB, MB = 1e9, 1e6
 _LEAST_MEMORY, _LITTLE_MEMORY = 1 * GB, 4 * GB

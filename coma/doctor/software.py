@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coma.doctor.examine import Finding
+from coma.doctor.finding import Finding
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +126,7 @@ def _all_reduce(backend: str, device: torch.device) -> None:
     import torch
     import torch.distributed as dist
 
-    from coma.training.world import free_port
+    from coma.training.processes.world import free_port
 
     address = f"tcp://127.0.0.1:{free_port()}"
     dist.init_process_group(backend, init_method=address, rank=0, world_size=1, timeout=_PATIENCE)
@@ -169,7 +169,7 @@ def _toolkit() -> str | None:
 
 def deepspeed_ops() -> Finding:
     """Which of DeepSpeed's own kernels could be compiled here; the packaged configurations need none."""
-    from coma.training.extensions import buildable
+    from coma.training.engine.extensions import buildable
 
     names = buildable()
     return Finding(
@@ -184,8 +184,8 @@ def decoding() -> Finding:
     from PIL import Image
 
     from coma.pipeline import Stream
-    from coma.shards.options import ShardOptions
-    from coma.shards.writer import shard
+    from coma.shards.write.options import ShardOptions
+    from coma.shards.write.writer import shard
 
     where = ["cpu", "gpu"] if torch.cuda.is_available() else ["cpu"]
     with tempfile.TemporaryDirectory() as name:

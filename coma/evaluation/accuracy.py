@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from coma.classifier import Classifier, correct_of
 from coma.errors import DataError
+from coma.model.classifier import Classifier, correct_of
 
 if TYPE_CHECKING:
     from coma.pipeline.stream import Batch

@@ -25,12 +25,12 @@ from coma.evaluation.probe import logistic_logits, top_accuracy
 from coma.evaluation.rankme import rankme
 from coma.export.folder import is_export
 from coma.export.load import load_export
-from coma.runs import checkpoint_step, load_autoencoder, read_config, run_of
+from coma.runs.read import checkpoint_step, load_autoencoder, read_config, run_of
 from coma.shards.files import folder_at, is_remote, is_there, without_credentials
 from coma.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from coma.autoencoder import MaskedAutoencoder
+    from coma.model.coma import MaskedAutoencoder
 
 logger = logging.getLogger(__name__)
 

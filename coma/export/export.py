@@ -23,7 +23,7 @@ from coma.export.folder import (
     writing,
 )
 from coma.export.onnx import check_onnx, write_onnx
-from coma.runs import (
+from coma.runs.read import (
     MANIFEST_NAME,
     checkpoint_step,
     is_finetuned,
@@ -35,9 +35,9 @@ from coma.runs import (
 )
 
 if TYPE_CHECKING:
-    from coma.autoencoder import CoMA
-    from coma.baseline import MAE
-    from coma.classifier import Classifier
+    from coma.model.classifier import Classifier
+    from coma.model.coma import CoMA
+    from coma.model.mae import MAE
 
 LICENSE = "unknown"
 """The Hub's word for weights of which nobody has said what they may be used for."""

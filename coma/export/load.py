@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coma.encoders import give_weights
 from coma.errors import DataError
 from coma.export.folder import CONFIG_NAME, SECTION, read_export
-from coma.runs import build_model
+from coma.model.encoders import give_weights
+from coma.runs.read import build_model
 
 if TYPE_CHECKING:
-    from coma.autoencoder import CoMA
-    from coma.baseline import MAE
+    from coma.model.coma import CoMA
+    from coma.model.mae import MAE
 
 
 def load_export(folder: Path, device: str = "cpu") -> tuple[CoMA | MAE, int]:

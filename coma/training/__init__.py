@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coma.errors import UsageError
-from coma.training.config import PretrainConfig, RunConfig
-from coma.training.finetune_config import FinetuneConfig
+from coma.training.config.finetune_options import FinetuneConfig
+from coma.training.config.options import PretrainConfig, RunConfig
 
 if TYPE_CHECKING:
-    from coma.training.metrics import Progress
+    from coma.training.logs.metrics import Progress
 
 __all__ = ["FinetuneConfig", "PretrainConfig", "finetune", "pretrain"]
 
@@ -32,7 +32,7 @@ def pretrain(
     Args:
         config: what to do.
         progress: called after each step on rank 0; without it, lines are logged now and then.
-        launched: the file that `config` was read from, if `coma.training.launch` started this process.
+        launched: the file that `config` was read from, if `coma.training.processes.launch` started this process.
 
     Returns:
         run, steps, epochs, loss, images_per_s, elapsed_s, finished, checkpoint, weights, picture, report.
@@ -59,11 +59,11 @@ def finetune(
 
 
 def _run(config: RunConfig, progress: Watcher | None, launched: Path | None) -> dict[str, Any]:
-    from coma.training import launch
-    from coma.training.launched import Launcher
+    from coma.training.processes import launch
+    from coma.training.processes.child import Launcher
+    from coma.training.processes.signals import StopRequests
+    from coma.training.processes.world import find_place, joined
     from coma.training.run_lock import RunLock
-    from coma.training.signals import StopRequests
-    from coma.training.world import find_place, joined
 
     place = find_place(os.environ)
     if place is None and config.hostfile is not None:

@@ -22,31 +22,45 @@ import torch
 import xxhash
 from torch import Tensor
 
-from coma.allocator import keep_freed_memory
 from coma.errors import DivergedError, Preempted
+from coma.measure import keep_freed_memory
 from coma.pipeline import Stream
-from coma.report import write_report
-from coma.runs import CHECKPOINTS_NAME, checkpoint_step
+from coma.pipeline.order import digest, digest_limbs
+from coma.runs.read import CHECKPOINTS_NAME, checkpoint_step
+from coma.runs.report import write_report
 from coma.shards.files import remove_temporaries
 from coma.shards.manifest import Manifest
-from coma.training import checkpoint, story
-from coma.training.average import WeightAverage
-from coma.training.checkpoint import TrainingState
-from coma.training.config import RunConfig
-from coma.training.engine import dispose, full_weights, make_engine, optimizer_step, set_learning_rate
-from coma.training.evaluation import evaluate, is_due
-from coma.training.metrics import MetricsLog, Pace, Progress, cut_after, digest, digest_limbs, was_evaluated
-from coma.training.plan import Plan
+from coma.training.config.options import RunConfig
+from coma.training.config.resolve import ResolvedRun
+from coma.training.config.schedule import learning_rate
+from coma.training.engine import checkpoint
+from coma.training.engine.average import WeightAverage
+from coma.training.engine.checkpoint import TrainingState
+from coma.training.engine.engine import (
+    dispose,
+    full_weights,
+    make_engine,
+    optimizer_step,
+    set_learning_rate,
+)
+from coma.training.logs import messages
+from coma.training.logs.metrics import (
+    MetricsLog,
+    Pace,
+    Progress,
+    cut_after,
+    was_evaluated,
+)
+from coma.training.logs.trackers import Tracker, check_installed, open_trackers
+from coma.training.logs.usage import Usage
+from coma.training.processes.signals import STOP_NAME, StopRequests
+from coma.training.processes.watchdog import Watchdog
+from coma.training.processes.world import World
 from coma.training.run_folder import LEDGER_NAME, choose_run, report_is_due, write_config
 from coma.training.run_lock import RunLock, take_run
-from coma.training.schedule import learning_rate
 from coma.training.setup import Prepared, prepare, summarise, tell
-from coma.training.signals import STOP_NAME, StopRequests
-from coma.training.task import Scorer
-from coma.training.trackers import Tracker, check_installed, open_trackers
-from coma.training.usage import Usage
-from coma.training.watchdog import Watchdog
-from coma.training.world import World
+from coma.training.tasks.scorer import evaluate, is_due
+from coma.training.tasks.task import Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -71,31 +85,31 @@ def train(
     prepared = prepare(config, world)
     with world.said_once():
         check_installed(config.trackers)
-    plan = prepared.plan
+    resolved = prepared.resolved
     folder = world.agree(
-        lambda: take_run(lambda: choose_run(config, plan), lock, stop_asked=lambda: stop.preempted)
+        lambda: take_run(lambda: choose_run(config, resolved), lock, stop_asked=lambda: stop.preempted)
     )
     prepared = dataclasses.replace(prepared, folder=folder)
     run = folder.path
     if folder.finished:
         if world.leads:
-            logger.info("%s is finished already: %d steps", run, plan.steps)
+            logger.info("%s is finished already: %d steps", run, resolved.steps)
             if report_is_due(run):
                 write_report(run)
-        return summarise(run, plan, elapsed_s=0.0, images_per_s=None) if world.leads else {}
+        return summarise(run, resolved, elapsed_s=0.0, images_per_s=None) if world.leads else {}
 
     if world.leads:
         remove_temporaries(run, ("config", "metrics", "ledger", "nonfinite", "trackers"))  # the lock is ours
         remove_temporaries(run / CHECKPOINTS_NAME)
-        write_config(run, config, plan, **prepared.facts)
+        write_config(run, config, resolved, **prepared.facts)
         stop.forget(run / STOP_NAME)
         stop.look_for([run / STOP_NAME])
     with Watchdog(run, world, config.stuck_after) as watchdog:
         task = prepared.task
         groups = task.groups(config.weight_decay)
-        engine = make_engine(task.model, plan, groups=groups, compile_model=config.compile)
+        engine = make_engine(task.model, resolved, groups=groups, compile_model=config.compile)
         try:
-            state = resume(engine, world, run, plan)
+            state = resume(engine, world, run, resolved)
             if world.leads:
                 tell(prepared, state.step)
             pace = take_steps(prepared, engine, world, state, watch, stop, watchdog)
@@ -105,16 +119,20 @@ def train(
     if not world.leads:
         return {}
     write_report(run)
-    result = summarise(run, plan, elapsed_s=time.monotonic() - started_s, images_per_s=pace.images_per_s)
-    for line in story.closing(result):
+    result = summarise(run, resolved, elapsed_s=time.monotonic() - started_s, images_per_s=pace.images_per_s)
+    for line in messages.closing(result):
         logger.info("%s", line)
     return result
 
 
-def resume(engine: Any, world: World, run: Path, plan: Plan) -> TrainingState:
+def resume(engine: Any, world: World, run: Path, resolved: ResolvedRun) -> TrainingState:
     """Go on from the newest whole checkpoint, or from nothing; cut what was logged past it; collective."""
     state = TrainingState(
-        step=0, fingerprint=plan.fingerprint, seed=plan.seed, samples=0, world_size=plan.world_size
+        step=0,
+        fingerprint=resolved.fingerprint,
+        seed=resolved.seed,
+        samples=0,
+        world_size=resolved.world_size,
     )
     folder = checkpoint.newest_whole(run, world)
     if folder is not None:
@@ -136,20 +154,20 @@ def take_steps(
     watchdog: Watchdog,
 ) -> Pace:
     """Take the steps that are left, or as many as this session may; collective."""
-    config, plan, task, run = prepared.config, prepared.plan, prepared.task, prepared.folder.path
-    last = min(plan.steps, state.step + (config.stop_after or plan.steps))
-    paint_after = task.paints_after(plan.steps)
-    pace = Pace(plan.steps, plan.batch_size)
+    config, resolved, task, run = prepared.config, prepared.resolved, prepared.task, prepared.folder.path
+    last = min(resolved.steps, state.step + (config.stop_after or resolved.steps))
+    paint_after = task.paints_after(resolved.steps)
+    pace = Pace(resolved.steps, resolved.batch_size)
     trackers: list[Tracker] = []
     world.agree(lambda: trackers.extend(open_trackers(config, run)))  # which may fail, on rank 0 alone
     log = MetricsLog(run, state.step, trackers) if world.leads else None
     painter = task.painter(run, world.device, decoding(config)) if world.leads else None
-    usage = Usage(task.build, world.device, prepared.facts["device_name"], plan.precision)
+    usage = Usage(task.build, world.device, prepared.facts["device_name"], resolved.precision)
     scorer = make_scorer(prepared, world)
     average = WeightAverage(engine, task.average_decay) if task.average_decay else None
 
     def ends_epochs(step: int) -> bool:
-        return plan.ends_epochs(step, config.keep_every_epochs)
+        return resolved.ends_epochs(step, config.keep_every_epochs)
 
     kept = checkpoint.Kept(config.keep_last, ends_epochs)
 
@@ -174,7 +192,7 @@ def take_steps(
             checkpoint.save(engine, world, run, state, weights, kept, averaged)
 
     # A run that was asked to stop when it should have been evaluated did not take the time.
-    owed = scorer is not None and state.step > 0 and is_due(state.step, plan, config.evaluate_every)
+    owed = scorer is not None and state.step > 0 and is_due(state.step, resolved, config.evaluate_every)
     owed = owed and world.agree(lambda: not was_evaluated(run, state.step))
     keep(saving=False, painting=state.step == 0, evaluating=owed)
     stop.steps_begin()
@@ -186,16 +204,18 @@ def take_steps(
             batch = next(stream)
             watchdog.enter("forward and backward", step)
             data_wait_s = time.perf_counter() - began_s
-            lr = learning_rate(step, peak=plan.peak_lr, warmup_steps=plan.warmup_steps, steps=plan.steps)
+            lr = learning_rate(
+                step, peak=resolved.peak_lr, warmup_steps=resolved.warmup_steps, steps=resolved.steps
+            )
             set_learning_rate(engine, lr)
             seed_step(config.seed, step, world.rank)
 
             inputs = task.inputs(batch)
-            losses, grad_norm, applied = train_on(engine, inputs, plan.micro_batch_size)
+            losses, grad_norm, applied = train_on(engine, inputs, resolved.micro_batch_size)
             if average and applied:
                 average.update(step)
 
-            parts = micro_batches(len(batch.images), plan.micro_batch_size)
+            parts = micro_batches(len(batch.images), resolved.micro_batch_size)
             culprits = [part for part, loss in zip(parts, losses, strict=True) if not math.isfinite(loss)]
             watchdog.enter("summing up", step)
             loss, nonfinite, preempted, interrupted, *limbs = world.sum(
@@ -208,24 +228,24 @@ def take_steps(
                 ]
             )
             # In fp16 DeepSpeed skips steps to find its loss scale: nothing is wrong with those.
-            failed = nonfinite > 0 or not (applied or plan.precision == "fp16")
+            failed = nonfinite > 0 or not (applied or resolved.precision == "fp16")
             state = dataclasses.replace(
                 state,
                 step=step,
-                samples=state.samples + plan.batch_size,
+                samples=state.samples + resolved.batch_size,
                 nonfinite_steps=state.nonfinite_steps + failed,
             )
             step_s = time.perf_counter() - began_s
             line = {
                 "step": step,
-                "epoch": state.samples / plan.samples_per_epoch,
+                "epoch": state.samples / resolved.samples_per_epoch,
                 "samples": state.samples,
                 "loss": loss / world.size,
                 "lr": lr,
                 "grad_norm": grad_norm,
                 "step_s": step_s,
                 "data_wait_s": data_wait_s,
-                "images_per_s": plan.batch_size / step_s,
+                "images_per_s": resolved.batch_size / step_s,
                 "image_size": batch.images.shape[-1],
                 "batch_digest": digest(limbs),
                 **({} if applied else {"skipped": True}),
@@ -239,11 +259,11 @@ def take_steps(
                 give_up_or_go_on(state, world, run, prepared.manifest, list(ids))
 
             leaving = bool(preempted or interrupted or step == last)
-            evaluating = scorer is not None and is_due(step, plan, config.evaluate_every)
-            evaluating = evaluating and not (step < plan.steps and (preempted or interrupted))
-            saving = leaving or step % plan.save_every == 0 or ends_epochs(step)
+            evaluating = scorer is not None and is_due(step, resolved, config.evaluate_every)
+            evaluating = evaluating and not (step < resolved.steps and (preempted or interrupted))
+            saving = leaving or step % resolved.save_every == 0 or ends_epochs(step)
             keep(saving, painting=step in paint_after, evaluating=evaluating)
-            if step < plan.steps and (preempted or interrupted):
+            if step < resolved.steps and (preempted or interrupted):
                 say_goodbye(world, run, state, interrupted=bool(interrupted))
     if log:
         log.close()
@@ -254,7 +274,7 @@ def open_stream(prepared: Prepared, world: World, state: TrainingState) -> Strea
     """Return this rank's stream of batches from where the run stands."""
     return Stream(
         prepared.manifest,
-        batch_size=prepared.plan.batch_size,
+        batch_size=prepared.resolved.batch_size,
         seed=prepared.config.seed,
         rank=world.rank,
         world_size=world.size,

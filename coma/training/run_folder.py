@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from coma.errors import UsageError
-from coma.report import REPORT_NAME
-from coma.runs import CONFIG_NAME, FORMAT, MANIFEST_NAME, checkpoint_step, latest_checkpoint, other_format
+from coma.runs.read import (
+    CONFIG_NAME,
+    FORMAT,
+    MANIFEST_NAME,
+    checkpoint_step,
+    latest_checkpoint,
+    other_format,
+)
+from coma.runs.report import REPORT_NAME
 from coma.shards.files import without_credentials, write_atomically
-from coma.training.config import RunConfig
-from coma.training.plan import Plan
+from coma.training.config.options import RunConfig
+from coma.training.config.resolve import ResolvedRun
 
 DEFAULT_RUNS = Path("runs")
 LEDGER_NAME = "ledger.jsonl"
@@ -36,7 +43,7 @@ class RunFolder:
     """Why the folder of the name before this one is not gone on with."""
 
 
-def identity(config: RunConfig, plan: Plan) -> dict[str, Any]:
+def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
     """Return what makes two commands the same run.
 
     On how many machines, by which ZeRO stage and how closely watched does not.
@@ -50,15 +57,15 @@ def identity(config: RunConfig, plan: Plan) -> dict[str, Any]:
     return {
         "format": FORMAT,
         **config.identity(),
-        "--init's weights": plan.init_digest,
-        "the data's fingerprint": plan.fingerprint,
-        "the number of steps": plan.steps,
-        "the number of warm-up steps": plan.warmup_steps,
-        "the global batch": plan.batch_size,
-        "the precision": plan.precision,
+        "--init's weights": resolved.init_digest,
+        "the data's fingerprint": resolved.fingerprint,
+        "the number of steps": resolved.steps,
+        "the number of warm-up steps": resolved.warmup_steps,
+        "the global batch": resolved.batch_size,
+        "the precision": resolved.precision,
         "--ds-config's content": {
-            **{key: value for key, value in plan.deepspeed.items() if key not in spread},
-            "optimizer": _without_kernels(plan.deepspeed["optimizer"]),
+            **{key: value for key, value in resolved.deepspeed.items() if key not in spread},
+            "optimizer": _without_kernels(resolved.deepspeed["optimizer"]),
         },
     }
 
@@ -71,14 +78,14 @@ def _without_kernels(optimizer: dict[str, Any]) -> dict[str, Any]:
     return {**optimizer, "params": params}
 
 
-def choose_run(config: RunConfig, plan: Plan) -> RunFolder:
+def choose_run(config: RunConfig, resolved: ResolvedRun) -> RunFolder:
     """Find the folder for a run.
 
     Raises:
         UsageError: --out holds something else, or --resume never and it holds anything.
     """
     if config.out is not None:
-        found = _look(config.out, config, plan)
+        found = _look(config.out, config, resolved)
         if isinstance(found, str):
             raise UsageError(found)
         if found.begun and config.resume == "never":
@@ -86,7 +93,7 @@ def choose_run(config: RunConfig, plan: Plan) -> RunFolder:
         return found
     path, number, beside = DEFAULT_RUNS / config.name, 1, None
     while True:
-        found = _look(path, config, plan)
+        found = _look(path, config, resolved)
         if isinstance(found, str):
             beside = (
                 f"{re.split(': (?:give|begin anew) ', found)[0]}: this is a new one"  # without the way out
@@ -99,7 +106,7 @@ def choose_run(config: RunConfig, plan: Plan) -> RunFolder:
         path = DEFAULT_RUNS / f"{config.name}-{number}"
 
 
-def _look(path: Path, config: RunConfig, plan: Plan) -> RunFolder | str:
+def _look(path: Path, config: RunConfig, resolved: ResolvedRun) -> RunFolder | str:
     """Return the run at `path`, or why it is not this one."""
     if path.exists() and not path.is_dir():
         return f"--out {path} is a file"
@@ -111,7 +118,7 @@ def _look(path: Path, config: RunConfig, plan: Plan) -> RunFolder | str:
         return f"--out {path} is not empty and holds no run to go on with: give another --out"
     if (found := before.get("format", 1)) != FORMAT:
         return other_format(path, found)
-    now = json.loads(json.dumps(identity(config, plan)))
+    now = json.loads(json.dumps(identity(config, resolved)))
     for name, value in now.items():
         if before.get(name) != value:
             return (
@@ -121,7 +128,7 @@ def _look(path: Path, config: RunConfig, plan: Plan) -> RunFolder | str:
             )
     checkpoint = latest_checkpoint(path)
     return RunFolder(
-        path, begun=True, finished=checkpoint is not None and checkpoint_step(checkpoint) >= plan.steps
+        path, begun=True, finished=checkpoint is not None and checkpoint_step(checkpoint) >= resolved.steps
     )
 
 
@@ -142,17 +149,17 @@ def report_is_due(run: Path) -> bool:
     )
 
 
-def write_config(run: Path, config: RunConfig, plan: Plan, **facts: Any) -> None:
-    """Write RUN/config.json: what was asked, what it came to (the plan, and `facts`), and with which versions.
+def write_config(run: Path, config: RunConfig, resolved: ResolvedRun, **facts: Any) -> None:
+    """Write RUN/config.json: what was asked, what it came to (the resolved, and `facts`), and with which versions.
 
     URLs in it lose user info and query: a run folder is shown around.
     """
     run.mkdir(parents=True, exist_ok=True)
     content = {
         "config": config.to_json(),
-        "resolved": {**plan.to_json(), **facts},
+        "resolved": {**resolved.to_json(), **facts},
         "versions": versions(),
-        "identity": identity(config, plan),
+        "identity": identity(config, resolved),
     }
     write_atomically(run / CONFIG_NAME, without_credentials(json.dumps(content, indent=2)) + "\n")
 

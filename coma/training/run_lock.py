@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from coma.errors import Preempted, UsageError
-from coma.training.launched import GONE_AFTER_S
+from coma.training.processes.child import GONE_AFTER_S
 from coma.training.run_folder import LOCK_NAME, RunFolder
 
 logger = logging.getLogger(__name__)

@@ -13,22 +13,22 @@ from typing import Any
 import torch
 
 from coma.errors import UsageError
-from coma.runs import checkpoint_step, latest_checkpoint
+from coma.runs.read import checkpoint_step, latest_checkpoint
 from coma.shards.files import folder_at, without_credentials
 from coma.shards.manifest import Manifest, find_data, read_manifest
-from coma.training import story
-from coma.training.config import PretrainConfig, RunConfig
-from coma.training.drive import check_drive
-from coma.training.dsconfig import read_ds_config
-from coma.training.finetune_config import FinetuneConfig
-from coma.training.finetuning import Finetuning
-from coma.training.metrics import METRICS_NAME
-from coma.training.plan import Plan, resolve
-from coma.training.pretraining import Pretraining
-from coma.training.previews import preview_path
+from coma.training.config.ds_config import read_ds_config
+from coma.training.config.finetune_options import FinetuneConfig
+from coma.training.config.options import PretrainConfig, RunConfig
+from coma.training.config.resolve import ResolvedRun, resolve
+from coma.training.engine.nvme import check_drive
+from coma.training.logs import messages
+from coma.training.logs.metrics import METRICS_NAME
+from coma.training.processes.world import World
 from coma.training.run_folder import RunFolder, choose_run, library_versions
-from coma.training.task import Task
-from coma.training.world import World
+from coma.training.tasks.finetuning import Finetuning
+from coma.training.tasks.pretraining import Pretraining
+from coma.training.tasks.previews import preview_path
+from coma.training.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +38,14 @@ class Prepared:
     """A run that is ready to begin; nothing has been written yet."""
 
     config: RunConfig
-    plan: Plan
+    resolved: ResolvedRun
     folder: RunFolder
     manifest: Manifest
     task: Task
     stream_options: dict[str, Any]
     """Of the stream that it trains on."""
     facts: dict[str, Any]
-    """What config.json says beside the plan."""
+    """What config.json says beside the resolved."""
 
 
 def prepare(config: RunConfig, world: World) -> Prepared:
@@ -55,13 +55,13 @@ def prepare(config: RunConfig, world: World) -> Prepared:
         UsageError, DataError: something in it is wrong. One rank says so, the others leave quietly.
     """
 
-    def resolve_here() -> tuple[Manifest, Plan, Task, dict[str, Any]]:
+    def resolve_here() -> tuple[Manifest, ResolvedRun, Task, dict[str, Any]]:
         file = read_ds_config(config.ds_config)
         data = folder_at(config.data) if config.data else find_data(Path.cwd())
         manifest = read_manifest(data)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         task = make_task(config, manifest)
-        plan = resolve(
+        resolved = resolve(
             config,
             file,
             data=without_credentials(str(data.absolute())),
@@ -72,16 +72,16 @@ def prepare(config: RunConfig, world: World) -> Prepared:
             has_bf16=world.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
             init_digest=task.source_digest,
         )
-        check_drive(plan.deepspeed, plan.ds_config)
-        return manifest, plan, task, task.stream_options(plan.steps * plan.batch_size)
+        check_drive(resolved.deepspeed, resolved.ds_config)
+        return manifest, resolved, task, task.stream_options(resolved.steps * resolved.batch_size)
 
-    manifest, plan, task, stream_options = world.together(resolve_here)
+    manifest, resolved, task, stream_options = world.together(resolve_here)
     with world.said_once():
-        compare(world.gather((socket.gethostname(), common_facts(config, plan))))
+        compare(world.gather((socket.gethostname(), common_facts(config, resolved))))
     return Prepared(
         config=config,
-        plan=plan,
-        folder=world.agree(lambda: choose_run(config, plan)),
+        resolved=resolved,
+        folder=world.agree(lambda: choose_run(config, resolved)),
         manifest=manifest,
         task=task,
         stream_options=stream_options,
@@ -97,11 +97,11 @@ def make_task(config: RunConfig, manifest: Manifest) -> Task:
     return Pretraining(config, manifest)
 
 
-def common_facts(config: RunConfig, plan: Plan) -> dict[str, Any]:
+def common_facts(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
     """Return what must be the same on all ranks; where data lie and how many threads decode them need not."""
     own = ("data", "init", "source", "out", "workers", "devices", "hostfile")
-    facts: dict[str, Any] = {**library_versions(), "data's fingerprint": plan.fingerprint}
-    for fields in (config.to_json(), plan.to_json()):
+    facts: dict[str, Any] = {**library_versions(), "data's fingerprint": resolved.fingerprint}
+    for fields in (config.to_json(), resolved.to_json()):
         facts.update((name, value) for name, value in _flat(fields) if name not in own)
     return facts
 
@@ -134,9 +134,9 @@ def tell(prepared: Prepared, begun_at: int) -> None:
     """Log what a run was resolved to."""
     if prepared.folder.beside and not begun_at:
         logger.info("%s", prepared.folder.beside)
-    for line in story.opening(
+    for line in messages.opening(
         prepared.config,
-        prepared.plan,
+        prepared.resolved,
         prepared.task.opening(),
         run=str(prepared.folder.path),
         device_name=prepared.facts["device_name"],
@@ -144,27 +144,29 @@ def tell(prepared: Prepared, begun_at: int) -> None:
     ):
         logger.info("%s", line)
     devices = torch.cuda.device_count()
-    if prepared.plan.device == "cuda" and prepared.plan.world_size == 1 < devices:
+    if prepared.resolved.device == "cuda" and prepared.resolved.world_size == 1 < devices:
         logger.info("%-9s this machine has %d GPUs: --devices %d uses them all", "", devices, devices)
 
 
-def summarise(run: Path, plan: Plan, *, elapsed_s: float, images_per_s: float | None) -> dict[str, Any]:
+def summarise(
+    run: Path, resolved: ResolvedRun, *, elapsed_s: float, images_per_s: float | None
+) -> dict[str, Any]:
     """Return a run's result, read from its folder."""
     checkpoint = latest_checkpoint(run)
     step = checkpoint_step(checkpoint) if checkpoint else 0
     steps = [json.loads(line) for line in (run / METRICS_NAME).read_text().splitlines()]
     losses = [line["loss"] for line in steps if line.get("loss") is not None]
     tested = [line for line in steps if "accuracy" in line][-1:]
-    picture, report = preview_path(run, plan.steps), run / "report.html"
+    picture, report = preview_path(run, resolved.steps), run / "report.html"
     return {
         "run": str(run),
         "steps": step,
-        "epochs": step * plan.batch_size / plan.samples_per_epoch,
+        "epochs": step * resolved.batch_size / resolved.samples_per_epoch,
         "loss": losses[-1] if losses else None,
         **{name: line[name] for line in tested for name in ("accuracy", "accuracy_top5") if name in line},
         "images_per_s": images_per_s,
         "elapsed_s": elapsed_s,
-        "finished": step >= plan.steps,
+        "finished": step >= resolved.steps,
         "checkpoint": str(checkpoint) if checkpoint else None,
         "weights": str(checkpoint / "weights.safetensors") if checkpoint else None,
         "picture": str(picture) if picture.exists() else None,

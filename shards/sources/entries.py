@@ -8,8 +8,8 @@ from itertools import chain
 from pathlib import Path
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources.confined import ConfinedReader
 from coma.shards.sources.model import is_image_name, printable
+from coma.shards.sources.parquet.confined import ConfinedReader
 from coma.shards.sources.tables import Label, first_of
 
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img")

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources import imagenet, lists, parquet, tree, webdataset
+from coma.shards.sources import imagenet, lists, tree, webdataset
 from coma.shards.sources import tars as tars_of_trees
 from coma.shards.sources.model import LAYOUTS, Sources, SplitSources, counted, is_image_name, printable
+from coma.shards.sources.parquet import listing as parquet
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from coma.errors import DataError
-from coma.shards.sources.columns import image_columns
-from coma.shards.sources.confined import ConfinedReader
 from coma.shards.sources.entries import Entries, read_entries
 from coma.shards.sources.model import Listing, Sources, printable
+from coma.shards.sources.parquet.columns import image_columns
+from coma.shards.sources.parquet.confined import ConfinedReader
 from coma.shards.sources.tables import Label, numbered, split_named
 from coma.shards.sources.tree import SPLIT_OF_FOLDER
 

@@ -28,8 +28,8 @@ from benchmarks.epochs.variants import VARIANTS, variant
 from coma.errors import UsageError
 from coma.evaluation.features import extract
 from coma.pipeline import Stream
-from coma.shards.options import ShardOptions
-from coma.shards.writer import shard
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.overhead import measure
-from coma.shards.options import ShardOptions
-from coma.shards.writer import shard
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
 from coma.training import PretrainConfig
 
 

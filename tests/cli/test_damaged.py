@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from coma.shards.manifest import Manifest, read_manifest
-from coma.shards.options import ShardOptions
-from coma.shards.writer import shard
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
 
 IMAGES = 24
 TRAIN = [

@@ -74,7 +74,7 @@ def test_the_demos_before_is_the_network_that_training_began_with(shown):
     import torch
 
     from coma.evaluation.evaluate import score
-    from coma.runs import build_model, read_config
+    from coma.runs.read import build_model, read_config
 
     torch.manual_seed(2)
     model = build_model(read_config(Path(shown["run"]))["config"])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coma.shards.options import ShardOptions
-from coma.shards.writer import shard
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
 from coma.training import PretrainConfig, pretrain
 
 BATCH = 12

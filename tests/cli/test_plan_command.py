@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coma.shards.options import ShardOptions
-from coma.shards.writer import shard
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
 
 SMALL = ["--model", "dyvit_nano", "--image-size", "32", "--patch-size", "2", "--steps", "100"]
 

@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 
 from coma.cli.main import app
 from coma.errors import DataError, UsageError
-from coma.shards.options import ShardOptions
-from coma.shards.writer import shard
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
 
 SMALL = ["--model", "dyvit_tiny", "--image-size", "32", "--patch-size", "2", "--batch-size", "2"]
 

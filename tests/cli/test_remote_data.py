@@ -15,8 +15,8 @@ from PIL import Image
 from servers import SECRET, Server, bucket_of, serving
 
 from coma.shards.manifest import Manifest, read_manifest
-from coma.shards.options import ShardOptions
-from coma.shards.writer import shard
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
 from coma.training import PretrainConfig, pretrain
 
 OPTIONS = {

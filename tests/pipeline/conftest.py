@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import photograph
+from photographs import photograph
 from PIL import Image
 
 from coma.shards.manifest import Manifest, read_manifest
-from coma.shards.options import ShardOptions
-from coma.shards.writer import shard
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
 
 CLASSES = 3
 PER_CLASS = 25

@@ -7,8 +7,7 @@ import torch
 from servers import serving
 
 from coma.pipeline import Stream
-from coma.shards import column_files
-from coma.shards.manifest import Manifest, read_manifest
+from coma.shards.manifest import Manifest, column_files, read_manifest
 
 OPTIONS = {"batch_size": 8, "image_size": 64, "unit_size": 16, "workers": 1, "seed": 4}
 

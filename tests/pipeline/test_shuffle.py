@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import chisquare
 
 from coma.pipeline.order import SampleOrder, mixed
-from coma.shards.plan import shuffled
+from coma.shards.write.layout import shuffled
 
 CLASSES, BATCHES, BATCH_SIZE = 1000, 200, 256
 FAR = 4.0  # standard deviations; one in 16,000 random draws is as far, and the seeds are fixed

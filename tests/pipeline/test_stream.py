@@ -185,8 +185,8 @@ def test_evaluation_shows_the_same_pixels_in_any_batch(manifest: Manifest) -> No
 
 
 def test_an_unlabelled_split_has_no_labels(photos: Path, tmp_path: Path) -> None:
-    from coma.shards.options import ShardOptions
-    from coma.shards.writer import shard
+    from coma.shards.write.options import ShardOptions
+    from coma.shards.write.writer import shard
 
     shard(photos / "class-1", tmp_path / "plain", ShardOptions(workers=1))
     with Stream(tmp_path / "plain", batch_size=8, **SIZE) as stream:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from coma.shards.options import ShardOptions
 from coma.shards.sources.model import LAYOUTS
-from coma.shards.writer import shard
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
 
 TEXT = (Path(__file__).parents[2] / "docs" / "shards.md").read_text()
 

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from coma.shards.describe import data_card
-from coma.shards.images import check_image
+from coma.shards.describe.card import data_card
+from coma.shards.images.prepare import check_image
 from coma.shards.manifest import read_manifest
-from coma.shards.options import ShardOptions
-from coma.shards.writer import shard
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
 
 FORMATS = "jpg;png;webp"  # in the shards below
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from coma.doctor import machine, software
-from coma.doctor.examine import Finding, checks, examine
+from coma.doctor.examine import checks, examine
+from coma.doctor.finding import Finding
 
 
 def well() -> Finding:

@@ -23,11 +23,11 @@ from coma.evaluation.evaluate import (
 from coma.evaluation.features import extract, held_out_fifth, pool
 from coma.export.export import export_run
 from coma.pipeline import Stream
-from coma.runs import build_model
-from coma.shards.describe import describe
-from coma.shards.options import ShardOptions
-from coma.shards.writer import shard
-from coma.training.config import PretrainConfig
+from coma.runs.read import build_model
+from coma.shards.describe.describe import describe
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
+from coma.training.config.options import PretrainConfig
 
 CONFIG = {"model": "dyvit_tiny", "method": "coma", "views": 2, "image_size": 32, "patch_size": 2}
 

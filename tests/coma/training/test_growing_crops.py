@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import course, lines
 
 from coma.errors import UsageError
+from coma.pictures.step import read_step
+from coma.pictures.step_sheet import network_images, step_sheet
 from coma.pipeline import Stream
-from coma.runs import build_model, latest_checkpoint, read_config, training_stream
-from coma.step_sheet import network_images, step_sheet
-from coma.steps import read_step
+from coma.runs.read import build_model, latest_checkpoint, read_config, training_stream
 from coma.training import PretrainConfig, pretrain
-
-from .small_runs import course, lines
 
 SIDES = [32, 48, 48, 64]
 

@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-from .small_runs import lines
+from small_runs import lines
 
 COMMAND = (
     "--model dyvit_tiny --image-size 32 --patch-size 2 --batch-size 4 --steps 100000 --workers 1 --devices 2"

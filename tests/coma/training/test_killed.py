@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import all_gone, begin, command, descendants, ranks, wait_until
 from safetensors.torch import load_file
-
-from .commands import all_gone, begin, command, descendants, ranks, wait_until
-from .small_runs import course
+from small_runs import course
 
 STEPS = 100
 OPTIONS = ["--steps", str(STEPS), "--save-every", "3"]

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import course, lines, small
 from torch import Tensor
 
 from coma.errors import DivergedError, Preempted, UsageError
-from coma.runs import build_model, latest_checkpoint, load_autoencoder
-from coma.training import PretrainConfig, pretrain, pretraining
-from coma.training.metrics import Progress
-
-from .small_runs import course, lines, small
+from coma.runs.read import build_model, latest_checkpoint, load_autoencoder
+from coma.training import PretrainConfig, pretrain
+from coma.training.logs.metrics import Progress
+from coma.training.tasks import pretraining
 
 STAGES = ["zero0", "zero1", "zero2", "zero3"]
 

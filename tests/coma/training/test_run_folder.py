@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from coma.errors import UsageError
-from coma.training.config import PretrainConfig
-from coma.training.dsconfig import read_ds_config
-from coma.training.plan import Plan, resolve
+from coma.training.config.ds_config import read_ds_config
+from coma.training.config.options import PretrainConfig
+from coma.training.config.resolve import ResolvedRun, resolve
 from coma.training.run_folder import RunFolder, choose_run, write_config
 
 CONFIG = PretrainConfig(model="dyvit_tiny", steps=10, batch_size=8)
 
 
-def plan(config: PretrainConfig, **facts: Any) -> Plan:
+def plan(config: PretrainConfig, **facts: Any) -> ResolvedRun:
     given = {"data": "d", "fingerprint": "f", "samples_per_epoch": 80, "world_size": 1, "device": "cpu"}
     return resolve(config, read_ds_config(config.ds_config), **{**given, "has_bf16": False, **facts})
 

@@ -12,14 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from commands import begin, command, wait_until
+from small_runs import small
 
 from coma.errors import UsageError
 from coma.training import pretrain, run_lock
 from coma.training.run_folder import LOCK_NAME, RunFolder
 from coma.training.run_lock import RunLock, take_run
-
-from .commands import begin, command, wait_until
-from .small_runs import small
 
 HOLD = """
 import sys, time

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from coma.errors import UsageError
-from coma.training.config import PretrainConfig
-from coma.training.dsconfig import read_ds_config
-from coma.training.plan import resolve
+from coma.training.config.ds_config import read_ds_config
+from coma.training.config.options import PretrainConfig
+from coma.training.config.resolve import resolve
 from coma.training.setup import common_facts, compare
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import all_gone, begin, command, descendants, ranks, wait_until
 from safetensors.torch import load_file
+from small_runs import course
 
-from coma.runs import latest_checkpoint
-
-from .commands import all_gone, begin, command, descendants, ranks, wait_until
-from .small_runs import course
+from coma.runs.read import latest_checkpoint
 
 STEPS = 60
 OPTIONS = ["--steps", str(STEPS), "--save-every", "50"]

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import alive, all_gone, begin, command, descendants, wait_until
+from small_runs import lines
 
-from coma.runs import checkpoint_step
-from coma.training.world import free_port
-
-from .commands import alive, all_gone, begin, command, descendants, wait_until
-from .small_runs import lines
+from coma.runs.read import checkpoint_step
+from coma.training.processes.world import free_port
 
 START_S = 400.0
 """A busy machine takes its time."""

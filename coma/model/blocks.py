@@ -1,0 +1,140 @@
+"""What DyViT is made of: patch embedding, merging, blocks, stages, and how they start.
+
+Without timm, whose import waits for `coma.model.dyvit`, which needs this module.
+
+Legend: B images, V mask units, T tokens of a unit, N = V·T tokens, P values of a patch, C channels.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from coma.model.attention import HeadGroup, MultiWindowAttention
+from coma.model.layout import Grid, SinCosPosition
+
+
+class Mlp(nn.Sequential):
+    """Linear, GELU, Linear: [..., C] to [..., C]."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__(
+            OrderedDict(fc1=nn.Linear(dim, hidden_dim), act=nn.GELU(), fc2=nn.Linear(hidden_dim, dim))
+        )
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drop a residual branch of an image with this probability."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, ...]."""
+        if not self.training:
+            return x
+        keep = 1 - self.rate
+        kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep)
+        return x * (kept / keep)
+
+
+class PatchEmbed(nn.Module):
+    """Linear patches and a learned position inside the unit: [B, V, T, P] to [B, V·T, C]."""
+
+    def __init__(self, patch_values: int, unit_tokens: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(patch_values, dim)
+        self.position = nn.Parameter(torch.zeros(unit_tokens, dim))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[B, V, T, P] to [B, V·T, C], in the dtype of the weights."""
+        x: Tensor = self.proj(patches.to(self.proj.weight.dtype))
+        return (x + self.position.to(x.dtype)).flatten(1, 2)
+
+
+class Merge(nn.Module):
+    """2x2 tokens, consecutive in Morton order, become one: [B, N, C] to [B, N/4, 2C]."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, C] to [B, N/4, 2C]."""
+        b, n, c = x.shape
+        merged: Tensor = self.reduction(self.norm(x.reshape(b, n // 4, 4 * c)))
+        return merged
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: DM-MSA, then an MLP."""
+
+    def __init__(
+        self, dim: int, head_dim: int, groups: Sequence[HeadGroup], mlp_ratio: float, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = MultiWindowAttention(dim, head_dim, groups)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, view_tokens: Sequence[int]) -> Tensor:
+        """x [B, N, C]; `view_tokens`: lengths of the views in N."""
+        x = x + self.drop_path(self.attn(self.norm1(x), view_tokens))
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x
+
+
+class Stage(nn.Module):
+    """Merge (except in the first stage), positions (in the third), blocks."""
+
+    def __init__(self, merge: nn.Module, position: SinCosPosition | None, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.merge = merge
+        self.position = position
+        self.blocks = nn.ModuleList(blocks)
+        self.grad_checkpointing = False
+
+    def forward(
+        self,
+        x: Tensor,
+        grid: Grid,
+        units: Tensor | None,
+        view_sizes: Sequence[int],
+        window_sizes: Sequence[int] | None = None,
+    ) -> Tensor:
+        """x [B, N, C] to [B, N or N/4, C or 2C]; `units` and `view_sizes` as in `DyViT.encode`.
+
+        With `window_sizes`, of the same units as the views, most blocks attend in those instead.
+        """
+        x = self.merge(x)
+        if self.position is not None:
+            x = self.position(x, grid, units)
+        unit_tokens = x.shape[1] // sum(view_sizes)
+        for i, block in enumerate(self.blocks):
+            sizes = view_sizes if window_sizes is None or self.stays_global(i) else window_sizes
+            tokens = [size * unit_tokens for size in sizes]
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, tokens, use_reentrant=False)
+            else:
+                x = block(x, tokens)
+        return x
+
+    def stays_global(self, block: int) -> bool:
+        """Every fourth block and the last, so that windows hear of each other (as ViTDet's, arXiv 2203.16527)."""
+        return block % 4 == 3 or block == len(self.blocks) - 1
+
+
+def init_weights(module: nn.Module) -> None:
+    """For `Module.apply`: Xavier-uniform matrices and zero biases, as in MAE; the gates start at zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, MultiWindowAttention):
+        module.init_gate()  # `apply` goes from the leaves up

@@ -1,0 +1,59 @@
+"""Make the network of a run from the names that the command takes."""
+
+import difflib
+from typing import Any
+
+from coma.errors import UsageError
+from coma.model.coma import CoMA
+from coma.model.independent import IndependentMasks
+from coma.model.mae import MAE
+
+METHODS = ("coma", "independent", "mae")
+
+
+def build(
+    model: str,
+    method: str = "coma",
+    *,
+    views: int = 2,
+    image_size: int | tuple[int, int] = 224,
+    patch_size: int | None = None,
+    predict: int | None = None,
+    decoder_depth: int | None = None,
+    decoder_dim: int | None = None,
+    memory_stages: int | None = None,
+    **backbone_kwargs: Any,
+) -> CoMA | MAE:
+    """The autoencoder for `--model`, `--method`, `--views` and the image size.
+
+    Args:
+        model: timm name of the backbone: dyvit_tiny, ..., dyvit_large, or a plain ViT such as
+        vit_base_patch16_224.
+        method: "coma", "mae", or "independent", CoMA with a random mask of its own for each view.
+        views: views an image (not MAE).
+        image_size: pixels, (height, width) if not square.
+        patch_size: pixels of a DyViT's patch; None: 4. A mask unit is 8 patches.
+        predict: how many other views each view predicts (not MAE); None: all.
+        decoder_depth, decoder_dim: None: by the backbone.
+        memory_stages: how many of the backbone's last stages the decoder sees; None: all.
+        backbone_kwargs: for the backbone (`drop_path_rate`, ...).
+
+    Raises:
+        UsageError: a misspelt model or method (the closest ones named), or sizes that do not fit each other.
+    """
+    if method not in METHODS:
+        close = difflib.get_close_matches(method, METHODS, n=1, cutoff=0.0)
+        raise UsageError(
+            f"no method named {method!r}: did you mean {close[0]!r}? (methods: {', '.join(METHODS)})"
+        )
+    if patch_size is not None:
+        backbone_kwargs["patch_size"] = patch_size
+    decoder = {
+        "decoder_depth": decoder_depth,
+        "decoder_dim": decoder_dim,
+        "memory_stages": memory_stages,
+    }
+    if method == "mae":
+        return MAE(model, img_size=image_size, **decoder, **backbone_kwargs)
+    network = IndependentMasks if method == "independent" else CoMA
+    return network(model, img_size=image_size, views=views, predict=predict, **decoder, **backbone_kwargs)

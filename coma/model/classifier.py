@@ -1,0 +1,76 @@
+"""A pre-trained backbone with a linear classifier on its averaged tokens, and the loss that both are trained by.
+
+Legend: B images, N classes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from coma.model.encoders import build_backbone
+
+_HEAD_DEVIATION = 2e-5
+
+
+class Classifier(nn.Module):
+    """What fine-tuning trains; `backbone` is an ordinary timm model with its classifier.
+
+    Args:
+        model: timm name of the backbone, a DyViT or a plain ViT.
+        classes: N.
+        img_size: side of the images in pixels.
+        patch_size: side of a patch in pixels; None: the model's own.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+
+    Raises:
+        UsageError: no such model, or sizes that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        classes: int,
+        *,
+        img_size: int = 224,
+        patch_size: int | None = None,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.img_size = (img_size, img_size)
+        options: dict[str, Any] = {} if patch_size is None else {"patch_size": patch_size}
+        self.backbone = build_backbone(model, img_size, drop_path_rate=drop_path_rate, **options)
+        self.backbone.reset_classifier(classes)
+        head: Any = self.backbone.get_classifier()
+        nn.init.trunc_normal_(head.weight, std=_HEAD_DEVIATION)  # as MAE: all classes alike at first
+        nn.init.zeros_(head.bias)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy, a float32 scalar.
+
+        Args:
+            images: [B, 3, H, W], normalised.
+            targets: [B, N] float, what share of each image is of which class; a row adds up to 1.
+        """
+        logits = self.logits(images)
+        return -(targets.float() * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] → [B, N] float32."""
+        logits: Tensor = self.backbone(images.to(next(self.parameters()).dtype))
+        return logits.float()
+
+    @property
+    def crop_unit(self) -> int:
+        """What the side of an image has to be a multiple of, in pixels."""
+        if (unit := getattr(self.backbone, "unit_size", None)) is not None:
+            return int(unit)
+        patches: Any = self.backbone.patch_embed
+        return int(patches.patch_size[0])
+
+
+@torch.no_grad()
+def correct_of(logits: Tensor, labels: Tensor, k: int = 1) -> int:
+    """Count the rows of `logits` [B, N] whose `labels` [B] are among the k highest."""
+    return int((logits.topk(min(k, logits.shape[1]), dim=1).indices == labels[:, None]).any(dim=1).sum())

@@ -1,0 +1,178 @@
+"""What a backbone must offer to be pre-trained on mask units, and timm's ViT seen that way.
+
+DyViT encodes units itself; `ViTEncoder` gives a plain vision transformer the same interface, so that masking
+and backbone can be combined freely.
+
+Legend: B images, U mask units, V encoded units, T patches of a unit, P values of a patch, C channels.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+import timm
+import torch
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from coma.errors import DataError, UsageError
+from coma.model.blocks import init_weights
+from coma.model.dyvit import DyViT
+from coma.model.layout import Grid, SinCosPosition, from_units, to_units, unit_grid
+
+
+class Encoder(Protocol):
+    """Something that encodes mask units in views that do not see each other; `DyViT` explains each member."""
+
+    unit_size: int
+    in_chans: int
+    stage_dims: tuple[int, ...]
+    stage_tokens: tuple[int, ...]
+
+    def unit_grid(self, height: int, width: int) -> Grid: ...  # noqa: D102
+
+    def unit_patches(self, images: Tensor) -> Tensor: ...  # noqa: D102
+
+    def encode_patches(  # noqa: D102
+        self,
+        patches: Tensor,
+        grid: Grid,
+        units: Tensor | None = None,
+        view_sizes: Sequence[int] | None = None,
+    ) -> list[Tensor]: ...
+
+
+def predicted_tokens(encoder: Encoder) -> int:
+    """Patches of a unit that a decoder predicts: those of stage 3 (16 px), or of the only stage."""
+    return encoder.stage_tokens[min(2, len(encoder.stage_tokens) - 1)]
+
+
+def build_backbone(name: str, img_size: int | tuple[int, int], **kwargs: Any) -> DyViT | VisionTransformer:
+    """A DyViT or a ViT by its timm name, without classifier, ready for `encoder_of`.
+
+    A ViT gets MAE's fixed sine-cosine positions (as a buffer) and no class token: its features are pooled by
+    averaging, and every parameter is used inside the module that owns it, as partitioned training requires.
+
+    Raises:
+        UsageError: no such model, named with the closest ones.
+    """
+    if name not in model_names():
+        close = difflib.get_close_matches(name, model_names(), n=3, cutoff=0.5)
+        hint = (
+            f"did you mean {' or '.join(close)}?" if close else "choose dyvit_base, vit_base_patch16_224, ..."
+        )
+        raise UsageError(f"no model named {name!r} can be pre-trained: {hint}")
+    if not name.startswith("vit_"):
+        model: DyViT = timm.create_model(name, num_classes=0, img_size=img_size, **kwargs)
+        return model
+    pooled = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+    vit: VisionTransformer = timm.create_model(name, num_classes=0, img_size=img_size, **pooled, **kwargs)
+    if vit.num_prefix_tokens or vit.pos_embed is None:
+        raise UsageError(f"{name!r} has tokens that are no patches: only plain ViTs can be pre-trained")
+    vit.apply(init_weights)
+    proj = vit.patch_embed.proj.weight
+    nn.init.xavier_uniform_(proj.view(proj.shape[0], -1))
+    del vit.pos_embed
+    position = SinCosPosition(vit.embed_dim, side=1)
+    table = position.table(vit.patch_embed.grid_size, proj.device).flatten(0, 1)[None]
+    vit.register_buffer("pos_embed", table.clone(), persistent=False)
+    return vit
+
+
+def give_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Give a backbone of `build_backbone` weights under timm's names, but for a classifier's; what they lack of one
+    stays as it is.
+
+    Args:
+        where: the weights are from, for the error.
+
+    Raises:
+        DataError: they are another network's.
+    """
+    classifier = f"{backbone.pretrained_cfg['classifier']}."  # type: ignore[index]
+    fixed = isinstance(backbone, VisionTransformer)  # the positions follow from the image's size
+    own = {name: value for name, value in backbone.state_dict().items() if name.startswith(classifier)}
+    taken = {
+        name: value
+        for name, value in weights.items()
+        if not name.startswith(classifier) and not (fixed and name == "pos_embed")
+    }
+    try:
+        backbone.load_state_dict(own | taken)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"the weights in {where} do not fit this backbone ({reason})") from None
+
+
+def model_names() -> list[str]:
+    """The backbones that can be pre-trained."""
+    names: list[str] = timm.list_models("dyvit_*") + timm.list_models("vit_*_patch*_[0-9]*")
+    return [name for name in names if "reg" not in name and "clip" not in name]
+
+
+def encoder_of(backbone: nn.Module, unit_size: int | None = None) -> Encoder:
+    """The backbone as an `Encoder`; `unit_size` in pixels for a ViT (a DyViT has its own)."""
+    if isinstance(backbone, DyViT):
+        if unit_size not in (None, backbone.unit_size):
+            raise UsageError(
+                f"mask unit of {unit_size} pixels, but the DyViT was built for {backbone.unit_size}"
+            )
+        return backbone
+    if isinstance(backbone, VisionTransformer):
+        return ViTEncoder(backbone, unit_size or 2 * backbone.patch_embed.patch_size[0])
+    raise UsageError(
+        f"a {type(backbone).__name__} cannot be pre-trained: the backbone is a DyViT or a timm ViT"
+    )
+
+
+class ViTEncoder:
+    """timm's ViT as an `Encoder`: the patches of each view alone go through its blocks.
+
+    It owns no parameters and calls the ViT's own modules, so the ViT is what is trained and saved.
+    """
+
+    def __init__(self, vit: VisionTransformer, unit_size: int) -> None:
+        self.vit = vit
+        self.patch_size: int = vit.patch_embed.patch_size[0]
+        side = unit_size // self.patch_size
+        if unit_size % self.patch_size or side < 1 or side & (side - 1):
+            raise UsageError(
+                f"mask unit of {unit_size} pixels with a patch of {self.patch_size}:"
+                " a unit's side is 1, 2, 4, ... patches"
+            )
+        self.unit_size = unit_size
+        self.in_chans: int = vit.patch_embed.proj.in_channels
+        self.stage_dims: tuple[int, ...] = (vit.embed_dim,)
+        self.stage_tokens: tuple[int, ...] = (side**2,)
+        self.position = SinCosPosition(vit.embed_dim, side)
+
+    def unit_grid(self, height: int, width: int) -> Grid:
+        """Mask units down and across an image of this many pixels; UsageError if they do not fill it."""
+        return unit_grid(height, width, self.unit_size)
+
+    def unit_patches(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] to [B, U, T, P]."""
+        self.unit_grid(*images.shape[-2:])
+        return to_units(images, self.unit_size, self.patch_size)
+
+    def encode_patches(
+        self,
+        patches: Tensor,
+        grid: Grid,
+        units: Tensor | None = None,
+        view_sizes: Sequence[int] | None = None,
+    ) -> list[Tensor]:
+        """Patches [B, V, T, P] to one normed feature [B, V·T, C]; the rest as in `DyViT.encode`."""
+        b, v, t, _ = patches.shape
+        strip = from_units(patches.reshape(b, v * t, 1, -1), (1, v * t), self.patch_size)  # [B, 3, p, V·T·p]
+        embed = self.vit.patch_embed
+        x = embed.proj(strip.to(embed.proj.weight.dtype)).flatten(2).transpose(1, 2)  # [B, V·T, C]
+        x = self.vit.norm_pre(self.position(embed.norm(x), grid, units))
+        runs = [(size * t, len(list(same))) for size, same in groupby(view_sizes or (v,))]
+        parts = []
+        for part, (tokens, _) in zip(torch.split(x, [n * count for n, count in runs], 1), runs, strict=True):
+            out = self.vit.blocks(part.reshape(-1, tokens, x.shape[-1]))
+            parts.append(out.reshape(b, -1, x.shape[-1]))
+        return [self.vit.norm(torch.cat(parts, dim=1))]

@@ -1,0 +1,328 @@
+"""Which images were in step N of a run, in which crops and views: computed, never replayed.
+
+What a step sees is a function of (data, seed, step), so it can be asked for any step without reading one
+before it, without a checkpoint and without DeepSpeed. B samples in a global batch, U mask units, K views.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coma.errors import DataError, UsageError
+from coma.pipeline import Stream
+from coma.pipeline.crops import CROP_SCALE, random_resized_crops
+from coma.pipeline.faults import candidates
+from coma.pipeline.order import Step, digest, digest_limbs
+from coma.pipeline.views import partition_units
+from coma.runs.read import build_model, read_config, training_stream
+from coma.shards.describe.sheet import class_captions
+from coma.shards.files import folder_at, is_remote
+from coma.shards.manifest import Manifest, load_manifest
+from coma.training.logs.metrics import METRICS_NAME
+from coma.training.run_folder import LEDGER_NAME
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of the data set."""
+
+    sample: int
+    """Global id: its row in manifest.parquet."""
+    key: str
+    shard: str
+    source: str
+    """Path in the folder that was sharded."""
+    label: int | None
+    class_name: str | None
+
+
+@dataclass(frozen=True)
+class Window:
+    """A crop in pixels of the displayed image, from its upper left corner."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One place of a batch."""
+
+    asked: Sample
+    """Whose turn it was."""
+    epoch: int
+    """Passes over the data that were complete before, from 0."""
+    crop: Window
+    """Of the image shown."""
+    flipped: bool
+    views: tuple[tuple[int, ...], ...]
+    """Of each view the mask units that it sees, ascending, in raster order from 0."""
+    substitute: Sample | None = None
+    """What was shown instead, if the run could not read or decode the image."""
+    reason: str | None = None
+    """Why it could not."""
+
+    @property
+    def shown(self) -> Sample:
+        """The image that the network saw."""
+        return self.substitute or self.asked
+
+
+@dataclass(frozen=True, eq=False)
+class StepContents:
+    """The global batch of one step of a run."""
+
+    run: Path
+    step: int
+    """From 1."""
+    steps: int
+    """That the run has when it is finished."""
+    image_size: int
+    """Side of the crops in pixels."""
+    units: int
+    """Mask units of an image."""
+    rows: tuple[Row, ...]
+    """[B] in the order of the batch."""
+    batch_digest: str
+    """Of the sample ids computed here."""
+    recorded_digest: str | None
+    """What the run wrote into metrics.jsonl; None for a step that it has not taken, or lost."""
+    manifest: Manifest = field(repr=False)
+
+    @property
+    def view_sizes(self) -> tuple[int, ...]:
+        """Mask units that each of the K views sees, in every image: one view for MAE."""
+        return tuple(map(len, self.rows[0].views))
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data that are behind the run after this step, as in metrics.jsonl."""
+        return self.step * len(self.rows) / len(self.manifest)
+
+    @property
+    def matches(self) -> bool | None:
+        """Whether these are the samples that the run saw; None if it left no record."""
+        return None if self.recorded_digest is None else self.recorded_digest == self.batch_digest
+
+    @property
+    def substituted(self) -> int:
+        """How many images were replaced."""
+        return sum(row.substitute is not None for row in self.rows)
+
+    def check(self) -> None:
+        """Raise DataError if the run recorded other samples."""
+        if self.matches is False:
+            raise DataError(
+                f"these are not the images that {self.run} saw: step {self.step} has batch_digest "
+                f"{self.recorded_digest} in {METRICS_NAME} and {self.batch_digest} here; "
+                f"was its config.json edited, or another version of coma used?"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values, `rows` in the order of the batch."""
+        return {
+            "run": str(self.run),
+            "step": self.step,
+            "steps": self.steps,
+            "epoch": self.epochs,
+            "data": str(self.manifest.folder),
+            "fingerprint": self.manifest.fingerprint,
+            "batch_size": len(self.rows),
+            "image_size": self.image_size,
+            "units": self.units,
+            "view_sizes": self.view_sizes,
+            "substituted": self.substituted,
+            "batch_digest": self.batch_digest,
+            "recorded_digest": self.recorded_digest,
+            "matches": self.matches,
+            "rows": [
+                {
+                    **asdict(row.asked),
+                    "epoch": row.epoch,
+                    "crop": asdict(row.crop),
+                    "flipped": row.flipped,
+                    "views": row.views,
+                    "substitute": asdict(row.substitute) if row.substitute else None,
+                    "reason": row.reason,
+                }
+                for row in self.rows
+            ],
+        }
+
+
+def read_step(run: Path, step: int) -> StepContents:
+    """Compute what was in a step of a run, counted from 1 as in metrics.jsonl.
+
+    Raises:
+        UsageError: the run has no such step.
+        DataError: `run` is no run folder; its data are gone, or are others now.
+    """
+    config, resolved = _read_run(run)
+    if not 1 <= step <= resolved["steps"]:
+        raise UsageError(f"{run} has {resolved['steps']} steps: step {step} is none of them")
+    manifest = _data_of(run, resolved)
+    batch_size, seed = resolved["batch_size"], int(config["seed"])
+    options, seen_units = _task(config, resolved)
+    with Stream(manifest, batch_size=batch_size, seed=seed, **options) as stream:
+        plan = stream.plan(step)
+        image_size = stream.sizes.at(plan.stop_sample)
+        units_in_all = stream.sizes.units(image_size)
+
+    asked = _samples(manifest, plan.samples)
+    replaced = _substitutes(manifest, seed, plan, asked, list(_lines_of(run / LEDGER_NAME, step)))
+    shown = plan.samples.copy()
+    for place, (sample, _) in replaced.items():
+        shown[place] = sample.sample
+    crops = random_resized_crops(
+        plan.samples,
+        plan.epochs,
+        manifest.width[shown],
+        manifest.height[shown],
+        seed=seed,
+        scale=options.get("crop_scale", CROP_SCALE),
+    )
+    units = partition_units(
+        torch.from_numpy(plan.samples), torch.from_numpy(plan.epochs), seed=seed, units=units_in_all
+    )
+    views = [seen.sort(dim=1).values.tolist() for seen in seen_units(units)]  # K of [B, V]
+
+    rows = tuple(
+        Row(
+            asked[place],
+            int(plan.epochs[place]),
+            Window(left, top, width, height),
+            bool(crops.flip[place]),
+            tuple(tuple(seen[place]) for seen in views),
+            *replaced.get(place, (None, None)),
+        )
+        for place, ((top, left), (height, width)) in enumerate(
+            zip(crops.start.tolist(), crops.shape.tolist(), strict=True)
+        )
+    )
+    recorded = [
+        line["batch_digest"] for line in _lines_of(run / METRICS_NAME, step) if "batch_digest" in line
+    ]
+    return StepContents(
+        run=run,
+        step=step,
+        steps=resolved["steps"],
+        image_size=image_size,
+        units=units_in_all,
+        rows=rows,
+        batch_digest=digest(digest_limbs(plan.samples.tolist())),
+        recorded_digest=recorded[-1] if recorded else None,
+        manifest=manifest,
+    )
+
+
+def steps_of(run: Path) -> int:
+    """Return how many steps a run has when it is finished. Raises DataError if it is no run of ours."""
+    return int(_read_run(run)[1]["steps"])
+
+
+def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    content = read_config(run)
+    config, resolved = content["config"], content.get("resolved")
+    if (
+        not isinstance(resolved, dict)
+        or not {"data", "fingerprint", "steps", "batch_size"} <= resolved.keys()
+    ):
+        raise DataError(f"{run / 'config.json'} does not describe a run of `coma pretrain`")
+    return config, resolved
+
+
+def _task(
+    config: dict[str, Any], resolved: dict[str, Any]
+) -> tuple[dict[str, Any], Callable[[Tensor], list[Tensor]]]:
+    """The arguments of a run's stream, and which units each view sees of images with `units`; a classifier sees all."""
+    if (network := resolved.get("network")) is not None:
+        options = {
+            "views": 1,
+            "unit_size": network["unit_size"],
+            "image_size": network["image_size"],
+            "crop_scale": (config["crop_scale"], 1.0),
+        }
+        return options, lambda units: [units]
+    with torch.device("meta"):  # its sizes are wanted, not its weights
+        model = build_model(config)
+    return training_stream(model, config, resolved["steps"] * resolved["batch_size"]), model.seen_units
+
+
+def _data_of(run: Path, resolved: dict[str, Any]) -> Manifest:
+    """The manifest that the run was trained on, and no other."""
+    data = folder_at(str(resolved["data"]))
+    if not is_remote(data) and not data.is_dir():
+        raise DataError(
+            f"the data of {run} are not at {data} any more: put them back there, or a link to where they are"
+        )
+    manifest = load_manifest(data)
+    if manifest.fingerprint != resolved["fingerprint"]:
+        raise DataError(
+            f"{manifest.folder} is not what {run} was trained on: its fingerprint is {manifest.fingerprint}, "
+            f"the run's {resolved['fingerprint']}; put the run's data back there"
+        )
+    return manifest
+
+
+def _samples(manifest: Manifest, ids: Sequence[int] | np.ndarray[Any, Any]) -> list[Sample]:
+    names = class_captions(manifest)
+    labels = [None] * len(ids) if manifest.label is None else manifest.label[ids].tolist()
+    found = zip(ids, manifest.keys(ids), manifest.sources(ids), labels, strict=True)
+    return [
+        Sample(
+            int(sample),
+            key,
+            manifest.shards[int(manifest.shard_id[sample])],
+            source,
+            label,
+            names[label] if names is not None and label is not None else None,
+        )
+        for sample, key, source, label in found
+    ]
+
+
+def _substitutes(
+    manifest: Manifest, seed: int, plan: Step, asked: Sequence[Sample], ledger: Sequence[dict[str, Any]]
+) -> dict[int, tuple[Sample, str]]:
+    """What the ledger says was shown instead, and why, by place in the batch.
+
+    It names the substitute by its key, which the samples that were tried in its place tell apart.
+    """
+    found = {}
+    for place, sample in enumerate(asked):
+        for line in ledger:
+            if (line.get("key"), line.get("shard")) != (sample.key, sample.shard):
+                continue
+            tried = list(candidates(manifest, seed, int(plan.epochs[place]), sample.sample))
+            for key, candidate in zip(manifest.keys(tried), tried, strict=True):
+                if key == line.get("substitute"):
+                    found[place] = (_samples(manifest, [candidate])[0], str(line.get("reason")))
+                    break
+    return found
+
+
+def _lines_of(path: Path, step: int) -> Iterator[dict[str, Any]]:
+    """A step's lines of a JSON-lines file; none if there is no file."""
+    if not path.is_file():
+        return
+    number = str(step)
+    with path.open(encoding="utf-8") as file:
+        for text in file:
+            if number not in text:  # spares most of a long run's lines the parser
+                continue
+            try:
+                line = json.loads(text)
+            except ValueError:  # the last one, while the run writes it
+                continue
+            if isinstance(line, dict) and line.get("step") == step:
+                yield line

@@ -1,0 +1,207 @@
+"""Read what training left in a run folder, without DeepSpeed.
+
+RUN/config.json                             what was asked, what it came to, with which versions
+RUN/checkpoints/latest                      names the newest of checkpoints/step-*
+RUN/checkpoints/step-000100/weights.safetensors   the whole autoencoder in float32
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coma.errors import DataError, UsageError
+from coma.pipeline.sizes import CropSizes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from coma.model.classifier import Classifier
+    from coma.model.coma import CoMA, MaskedAutoencoder
+    from coma.model.mae import MAE
+
+CONFIG_NAME = "config.json"
+CHECKPOINTS_NAME = "checkpoints"
+LATEST_NAME = "latest"
+MANIFEST_NAME = "checkpoint.json"
+WEIGHTS_NAME = "weights.safetensors"
+AVERAGE_NAME = "average.safetensors"
+"""Beside it, where a run keeps an average of its weights: what is scored and exported then."""
+FORMAT = 2
+"""Raised whenever a run that goes on from older files would not be the run that wrote them: when what is in them
+changes, or the order of the samples, or what a network computes. 1, which bore no number, had DeepSpeed's files."""
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """Return RUN/config.json: {"config": ..., "resolved": ..., "versions": ...}.
+
+    Raises:
+        DataError: `run` is no run folder.
+    """
+    path = Path(run) / CONFIG_NAME
+    try:
+        content = json.loads(path.read_text())
+    except OSError:
+        raise DataError(f"{run} is not a run folder: it has no {CONFIG_NAME}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise DataError(f"{path} does not describe a run")
+    return content
+
+
+def other_format(path: Path, found: int) -> str:
+    """Return why training does not go on from `path`, a run or checkpoint of another `FORMAT`."""
+    return (
+        f"{path} is of format {found}, from {'an older' if found < FORMAT else 'a newer'} version of coma, and this one "
+        f"goes on from format {FORMAT} only: begin anew with another --out, or finish that run with the version in "
+        "its config.json"
+    )
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """Return the folder of the run's newest checkpoint, None if it has none yet."""
+    folder = Path(run) / CHECKPOINTS_NAME
+    try:
+        name = (folder / LATEST_NAME).read_text().strip()
+    except OSError:
+        return None
+    path = folder / name
+    return path if path.is_dir() and path.parent == folder else None
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Return the number of steps that a checkpoint folder has behind it."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def run_of(run_or_checkpoint: Path) -> tuple[Path, Path]:
+    """Return (run folder, checkpoint folder) for either of them; for a run, its newest checkpoint.
+
+    Raises:
+        DataError: it is neither, or the run has no checkpoint.
+    """
+    path = Path(run_or_checkpoint)
+    if (path / WEIGHTS_NAME).is_file() and path.parent.name == CHECKPOINTS_NAME:
+        return path.parent.parent, path
+    if not path.is_dir():
+        raise DataError(f"no run at {path}: " + ("it is a file" if path.exists() else "no such folder"))
+    read_config(path)
+    checkpoint = latest_checkpoint(path)
+    if checkpoint is None:
+        raise DataError(f"{path} has no checkpoint yet: let `coma pretrain` run until it saves one")
+    if not (checkpoint / WEIGHTS_NAME).is_file():
+        raise DataError(f"{checkpoint} has no {WEIGHTS_NAME}")
+    return path, checkpoint
+
+
+def build_model(config: dict[str, Any]) -> CoMA | MAE:
+    """Make the freshly initialised autoencoder that `config` (of `read_config`) describes."""
+    from coma.model.build import build
+
+    return build(
+        config["model"],
+        config["method"],
+        views=config["views"],
+        image_size=config["image_size"],
+        patch_size=config["patch_size"],
+    )
+
+
+def training_stream(model: MaskedAutoencoder, config: dict[str, Any], samples: int) -> dict[str, Any]:
+    """Return the arguments that fit a run's `Stream` to its model: `stream_options`, but for crops that grow.
+
+    Args:
+        model: as `build_model` made it of `config`.
+        samples: that the run sees in all its steps.
+
+    Raises:
+        UsageError: it starts with crops that are no multiple of the mask unit, or too small for the views.
+    """
+    options = model.stream_options()
+    if (start := config.get("start_size")) is None:
+        return options
+    sizes = CropSizes(start, options["image_size"], options["unit_size"], samples)
+    if options["views"] > sizes.units(start):
+        raise UsageError(
+            f"start size {start} has {sizes.units(start)} mask unit(s) of {options['unit_size']} pixels, for "
+            f"{options['views']} views: start with more"
+        )
+    return {**options, "image_size": sizes}
+
+
+def load_autoencoder(run_or_checkpoint: Path, device: str | torch.device = "cpu") -> CoMA | MAE:
+    """Load the trained autoencoder of a run (its newest checkpoint) or of a checkpoint folder, in eval mode.
+
+    Raises:
+        DataError: naming what is missing or does not fit.
+    """
+    run, checkpoint = run_of(run_or_checkpoint)
+    content = read_config(run)
+    if is_finetuned(content):
+        raise DataError(
+            f"{run} is a fine-tuned classifier, which has neither views nor a decoder: `coma export` it and name "
+            "the export, or name the run that it was made of"
+        )
+    model = build_model(content["config"])
+    try:
+        model.load_state_dict(read_weights(checkpoint))
+    except RuntimeError as error:
+        path = checkpoint / WEIGHTS_NAME
+        raise DataError(f"{path} does not fit the model of {run}: {str(error).splitlines()[0]}") from error
+    return model.to(device).eval()
+
+
+def is_finetuned(content: dict[str, Any]) -> bool:
+    """Whether `content` (of `read_config`) is that of a fine-tuned classifier."""
+    return "network" in content.get("resolved", {})
+
+
+def load_classifier(run_or_checkpoint: Path) -> Classifier:
+    """Load the fine-tuned classifier of a run (its newest checkpoint) or of a checkpoint folder, in eval mode.
+
+    Raises:
+        DataError: naming what is missing or does not fit.
+    """
+    from coma.model.classifier import Classifier
+
+    run, checkpoint = run_of(run_or_checkpoint)
+    network = read_config(run)["resolved"]["network"]
+    model = Classifier(
+        network["model"],
+        network["classes"],
+        img_size=network["image_size"],
+        patch_size=network["patch_size"],
+    )
+    try:
+        model.load_state_dict(read_weights(checkpoint))
+    except RuntimeError as error:
+        raise DataError(
+            f"{checkpoint} does not fit the model of {run}: {str(error).splitlines()[0]}"
+        ) from error
+    return model.eval()
+
+
+def weights_path(checkpoint: Path) -> Path:
+    """Return the file of a checkpoint's weights that are to be used: their average, if the run keeps one."""
+    average = checkpoint / AVERAGE_NAME
+    return average if average.is_file() else checkpoint / WEIGHTS_NAME
+
+
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """Read the whole network's weights of a checkpoint from `weights_path`.
+
+    Raises:
+        DataError: they are damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = weights_path(checkpoint)
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    return weights

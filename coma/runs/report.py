@@ -1,0 +1,339 @@
+"""RUN/report.html: what a run did, in one file that needs neither network nor server.
+
+Loss, speed and learning rate from metrics.jsonl, the pictures painted through training, the scores, the
+resolved configuration. Everything is embedded; every text is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from coma.errors import DataError
+from coma.runs.charts import Curve, chart, smooth
+from coma.runs.read import read_config
+from coma.shards.files import write_atomically
+
+REPORT_NAME = "report.html"
+_PICTURES = 6  # at most, spread over the run
+_PICTURE_WIDTH_PX = 1200
+_SCORES = {
+    "accuracy": "accuracy on val",
+    "accuracy_top5": "top-5 on val",
+    "probe": "linear probe",
+    "probe_dinov2": "linear probe (DINOv2)",
+    "probe_mae": "linear probe (MAE)",
+    "knn": "20-NN",
+    "rankme": "RankMe",
+}
+
+_STYLE = """
+:root{color-scheme:light dark;--paper:#fff;--ink:#1d2329;--soft:#66717d;--rule:#e3e7eb;--card:#f6f8fa;
+--line:#0b6bcb;--raw:#0b6bcb40}
+@media (prefers-color-scheme:dark){:root{--paper:#14181c;--ink:#e4e8ec;--soft:#98a3ae;--rule:#2c333a;
+--card:#1c2228;--line:#6cb4ff;--raw:#6cb4ff4d}}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:72rem;padding:1.5rem clamp(.9rem,4vw,2.5rem) 3rem;background:var(--paper);
+color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+h1{font-size:1.55rem;margin:0;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:2.2rem 0 .7rem}
+p{margin:.3rem 0}.soft,figcaption span,.axis,.none{color:var(--soft)}.soft{overflow-wrap:anywhere}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.6rem;margin-top:1.2rem}
+.tiles div{background:var(--card);border:1px solid var(--rule);border-radius:.5rem;padding:.6rem .8rem}
+.tiles b{display:block;font-size:1.3rem;font-variant-numeric:tabular-nums}
+.tiles span{color:var(--soft);font-size:.85rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.4rem}
+figure{margin:0;min-width:0}figcaption{margin-bottom:.4rem}
+.plot{position:relative;margin:0 .8rem 1.7rem 3.6rem;height:13rem}
+.wide{margin-bottom:1.2rem}.wide .plot{height:17rem}
+.plot svg{position:absolute;inset:0;width:100%;height:100%;overflow:hidden;border-left:1px solid var(--rule);
+border-bottom:1px solid var(--rule)}
+.plot path{fill:none;vector-effect:non-scaling-stroke}.rule{stroke:var(--rule)}
+.raw{stroke:var(--raw);stroke-width:1.2}.line{stroke:var(--line);stroke-width:1.6;stroke-linejoin:round}
+.dot{stroke-width:8;stroke-linecap:round}
+.plot i{position:absolute;font-style:normal;font-size:.78rem;color:var(--soft);white-space:nowrap;
+font-variant-numeric:tabular-nums}
+.plot .y{right:100%;margin-right:.45rem;transform:translateY(-50%)}
+.plot .x{top:100%;margin-top:.25rem;transform:translateX(-50%)}
+.axis{text-align:center;font-size:.82rem;margin-top:.1rem}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%}
+th,td{text-align:left;padding:.3rem .9rem .3rem 0;border-bottom:1px solid var(--rule);vertical-align:top}
+th{font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+.pairs td:first-child{color:var(--soft);white-space:nowrap}
+.pairs td:last-child{overflow-wrap:anywhere;width:100%}
+.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:0 2.5rem}
+img{display:block;max-width:100%;height:auto;border:1px solid var(--rule);border-radius:.4rem;background:#fff}
+details{margin:.5rem 0}summary{cursor:pointer}details img{margin:.5rem 0 1rem}
+code{font:.9em ui-monospace,SFMono-Regular,Menlo,monospace;overflow-wrap:anywhere}
+"""
+
+
+def write_report(run: Path) -> Path:
+    """Write RUN/report.html from what the run folder holds now, and return its path.
+
+    Raises:
+        DataError: `run` is no run folder, or its metrics are not JSON lines.
+    """
+    run = Path(run)
+    page = render(
+        name=run.resolve().name,
+        config=read_config(run),
+        metrics=read_lines(run / "metrics.jsonl"),
+        ledger=read_lines(run / "ledger.jsonl"),
+        pictures=[(int(path.stem.split("-")[-1]), path) for path in _pictures(run / "previews")],
+    )
+    path = run / REPORT_NAME
+    write_atomically(path, page)
+    return path
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines, none if it is not there; a last line that was cut off is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise DataError(f"{path} line {number} is not JSON") from None
+    return records
+
+
+def render(
+    *,
+    name: str,
+    config: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    ledger: Sequence[Mapping[str, Any]],
+    pictures: Sequence[tuple[int, Path]],
+) -> str:
+    """Return the page; `metrics` and `ledger` as logged, `pictures` as (step, PNG file) in order."""
+    steps = [line for line in metrics if line.get("loss") is not None and "step_s" in line]
+    scores = [line for line in metrics if any(key in line for key in _SCORES)]
+    asked, resolved = config["config"], config.get("resolved", {})
+    about = f"{_what(asked, resolved)}, trained on {resolved.get('data', '?')}"
+    loss = "cross-entropy" if "network" in resolved else "mean squared error of normalised pixels"
+    body = [
+        f"<h1>{escape(name)}</h1><p class='soft'>{escape(about)}</p>",
+        _tiles(steps, scores, ledger, resolved),
+        _curves(steps, scores, loss),
+        _painted(pictures),
+        _score_table(scores),
+        _ledger_table(ledger),
+        "<h2>Configuration</h2><div class='columns'>",
+        _pairs("asked for", asked),
+        _pairs("resolved", resolved),
+        _pairs("versions", config.get("versions", {})),
+        "</div>",
+        f"<p class='soft'>Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by <code>coma report</code>.</p>",
+    ]
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
+        # No script, and nothing from anywhere, whatever a name of a file or a class may hold.
+        "<meta http-equiv='Content-Security-Policy' "
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+        f"<title>{escape(name)} · coma</title><style>{_STYLE}</style></head>"
+        f"<body>{''.join(body)}</body></html>\n"
+    )
+
+
+def _what(asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
+    """What was trained: the model, and by which method."""
+    if network := resolved.get("network"):
+        return f"{network['model']}, fine-tuned on {network['classes']} classes from {asked['source']}"
+    sizes = " + ".join(map(str, resolved.get("view_sizes", [])))
+    views = f", views of {sizes} of {resolved['units']} mask units" if sizes else ""
+    return f"{asked.get('model', '?')}, {asked.get('method', '?')}{views}"
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Return at most `_PICTURES` previews in the order of steps, the first and the last among them."""
+    found = sorted(folder.glob("step-*.png"))
+    if len(found) <= _PICTURES:
+        return found
+    return [found[round(i * (len(found) - 1) / (_PICTURES - 1))] for i in range(_PICTURES)]
+
+
+def _tiles(
+    steps: Sequence[Mapping[str, Any]],
+    scores: Sequence[Mapping[str, Any]],
+    ledger: Sequence[Mapping[str, Any]],
+    resolved: Mapping[str, Any],
+) -> str:
+    tiles: list[tuple[str, str]] = []
+    if steps:
+        last = steps[-1]
+        tail = [line["loss"] for line in steps[-_span(len(steps)) :]]
+        spent_s = sum(line["step_s"] for line in steps)
+        waited_s = sum(line.get("data_wait_s") or 0.0 for line in steps)
+        of = f" of {resolved['steps']:,}" if resolved.get("steps", last["step"]) != last["step"] else ""
+        images = last.get("samples", 0)
+        tiles += [
+            (f"{sum(tail) / len(tail):.4f}", f"loss, mean of the last {len(tail)} steps"),
+            (f"{last['step']:,}{of}", f"steps, {last.get('epoch', 0):.3g} epochs"),
+            (f"{images:,}", "images seen"),
+            (f"{_speed(steps):,.0f}", "images/s, median"),
+            (f"{waited_s / spent_s:.0%}" if spent_s else "–", "of the time waiting for data"),
+        ]
+    for key in ("accuracy", "probe", "knn"):
+        taken = [line for line in scores if key in line and "data" not in line]
+        if taken:
+            taken.sort(key=lambda line: line["step"])
+            before = f", {taken[0][key]:.1f}% at step {taken[0]['step']:,}" if len(taken) > 1 else ""
+            tiles.append((f"{taken[-1][key]:.1f}%", f"{_SCORES[key]}{before}"))
+    tiles.append((f"{len(ledger):,}", "damaged samples replaced"))
+    cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for value, what in tiles)
+    return f"<div class='tiles'>{cells}</div>"
+
+
+def _span(count: int) -> int:
+    return max(1, min(100, count // 20))
+
+
+def _speed(steps: Sequence[Mapping[str, Any]]) -> float:
+    speeds = sorted(line.get("images_per_s") or 0.0 for line in steps)
+    return float(speeds[len(speeds) // 2])
+
+
+def _curves(steps: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]], loss_name: str) -> str:
+    if not steps:
+        return "<h2>Training</h2><p class='none'>No step has been logged yet.</p>"
+    at = [line["step"] for line in steps]
+    span = _span(len(steps))
+
+    def column(key: str, scale: float = 1.0) -> list[float]:
+        return [float("nan") if line.get(key) is None else line[key] * scale for line in steps]
+
+    loss = column("loss")
+    smoothed = Curve(at[span // 2 : len(at) - (span - 1) // 2], smooth(loss, span)[span - 1 :])
+    curves = [Curve(at, loss, faint=True), smoothed] if span > 1 else [Curve(at, loss)]
+    wide = chart(curves, title="Loss", y_name=f"{loss_name}{_over(span)}", x_name="step")
+    rest = [
+        chart(
+            [Curve(at, column("images_per_s"))],
+            title="Speed",
+            y_name="images/s",
+            x_name="step",
+            from_zero=True,
+        ),
+        chart(
+            [Curve(at, column("data_wait_s", 1000))],
+            title="Waiting for data",
+            y_name="ms a step",
+            x_name="step",
+            from_zero=True,
+        ),
+        chart([Curve(at, column("lr"))], title="Learning rate", y_name="", x_name="step", from_zero=True),
+        chart(
+            [Curve(at, column("grad_norm"))], title="Gradient", y_name="norm before clipping", x_name="step"
+        ),
+    ]
+    for key, y_name in (("accuracy", "% top-1"), ("knn", "% top-1"), ("rankme", "effective rank")):
+        taken = sorted((line["step"], line[key]) for line in scores if key in line and "data" not in line)
+        if len(taken) > 1:
+            curve = Curve([at for at, _ in taken], [value for _, value in taken])
+            rest.append(chart([curve], title=_SCORES[key], y_name=y_name, x_name="step"))
+    return f"<h2>Training</h2><div class='wide'>{wide}</div><div class='charts'>{''.join(rest)}</div>"
+
+
+def _over(span: int) -> str:
+    return f"; line: mean over {span} steps" if span > 1 else ""
+
+
+def _painted(pictures: Sequence[tuple[int, Path]]) -> str:
+    if not pictures:
+        return ""
+    *earlier, (step, path) = pictures
+    blocks = [
+        "<h2>What it paints</h2><p class='soft'>Each row: an image, what each view sees of it, and what is"
+        " painted from that view. Brightness and contrast of painted patches are the true ones.</p>",
+        f"<p>after step {step:,}</p>{_embedded(path, f'reconstructions after step {step}')}",
+    ]
+    for step, path in reversed(earlier):
+        picture = _embedded(path, f"reconstructions after step {step}")
+        blocks.append(f"<details><summary>after step {step:,}</summary>{picture}</details>")
+    return "".join(blocks)
+
+
+def _embedded(path: Path, what: str) -> str:
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except OSError:  # Pillow's, of half a picture, too
+        return f"<p class='soft'>{escape(str(path))} cannot be read</p>"
+    picture.thumbnail((_PICTURE_WIDTH_PX, 10 * _PICTURE_WIDTH_PX))
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=88)
+    source = base64.b64encode(data.getvalue()).decode("ascii")
+    return (
+        f"<img alt='{escape(what, quote=True)}' width='{picture.width}' height='{picture.height}' "
+        f"src='data:image/jpeg;base64,{source}'>"
+    )
+
+
+def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
+    if not scores:
+        add = "<code>coma probe</code> and <code>coma knn</code> add them"
+        return f"<h2>Scores</h2><p class='none'>None yet: {add}.</p>"
+    with_data = any("data" in line for line in scores)
+    taken = [key for key in _SCORES if any(key in line for line in scores)]
+    names = ["step", *(_SCORES[key] + ("" if key == "rankme" else ", %") for key in taken)]
+    head = "".join(f"<th class='n'>{name}</th>" for name in names)
+    rows = []
+    for line in sorted(scores, key=lambda line: line["step"]):
+        cells = "".join(
+            f"<td class='n'>{line[key]:.1f}</td>" if key in line else "<td class='n'></td>" for key in taken
+        )
+        where = f"<td>{escape(str(line.get('data', 'its own')))}</td>" if with_data else ""
+        rows.append(f"<tr><td class='n'>{line['step']:,}</td>{cells}{where}</tr>")
+    head += "<th>data</th>" if with_data else ""
+    table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    frozen = "" if "accuracy" in taken else "<p class='soft'>On frozen, averaged features.</p>"
+    return f"<h2>Scores</h2>{frozen}<div class='scroll'>{table}</div>"
+
+
+def _ledger_table(ledger: Sequence[Mapping[str, Any]]) -> str:
+    if not ledger:
+        return ""
+    reasons = Counter(str(line.get("reason", "?")) for line in ledger)
+    rows = "".join(
+        f"<tr><td class='n'>{count:,}</td><td>{escape(reason)}</td></tr>"
+        for reason, count in reasons.most_common(12)
+    )
+    return (
+        "<h2>Damaged samples</h2>"
+        "<p class='soft'>Each was replaced by another; <code>ledger.jsonl</code> names them.</p>"
+        f"<div class='scroll'><table><tr><th class='n'>times</th><th>reason</th></tr>{rows}</table></div>"
+    )
+
+
+def _pairs(title: str, pairs: Mapping[str, Any]) -> str:
+    if not pairs:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(str(key))}</td><td>{_value(value)}</td></tr>"
+        for key, value in pairs.items()
+        if value is not None
+    )
+    return f"<div><table class='pairs'><tr><th colspan='2'>{escape(title)}</th></tr>{rows}</table></div>"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return f"<code>{escape(json.dumps(value))}</code>"
+    if isinstance(value, float):
+        return escape(f"{value:.6g}")
+    return escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))

@@ -1,0 +1,190 @@
+"""What a configuration comes to on these data and this machine: pure, so every process finds the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from coma.errors import UsageError
+from coma.training.config.ds_config import ACCUMULATION_KEY, BATCH_KEY, MICRO_KEY, DeepSpeedFile, complete
+from coma.training.config.options import RunConfig
+from coma.training.config.schedule import peak_lr
+
+WARMUP_SHARE = 0.05
+"""Of the run, without --warmup-epochs; MAE's 40 epochs of 800."""
+DEFAULT_BATCH_GPU = 256
+DEFAULT_BATCH_CPU = 32
+LEAST_STEPS_PER_EPOCH = 8
+"""A default batch is halved on small data until an epoch has as many steps."""
+MOST_STEPS_PER_CHECKPOINT = 2000
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run resolved to numbers."""
+
+    data: str
+    seed: int
+    fingerprint: str
+    samples_per_epoch: int
+    steps: int
+    epochs: float
+    batch_size: int
+    """Images a step over all devices: world_size x micro_batch_size x accumulation."""
+    world_size: int
+    micro_batch_size: int
+    accumulation: int
+    peak_lr: float
+    warmup_steps: int
+    save_every: int
+    device: str
+    """What every process trains on: "cpu" or "cuda"."""
+    precision: str
+    ds_config: str
+    stage: int
+    deepspeed: dict[str, Any]
+    """What `deepspeed.initialize` is given."""
+    init_digest: str | None = None
+    """A hash of the weights that the run starts from; None: random ones."""
+
+    @property
+    def batch_size_per_device(self) -> int:
+        """Images a step on each device."""
+        return self.batch_size // self.world_size
+
+    def ends_epochs(self, step: int, every: int | None) -> bool:
+        """Whether a step is the one in which every `every`-th epoch ends; never without `every`."""
+        if every is None:
+            return False
+        samples = every * self.samples_per_epoch
+        return step * self.batch_size // samples > (step - 1) * self.batch_size // samples
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def resolve(
+    config: RunConfig,
+    file: DeepSpeedFile,
+    *,
+    data: str,
+    fingerprint: str,
+    samples_per_epoch: int,
+    world_size: int,
+    device: str,
+    has_bf16: bool,
+    init_digest: str | None = None,
+) -> ResolvedRun:
+    """Derive a resolved.
+
+    Raises:
+        UsageError: the command line, the DeepSpeed file and the number of processes contradict each other.
+    """
+    batch_size, micro, accumulation = resolve_batch(config, file, samples_per_epoch, world_size, device)
+    epochs = config.epochs if config.epochs is not None else config.default_epochs
+    steps = config.steps or max(1, round(epochs * samples_per_epoch / batch_size))
+    steps_per_epoch = samples_per_epoch / batch_size
+    warmup_steps = (
+        round(WARMUP_SHARE * steps)
+        if config.warmup_epochs is None
+        else round(config.warmup_epochs * steps_per_epoch)
+    )
+    if warmup_steps >= steps and config.warmup_epochs:
+        raise UsageError(
+            f"--warmup-epochs {config.warmup_epochs:g} is {warmup_steps} steps, and the run has {steps}: "
+            "warm up for less"
+        )
+    precision = file.precision or ("bf16" if has_bf16 else "fp32")
+    if config.compile and file.stage == 3:
+        raise UsageError(
+            f"--compile does not work with ZeRO stage 3 ({file.source}): leave it out, or use zero2.json"
+        )
+    if config.decode == "gpu" and device == "cpu":
+        raise UsageError("--decode gpu needs a GPU, and this run has none: leave it out, or use --decode cpu")
+    return ResolvedRun(
+        data=data,
+        seed=config.seed,
+        fingerprint=fingerprint,
+        samples_per_epoch=samples_per_epoch,
+        steps=steps,
+        epochs=steps / steps_per_epoch,
+        batch_size=batch_size,
+        world_size=world_size,
+        micro_batch_size=micro,
+        accumulation=accumulation,
+        peak_lr=peak_lr(config.base_lr, batch_size),
+        warmup_steps=warmup_steps,
+        save_every=config.save_every
+        or min(MOST_STEPS_PER_CHECKPOINT, max(math.ceil(steps_per_epoch), steps // 50)),
+        device=device,
+        precision=precision,
+        ds_config=file.source,
+        stage=file.stage,
+        deepspeed=complete(
+            file,
+            batch_size=batch_size,
+            micro_batch_size=micro,
+            accumulation=accumulation,
+            precision=precision,
+            weight_decay=config.weight_decay,
+            betas=config.betas,
+        ),
+        init_digest=init_digest,
+    )
+
+
+def resolve_batch(
+    config: RunConfig, file: DeepSpeedFile, samples_per_epoch: int, world_size: int, device: str
+) -> tuple[int, int, int]:
+    """Return (global batch, micro batch, accumulation), which must multiply up exactly."""
+    in_file = file.integer(BATCH_KEY)
+    micro = file.integer(MICRO_KEY)
+    accumulation = file.integer(ACCUMULATION_KEY)
+    if config.batch_size is not None and in_file is not None and config.batch_size != in_file:
+        raise UsageError(
+            f"--batch-size {config.batch_size} contradicts {BATCH_KEY!r}: {in_file} in {file.source}: "
+            "delete the key, or make them equal"
+        )
+    batch_size = config.batch_size or in_file
+    if batch_size is None and micro is not None:
+        batch_size = micro * (accumulation or 1) * world_size
+    if batch_size is None:
+        batch_size = default_batch(samples_per_epoch, world_size, device)
+    if batch_size % world_size:
+        raise UsageError(
+            f"the global batch of {batch_size} does not divide over {processes(world_size)}: "
+            f"use --batch-size {max(1, round(batch_size / world_size)) * world_size}"
+        )
+    per_device = batch_size // world_size
+    if micro is None:
+        accumulation = accumulation or 1
+        if per_device % accumulation:
+            raise UsageError(
+                f"{ACCUMULATION_KEY!r}: {accumulation} in {file.source} does not divide the {per_device} "
+                "images a device "
+                f"(--batch-size {batch_size} over {world_size})"
+            )
+        micro = per_device // accumulation
+    if micro * (accumulation or max(1, per_device // micro)) != per_device:
+        product = f"{micro} x {accumulation}" if accumulation else f"a multiple of {micro}"
+        raise UsageError(
+            f"{MICRO_KEY!r}: {micro} in {file.source} contradicts the global batch of {batch_size} over "
+            f"{processes(world_size)}: {per_device} images a device is not {product}"
+        )
+    return batch_size, micro, per_device // micro
+
+
+def processes(count: int) -> str:
+    """Return `1 process`, `2 processes`."""
+    return f"{count} process{'es' if count > 1 else ''}"
+
+
+def default_batch(samples_per_epoch: int, world_size: int, device: str) -> int:
+    """Return a power of two that fits the machine and leaves small data several steps an epoch."""
+    batch_size = DEFAULT_BATCH_CPU if device == "cpu" else DEFAULT_BATCH_GPU
+    while batch_size > 1 and batch_size * LEAST_STEPS_PER_EPOCH > samples_per_epoch:
+        batch_size //= 2
+    return math.ceil(batch_size / world_size) * world_size

@@ -1,0 +1,303 @@
+"""Checkpoints that are whole or absent, checked before they are trusted, and of no particular number of processes.
+
+    checkpoints/latest                      the name of the newest one
+    checkpoints/step-000100/checkpoint.json format, step, data state, and every file's size and hash
+                            weights.safetensors             the whole network in float32
+                            average.safetensors             the average of its weights, if one is kept
+                            optimizer-00000.safetensors     Adam's state: what a process holds of it (optimizer_state.py)
+
+All is written under a temporary name, which rank 0 makes the final one when every rank is done. Any number of
+processes at any ZeRO stage can go on from it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from torch import Tensor
+
+from coma.errors import ComaError, UsageError
+from coma.runs.read import (
+    AVERAGE_NAME,
+    CHECKPOINTS_NAME,
+    FORMAT,
+    LATEST_NAME,
+    MANIFEST_NAME,
+    WEIGHTS_NAME,
+    checkpoint_step,
+    other_format,
+)
+from coma.shards.files import write_atomically
+from coma.training.config.resolve import processes
+from coma.training.engine.engine import loss_scale, restore_loss_scale, set_weights
+from coma.training.engine.optimizer_state import optimizer_state, restore_optimizer
+from coma.training.processes.world import World
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 1 << 24
+_HASH = "xxh3_64"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What, beside the weights and the optimizer, makes the next step what it would have been."""
+
+    step: int
+    fingerprint: str
+    seed: int
+    samples: int
+    world_size: int
+    nonfinite_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which checkpoints stay when a new one is there."""
+
+    last: int = 2
+    """So many of the newest: by default one, and one to fall back to."""
+    milestone: Callable[[int], bool] = lambda step: False
+    """Whether the checkpoint of a step is never deleted."""
+
+
+def save(
+    engine: Any,
+    world: World,
+    run: Path,
+    state: TrainingState,
+    weights: dict[str, Tensor],
+    kept: Kept = Kept(),
+    averaged: dict[str, Tensor] | None = None,
+) -> Path:
+    """Write a checkpoint, with `full_weights` of the engine and their average, if one is kept; collective.
+
+    Returns:
+        its folder.
+
+    Raises:
+        ComaError: it could not be written, for want of space perhaps; the checkpoints before it stay.
+    """
+    from safetensors.torch import save_file
+
+    folder = run / CHECKPOINTS_NAME / f"step-{state.step:06}"
+    temporary = folder.with_name(f".{folder.name}.tmp")
+
+    def begin() -> None:
+        for left in folder.parent.glob(".step-*.tmp"):  # by a save that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with _one_line(state.step, folder):
+            temporary.mkdir(parents=True)
+
+    def write() -> dict[str, Any]:
+        mine = {f"optimizer-{world.rank:05}.safetensors": optimizer_state(engine)}
+        if world.leads:
+            mine[WEIGHTS_NAME] = weights
+            if averaged is not None:
+                mine[AVERAGE_NAME] = averaged
+        with _one_line(state.step, folder):
+            for name, tensors in mine.items():
+                save_file(tensors, temporary / name, metadata={"format": "pt"})
+                (temporary / name).chmod(
+                    temporary.stat().st_mode & 0o666
+                )  # safetensors keeps it to its owner
+            return {name: _seal(temporary / name) for name in mine}
+
+    def finish() -> None:
+        content = {"format": FORMAT, **asdict(state), "loss_scale": loss_scale(engine), "files": files}
+        with _one_line(state.step, folder):
+            write_atomically(temporary / MANIFEST_NAME, json.dumps(sealed(content), indent=2))
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+            write_atomically(folder.parent / LATEST_NAME, folder.name + "\n")
+        _prune(folder, kept)
+
+    try:
+        world.agree(begin)
+        written = world.gather(world.together(write))
+        files = {name: seal for part in written for name, seal in part.items()}
+        world.agree(finish)
+    except BaseException:
+        if world.leads:  # gives the space back
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def load(engine: Any, world: World, folder: Path) -> TrainingState:
+    """Bring the engine to where the checkpoint left it, whatever number of processes wrote it; collective."""
+    from safetensors.torch import load_file
+
+    content = _read_manifest(folder)
+    weights = load_file(folder / WEIGHTS_NAME)
+    set_weights(engine, weights)
+    states = [folder / name for name in content["files"] if name.startswith("optimizer-")]
+    restore_optimizer(engine, weights, states)
+    restore_loss_scale(engine, content["loss_scale"])
+    engine.global_steps = content["step"]
+    if world.leads and content["world_size"] != world.size:
+        logger.info(
+            "%s was saved by %s: the samples stay, and the losses up to rounding",
+            folder.name,
+            processes(content["world_size"]),
+        )
+    state = TrainingState(**{field.name: content[field.name] for field in fields(TrainingState)})
+    return replace(state, world_size=world.size)
+
+
+def newest_whole(run: Path, world: World) -> Path | None:
+    """Return the newest checkpoint that is not damaged, None if the run has none; collective.
+
+    Every file's size is checked, and its hash, the files shared out over the ranks.
+
+    Raises:
+        UsageError: the checkpoint is of another format.
+        ComaError: there are checkpoints, and all are damaged.
+    """
+    candidates = world.agree(lambda: [str(folder) for folder in checkpoints(run)])
+    for name in candidates:
+        folder = Path(name)
+        world.agree(lambda folder=folder: _check_format(folder))  # type: ignore[misc]
+        complaints = [complaint for complaint in world.gather(_check(folder, world)) if complaint]
+        if not complaints:
+            world.agree(lambda folder=folder: _point_at(folder))  # type: ignore[misc]
+            return folder
+        if world.leads:
+            logger.warning("checkpoint %s is damaged (%s): trying the one before", folder, complaints[0])
+    if candidates:
+        raise ComaError(
+            f"every checkpoint in {run / CHECKPOINTS_NAME} is damaged: start anew with another --out"
+        )
+    return None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the run's checkpoint folders, newest first."""
+    folders = [
+        path for path in (run / CHECKPOINTS_NAME).glob("step-*") if re.fullmatch(r"step-\d+", path.name)
+    ]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def _check_format(folder: Path) -> None:
+    """Refuse what another version wrote; what cannot be read is for `_check` to judge."""
+    try:
+        content = json.loads((folder / MANIFEST_NAME).read_text())
+        found = content.get("format", 1)
+    except (OSError, ValueError, AttributeError):
+        return
+    if found != FORMAT and (_HASH not in content or content == sealed(_bare(content))):
+        raise UsageError(other_format(folder, found))
+
+
+def _check(folder: Path, world: World) -> str | None:
+    """Return what is wrong with a checkpoint as far as this rank looks, None if nothing is."""
+    try:
+        files = _read_manifest(folder)["files"]
+    except OSError:
+        return f"{MANIFEST_NAME} is missing or unreadable"
+    except (ValueError, AttributeError):
+        return f"the bytes of {MANIFEST_NAME} have changed"
+    for place, (name, seal) in enumerate(files.items()):
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        try:
+            if path.stat().st_size != seal["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {seal['bytes']}"
+            if place % world.size == world.rank and _hash(path) != seal[_HASH]:
+                return f"the bytes of {name} have changed"
+        except OSError as error:
+            return f"{name} cannot be read: {_reason(error)}"
+    return None
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what `checkpoint.json` is to hold with its own hash."""
+    return {**content, _HASH: xxhash.xxh3_64_hexdigest(json.dumps(content).encode())}
+
+
+def _bare(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != _HASH}
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Return `checkpoint.json`; raise ValueError if it is not what was written."""
+    content: dict[str, Any] = json.loads((folder / MANIFEST_NAME).read_text())
+    bare = _bare(content)
+    # Early ones of this format have no hash; they have these names and no damaged one.
+    early = content.keys() == {field.name for field in fields(TrainingState)} | {
+        "format",
+        "loss_scale",
+        "files",
+    }
+    if content != sealed(bare) and not early:
+        raise ValueError(f"{folder / MANIFEST_NAME} has changed")
+    return bare
+
+
+def _point_at(folder: Path) -> None:
+    """Let `latest` name a checkpoint, should another be named: by damage, or a save that was killed just then."""
+    latest = folder.parent / LATEST_NAME
+    if not latest.is_file() or latest.read_text() != folder.name + "\n":
+        write_atomically(latest, folder.name + "\n")
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    """Sync a file to disk and return what it must still be when it is read again."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, _HASH: _hash(path)}
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _one_line(step: int, folder: Path) -> Iterator[None]:
+    """Turn what a full or failing disk raises into a line that says what is left."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        before = next((path.name for path in checkpoints(folder.parent.parent)), None)
+        raise ComaError(
+            f"the checkpoint of step {step} could not be written to {folder.parent}: {_reason(error)}; "
+            + (f"{before} is whole" if before else "there is none before it")
+            + ": make room, or save less with --keep-last 1, and give the same command again"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error).splitlines()[0].removeprefix("Error while serializing: ")
+
+
+def _prune(newest: Path, kept: Kept) -> None:
+    """Delete older checkpoints; nothing that has another name.
+
+    Those of later steps are damaged, or the run would have gone on from them: they do not count.
+    """
+    step = checkpoint_step(newest)
+    whole = [path for path in checkpoints(newest.parent.parent) if checkpoint_step(path) <= step]
+    for path in whole[kept.last :]:
+        if not kept.milestone(checkpoint_step(path)):
+            shutil.rmtree(path, ignore_errors=True)

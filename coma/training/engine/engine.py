@@ -1,0 +1,171 @@
+"""DeepSpeed's engine and the few places where it must be handled with care."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor, nn
+
+from coma.training.config.resolve import ResolvedRun
+from coma.training.engine.nvme import SwapFolder, gather_from_drive
+from coma.training.engine.nvme_files import in_place_of_async_io
+from coma.training.engine.optimizer_state import pieces
+
+_LINEAR = torch.nn.functional.linear
+"""Stage 3 puts a function of its own in this place, for all networks and for good."""
+_CROP_SIZES = 64
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def make_engine(
+    model: nn.Module,
+    resolved: ResolvedRun,
+    *,
+    groups: Sequence[dict[str, Any]] | None = None,
+    compile_model: bool = False,
+) -> Any:
+    """Wrap a model in DeepSpeed's engine, its parameters in `groups` or else in `parameter_groups`; collective."""
+    weight_decay = resolved.deepspeed["optimizer"]["params"]["weight_decay"]
+    model.to(resolved.device)
+    folder = SwapFolder(resolved.deepspeed)
+    try:
+        with in_place_of_async_io():
+            engine, *_ = deepspeed.initialize(
+                model=model,
+                model_parameters=list(groups or parameter_groups(model, weight_decay)),
+                config=folder.config,
+            )
+    except BaseException:
+        folder.remove()
+        raise
+    engine.swap_folder = folder
+    if not engine.zero_optimization():
+        engine.basic_optimizer.state.clear()  # in half precision it has counted a step already
+    if compile_model:
+        # One graph a crop size: with sizes as symbols the windows cannot be traced.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _CROP_SIZES)
+        engine.compile(compile_kwargs={"dynamic": False})  # before initialize it would rename every parameter
+    return engine
+
+
+def dispose(engine: Any) -> None:
+    """Free what an engine holds, so that another one can be made in this process."""
+    engine.destroy()
+    engine.swap_folder.remove()
+    torch.nn.functional.linear = _LINEAR
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the parameters: matrices decay, vectors and `model.no_weight_decay()` don't."""
+    kept = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[parameter.ndim >= 2 and name not in kept].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
+        for decays, parameters in groups.items()
+        if parameters
+    ]
+
+
+def set_learning_rate(engine: Any, lr: float) -> None:
+    """Set the rate of the coming step; a group may have its own share of it."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def optimizer_step(engine: Any) -> tuple[float, bool]:
+    """Apply the gradients; collective. Return their norm before clipping, and whether they were applied.
+
+    A step with a gradient that is not finite changes nothing. DeepSpeed sees to that itself, except at stage
+    0 in single precision, where the optimizer is torch's own.
+    """
+    plain = not (engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled())
+    if plain:
+        gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if math.isfinite(norm):
+            engine.step()
+            return norm, True
+        engine.module.zero_grad(set_to_none=True)  # AdamW passes over parameters without a gradient
+        engine.clip_fp32_gradients = lambda: None  # which would stumble over there being none
+        engine.step()
+        del engine.clip_fp32_gradients
+        return norm, False
+    skipped = engine.skipped_steps
+    engine.step()
+    norm = engine.get_global_grad_norm()
+    return float("nan") if norm is None else float(norm), engine.skipped_steps == skipped
+
+
+def full_weights(engine: Any) -> dict[str, Tensor]:
+    """Collect the whole model in float32 on the CPU; collective, empty on every rank but 0.
+
+    The optimizer's float32 copy where there is one, the parameter itself otherwise.
+    """
+    module: nn.Module = engine.module
+    copies = (
+        {} if engine.zero_optimization() else {piece.name: piece.of(piece.flat) for piece in pieces(engine)}
+    )
+    on_drive = gather_from_drive(engine)
+    weights: dict[str, Tensor] = {}
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        full = on_drive.get(name)
+        if full is None and engine.zero_optimization():
+            full = safe_get_full_fp32_param(parameter)
+        if full is None:
+            full = copies.get(name, parameter)
+        if engine.global_rank == 0:
+            weights[name] = full.detach().reshape(_shape(parameter)).float().cpu().clone()
+    if engine.global_rank == 0:
+        for name, value in module.state_dict().items():
+            if name not in names:  # buffers
+                weights[name] = (
+                    value.detach().float().cpu() if value.is_floating_point() else value.detach().cpu()
+                )
+    return weights
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)  # stage 3 leaves an empty tensor behind
+
+
+def set_weights(engine: Any, weights: Mapping[str, Tensor]) -> None:
+    """Give the network the whole parameters and buffers of `full_weights`, on every rank; collective.
+
+    The optimizer's float32 copies stay as they are.
+    """
+    with torch.no_grad():
+        for name, parameter in engine.module.named_parameters():
+            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):  # idle below stage 3
+                parameter.copy_(weights[name])
+        for name, buffer in engine.module.named_buffers():
+            if name in weights:
+                buffer.copy_(weights[name])
+
+
+def loss_scale(engine: Any) -> dict[str, float]:
+    """Return where fp16's loss scale stands; empty in other precisions."""
+    if not engine.fp16_enabled():
+        return {}
+    scaler = _scaler(engine)
+    return {name: getattr(scaler, name) for name in _SCALER_FIELDS if hasattr(scaler, name)}
+
+
+def restore_loss_scale(engine: Any, saved: Mapping[str, float]) -> None:
+    """Take up `loss_scale`; what another stage's scaler does not know is left out."""
+    for name, value in saved.items():
+        if hasattr(_scaler(engine), name):
+            setattr(_scaler(engine), name, value)
+
+
+def _scaler(engine: Any) -> Any:
+    optimizer = engine.optimizer
+    return getattr(optimizer, "loss_scale_config", None) or optimizer.loss_scaler

@@ -1,0 +1,1 @@
+"""Logs of a run: metrics, experiment trackers, device usage, console messages."""

@@ -1,0 +1,117 @@
+"""Figures to Weights & Biases and MLflow, for whoever has them: `--log-to`.
+
+Where to, and as whom, is theirs to know: WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...
+A run that goes on is the same run there; its name is in RUN/trackers.json.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from coma.errors import UsageError
+from coma.shards.files import without_credentials, write_atomically
+from coma.training.config.options import RunConfig
+
+logger = logging.getLogger(__name__)
+
+TRACKERS_NAME = "trackers.json"
+_PROJECT = "coma"
+
+
+class Tracker(Protocol):
+    """Takes figures."""
+
+    id: str
+    """What the run is called there."""
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        """Take a step's figures; must not wait for a network."""
+
+    def close(self) -> None:
+        """Hand over what is left."""
+
+
+class _Wandb:
+    def __init__(self, run: Path, config: Mapping[str, Any], known: str | None) -> None:
+        import wandb
+
+        project = os.environ.get("WANDB_PROJECT", _PROJECT)
+        self._run = wandb.init(
+            project=project, name=run.name, dir=run, id=known, resume="allow", config=dict(config)
+        )
+        self.id = str(self._run.id)
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _MLflow:
+    def __init__(self, run: Path, config: Mapping[str, Any], known: str | None) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & set(os.environ):
+            mlflow.set_experiment(_PROJECT)
+        self.id = mlflow.start_run(run_id=known, run_name=None if known else run.name).info.run_id
+        if known is None:
+            mlflow.log_params(dict(config))
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        self._mlflow.log_metrics(dict(figures), step=step, synchronous=False)
+
+    def close(self) -> None:
+        self._mlflow.flush_async_logging()
+        self._mlflow.end_run()
+
+
+_KINDS: dict[str, Callable[..., Tracker]] = {"wandb": _Wandb, "mlflow": _MLflow}
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raise UsageError for one that is not."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(
+                f"--log-to {name}: it is not installed here: pip install {name}, or leave it out"
+            )
+
+
+def open_trackers(config: RunConfig, run: Path) -> list[Tracker]:
+    """Begin, or go on with, a run in each that was asked for.
+
+    Raises:
+        UsageError: one refuses, for lack of a login or of its server.
+    """
+    path = run / TRACKERS_NAME
+    known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    opened: dict[str, Tracker] = {}
+    for name in config.trackers:
+        try:
+            told = json.loads(without_credentials(json.dumps(config.to_json())))
+            opened[name] = _KINDS[name](run, told, known.get(name))
+        except Exception as error:  # whatever their libraries raise
+            said = " ".join(str(error).split())[:300]
+            raise UsageError(f"--log-to {name}: {said or type(error).__name__}") from error
+    if opened:
+        ids = {name: tracker.id for name, tracker in opened.items()}
+        write_atomically(path, json.dumps(known | ids) + "\n")
+    return list(opened.values())
+
+
+def write_all(trackers: list[Tracker], figures: Mapping[str, float], step: int) -> None:
+    """Give a step's figures to all; one that fails is left out from then on, and training goes on."""
+    for tracker in list(trackers):
+        try:
+            tracker.write(figures, step)
+        except Exception as error:
+            logger.warning("%s fails, and gets no more figures: %s", type(tracker).__name__.strip("_"), error)
+            trackers.remove(tracker)

@@ -1,0 +1,104 @@
+"""How much of a device a run uses: achieved model FLOP/s, their share of what it could do (MFU), memory.
+
+Counted is what the model needs, not what was executed: 2 FLOP a multiply-add, and the backward pass twice the
+forward pass (PaLM, arXiv 2204.02311, appendix B). Recomputation and waiting make it less, never more.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from coma.measure import multiply_adds
+
+_FLOP_PER_MULTIPLY_ADD = 2
+_PASSES = 3
+"""Forward, and backward, which takes two: by the inputs and by the weights."""
+_GIB = 1 << 30
+
+_PEAKS: tuple[tuple[str, float, float | None, float], ...] = (
+    # name, fp16, bf16, fp32; the longer names first
+    ("NVIDIA B200", 2250.0, 2250.0, 75.0),
+    ("NVIDIA H200 NVL", 835.5, 835.5, 60.0),
+    ("NVIDIA H200", 989.4, 989.4, 66.9),
+    ("NVIDIA H100 NVL", 835.5, 835.5, 60.0),
+    ("NVIDIA H100 PCIe", 756.4, 756.4, 51.2),
+    ("NVIDIA H100 80GB HBM3", 989.4, 989.4, 66.9),
+    ("NVIDIA A100", 312.0, 312.0, 19.5),
+    ("NVIDIA A40", 149.7, 149.7, 37.4),
+    ("NVIDIA A10", 125.0, 125.0, 31.2),
+    ("NVIDIA L40S", 362.1, 362.1, 91.6),
+    ("NVIDIA L4", 121.0, 121.0, 30.3),
+    ("NVIDIA RTX A6000", 154.8, 154.8, 38.7),
+    ("NVIDIA GeForce RTX 4090", 165.2, 165.2, 82.6),
+    ("NVIDIA GeForce RTX 3090", 71.0, 71.0, 35.6),
+    ("Tesla V100-SXM2", 125.0, None, 15.7),
+    ("Tesla V100-PCIE", 112.0, None, 14.0),
+    ("Tesla T4", 65.0, None, 8.1),
+)
+_BUILD = r"([ -](SXM\d?|PCI[Ee]|\d+GB|HBM\w+))*"
+"""What may follow a name and change nothing; a laptop's GPU, a MIG slice or a "4090 D" are other devices."""
+
+
+def peak_tflops(device_name: str, precision: str) -> float | None:
+    """Return a GPU's peak rate in TFLOP/s at a run's precision, None where it is not known.
+
+    Dense matrix products, summed in float32, without sparsity, at the boost clock; float32 without TF32, which torch
+    leaves off. From NVIDIA's data sheets of each product, and for GeForce and RTX cards from the appendices of its
+    white papers on the Ada and Ampere (GA102) architectures.
+    """
+    for name, fp16, bf16, fp32 in _PEAKS:
+        if re.fullmatch(re.escape(name) + _BUILD, device_name):
+            half = {"fp16": fp16, "float16 autocast": fp16, "bf16": bf16, "bfloat16 autocast": bf16}
+            return fp32 if precision == "fp32" else half.get(precision)
+    return None
+
+
+class Usage:
+    """Tells what steps come to, on this process's device.
+
+    Args:
+        build: makes the network that takes the steps.
+        device: where it trains.
+        device_name: what the device is called.
+        precision: the run's.
+    """
+
+    def __init__(
+        self, build: Callable[[], nn.Module], device: torch.device, device_name: str, precision: str
+    ) -> None:
+        self._build = build
+        self._device = device
+        self._peak_tflops = peak_tflops(device_name, precision)
+        self._macs: dict[int, float] = {}
+
+    def figures(self, inputs: Sequence[Tensor], step_s: float) -> dict[str, float]:
+        """Return `model_tflops`, `mfu` where the peak is known, and `memory_gib`, after a step on these."""
+        tflops = self._flop_per_image(inputs) * len(inputs[0]) / step_s / 1e12
+        share = {} if self._peak_tflops is None else {"mfu": tflops / self._peak_tflops}
+        return {"model_tflops": tflops, **share, "memory_gib": memory_bytes(self._device) / _GIB}
+
+    def _flop_per_image(self, inputs: Sequence[Tensor]) -> float:
+        """Counted once for each size of crop, by shapes alone."""
+        size = inputs[0].shape[-1]
+        if size not in self._macs:
+            self._macs[size] = multiply_adds(self._network, *(rows[:1].to("meta") for rows in inputs))
+        return self._macs[size] * _FLOP_PER_MULTIPLY_ADD * _PASSES
+
+    @functools.cached_property
+    def _network(self) -> nn.Module:
+        with torch.device("meta"):
+            return self._build()
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return the most that tensors have taken on a GPU so far, or what this process has in a CPU's memory now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,1 @@
+"""Verification of a sharded data set against its manifest, tar by tar."""

@@ -1,0 +1,248 @@
+"""Check a data set: every tar against its manifest, the manifests against what is said of them."""
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coma.errors import DataError
+from coma.shards.check.shard import Decode, Problem, check_shard
+from coma.shards.files import folder_at, is_remote, reaching
+from coma.shards.images.prepare import MAX_PIXELS, check_image
+from coma.shards.manifest import (
+    INFO_NAME,
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    Manifest,
+    load_manifest,
+    read_info,
+    split_names,
+)
+from coma.shards.write.merge import kind_of
+
+__all__ = ["Problem", "VerifyProgress", "VerifyReport", "load_manifests", "verify"]
+
+_OWN_PREFIX = "coma-"
+_TELL_EVERY_S = 0.2
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was checked, and what differs."""
+
+    samples: int
+    shards: int
+    image_bytes: int
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class VerifyProgress:
+    """How far a check is."""
+
+    shards: int
+    total_shards: int
+    image_bytes: int
+    total_image_bytes: int
+    problems: int
+
+
+def verify(
+    data: Path,
+    decode: bool = False,
+    workers: int | None = None,
+    progress: Callable[[VerifyProgress], None] | None = None,
+) -> VerifyReport:
+    """Read a data set, or one split's folder of it, from end to end and compare it with its manifest.
+
+    Every tar is walked from its first byte to its last, in `workers` threads (as many as there are cores,
+    unless told); with `decode` every image is decoded too. Problems are reported, not raised: a missing,
+    changed or cut shard, a label or description that disagrees, a sample or a tar that no manifest lists, an
+    .idx, `_info.json` or quarantine that does not fit. Raises DataError if there is no data set or no
+    readable manifest.
+    """
+    data = folder_at(data)
+    manifests = load_manifests(data)
+    root = manifests[0].folder.parent
+    plan = _dict(_dict(read_info(root).get("coma")).get("plan")) if (root / INFO_NAME).is_file() else {}
+    check = partial(check_image, max_pixels=plan.get("max_pixels") or MAX_PIXELS)
+    problems = [problem for manifest in manifests for problem in _unlisted(manifest)]
+    if not (data / MANIFEST_NAME).is_file():
+        problems += [*_info_problems(data, manifests), *_quarantine_problems(data), *_stray(data, manifests)]
+    problems += _check_shards(
+        manifests,
+        "index" in plan,
+        check if decode else None,
+        workers or len(os.sched_getaffinity(0)),
+        progress,
+        len(problems),
+    )
+    return VerifyReport(
+        samples=sum(map(len, manifests)),
+        shards=sum(len(manifest.shards) for manifest in manifests),
+        image_bytes=sum(int(manifest.size.sum()) for manifest in manifests),
+        problems=tuple(sorted(problems, key=lambda problem: (problem.split, problem.shard, problem.key))),
+    )
+
+
+def load_manifests(data: Path) -> list[Manifest]:
+    """Read the manifests of all splits of a data set, or the one of a split's folder, train first."""
+    data = folder_at(data)
+    if (data / MANIFEST_NAME).is_file():
+        return [load_manifest(data)]
+    if not is_remote(data) and not data.is_dir():
+        raise DataError(
+            f"no sharded data set at {data}: {'it is a file' if data.exists() else 'no such folder'}"
+        )
+    return [load_manifest(data, name) for name in split_names(data)]
+
+
+def _check_shards(
+    manifests: list[Manifest],
+    indexed: bool,
+    decode: Decode | None,
+    workers: int,
+    progress: Callable[[VerifyProgress], None] | None,
+    found: int,
+) -> list[Problem]:
+    """Check all shards in threads; `found` problems are known already."""
+    problems: list[Problem] = []
+    jobs = [(manifest, shard) for manifest in manifests for shard in range(len(manifest.shards))]
+    sizes = [int(size) for manifest in manifests for size in _shard_image_bytes(manifest)]
+    checked = [0] * len(jobs)  # bytes of images; each thread has its own entry
+    stopped = threading.Event()
+
+    def check(number: int) -> list[Problem]:
+        def advance(image_bytes: int) -> None:
+            if stopped.is_set():
+                raise _Stopped
+            checked[number] += image_bytes
+
+        manifest, shard = jobs[number]
+        ours = not indexed and manifest.shards[shard].startswith(_OWN_PREFIX)
+        return check_shard(manifest, shard, ours, decode, advance)
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        numbers = {pool.submit(check, number): number for number in range(len(jobs))}
+        running = set(numbers)
+        while running:
+            done, running = wait(running, _TELL_EVERY_S, FIRST_COMPLETED)
+            for future in done:
+                problems += future.result()
+                checked[numbers[future]] = sizes[numbers[future]]
+            if progress is not None:
+                shards = len(jobs) - len(running)
+                progress(VerifyProgress(shards, len(jobs), sum(checked), sum(sizes), found + len(problems)))
+    finally:
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+    return problems
+
+
+class _Stopped(Exception):
+    """Ends a thread's check when nobody waits for it any more."""
+
+
+def _shard_image_bytes(manifest: Manifest) -> list[int]:
+    ends = np.cumsum(manifest.shard_lengths)
+    return [int(manifest.size[start:end].sum()) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _unlisted(manifest: Manifest) -> Iterator[Problem]:
+    for path in _tars(manifest.folder):
+        if path.name not in manifest.shards:
+            yield Problem(manifest.split, path.name, "", "not in the manifest: stock readers would read it")
+
+
+def _stray(data: Path, manifests: list[Manifest]) -> Iterator[Problem]:
+    """Tars beside the splits."""
+    splits = {manifest.split for manifest in manifests}
+    for path in _tars(data):
+        yield Problem("", path.name, "", "not in any split's folder: stock readers would read it")
+    with reaching(data):
+        try:
+            folders = sorted((child for child in data.iterdir() if child.is_dir()), key=lambda at: at.name)
+        except NotADirectoryError:  # a web server that lists nothing
+            return
+    for folder in folders:
+        if folder.name not in splits and not folder.name.startswith("."):
+            for path in _tars(folder):
+                yield Problem(folder.name, path.name, "", f"in a folder that is no split of {INFO_NAME}")
+
+
+def _tars(folder: Path) -> list[Path]:
+    with reaching(folder):
+        return sorted(folder.glob("*.tar"), key=lambda path: path.name)
+
+
+def _info_problems(data: Path, manifests: list[Manifest]) -> Iterator[Problem]:
+    """What `_info.json` says that the manifests do not."""
+    info = read_info(data)
+    splits = _dict(info.get("splits"))
+    about = _dict(info.get("coma"))
+    known = {manifest.split for manifest in manifests}
+    for name in splits:
+        if name not in known:
+            yield Problem(str(name), MANIFEST_NAME, "", f"missing, and {INFO_NAME} has this split")
+    for manifest in manifests:
+        says = _dict(splits.get(manifest.split))
+        due: dict[str, Any] = {
+            "num_samples": len(manifest),
+            "filenames": [f"{manifest.split}/{shard}" for shard in manifest.shards],
+            "shard_lengths": manifest.shard_lengths.tolist(),
+        }
+        if about:
+            says |= _dict(_dict(about.get("splits")).get(manifest.split))
+            due["fingerprint"] = manifest.fingerprint
+        for name, value in due.items():
+            if says.get(name) != value:
+                yield Problem(manifest.split, INFO_NAME, "", f"{name} is not that of the manifest")
+    if about:
+        kept = sum(map(len, manifests))
+        aside = sum(count for count in _dict(about.get("set_aside")).values() if isinstance(count, int))
+        if about.get("found") != kept + aside:
+            yield Problem(
+                "",
+                INFO_NAME,
+                "",
+                f"says {about.get('found')} images were found, not {kept} + {aside} set aside",
+            )
+
+
+def _quarantine_problems(data: Path) -> Iterator[Problem]:
+    """What the quarantine lists and `_info.json` does not count, or the other way round."""
+    path = data / QUARANTINE_NAME
+    counted = _dict(_dict(read_info(data).get("coma")).get("set_aside"))
+    try:
+        with reaching(path), path.open("rb") as file:
+            reasons = pq.read_table(file, columns=["reason"])["reason"].to_pylist()
+        kinds = Counter(map(kind_of, reasons))
+    except FileNotFoundError:
+        if counted:
+            yield Problem("", QUARANTINE_NAME, "", "missing, and images were set aside")
+        return
+    except (pa.ArrowException, OSError, AttributeError) as error:
+        yield Problem("", QUARANTINE_NAME, "", f"cannot be read: {' '.join(str(error).split())[:200]}")
+        return
+    for kind in sorted({*kinds, *counted}):
+        if kinds[kind] != counted.get(kind, 0):
+            yield Problem(
+                "",
+                QUARANTINE_NAME,
+                "",
+                f"lists {kinds[kind]} images as {kind}, {INFO_NAME} counts {counted.get(kind, 0)}",
+            )
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, dict) else {}

@@ -1,0 +1,1 @@
+"""Descriptions of a sharded data set: statistics, data card, contact sheet."""

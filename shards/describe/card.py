@@ -1,0 +1,200 @@
+"""A data set's description as Markdown, with the front matter that the Hugging Face Hub reads."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from coma.shards.describe.describe import Description, describe
+from coma.shards.images.prepare import EXTENSIONS
+
+_HUB_SPLITS = {"val": "validation"}
+_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # the Hub's steps
+_MOST_NAMES = 1000  # of classes in the front matter: the Hub takes no long ones
+_OPTIONS = {
+    "seed": "seed",
+    "shard_bytes": "bytes a shard, about",
+    "resize_px": "shorter side at most, px",
+    "quality": "JPEG quality of re-encoded images",
+    "val_fraction": "held out as val",
+    "check": "check of every image",
+    "max_pixels": "pixels at most",
+    "dedupe": "exact duplicates set aside",
+}
+
+
+def data_card(data: Path) -> str:
+    """Write the data card of a data set in Markdown: the same for the same data, wherever it lies."""
+    return card(describe(data, measured=0))
+
+
+def card(description: Description) -> str:
+    """Write a data card: nothing in it depends on when, where or by how many workers the data were made."""
+    blocks = [_front_matter(description), "# Image shards", _opening(description), _table(description)]
+    blocks += [_classes(description), _accounts(description), _options(description)]
+    blocks += [_reading(description), _fingerprints(description)]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _front_matter(description: Description) -> str:
+    images = sum(split.samples for split in description.splits)
+    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
+    for split in description.splits:
+        name = re.sub(r"\W", "_", _HUB_SPLITS.get(split.split, split.split))
+        lines += [f"  - split: {name}", f"    path: {split.split}/*.tar"]
+    lines += [*_features(description), "size_categories:", f"- {_size_category(images)}"]
+    if any(split.labelled for split in description.splits):
+        lines += ["task_categories:", "- image-classification"]
+    return "\n".join([*lines, "tags:", "- webdataset", "---"])
+
+
+def _features(description: Description) -> list[str]:
+    """The columns: `datasets` guesses them from five samples, and gives up if these differ in format."""
+    labelled = any(split.labelled for split in description.splits)
+    formats = {name for split in description.splits for name in split.formats}
+    lines = ["dataset_info:", "  features:"]
+    for extension in sorted(EXTENSIONS.get(name, name) for name in formats):
+        lines += [f"  - name: {extension}", "    dtype: image"]
+    names = description.class_names
+    if labelled and names is not None and len(set(names)) == len(names) <= _MOST_NAMES:
+        lines += ["  - name: cls", "    dtype:", "      class_label:", "        names:"]
+        lines += [f"          '{i}': {_quoted(name)}" for i, name in enumerate(names)]
+    elif labelled:
+        lines += ["  - name: cls", "    dtype: int64"]
+    lines += ["  - name: json", "    struct:"]
+    about = {"source": "string", "width": "int64", "height": "int64", "label": "int64"}
+    for name, kind in (about | {"class_name": "string", "xxh3_64": "string"}).items():
+        lines += [f"    - name: {name}", f"      dtype: {kind}"]
+    for name in ("__key__", "__url__"):
+        lines += [f"  - name: {name}", "    dtype: string"]
+    return lines
+
+
+def _quoted(text: str) -> str:
+    """As a YAML string."""
+    plain = (each if each.isprintable() and each not in '"\\' else f"\\U{ord(each):08x}" for each in text)
+    return f'"{"".join(plain)}"'
+
+
+def _size_category(images: int) -> str:
+    least = ""
+    for i, step in enumerate(_SIZES):
+        if images < 1000 * 10**i:
+            return f"{least}<n<{step}" if least else f"n<{step}"
+        least = step
+    return f"n>{_SIZES[-1]}"
+
+
+def _opening(description: Description) -> str:
+    images = sum(split.samples for split in description.splits)
+    version = description.info.get("version")
+    by = f"coma {version}" if version else "coma"
+    names = description.class_names
+    classes = (
+        f" of {len(names):,} {'class' if len(names) == 1 else 'classes'}" if names else " without labels"
+    )
+    plan = description.info.get("plan")
+    done = (
+        "in WebDataset tars indexed"
+        if isinstance(plan, dict) and "index" in plan
+        else "packed into WebDataset shards"
+    )
+    return f"{images:,} images{classes}, {done} by {by}."
+
+
+def _table(description: Description) -> str:
+    head = ("split", "images", "shards", "bytes", "formats", "width, px", "height, px", "bytes an image")
+    rows = [head, ("---",) * len(head)]
+    rows += [
+        (
+            split.split,
+            f"{split.samples:,}",
+            f"{split.shards:,}",
+            f"{split.shard_bytes:,}",
+            ", ".join(f"{count:,} {name}" for name, count in split.formats.items()),
+            str(split.width),
+            str(split.height),
+            str(split.image_bytes),
+        )
+        for split in description.splits
+    ]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*lines, "", "Three numbers are the smallest, the median and the largest."])
+
+
+def _classes(description: Description) -> str:
+    lines = [
+        f"- {split.split}: {split.classes.per_class} images a class, as varied as "
+        f"{split.classes.effective:,.1f} classes of equal size"
+        for split in description.splits
+        if split.classes is not None
+    ]
+    if not lines:
+        return ""
+    names = (
+        ["", "Class names are in `_info.json`, in the order of the labels."]
+        if description.class_names
+        else []
+    )
+    return "\n".join(["## Classes", *lines, *names])
+
+
+def _accounts(description: Description) -> str:
+    """What became of every image that was found."""
+    kept = sum(split.samples for split in description.splits)
+    aside = sum(description.set_aside.values())
+    lines = ["## Where every image went", f"- found: {kept + aside:,}", f"- kept: {kept:,}"]
+    lines += [f"- set aside: {aside:,}{_kinds(description.set_aside)}"]
+    if aside:
+        lines[-1] += "; `quarantine.parquet` names each and says why"
+    changed = sum(description.converted.values())
+    if changed:
+        lines += [
+            f"- converted: {changed:,}{_kinds(description.converted)}; the others byte for byte as they were"
+        ]
+    else:
+        lines += ["- converted: none, every image is byte for byte what it was"]
+    return "\n".join(lines)
+
+
+def _kinds(counts: dict[str, int]) -> str:
+    ranked = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    return f" ({', '.join(f'{count:,} {kind}' for kind, count in ranked)})" if counts else ""
+
+
+def _options(description: Description) -> str:
+    plan = description.info.get("plan")
+    if not isinstance(plan, dict):
+        return ""
+    given = {words: _said(plan.get(name)) for name, words in _OPTIONS.items() if _matters(name, plan)}
+    return "\n".join(["## Options", *(f"- {words}: {value}" for words, value in given.items())])
+
+
+def _matters(name: str, plan: dict[str, Any]) -> bool:
+    return plan.get(name) is not None and (name != "val_fraction" or plan[name] > 0)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _reading(description: Description) -> str:
+    split = description.splits[0]
+    images = ";".join(EXTENSIONS.get(name, name) for name in split.formats)
+    fields = f'"{images}", "cls"' if split.labelled else f'"{images}"'
+    tars = f'sorted(glob.glob("{split.split}/*.tar")), shardshuffle=False'
+    lines = [
+        "import coma.pipeline, glob, timm.data, webdataset",
+        "",
+        'stream = coma.pipeline.Stream(".", batch_size=8)',
+        f'samples = webdataset.WebDataset({tars}).decode("pil").to_tuple({fields})',
+    ]
+    if split.labelled:
+        lines.append(f'dataset = timm.data.create_dataset("wds/", root=".", split="{split.split}")')
+    return "\n".join(["## Reading", "```python", *lines, "```"])
+
+
+def _fingerprints(description: Description) -> str:
+    lines = [f"- {split.split}: `{split.fingerprint}`" for split in description.splits]
+    return "\n".join(["## Fingerprints", *lines])

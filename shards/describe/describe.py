@@ -1,0 +1,218 @@
+"""What is in a data set: counts, sizes, formats, balance, colours, what was set aside."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from coma.errors import DataError
+from coma.shards.check.verify import load_manifests
+from coma.shards.describe.sheet import displayed
+from coma.shards.files import folder_at, reaching
+from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, QUARANTINE_NAME, Manifest, read_info, read_manifest
+from coma.shards.write.merge import kind_of
+
+MEASURED_IMAGES = 512
+_MEASURED_PX = 224
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Smallest, middle and largest."""
+
+    min: int
+    median: int
+    max: int
+
+    def __str__(self) -> str:
+        """As "min / median / max"."""
+        return f"{self.min:,} / {self.median:,} / {self.max:,}"
+
+
+@dataclass(frozen=True)
+class ClassBalance:
+    """How evenly a split's images are spread over its classes, those that have a name and no image among them."""
+
+    per_class: Spread
+    smallest: str
+    """The name of the first class that has the fewest images."""
+    largest: str
+    effective: float
+    """How many classes of equal size would be as varied: exp of the entropy of the label."""
+    counts: dict[str, int]
+    """Images of every class, in the order of the labels."""
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Mean and standard deviation of red, green and blue in [0, 1], every image counting alike.
+
+    Taken of a random sample, which JPEG decodes at a fraction of its size, though not below 224 px.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    images: int
+    """That were looked at; fewer than asked for if some do not decode."""
+
+
+@dataclass(frozen=True)
+class SplitDescription:
+    """One split, in numbers."""
+
+    split: str
+    samples: int
+    shards: int
+    shard_bytes: int
+    """Of all its tars together."""
+    image_bytes: Spread
+    width: Spread
+    height: Spread
+    formats: dict[str, int]
+    """Samples of each format, the commonest first."""
+    labelled: bool
+    classes: ClassBalance | None
+    channels: Channels | None
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """A data set, in numbers."""
+
+    data: Path
+    splits: tuple[SplitDescription, ...]
+    class_names: tuple[str, ...] | None
+    set_aside: dict[str, int]
+    """Source images in the quarantine, by kind of reason, the commonest first."""
+    converted: dict[str, int]
+    """Images whose bytes are not the source's, by kind of reason."""
+    info: dict[str, Any]
+    """What `_info.json` has under "coma"; empty if it is not ours."""
+
+
+def describe(data: Path, measured: int = MEASURED_IMAGES, seed: int = 0) -> Description:
+    """Describe a data set, or one split of it; `measured` images of a split are decoded for its colours.
+
+    Raises DataError as `read_manifest` does.
+    """
+    data = folder_at(data)
+    manifests = [read_manifest(manifest.folder) for manifest in load_manifests(data)]
+    root = manifests[0].folder.parent
+    about = read_info(root).get("coma") if (root / INFO_NAME).is_file() else None
+    info = about if isinstance(about, dict) else {}
+    return Description(
+        data=data,
+        splits=tuple(_described(manifest, measured, seed) for manifest in manifests),
+        class_names=next((manifest.class_names for manifest in manifests if manifest.class_names), None),
+        set_aside=_set_aside(root / QUARANTINE_NAME),
+        converted=dict(info.get("converted") or {}),
+        info=info,
+    )
+
+
+def as_json(description: Description) -> dict[str, Any]:
+    """The description as plain JSON types."""
+    result: dict[str, Any] = json.loads(json.dumps(asdict(description), default=str))
+    del result["info"]
+    result["splits"] = {split.pop("split"): split for split in result["splits"]}
+    return result
+
+
+def _described(manifest: Manifest, measured: int, seed: int) -> SplitDescription:
+    return SplitDescription(
+        split=manifest.split,
+        samples=len(manifest),
+        shards=len(manifest.shards),
+        shard_bytes=_bytes_of([manifest.folder / shard for shard in manifest.shards]),
+        image_bytes=_spread(manifest.size),
+        width=_spread(manifest.width),
+        height=_spread(manifest.height),
+        formats=_formats(manifest),
+        labelled=manifest.label is not None,
+        classes=None if manifest.label is None else _balance(manifest.label, manifest.class_names),
+        channels=_channels(manifest, measured, seed) if measured else None,
+        fingerprint=manifest.fingerprint,
+    )
+
+
+def _bytes_of(files: Sequence[Path]) -> int:
+    with ThreadPoolExecutor(16) as pool:  # a store answers one question in the time of many
+        return sum(pool.map(lambda file: file.stat().st_size, files))
+
+
+def _spread(values: npt.NDArray[Any]) -> Spread:
+    return Spread(int(values.min()), int(np.median(values)), int(values.max()))
+
+
+def _formats(manifest: Manifest) -> dict[str, int]:
+    path = manifest.folder / MANIFEST_NAME
+    with reaching(path), path.open("rb") as file:
+        column = pq.read_table(file, columns=["format"], read_dictionary=["format"])["format"]
+    counts = {str(entry["values"]): int(entry["counts"]) for entry in pc.value_counts(column).to_pylist()}
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def _balance(label: npt.NDArray[np.int32], class_names: Sequence[str] | None) -> ClassBalance:
+    if class_names is None:  # and the numbers may be any
+        values, counts = np.unique(label, return_counts=True)
+        names: Sequence[str] = list(map(str, values.tolist()))
+    else:
+        names, counts = class_names, np.bincount(label, minlength=len(class_names))
+    share = counts[counts > 0] / len(label)
+    return ClassBalance(
+        per_class=_spread(counts),
+        smallest=names[int(counts.argmin())],
+        largest=names[int(counts.argmax())],
+        effective=float(np.exp(-(share * np.log(share)).sum())),
+        counts=dict(zip(names, counts.tolist(), strict=True)),
+    )
+
+
+def _channels(manifest: Manifest, measured: int, seed: int) -> Channels | None:
+    count = min(measured, len(manifest))
+    rows = np.sort(np.random.default_rng(seed).choice(len(manifest), count, replace=False))
+
+    def moments(row: int) -> npt.NDArray[np.float64] | None:
+        """[2, 3] mean of x and of x squared."""
+        image = displayed(manifest, row, _MEASURED_PX)
+        if image is None:
+            return None
+        histogram = np.asarray(image.histogram(), np.float64).reshape(3, 256) / (image.width * image.height)
+        levels = np.arange(256) / 255
+        return np.stack([histogram @ levels, histogram @ levels**2])
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        found = [each for each in pool.map(moments, rows.tolist()) if each is not None]
+    if not found:
+        return None
+    mean, square = np.mean(found, axis=0)
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    return Channels(_rgb(mean), _rgb(std), len(found))
+
+
+def _rgb(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    red, green, blue = (round(float(value), 4) for value in values)
+    return red, green, blue
+
+
+def _set_aside(quarantine: Path) -> dict[str, int]:
+    if not quarantine.is_file():
+        return {}
+    try:
+        with reaching(quarantine), quarantine.open("rb") as file:
+            reasons = pq.read_table(file, columns=["reason"])["reason"].to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{quarantine} cannot be read: {str(error).splitlines()[0]}") from error
+    counts = Counter(map(kind_of, reasons))
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))

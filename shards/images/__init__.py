@@ -1,0 +1,1 @@
+"""Single images: identify the format, check, measure and re-encode."""

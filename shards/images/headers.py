@@ -1,0 +1,229 @@
+"""What the header of an image tells about the stream's decoder (DALI 2.4, nvImageCodec 0.9) as against PIL.
+
+Each rule here stands for a difference that was measured; docs/experiments.md has them all.
+"""
+
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+from coma.shards.images.formats import BadImageError
+
+_ORIENTATION = 0x0112  # EXIF and TIFF tag
+_EXIF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+_WIDTH, _HEIGHT = 256, 257  # TIFF tags
+_SUBFILE, _BITS, _SAMPLE_FORMAT, _EXTRA_SAMPLES, _DNG_VERSION = 254, 258, 339, 338, 50706
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_PNG_CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+_PNG_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_PNG_TURNING_TEXT = (b"Raw profile type", b"XML:com.adobe.xmp")  # where PIL looks for an orientation, too
+_TIFF_MODES = frozenset({"L", "P", "RGB", "RGBA", "CMYK", "I;16", "I;16B"})
+_TIFF_COMPRESSIONS = frozenset(
+    {"raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "jpeg", "zstd"}
+)
+_JPEG_MARKER = re.compile(
+    rb"\xff+[^\x00\xd0-\xd7\xff]"
+)  # in entropy-coded bytes 00 and restarts are no markers
+
+
+@dataclass(frozen=True)
+class PngChunks:
+    """What a walk over a PNG's chunks found."""
+
+    late_metadata: bool
+    """Something after the pixels may say how the image is turned."""
+    exif_chunks: int
+    palette: bool
+    unknown_critical: str | None
+    """A chunk that a decoder must know, and libpng does not."""
+
+
+def png_chunks(data: bytes, checksums: bool) -> PngChunks:
+    """Walk a PNG from its signature to IEND; with `checksums`, check them. Raises BadImageError."""
+    view = memoryview(data)
+    exif_chunks = 0
+    late_metadata = palette = pixels = False
+    unknown = None
+    at = 8
+    while True:
+        name = data[at + 4 : at + 8]
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        if end > len(data) or not name.isalpha():
+            raise BadImageError("truncated: it ends before its IEND chunk")
+        if checksums and zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
+            raise BadImageError(f"unreadable: the checksum of its {name.decode()} chunk is wrong")
+        if name == b"IDAT":
+            pixels = True
+        elif name == b"eXIf":
+            exif_chunks += 1
+            late_metadata |= pixels
+        elif name in _PNG_TEXT:
+            late_metadata |= pixels and data.startswith(_PNG_TURNING_TEXT, at + 8)
+        elif name == b"PLTE":
+            palette = True
+        elif name == b"IEND":
+            return PngChunks(late_metadata, exif_chunks, palette, unknown)
+        elif name[0] < ord("a") and name not in _PNG_CRITICAL:
+            unknown = unknown or name.decode()
+        at = end
+
+
+def tidy_jpeg(data: bytes) -> bool:
+    """Whether a JPEG's header is segment upon segment; libjpeg skips what lies between, nvImageCodec does not."""
+    at = 2
+    while data[at : at + 1] == b"\xff":
+        marker = data[at + 1]
+        if marker == 0xDA:  # the pixels
+            return True
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4])
+    return False
+
+
+def whole_jpeg(data: bytes) -> bool:
+    """Whether the first picture of a JPEG has its end-of-image marker; libjpeg paints a lost tail in silence."""
+    if data.endswith(b"\xff\xd9"):
+        return True
+    at = 2
+    while (found := _JPEG_MARKER.search(data, at)) is not None:
+        at = found.end()
+        marker = data[at - 1]
+        if marker == 0xD9:
+            return True
+        if marker not in (0x01, 0xD8):
+            at += int.from_bytes(data[at : at + 2])
+    return False
+
+
+def seen_orientation(image: Image.Image, chunks: PngChunks | None) -> int | None:
+    """The orientation that the stream's decoder applies, 1 to 8; None if two of its parts may differ on it.
+
+    Where there are two EXIF blocks they do: one half of nvImageCodec takes the first, the other the last, and
+    a quarter turn between them makes it write outside its memory.
+    """
+    if isinstance(image, TiffImageFile):
+        orientation = image.tag_v2.get(_ORIENTATION, 1)
+        return orientation if orientation in range(1, 9) else 1
+    if chunks is not None and chunks.exif_chunks > 1:
+        return None
+    exif = image.info.get("exif")
+    if exif is None:
+        return 1
+    blocks = [
+        body for name, body in getattr(image, "applist", ()) if name == "APP1" and body[:5] == b"Exif\0"
+    ]
+    seen = {_exif_orientation(block.removeprefix(b"Exif\0\0")) for block in blocks or [exif]}
+    return seen.pop() if len(seen) == 1 else None
+
+
+def _exif_orientation(exif: bytes) -> int | None:
+    """The orientation in the first directory of an EXIF block, read as OpenCV's parser does, which DALI uses.
+
+    It takes two bytes of the first entry with that tag, whatever their type. It drops the block if some
+    entries point outside of it: None if the orientation is not 1 and any entry does.
+    """
+    if exif[:4] not in (b"II*\0", b"MM\0*"):
+        return 1
+    order: Literal["little", "big"] = "little" if exif.startswith(b"II") else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(exif[at : at + size], order)
+
+    directory = number(4, 4)
+    found = 0
+    whole = True
+    for at in range(directory + 2, directory + 2 + 12 * number(directory, 2), 12):
+        if not found and number(at, 2) == _ORIENTATION and at + 10 <= len(exif):
+            found = number(at + 8, 2)
+        size = _EXIF_TYPE_BYTES.get(number(at + 2, 2), 1) * number(at + 4, 4)
+        whole &= at + 12 <= len(exif) and (size <= 4 or number(at + 8, 4) + size <= len(exif))
+        if at > len(exif):
+            break
+    if not 2 <= found <= 8:
+        return 1
+    return found if whole else None
+
+
+def oddity(image: Image.Image, data: bytes, chunks: PngChunks | None) -> str | None:
+    """Why the stream's decoder shows an image otherwise than PIL, or not at all; None if it shows the same.
+
+    Orientation apart. Raises BadImageError for what nobody can say the looks of.
+    """
+    name = str(image.format)
+    if name in ("GIF", "AVIF"):
+        return name
+    if name == "JPEG2000":
+        return "JPEG 2000"
+    if name in ("JPEG", "MPO"):
+        # PIL and the browsers take CMYK for inverted, as Adobe writes it; libjpeg asks for Adobe's marker.
+        if image.mode == "CMYK" and "adobe_transform" not in image.info:
+            return "CMYK without Adobe's marker"
+        return None if tidy_jpeg(data) else "JPEG with stray bytes in its header"
+    if isinstance(image, TiffImageFile):
+        return _tiff_oddity(image)
+    if chunks is not None:
+        if chunks.unknown_critical == "CgBI":
+            raise BadImageError("unsupported format: a PNG that Apple's tools made for iOS (CgBI)")
+        if image.mode in ("P", "PA") and not chunks.palette:
+            raise BadImageError("unreadable: a PNG with a palette, which is not there")
+        return (
+            None
+            if chunks.unknown_critical is None
+            else f"PNG with an unknown {chunks.unknown_critical} chunk"
+        )
+    if name == "BMP":
+        codec, raw_mode = _codec(image)
+        plain = codec == "raw" and raw_mode not in ("BGR;15", "BGR;16")
+        return None if plain else "BMP with compression or 16 bits"
+    if name == "PPM":
+        if image.mode == "F":
+            raise BadImageError("unsupported format: PFM, which has no agreed brightness")
+        # Others are text, or have another maximum than 255 or 65535, which the decoder ignores.
+        return None if _codec(image)[0] == "raw" else "PNM that is not plain 8 or 16 bits"
+    return None
+
+
+def _tiff_oddity(image: TiffImageFile) -> str | None:
+    tags = image.tag_v2
+    if _DNG_VERSION in tags or tags.get(_SUBFILE, 0) & 1:
+        raise BadImageError("unsupported format: a camera's raw file, of which only a preview is at hand")
+    bits = set(tags.get(_BITS, (1,)))
+    if image.mode in ("I", "F") or (image.mode.startswith("I;16") and bits != {16}):
+        raise BadImageError(
+            f"unsupported format: TIFF of {min(bits)}-bit numbers, which have no agreed brightness"
+        )
+    compression = image.info.get("compression")
+    if compression not in _TIFF_COMPRESSIONS:
+        return f"TIFF with {compression} compression"
+    if 1 in tags.get(_EXTRA_SAMPLES, ()):
+        return "TIFF with premultiplied alpha"
+    plain = (
+        image.mode in _TIFF_MODES
+        and bits in ({8}, {16})
+        and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}  # unsigned
+        and (image.mode != "CMYK" or tags.get(_BITS) == (8, 8, 8, 8))
+    )
+    return None if plain else f"TIFF of mode {image.mode} with {max(bits)} bits"
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height before any turn; Pillow is of two minds about a TIFF's until it is decoded."""
+    if isinstance(image, TiffImageFile):
+        return int(image.tag_v2[_WIDTH]), int(image.tag_v2[_HEIGHT])
+    return image.size
+
+
+def tile_pixels(image: Image.Image) -> int:
+    """Pixels that decoding one tile of a TIFF takes, which may be more than it has; 0 of anything else."""
+    if not isinstance(image, TiffImageFile):
+        return 0
+    return int(image.tag_v2.get(_TILE_WIDTH, 0)) * int(image.tag_v2.get(_TILE_HEIGHT, 0))
+
+
+def _codec(image: Image.Image) -> tuple[str, str]:
+    """The name of PIL's decoder and the raw mode that it is given."""
+    codec, _, _, arguments = image.tile[0]  # type: ignore[attr-defined]
+    return codec, str(arguments[0] if isinstance(arguments, tuple) else arguments)

@@ -1,0 +1,251 @@
+"""The index of samples: one parquet row a sample, in tar order. Its row number is the sample's global id.
+
+Legend: N samples, S shards of one split.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from coma.errors import DataError
+from coma.shards.files import asking, folder_at, is_remote, is_there, without_credentials
+from coma.shards.manifest.column_files import load_columns
+from coma.shards.manifest.columns import CLASS_NAMES_KEY, SCHEMA, opened, parquet
+
+MANIFEST_NAME = "manifest.parquet"
+INFO_NAME = "_info.json"
+QUARANTINE_NAME = "quarantine.parquet"
+CARD_NAME = "README.md"
+WORK_FOLDER = ".coma-shard"
+_QUESTIONS = 16  # that a store is asked at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """One split of a sharded data set, as arrays; the strings stay in the file until asked for.
+
+    The arrays of a large one are mapped from files (`column_files`): do not go through all of them at a start.
+    """
+
+    folder: Path
+    """The split's folder, which holds the shards."""
+    split: str
+    shards: tuple[str, ...]
+    """[S] file names, in order."""
+    shard_lengths: npt.NDArray[np.int64]
+    """[S] samples in each shard."""
+    least_bytes: npt.NDArray[np.int64]
+    """[S] bytes that each shard has at least: where its last image ends."""
+    shard_id: npt.NDArray[np.int32]
+    """[N] index into `shards`, non-decreasing."""
+    offset: npt.NDArray[np.int64]
+    """[N] where the image's bytes start in their tar."""
+    size: npt.NDArray[np.int64]
+    """[N] how many bytes the image has."""
+    width: npt.NDArray[np.int32]
+    """[N] pixels, as displayed."""
+    height: npt.NDArray[np.int32]
+    label: npt.NDArray[np.int32] | None
+    """[N] index into `class_names`, or None for an unlabelled split."""
+    xxh3_64: npt.NDArray[np.uint64]
+    """[N] hash of the image's bytes."""
+    class_names: tuple[str, ...] | None
+    fingerprint: str
+    """16 hex digits that change whenever the data would."""
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.offset)
+
+    def keys(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
+        """The WebDataset keys of these samples, in the order asked for."""
+        return self._strings("key", indices)
+
+    def sources(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
+        """The paths that these samples had in the source folder, in the order asked for."""
+        return self._strings("source", indices)
+
+    def formats(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
+        """What the bytes of these samples are ("jpeg", "png", ...), in the order asked for."""
+        return self._strings("format", indices)
+
+    def _strings(self, column: str, indices: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
+        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"sample {wanted.max()} of {len(self)} in split {self.split}")
+        found = [""] * len(wanted)
+        with (
+            _reading(self.folder / MANIFEST_NAME) as path,
+            opened(path) as source,
+            parquet(path, source) as file,
+        ):
+            starts = np.cumsum(
+                [0] + [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            )
+            group_of = np.searchsorted(starts, wanted, side="right") - 1
+            for group in np.unique(group_of):
+                values = file.read_row_group(int(group), columns=[column]).column(column)
+                for position in np.flatnonzero(group_of == group):
+                    found[position] = values[int(wanted[position] - starts[group])].as_py()
+        return found
+
+
+def schema(class_names: Sequence[str] | None) -> pa.Schema:
+    """The manifest's schema, with the class names in its metadata when there are any."""
+    if class_names is None:
+        return SCHEMA
+    return SCHEMA.with_metadata({CLASS_NAMES_KEY: json.dumps(list(class_names)).encode()})
+
+
+def read_manifest(data: Path, split: str = "train") -> Manifest:
+    """Read the index of one split and check it against the names and sizes (not the bytes) of its shards.
+
+    `data` is a data set (the folder that `coma shard` wrote) or one of its split folders, and then `split` is
+    not looked at. Raises DataError when there is no such split, when `coma shard` has not finished, or when a
+    row points outside its folder or past its shard's end.
+    """
+    manifest = load_manifest(data, split)
+    if is_remote(manifest.folder):
+        with ThreadPoolExecutor(_QUESTIONS) as pool:  # each takes a round trip
+            sizes = list(pool.map(partial(_shard_bytes, manifest.folder), manifest.shards))
+    else:
+        sizes = [_shard_bytes(manifest.folder, shard) for shard in manifest.shards]
+    past = manifest.least_bytes > np.asarray(sizes, dtype=np.int64)
+    if past.any():
+        shard = int(np.argmax(past))
+        raise DataError(
+            f"{manifest.folder / manifest.shards[shard]} is cut short: it has {sizes[shard]} bytes and its "
+            "manifest points past them; copy it again, or shard again into a new folder"
+        )
+    return manifest
+
+
+def load_manifest(data: Path, split: str = "train") -> Manifest:
+    """Read the index as `read_manifest` does, without looking at the shards."""
+    try:
+        folder = _split_folder(folder_at(data), split)
+    except OSError as error:
+        raise DataError(f"{without_credentials(str(data))}: {error.strerror or error}") from None
+    with _reading(folder / MANIFEST_NAME) as path:
+        columns = asking(path, lambda: load_columns(path))
+    facts, arrays = columns.facts, columns.arrays
+    return Manifest(
+        folder=folder,
+        split=folder.name,
+        shards=facts.shards,
+        shard_lengths=np.array(facts.shard_lengths, np.int64),
+        least_bytes=np.array(facts.least_bytes, np.int64),
+        shard_id=arrays["shard_id"],
+        offset=arrays["offset"],
+        size=arrays["size"],
+        width=arrays["width"],
+        height=arrays["height"],
+        label=arrays.get("label"),
+        xxh3_64=arrays["xxh3_64"],
+        class_names=facts.class_names,
+        fingerprint=columns.fingerprint,
+    )
+
+
+def read_info(data: Path) -> dict[str, object]:
+    """Read a complete data set's `_info.json`. Raises DataError if it is missing or not one of ours."""
+    path = folder_at(data) / INFO_NAME
+    try:
+        info = json.loads(asking(path, path.read_bytes))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not isinstance(info, dict) or not isinstance(info.get("splits"), dict):
+        raise DataError(f"{path} does not describe a sharded data set")
+    return info
+
+
+def split_names(data: Path) -> list[str]:
+    """The splits of a complete data set, train first. Raises DataError when there are none."""
+    info = read_info(data)
+    splits = info["splits"]
+    assert isinstance(splits, dict)
+    names = [name for name in splits if is_there(folder_at(data) / name / MANIFEST_NAME)]
+    if not names:
+        raise DataError(f"{data} has no split with a {MANIFEST_NAME}; make one with: coma shard SOURCE")
+    return sorted(names, key=lambda name: (name != "train", name))
+
+
+def find_data(folder: Path) -> Path:
+    """Find the one sharded data set here: `folder` itself or one of its children.
+
+    Raises DataError if there is none or there are several, naming them.
+    """
+    if _is_data(folder):
+        return folder
+    children = sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
+    found = [child for child in children if _is_data(child)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(child.name for child in found[:5]) + (", ..." if len(found) > 5 else "")
+        raise DataError(
+            f"{len(found)} sharded data sets in {folder.resolve()}: {names}; name the one you mean"
+        )
+    raise DataError(f"no sharded data set in {folder.resolve()}; make one with: coma shard FOLDER_OF_IMAGES")
+
+
+def _is_data(folder: Path) -> bool:
+    try:
+        return (folder / INFO_NAME).is_file() and bool(split_names(folder))
+    except DataError:
+        return False
+
+
+def _split_folder(data: Path, split: str) -> Path:
+    if is_there(data / MANIFEST_NAME):
+        return data.absolute()
+    if not is_there(data / INFO_NAME):  # asked first: a web server need not list its folders
+        if not data.is_dir():
+            what = "it is a file" if data.exists() else "no such folder"
+            raise DataError(f"no sharded data set at {without_credentials(str(data))}: {what}")
+        if (data / WORK_FOLDER).is_dir():
+            raise DataError(
+                f"{data} is not complete: run its `coma shard` again, it goes on where it stopped"
+            )
+        place = without_credentials(str(data))
+        if not is_remote(data) and any(data.glob("*.tar")):
+            raise DataError(
+                f"{place} holds tars without a manifest; make one with: coma index {place} "
+                f"(or, if they are no WebDataset shards: coma shard {place})"
+            )
+        raise DataError(f"{place} holds no shards (no {INFO_NAME}); make them with: coma shard {place}")
+    names = split_names(data)
+    if split not in names:
+        raise DataError(f"{data} has no split {split!r}; it has {', '.join(names)}")
+    return (data / split).absolute()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Path]:
+    """Say of whatever cannot be read in here that it is no manifest."""
+    try:
+        yield path
+    except (pa.ArrowException, OSError) as error:
+        place = without_credentials(str(path))
+        raise DataError(f"{place} is not a manifest: {str(error).splitlines()[0]}") from error
+
+
+def _shard_bytes(folder: Path, shard: str) -> int:
+    try:
+        if is_remote(folder):
+            return asking(folder, (folder / shard).stat).st_size
+        return os.stat(f"{folder}/{shard}").st_size  # noqa: PTH116  (making a Path takes five times as long)
+    except OSError as error:
+        raise DataError(
+            f"shard {without_credentials(str(folder / shard))} cannot be read: {error.strerror or error}; "
+            "copy it again, or shard again"
+        ) from error

@@ -1,0 +1,1 @@
+"""Parquet files with images inside, read in a process whose memory is bounded."""

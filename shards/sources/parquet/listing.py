@@ -1,0 +1,250 @@
+"""Parquet files with the images inside, as Hugging Face has them; ImageNet's are named as everywhere else.
+
+An image is called `<parquet file>/<row>`, with the extension that its row's path has, for such paths need be
+neither unique nor safe. Only if all of them are those of ImageNet-1k they are taken for what they say.
+"""
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from coma.errors import DataError
+from coma.shards.sources.model import (
+    MAX_IMAGE_BYTES,
+    Listing,
+    Sources,
+    SplitSources,
+    is_image_name,
+    printable,
+)
+from coma.shards.sources.parquet.columns import Columns, choose_columns
+from coma.shards.sources.parquet.confined import ConfinedReader
+from coma.shards.sources.parquet.rows import Contents
+from coma.shards.sources.tables import Label, numbered, split_named
+
+log = logging.getLogger(__name__)
+
+_IMAGENET_PATH = re.compile(
+    r"(?P<train>(?P<of_train>n\d{8})_\d+)(_(?P=of_train))?\.JPEG"
+    r"|(?P<val>ILSVRC2012_val_\d{8})_(?P<of_val>n\d{8})\.JPEG"
+    r"|(?P<test>ILSVRC2012_test_\d{8})\.JPEG"
+)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The rows of one file; n rows."""
+
+    file: str
+    mtime_ns: int
+    sizes: npt.NDArray[np.int64]
+    """[n] bytes, -1 for a null."""
+    inner_paths: list[str | None]
+    """[n] what the row itself calls its image."""
+    labels: list[Label]
+    """[n]"""
+
+    def refusals(self) -> Iterator[str | None]:
+        """Say of each row why it is set aside unread."""
+        for size, path in zip(self.sizes.tolist(), self.inner_paths, strict=True):
+            if size > MAX_IMAGE_BYTES:
+                yield f"bomb: {size} bytes, the limit is {MAX_IMAGE_BYTES}"
+            elif size < 0:
+                elsewhere = "; it names a file, which is not followed" if path else ""
+                yield f"empty: the row has no bytes{elsewhere}"
+            else:
+                yield None
+
+
+def list_parquet(
+    source: Path,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    listed: Callable[[int], None] | None = None,
+    exclude: Path | None = None,
+) -> Sources:
+    """List the images in a parquet file, or in all those of a folder (but not of the folder `exclude`).
+
+    They have to be spooled before they can be read: offsets are rows. Every image's size is read, which takes as
+    long as reading the files does; `listed` hears how many were found.
+    Raises UsageError if it takes a flag to tell which column is meant, DataError if a file cannot be read.
+    """
+    root, files, ignored = parquet_files(source, exclude)
+    tables: list[_Table] = []
+    rows = 0
+    with ConfinedReader() as reader:
+        contents = {file: reader.contents(root / file) for file in files}
+        columns = choose_columns(contents, image_column, label_column)
+        for file in files:
+            if columns.image not in contents[file].kinds:
+                log.warning("left out %s: there are no images in it", printable(file))
+                ignored[".parquet without images"] += 1
+                continue
+            tables.append(_table(reader, root, file, contents[file], columns))
+            rows += len(tables[-1].sizes)
+            if listed is not None:
+                listed(rows)
+    class_words = None
+    if (names := _imagenet_names(tables)) is not None:
+        splits, class_names, class_words = _imagenet(source, tables, columns, names)
+    else:
+        splits, class_names = _generic(source, tables, columns)
+    return Sources(root, "parquet", splits, class_names, class_words, ignored, columns.image)
+
+
+def parquet_files(source: Path, exclude: Path | None = None) -> tuple[Path, list[str], Counter[str]]:
+    """Find the parquet files of a source: its folder, their paths in that, and how many other files there are.
+
+    Hidden files are passed over, and folders that are links.
+    """
+    if not source.is_dir():
+        return source.parent, [source.name], Counter()
+    files: list[str] = []
+    others = Counter[str]()
+    for folder, below, names in os.walk(source):
+        below[:] = [
+            name
+            for name in below
+            if not (name.startswith(".") or (exclude is not None and _same(Path(folder, name), exclude)))
+        ]
+        for name in names:
+            extension = os.path.splitext(name)[1].lower()  # noqa: PTH122
+            if name.startswith("."):
+                continue
+            if extension == ".parquet":
+                files.append(str(Path(folder, name).relative_to(source)))
+            else:
+                others[printable(extension) or "no extension"] += 1
+    return source, sorted(files, key=os.fsencode), others
+
+
+def _table(reader: ConfinedReader, root: Path, file: str, contents: Contents, columns: Columns) -> _Table:
+    wanted = (columns.path, columns.label)
+    there = tuple(
+        name for name in wanted if name is not None and contents.kinds.get(name) in ("integer", "text")
+    )
+    sizes: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
+    values: dict[str, list[Label]] = {name: [] for name in there}
+    mtime_ns = (root / file).stat().st_mtime_ns
+    for rows in reader.rows(root / file, columns.image, there):
+        sizes.append(rows.lengths)
+        for name, column in zip(there, rows.values, strict=True):
+            values[name] += column
+    rows_read = sum(map(len, sizes))
+    inner_paths, labels = (values.get(name or "", [None] * rows_read) for name in wanted)
+    return _Table(file, mtime_ns, np.concatenate(sizes), list(map(_text, inner_paths)), labels)
+
+
+def _text(value: Label) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _generic(
+    source: Path, tables: list[_Table], columns: Columns
+) -> tuple[tuple[SplitSources, ...], tuple[str, ...] | None]:
+    names = (
+        f"{table.file}/{row:09d}{_extension(path)}"
+        for table in tables
+        for row, path in enumerate(table.inner_paths)
+    )
+    listing = _listing(tables, names)
+    values: dict[str, list[Label]] = {}
+    members: dict[str, list[int]] = {}
+    at = 0
+    for table in tables:
+        split = split_named(table.file)
+        values.setdefault(split, []).extend(table.labels)
+        members.setdefault(split, []).extend(range(at, at + len(table.labels)))
+        at += len(table.labels)
+    found = numbered(printable(str(source)), values, columns.class_names)
+    return _splits(listing, members, found.labels), found.class_names
+
+
+def _imagenet(
+    source: Path, tables: list[_Table], columns: Columns, names: Sequence[tuple[str, str | None, str]]
+) -> tuple[tuple[SplitSources, ...], tuple[str, ...] | None, tuple[str, ...] | None]:
+    log.info("the images are ImageNet's by their paths, and are called as there")
+    listing = _listing(tables, (path for _, _, path in names))
+    label_of: dict[str, Label] = {}
+    for label, (_, wnid, path) in zip(
+        (label for table in tables for label in table.labels), names, strict=True
+    ):
+        if wnid is not None and label not in (None, -1) and label_of.setdefault(wnid, label) != label:
+            raise DataError(f"{source}: {path} has the label {label}, others of {wnid} have {label_of[wnid]}")
+    wnid_of = {label: wnid for wnid, label in label_of.items()}
+    for wnid, label in label_of.items():
+        if wnid_of[label] != wnid:
+            raise DataError(f"{source}: images of {wnid} and of {wnid_of[label]} have one label, {label}")
+    class_names = tuple(sorted({wnid for _, wnid, _ in names if wnid is not None}))
+    index = {wnid: i for i, wnid in enumerate(class_names)}
+    members: dict[str, list[int]] = {}
+    for i, (split, _, _) in enumerate(names):
+        members.setdefault(split, []).append(i)
+    labels = {
+        split: None if split == "test" else [index[names[i][1] or ""] for i in rows]
+        for split, rows in members.items()
+    }
+    class_words = None
+    if columns.class_names is not None and class_names:
+        word_of = dict(enumerate(columns.class_names))
+        words = {wnid: word_of.get(label) for wnid, label in label_of.items() if isinstance(label, int)}
+        class_words = tuple(words.get(wnid) or wnid for wnid in class_names)
+    return _splits(listing, members, labels), class_names or None, class_words
+
+
+def _imagenet_names(tables: list[_Table]) -> list[tuple[str, str | None, str]] | None:
+    """Tell split, wnid and name of every image, if all are ImageNet's by their paths."""
+    names = []
+    for table in tables:
+        for path in table.inner_paths:
+            if (name := _imagenet_name(path)) is None:
+                return None
+            names.append(name)
+    return names or None
+
+
+def _imagenet_name(path: str | None) -> tuple[str, str | None, str] | None:
+    """Tell split, wnid and name of an image of ImageNet-1k from the path that Hugging Face's copy gives it."""
+    found = _IMAGENET_PATH.fullmatch(path) if path is not None else None
+    if found is None:
+        return None
+    if found["test"] is not None:
+        return "test", None, f"test/{found['test']}.JPEG"
+    split, wnid = ("train", found["of_train"]) if found["train"] is not None else ("val", found["of_val"])
+    return split, wnid, f"{split}/{wnid}/{found[split]}.JPEG"
+
+
+def _listing(tables: list[_Table], names: Iterable[str]) -> Listing:
+    listing = Listing()
+    seen: set[str] = set()
+    name = iter(names)
+    for table in tables:
+        for row, (size, refused) in enumerate(zip(table.sizes.tolist(), table.refusals(), strict=True)):
+            path = next(name)
+            if path in seen:
+                refused = refused or "duplicate: listed twice"
+            seen.add(path)
+            listing.add(path, size, table.mtime_ns, table.file, row, refused)
+    return listing
+
+
+def _splits(
+    listing: Listing, members: dict[str, list[int]], labels: dict[str, list[int] | None]
+) -> tuple[SplitSources, ...]:
+    order = sorted(members, key=lambda split: (split != "train", split))
+    return tuple(listing.split(split, members[split], labels[split]) for split in order)
+
+
+def _extension(path: str | None) -> str:
+    return os.path.splitext(path)[1] if path is not None and is_image_name(path) else ""  # noqa: PTH122
+
+
+def _same(folder: Path, other: Path) -> bool:
+    return other.exists() and folder.samefile(other)

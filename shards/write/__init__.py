@@ -1,0 +1,1 @@
+"""Writing of shards: options, layout, worker processes, merging, resuming."""

@@ -1,0 +1,186 @@
+"""What OUT holds before a run: nothing, our own unfinished run, the finished data set, or something else.
+
+While a run is under way OUT/.coma-shard holds its record (what was asked for), its lock and its parts.
+"""
+
+import fcntl
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from coma.errors import DataError, UsageError
+from coma.shards.files import is_remote, make_folder, reaching, remove_temporaries, write_atomically
+from coma.shards.manifest import INFO_NAME, WORK_FOLDER, read_info
+from coma.shards.sources.parquet.spool import remove_spool
+from coma.shards.write.layout import ShardPlan
+from coma.shards.write.worker import PART_KEY
+
+_RECORD_NAME = "plan.json"
+_OURS = re.compile(r"plan\.json|lock(-\d+-of-\d+)?|coma-.*\.parquet")
+_LOCK_NAME = "lock"
+_PARTS_NAME = "parts"
+
+_ASKED = {
+    "seed": "--seed",
+    "shard_bytes": "--shard-bytes",
+    "resize_px": "--resize",
+    "quality": "--quality",
+    "val_fraction": "--val-fraction",
+    "check": "--check",
+    "max_pixels": "--max-pixels",
+    "dedupe": "--dedupe",
+    "index": "an index of",
+}
+
+
+class State(Enum):
+    """What a run finds in OUT."""
+
+    NEW = "new"
+    UNFINISHED = "unfinished"
+    COMPLETE = "complete"
+
+
+def parts_folder(out: Path) -> Path:
+    """Where the shards' parts wait for the end of the run."""
+    return out / WORK_FOLDER / _PARTS_NAME
+
+
+def spool_folder(out: Path, part: str | None = None) -> Path:
+    """Where the images of parquet rows are while a run, or a part of one, is under way."""
+    return out / WORK_FOLDER / ("spool" if part is None else f"spool-{_part_suffix(part)}")
+
+
+def _part_suffix(part: str) -> str:
+    return part.replace("/", "-of-")
+
+
+def state_of(out: Path, record: dict[str, Any]) -> State:
+    """Look at OUT. Raises UsageError if it holds anything but a run with this very record."""
+    if not out.exists() and not out.is_symlink():
+        return State.NEW
+    if not out.is_dir():
+        raise UsageError(f"{out} is a file; name a folder that is new or empty")
+    if (out / INFO_NAME).is_file():
+        with suppress(DataError):
+            about = read_info(out).get("coma")
+            if isinstance(about, dict) and isinstance(about.get("plan"), dict):
+                _require_same(out, "a data set", about["plan"], record)
+                return State.COMPLETE
+    try:
+        previous = json.loads((out / WORK_FOLDER / _RECORD_NAME).read_bytes())
+    except (OSError, ValueError):
+        previous = None
+    if isinstance(previous, dict):
+        _require_same(out, "an unfinished run", previous, record)
+        return State.UNFINISHED
+    others = sorted(child.name for child in out.iterdir() if child.name != WORK_FOLDER)
+    if others:
+        raise UsageError(f"{out} is not empty (it holds {others[0]}); name a folder that is new or empty")
+    return State.NEW
+
+
+def _require_same(out: Path, what: str, previous: dict[str, Any], record: dict[str, Any]) -> None:
+    if previous == record:
+        return
+    differing = [name for name in record if previous.get(name) != record[name]]
+    asked = [
+        f"{flag} {previous.get(name)}, not {record[name]}"
+        for name, flag in _ASKED.items()
+        if name in differing
+    ]
+    if "sources" in differing:
+        asked.insert(0, f"other images ({previous.get('images')}, not these {record['images']})")
+    raise UsageError(
+        f"{out} is not empty: it holds {what} of {', '.join(asked) or 'another version of coma'}; "
+        "name another OUT, or remove it"
+    )
+
+
+@contextmanager
+def begun(out: Path, record: dict[str, Any], part: str | None = None) -> Iterator[None]:
+    """Make OUT and hold it: for this run alone, or for one `part` ("3/16") of it beside others.
+
+    What a killed run left half-written is cleared, but for a part: others may be at work. Raises UsageError if
+    another run holds it. An object store has no locks.
+    """
+    work = out / WORK_FOLDER
+    make_folder(parts_folder(out))
+    with ExitStack() as locks:
+        if not is_remote(out):
+            locks.enter_context(_locked(out, _LOCK_NAME, shared=part is not None))
+            if part is not None:
+                locks.enter_context(_locked(out, f"{_LOCK_NAME}-{_part_suffix(part)}", shared=False))
+            else:
+                for folder in (
+                    out,
+                    work,
+                    parts_folder(out),
+                    *(child for child in out.iterdir() if child.is_dir()),
+                ):
+                    remove_temporaries(folder)
+        write_atomically(work / _RECORD_NAME, json.dumps(record, indent=2) + "\n")
+        yield
+
+
+@contextmanager
+def _locked(out: Path, name: str, shared: bool) -> Iterator[None]:
+    with (out / WORK_FOLDER / name).open("w") as lock:
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another `coma shard` is writing to {out}; let it end, or name another OUT"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def finished(out: Path, plan: ShardPlan) -> dict[str, int] | None:
+    """Return the counts of a shard that stands complete (kept, set_aside, tar_bytes), else None."""
+    try:
+        part = parts_folder(out) / f"{plan.name}.parquet"
+        with reaching(part), part.open("rb") as file:
+            metadata = pq.read_schema(file).metadata
+        counts: dict[str, int] = json.loads(metadata[PART_KEY])
+        tar = out / plan.split / f"{plan.name}.tar"
+        with reaching(tar):
+            if counts["kept"] and (
+                tar.stat().st_size != counts["tar_bytes"] or not tar.with_suffix(".idx").is_file()
+            ):
+                return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return counts
+
+
+def clear_work(out: Path) -> None:
+    """Remove the folder of a run that is over: the files we know, and the folders once they are empty."""
+    work, parts = out / WORK_FOLDER, parts_folder(out)
+    if is_remote(out):
+        store: Any = work
+        if store.exists():
+            store.fs.rm([found for found in store.fs.find(store.path) if _is_ours(found)])
+        return
+    if not work.is_dir():
+        return
+    for folder in work.glob("spool*"):
+        remove_spool(folder)
+    for folder in (parts, work):
+        remove_temporaries(folder)
+        for file in folder.glob("*"):
+            if _is_ours(file.name):
+                file.unlink()
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _is_ours(path: str) -> bool:
+    return bool(_OURS.fullmatch(path.rsplit("/", 1)[-1]))

@@ -1,0 +1,310 @@
+"""Figures that belong together; how fast anything is, is no test's business."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from coma.bench import loader, peers, stages, ways
+from coma.bench.findings import NATIVE, PEER, STREAM, BenchOptions, Images, LoaderBench, advice
+from coma.bench.loader import bench_loader
+from coma.bench.peers import Peer
+from coma.bench.plot import write_bars
+from coma.bench.timing import Timing, take_turns
+from coma.bench.ways import Sample, Way
+from coma.cli.bench import app
+from coma.errors import DataError, UsageError
+from coma.shards.manifest import read_manifest
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
+
+OPTIONS = BenchOptions(images=10, rounds=2, image_size=28, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve images, JPEG and PNG, in a few shards."""
+    folder = tmp_path_factory.mktemp("bench")
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        path = folder / "photos" / f"class-{number % 2}" / f"{number}.{'png' if number % 6 == 0 else 'jpg'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(path)
+    shard(folder / "photos", folder / "shards", ShardOptions(workers=1, shard_bytes=20_000))
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def found(data: Path) -> LoaderBench:
+    return bench_loader(data, OPTIONS)
+
+
+def test_every_way_has_its_figures(found: LoaderBench) -> None:
+    assert found.images.count == 8  # whole batches
+    assert set(found.ways) >= {STREAM, PEER, "ImageFolder + torchvision", "webdataset + PIL", NATIVE}
+    assert found.failed == {}
+    assert found.resized is not None
+    assert found.resized[0].shorter_side == found.options.resize_px == 32
+    assert len(found.limits) == 2
+    for timing in (found.ways | found.limits).values():
+        assert len(timing.cpu_s) == len(timing.wall_s) == OPTIONS.rounds
+        assert timing.images_per_cpu_s > 0
+    assert found.bottleneck in {*found.stages_us, "storage"}
+    assert found.ways[PEER].ratio_to(found.ways[PEER]) == 1
+
+
+def test_the_machine_is_left_as_it_was(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("TMPDIR", raising=False)
+    theirs = [tmp_path / "data" / "kept", tmp_path / "chunks" / "kept"]  # litdata.optimize deletes these
+    for file in theirs:
+        file.parent.mkdir()
+        file.touch()
+    before = os.sched_getaffinity(0), torch.get_num_threads(), os.environ.get("TMPDIR")
+    bench_loader(data, replace(OPTIONS, rounds=1))
+    assert (os.sched_getaffinity(0), torch.get_num_threads(), os.environ.get("TMPDIR")) == before
+    assert tempfile.tempdir == str(tmp_path)
+    assert {file for file in tmp_path.rglob("*") if file.is_file()} == set(theirs)
+
+
+WAYS = [
+    ways.coma_stream,
+    ways.image_folder,
+    ways.torchvision_decoding,
+    ways.web_dataset,
+    ways.native_dali,
+    stages.whole_graph,
+    *[peer.way for peer in peers.PEERS if peer.installed],
+]
+
+
+@pytest.mark.parametrize(
+    ("way", "image_size"),
+    [(way, 28) for way in WAYS] + [(ways.coma_stream, 32), (ways.coma_stream, 64)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_ways_make_batches_of_the_size_asked_for(
+    way: Callable[[Sample], Way], image_size: int, data: Path, tmp_path: Path
+) -> None:
+    sample, *_ = loader._sample(
+        read_manifest(data), tmp_path, BenchOptions(images=8, image_size=image_size, batch_size=4)
+    )
+    assert len(sample.manifest) == len(list(sample.folder.rglob("*.*"))) == 8
+    running = way(sample)
+    assert list(islice(running, 5)) == [4] * 5  # over the end of the sample
+    running.close()
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    """A round in which all were slow does not count against any of them."""
+    slow, fast = Timing((2.0, 20.0, 2.2), (1.0,) * 3), Timing((1.0, 10.0, 1.1), (1.0,) * 3)
+    assert fast.ratio_to(slow) == 2
+    assert fast.images_per_cpu_s == pytest.approx(1 / 1.1)
+
+
+def test_the_sample_fits_the_size_of_the_images() -> None:
+    photographs, tiny = BenchOptions(), BenchOptions(image_size=32)
+    assert photographs.sample_size(0.2) == (256, 32)
+    assert photographs.sample_size(12) == (42, 32)
+    assert photographs.sample_size(0.001) == (1024, 128)  # 224 px to resize to, all the same
+    assert tiny.sample_size(0.001) == (2048, 256)
+    assert BenchOptions(images=10, batch_size=5).sample_size(12) == (10, 5)
+
+
+def test_shards_are_to_be_a_little_larger_than_the_images_of_a_batch() -> None:
+    assert [BenchOptions(image_size=size).resize_px for size in (32, 96, 224, 384)] == [64, 128, 256, 448]
+
+
+def times(cpu_s: float) -> Timing:
+    return Timing((cpu_s,), (cpu_s,))
+
+
+def test_the_advice_fits_the_bottleneck(found: LoaderBench) -> None:
+    fast = {"storage_images_per_s": 1e9, "memory_images_per_s": 2e9, "options": BenchOptions()}
+    decoding = replace(
+        found, ways={STREAM: times(1.0)}, stages_us={"reading": 1.0, "decoding": 9.0}, resized=None, **fast
+    )
+    assert decoding.bottleneck == "decoding"
+    assert "GPU" in advice(decoding)
+    assert "GPU" in advice(replace(decoding, stages_us={"resizing and normalising": 9.0}))
+    assert "larger batches" in advice(replace(decoding, stages_us={"hand-over, masks, threads": 9.0}))
+    assert "larger batches" in advice(replace(decoding, stages_us={"checking hash and header": 9.0}))
+
+
+def test_resizing_is_advised_where_it_was_seen_to_help(found: LoaderBench) -> None:
+    small, fast = Images(8, 30_000.0, 0.1, 256.0), {"storage_images_per_s": 1e9, "options": BenchOptions()}
+    decoding = replace(found, ways={STREAM: times(1.0)}, stages_us={"decoding": 9.0}, **fast)
+    assert advice(replace(decoding, resized=(small, times(0.5)))) == (
+        "coma shard SOURCE --resize 256: 2.0 times as fast, 30 KB an image"
+    )
+    assert "--resize" not in advice(replace(decoding, resized=(small, times(0.95))))
+
+
+def test_storage_is_the_bottleneck_if_it_and_nothing_else_cannot_keep_up(found: LoaderBench) -> None:
+    slow = replace(
+        found,
+        ways={STREAM: times(0.01)},
+        images=Images(8, 100_000.0, 0.2, 375.0),
+        cores=8,
+        storage_images_per_s=400.0,
+        memory_images_per_s=40_000.0,
+        resized=(Images(8, 30_000.0, 0.1, 256.0), times(0.01)),
+        options=BenchOptions(),
+    )
+    assert slow.cores_fed == 4
+    assert slow.bottleneck == "storage"
+    assert "disk" in advice(slow)
+    assert "--resize 256" in advice(slow)
+    assert "--resize" not in advice(replace(slow, resized=None))
+    assert replace(slow, cores=4).bottleneck != "storage"
+    assert replace(slow, memory_images_per_s=500.0).bottleneck != "storage"  # a faster disk would not help
+
+
+def test_small_jpegs_are_not_resized_to_compare(data: Path, tmp_path: Path) -> None:
+    sample, *_ = loader._sample(read_manifest(data), tmp_path, OPTIONS)
+    assert loader._resized(sample, 64) is None  # 60 px on the shorter side, and mostly JPEGs
+    small = loader._resized(sample, 32)
+    assert small is not None
+    assert np.minimum(small.manifest.width, small.manifest.height).tolist() == [32] * 8
+
+
+def test_small_pngs_are_made_jpegs_to_compare(tmp_path: Path) -> None:
+    for number in range(4):
+        path = tmp_path / "photos" / "a" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(path)
+    shard(tmp_path / "photos", tmp_path / "pngs", ShardOptions(workers=1))
+    sample, *_ = loader._sample(read_manifest(tmp_path / "pngs"), tmp_path, OPTIONS)
+    small = loader._resized(sample, 32)
+    assert small is not None
+    assert set(small.manifest.formats(range(4))) == {"jpeg"}
+
+
+def counting(images: int, error: Exception | None = None) -> Callable[[], Way]:
+    """A way that fails in its second batch."""
+
+    def way() -> Way:
+        yield images
+        if error is not None:
+            raise error
+        while True:
+            yield images
+
+    return way
+
+
+def test_a_way_that_fails_is_named_and_the_others_go_on() -> None:
+    made = {
+        "good": counting(4),
+        "late": counting(4, RuntimeError("Critical error in pipeline:\nthe reader is gone,\nand more")),
+        "broken": lambda: peers_that_cannot_be_imported(),
+    }
+    timings, failed = take_turns(made, 8, 3, lambda *_: None, needed={"good"})
+    assert set(timings) == {"good"}
+    assert len(timings["good"].cpu_s) == 3
+    assert failed["late"] == "RuntimeError: the reader is gone"
+    assert failed["broken"] == "ModuleNotFoundError: No module named 'no_such_library'"
+
+
+def peers_that_cannot_be_imported() -> Way:
+    import no_such_library  # type: ignore[import-not-found]
+
+    yield no_such_library.images
+
+
+def test_what_the_comparison_cannot_do_without_ends_it() -> None:
+    with pytest.raises(DataError, match="PIL fails on this sample: ValueError: no image"):
+        take_turns({"PIL": counting(4, ValueError("no image"))}, 8, 1, lambda *_: None, needed={"PIL"})
+    with pytest.raises(UsageError, match="a flag"):  # what coma says needs no such words
+        take_turns({"coma": counting(4, UsageError("a flag"))}, 8, 1, lambda *_: None, needed=())
+
+
+def absent(sample: Sample) -> Way:
+    raise AssertionError("is not installed")
+
+
+def run(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["loader", *arguments], catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout
+
+
+def test_what_is_not_installed_or_fails_is_said(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Peer("pytest", "broken peer", lambda _: counting(4, OSError("libjpeg.so is missing " * 9))())
+    noted = Peer("pillow", "peer", lambda _: counting(4)(), "other work: none at all")
+    monkeypatch.setattr(peers, "PEERS", (Peer("no-such-package", "x", absent), broken, noted))
+    command = [str(data), "--images", "8", "--rounds", "1", "--image-size", "28"]
+
+    lines = run(*command).splitlines()
+    assert "not installed: no-such-package; pip install them to compare" in lines
+    (failed,) = [line for line in lines if line.startswith("failed: ")]
+    assert failed.startswith("failed: broken peer: OSError: libjpeg.so is missing")
+    assert len(failed) <= 80
+    assert "peer: other work: none at all" in lines
+
+    result = json.loads(run(*command, "--json"))
+    assert result["not_installed"] == ["no-such-package"]
+    assert list(result["failed"]) == ["broken peer"]
+    assert result["ways"]["peer"]["note"] == "other work: none at all"
+    assert "broken peer" not in result["ways"]
+    assert set(result["versions"]) >= {"torch", "pillow"}
+
+
+def test_the_table_fits_80_columns_and_the_plot_is_a_picture(data: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    shown = run(str(data), "--images", "8", "--rounds", "1", "--image-size", "28", "--plot", str(plot))
+    lines = [line for line in shown.splitlines() if str(tmp_path.parent) not in line]
+    assert max(map(len, lines)) <= 80
+    assert "bottleneck" in shown
+    assert "coma, --resize 32" in shown
+    with Image.open(plot) as picture:
+        assert picture.size[0] == 960
+
+
+def test_json_holds_the_table(data: Path) -> None:
+    result = json.loads(run(str(data), "--images", "8", "--rounds", "1", "--image-size", "28", "--json"))
+    assert result["ways"][PEER]["ratio"] == 1
+    assert set(result) >= {"decoding_alone", "stages_us", "bottleneck", "advice", "ratio_to_native_dali"}
+
+
+def test_bars_are_as_long_as_their_values(tmp_path: Path) -> None:
+    write_bars(
+        tmp_path / "a.png", "t", "n", {"a": 50, "b": 100}, mine=frozenset({"a"}), limits=frozenset({"b"})
+    )
+    with Image.open(tmp_path / "a.png") as picture:
+        pixels = np.asarray(picture).astype(int)
+    mine = (np.abs(pixels - [0x25, 0x63, 0xC9]).sum(2) == 0).any(0).sum()
+    limit = (np.abs(pixels - [0xD9, 0xDF, 0xE7]).sum(2) == 0).any(0).sum()
+    assert limit == pytest.approx(2 * mine, abs=3)
+
+
+def test_long_names_do_not_run_into_bars_or_over_the_edge(tmp_path: Path) -> None:
+    long = "a loader whose name is longer than any of those that we know of, and then some"
+    values = {long: 123456.0, "b": 5.0}
+    none = frozenset[str]()
+    write_bars(tmp_path / "a.png", long * 3, long * 3, values, mine=frozenset({long}), limits=none)
+    with Image.open(tmp_path / "a.png") as picture:
+        pixels = np.asarray(picture).astype(int)
+    assert (pixels[:, -20:] == 255).all()
+    (columns,) = np.nonzero((np.abs(pixels - [0x25, 0x63, 0xC9]).sum(2) == 0).any(0))
+    row = 24 + 66 + 13  # the middle of the first bar
+    assert (pixels[row - 13 : row + 13, columns[0] - 8 : columns[0]] == 255).all()
+    assert len(columns) > 100  # room is left for bars
+
+
+def test_nonsense_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--rounds 0"):
+        BenchOptions(rounds=0)
+    with pytest.raises(DataError, match="no sharded data set"):
+        bench_loader(tmp_path / "none", OPTIONS)

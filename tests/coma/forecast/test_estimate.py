@@ -1,0 +1,46 @@
+"""What is foreseen of a run is what it then does; foreseeing leaves nothing behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from small_runs import small
+
+from coma.errors import UsageError
+from coma.forecast.estimate import estimate
+from coma.training import pretrain
+
+
+def test_a_run_is_what_was_foreseen_of_it(data: Path, elsewhere: Path) -> None:
+    config = small(data, Path("run"), ds_config="zero2", save_every=1)
+    found = estimate(config)
+    assert not list(elsewhere.iterdir())
+    assert found.measured is not None
+    shown = found.to_json()
+    assert shown["activations_bytes"] == 4 * found.measured.activation_bytes_per_image > 0
+    assert shown["hours"] * 3600 == pytest.approx(4 * shown["step_s"])
+    assert shown["images_per_s"] == pytest.approx(4 / shown["step_s"])
+    pretrain(dataclasses.replace(config, stop_after=3))
+    resolved = json.loads(Path("run/config.json").read_text())["resolved"]
+    same = ["data", "parameters", "steps", "epochs", "batch_size", "micro_batch_size", "peak_lr"]
+    same += ["warmup_steps", "precision", "stage", "save_every"]
+    assert {name: shown[name] for name in same} == {name: resolved[name] for name in same}
+    assert shown["checkpoints"] == len(list(Path("run/checkpoints").glob("step-*"))) == 2
+
+    before = sorted(elsewhere.rglob("*"))
+    again = estimate(config, measure=False)
+    assert (again.begun_at, again.step_s, again.activation_bytes) == (3, None, None)
+    assert sorted(elsewhere.rglob("*")) == before
+
+
+def test_more_processes_share_the_work_and_the_states(data: Path, elsewhere: Path) -> None:
+    Path("hosts").write_text("one slots=2\n# none\ntwo slots=2\n")
+    alone = estimate(small(data, Path("run")), measure=False)
+    shared = estimate(small(data, Path("run"), hostfile=Path("hosts")), measure=False)
+    assert (shared.hosts, shared.plan.world_size, shared.plan.micro_batch_size) == (2, 4, 1)
+    assert shared.memory.optimizer == pytest.approx(alone.memory.optimizer / 4, abs=100)
+    with pytest.raises(UsageError, match="does not divide over 3 processes"):
+        estimate(small(data, Path("run"), devices=3), measure=False)

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coma.deepspeed_configs import packaged
+from coma.errors import UsageError
+from coma.training.config.ds_config import DeepSpeedFile, complete, read_ds_config
+
+
+def written(folder: Path, content: Any) -> str:
+    path = folder / "mine.json"
+    text = content if isinstance(content, str | bytes) else json.dumps(content)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("name", sorted(packaged()))
+def test_every_packaged_configuration_is_right(name: str) -> None:
+    file = read_ds_config(name)
+    assert file == read_ds_config(f"{name}.json")
+    assert file.stage == int(name[4])
+    assert ("offload_optimizer" in file.content["zero_optimization"]) == name.endswith(("_offload", "_nvme"))
+
+
+def test_a_file_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zero2.json").write_text('{"zero_optimization": {"stage": 3}}')
+    assert read_ds_config("zero2.json").stage == 3
+    assert read_ds_config("zero2").stage == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("{", "not a JSON file"),
+        ("[1]", "holds a list"),
+        ("3", "holds a int"),
+        ("", "not a JSON file"),
+        (b"\xff\xfe{\x00}\x00", "not a JSON file"),
+        ("[" * 100_000, "not a JSON file"),
+        ('{"gradient_clipping": 1, "gradient_clipping": 2}', "'gradient_clipping' stands twice"),
+        ('{"optimizer": {"params": {"eps": 1e-8, "eps": 1e-6}}}', "'eps' stands twice"),
+        ({"gradient_cliping": 1.0}, "'gradient_cliping'.*did you mean 'gradient_clipping'"),
+        (
+            {"zero_optimization": {"stage": 2, "ovrlap_comm": True}},
+            "zero_optimization.ovrlap_comm.*'overlap_comm'",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}},
+            "offload_optimizer.devise.*'device'",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}},
+            'offload_optimizer.device\' is "nvme", which takes stage 3.*zero2_offload',
+        ),
+        (
+            {
+                "zero_optimization": {
+                    "stage": 3,
+                    "offload_optimizer": {"device": "cpu", "super_offload": True},
+                }
+            },
+            "offload_optimizer.super_offload' is true, and coma cannot save.*zero3_offload",
+        ),
+        (
+            {"optimizer": {"params": {"foreach": True, "fused": True}}},
+            "optimizer.params.foreach' goes with .* without the other",
+        ),
+        (
+            {"optimizer": {"params": {"torch_adam": False, "fused": True}}},
+            'optimizer.params.fused\' goes with "torch_adam": true',
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            'offload_param.device\' is "nvme".*make it "cpu"',
+        ),
+        ({"aio": {"block_size": 1}}, "'aio', which would be overridden.*delete the section"),
+        ({"zero_optimization": {"stage": 7}}, "zero_optimization.stage.* 7"),
+        ({"zero_optimization": {"stage": True}}, "'zero_optimization.stage' is true; it must be a number"),
+        (
+            {"zero_optimization": {"reduce_bucket_size": True}},
+            "zero_optimization.reduce_bucket_size' is true",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu", "buffer_count": False}}},
+            "offload_optimizer.buffer_count' is false; it must be a number",
+        ),
+        ({"fp16": {"enabled": True}}, "'fp16.enabled' true at ZeRO stage 0.*use stage 1"),
+        (
+            {"bf16": {"enabled": True, "check_grad_overflow": False}},
+            "'bf16.check_grad_overflow' is false; it must be true",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+            "offload_optimizer.ratio' is 0.5, and coma cannot save",
+        ),
+        ({"fp16": {"loss_scale": True}}, "'fp16.loss_scale' is true"),
+        (
+            {"zero_optimization": {"stage3_prefetch_bucket_size": True}},
+            "stage3_prefetch_bucket_size' is true",
+        ),
+        ({"zero_optimization": 2}, "'zero_optimization' is 2"),
+        ({"bf16": {"enabled": "auto"}}, "'bf16.enabled' is \"auto\""),
+        ({"bf16": {"enable": True}}, "bf16.enable.*'enabled'"),
+        ({"train_batch_size": "auto"}, "'train_batch_size' is \"auto\""),
+        ({"train_batch_size": 0}, "'train_batch_size' is 0"),
+        ({"train_micro_batch_size_per_gpu": 1.5}, "1.5"),
+        ({"gradient_clipping": "1"}, "'gradient_clipping'"),
+        ({"gradient_clipping": True}, "'gradient_clipping' is true"),
+        ({"gradient_clipping": math.nan}, "'gradient_clipping' is NaN.*finite"),
+        ({"gradient_clipping": math.inf}, "'gradient_clipping' is Infinity"),
+        ('{"gradient_clipping": 1e999}', "'gradient_clipping' is Infinity"),
+        ({"gradient_clipping": 10**400}, "'gradient_clipping' is 1000.*finite"),
+        ({"gradient_predivide_factor": 0}, "'gradient_predivide_factor' is 0.*above 0"),
+        ({"steps_per_print": 0}, "'steps_per_print' is 0"),
+        ({"wall_clock_breakdown": "no"}, "'wall_clock_breakdown' is \"no\".*true or false"),
+        ({"bf16": {"enabled": "false"}}, "'bf16.enabled' is \"false\".*true or false"),
+        (
+            {"bf16": {"enabled": True}, "fp16": {"enabled": True}},
+            "'bf16.enabled' and 'fp16.enabled'.*keep one",
+        ),
+        (
+            {"bf16": {"enabled": True}, "torch_autocast": {"enabled": True}},
+            "'bf16.enabled' and 'torch_autocast.enabled'.*keep one",
+        ),
+        ({"torch_autocast": {"dtype": "float17"}}, "'torch_autocast.dtype' is \"float17\".*must be bfloat16"),
+        (
+            {"torch_autocast": {"enabled": True, "dtype": "float16"}},
+            "must be bfloat16; for float16 use 'fp16'",
+        ),
+        ({"torch_autocast": {"dtype": None}}, "'torch_autocast.dtype' is null"),
+        (
+            {"torch_autocast": {"lower_precision_safe_modules": ["torch.nn.Linearr"]}},
+            "lower_precision_safe_modules' is \"torch.nn.Linearr\"; it must be a module's class",
+        ),
+        (
+            {"communication_data_type": "float32"},
+            "'communication_data_type' is \"float32\"; it must be bf16, fp16 or fp32",
+        ),
+        ({"communication_data_type": 16}, "'communication_data_type' is 16"),
+        (
+            {"data_types": {"grad_accum_dtype": "fp23"}},
+            'data_types.grad_accum_dtype\' is "fp23"; it must be bf16',
+        ),
+        ({"data_types": {"grad_accum_dtype": "int8"}}, 'grad_accum_dtype\' is "int8"'),
+        (
+            {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
+            'grad_accum_dtype\' is "fp32"; it must be that of the weights, bf16: .*use ZeRO stage 1',
+        ),
+        ({"data_types": {"param_dtype": "bf16"}}, 'param_dtype\' is "bf16".*leaves to the machine'),
+        ({"data_types": {"buffer_dtype": "double"}}, 'buffer_dtype\' is "double"'),
+        (
+            {"data_types": {"keep_in_fp32_modules": 3}},
+            "keep_in_fp32_modules' is 3; it must be a list of names",
+        ),
+        ({"scheduler": {"type": "WarmupLR"}}, "'scheduler'.*--base-lr"),
+        ({"optimizer": {"type": "Lamb"}}, "'Lamb'.*AdamW"),
+        ({"optimizer": {"params": {"lr": 1e-3}}}, "optimizer.params.lr.*--base-lr"),
+        ({"optimizer": {"params": {"weight_decay": 0.1}}}, "--weight-decay"),
+        ({"optimizer": {"params": {"beta": [0.9, 0.95]}}}, "optimizer.params.beta.*'betas'"),
+        ({"optimizer": {"params": {"betas": 0.9}}}, "optimizer.params.betas' is 0.9.*two numbers"),
+        ({"optimizer": {"params": {"betas": [0.9]}}}, "optimizer.params.betas"),
+        ({"optimizer": {"params": {"betas": [0.9, 1.0]}}}, "optimizer.params.betas.*below 1"),
+        ({"optimizer": {"params": {"betas": [-0.1, 0.9]}}}, "optimizer.params.betas"),
+        ({"optimizer": {"params": {"betas": ["0.9", 0.95]}}}, "optimizer.params.betas"),
+        ({"optimizer": {"params": {"betas": [0.9, "auto"]}}}, "'optimizer.params.betas.1' is \"auto\""),
+        ({"optimizer": {"params": {"betas": [0.9, math.nan]}}}, "'optimizer.params.betas.1' is NaN"),
+        ({"optimizer": {"params": {"eps": 0}}}, "optimizer.params.eps' is 0.*above 0"),
+        ({"optimizer": {"params": {"eps": "1e-8"}}}, "optimizer.params.eps"),
+        ({"optimizer": {"params": {"eps": None}}}, "optimizer.params.eps' is null"),
+        ({"optimizer": {"params": {"torch_adam": "no"}}}, 'optimizer.params.torch_adam\' is "no"'),
+        ({"optimizer": {"parms": {}}}, "optimizer.parms.*'params'"),
+        ({"optimizer": "AdamW"}, "'optimizer' is \"AdamW\""),
+        ({"elasticity": {"enabled": True}}, "'elasticity'"),
+    ],
+)
+def test_what_deepspeed_would_swallow_is_refused(tmp_path: Path, content: Any, named: str) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(UsageError, match=named) as caught:
+        read_ds_config(path)
+    assert path in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"communication_data_type": "FP32"},
+        {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "bfloat16", "param_dtype": "bf16"}},
+        {
+            "zero_optimization": {"stage": 1},
+            "data_types": {"grad_accum_dtype": "fp32", "buffer_dtype": "bf16"},
+        },
+        {"torch_autocast": {"enabled": True, "lower_precision_safe_modules": ["torch.nn.Linear"]}},
+        {"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8, "overlap_comm": True}},
+    ],
+)
+def test_what_deepspeed_takes_is_taken(tmp_path: Path, content: dict[str, Any]) -> None:
+    assert read_ds_config(written(tmp_path, content)).content == content
+
+
+def test_a_misspelt_name_is_answered_with_the_names_there_are() -> None:
+    with pytest.raises(UsageError, match=r"zero2_offload.*did you mean 'zero3'"):
+        read_ds_config("zeros3.json")
+
+
+def test_precision_is_the_files_where_it_says_so() -> None:
+    assert DeepSpeedFile("f", {}).precision is None
+    assert DeepSpeedFile("f", {"bf16": {"enabled": True}}).precision == "bf16"
+    assert DeepSpeedFile("f", {"bf16": {"enabled": False}}).precision == "fp32"
+    assert DeepSpeedFile("f", {"torch_autocast": {"enabled": True}}).precision == "bfloat16 autocast"
+
+
+def test_autocast_is_in_bfloat16_on_a_gpu_too() -> None:
+    file = DeepSpeedFile("f", {"torch_autocast": {"enabled": True}})
+    sizes = {"batch_size": 8, "micro_batch_size": 8, "accumulation": 1, "weight_decay": 0.1}
+    done = complete(file, precision="bfloat16 autocast", **sizes)  # type: ignore[arg-type]
+    assert done["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert "bf16" not in done
+
+
+def test_completion_fills_in_what_the_command_line_decides_and_keeps_the_rest() -> None:
+    file = DeepSpeedFile(
+        "f", {"gradient_clipping": 0.5, "optimizer": {"params": {"eps": 1e-6}}, "train_batch_size": 8}
+    )
+    done = complete(
+        file, batch_size=8, micro_batch_size=2, accumulation=4, precision="bf16", weight_decay=0.1
+    )
+    assert done["gradient_clipping"] == 0.5
+    assert done["bf16"] == {"enabled": True}
+    assert done["optimizer"] == {
+        "type": "AdamW",
+        "params": {
+            "betas": [0.9, 0.95],
+            "torch_adam": True,
+            "lr": 0.0,
+            "eps": 1e-6,
+            "weight_decay": 0.1,
+            "fused": True,
+        },
+    }
+    assert [done[key] for key in done if "batch" in key or "accumulation" in key] == [8, 2, 4]
+    assert file.content["optimizer"] == {"params": {"eps": 1e-6}}
+
+
+@pytest.mark.parametrize("given", [{"foreach": True}, {"torch_adam": False}, {"fused": False}])
+def test_the_fused_kernel_is_the_default_of_torchs_adamw_alone(given: dict[str, bool]) -> None:
+    file = DeepSpeedFile("f", {"optimizer": {"params": given}})
+    sizes = {"batch_size": 8, "micro_batch_size": 8, "accumulation": 1}
+    done = complete(file, **sizes, precision="fp32", weight_decay=0.1)
+    assert not done["optimizer"]["params"].get("fused")

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coma.errors import UsageError
+from coma.training.config.ds_config import DeepSpeedFile, read_ds_config
+from coma.training.config.options import PretrainConfig
+from coma.training.config.resolve import ResolvedRun, default_batch, resolve
+
+
+def plan(
+    content: dict[str, Any] | None = None, *, samples: int = 1000, world_size: int = 1, **fields: Any
+) -> ResolvedRun:
+    machine = {"device": fields.pop("device", "cpu"), "has_bf16": fields.pop("has_bf16", False)}
+    return resolve(
+        PretrainConfig(**fields),
+        DeepSpeedFile("mine.json", content or {}),
+        data="data",
+        fingerprint="f",
+        samples_per_epoch=samples,
+        world_size=world_size,
+        **machine,
+    )
+
+
+def test_epochs_become_steps_and_steps_epochs() -> None:
+    assert plan(epochs=3, batch_size=50).steps == 60
+    assert plan(steps=30, batch_size=50).epochs == pytest.approx(1.5)
+    assert plan(batch_size=50).steps == 2000
+    assert plan(epochs=0.001, batch_size=50).steps == 1
+
+
+def test_an_epoch_ends_in_the_step_that_takes_its_last_sample() -> None:
+    made = plan(samples=1000, steps=400, batch_size=64)  # 15.6 steps an epoch
+    assert [step for step in range(1, 66) if made.ends_epochs(step, 1)] == [16, 32, 47, 63]
+    assert [step for step in range(1, 66) if made.ends_epochs(step, 2)] == [32, 63]
+    assert not any(made.ends_epochs(step, None) for step in range(1, 66))
+
+
+def test_warm_up_is_a_twentieth_or_as_told() -> None:
+    assert plan(steps=400, batch_size=50).warmup_steps == 20
+    assert plan(steps=400, batch_size=50, warmup_epochs=2).warmup_steps == 40
+    assert plan(steps=400, batch_size=50, warmup_epochs=0).warmup_steps == 0
+    with pytest.raises(UsageError, match="--warmup-epochs 20 is 400 steps"):
+        plan(steps=400, batch_size=50, warmup_epochs=20)
+
+
+@given(
+    samples=st.integers(1, 2_000_000), world_size=st.integers(1, 16), device=st.sampled_from(["cpu", "cuda"])
+)
+def test_the_default_batch_divides_and_leaves_steps(samples: int, world_size: int, device: str) -> None:
+    batch = default_batch(samples, world_size, device)
+    assert batch % world_size == 0
+    assert batch < min(max(1, samples / 8), 256) + world_size
+    if device == "cpu":
+        assert batch < 32 + world_size
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "expected"),
+    [
+        ({}, {"batch_size": 16}, (16, 16, 1)),
+        ({"train_micro_batch_size_per_gpu": 4}, {"batch_size": 16}, (16, 4, 4)),
+        ({"train_micro_batch_size_per_gpu": 4}, {"batch_size": 16, "world_size": 2}, (16, 4, 2)),
+        ({"gradient_accumulation_steps": 8}, {"batch_size": 16}, (16, 2, 8)),
+        ({"train_batch_size": 16}, {}, (16, 16, 1)),
+        ({"train_batch_size": 16}, {"batch_size": 16}, (16, 16, 1)),
+        (
+            {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 2},
+            {"world_size": 2},
+            (16, 4, 2),
+        ),
+    ],
+)
+def test_batch_sizes_multiply_up(
+    content: dict[str, Any], fields: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    found = plan(content, **fields)
+    assert (found.batch_size, found.micro_batch_size, found.accumulation) == expected
+    assert found.batch_size == found.micro_batch_size * found.accumulation * found.world_size
+    assert found.deepspeed["train_batch_size"] == found.batch_size
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "named"),
+    [
+        ({"train_batch_size": 64}, {"batch_size": 16}, "--batch-size 16 contradicts 'train_batch_size': 64"),
+        ({"train_micro_batch_size_per_gpu": 3}, {"batch_size": 16}, "'train_micro_batch_size_per_gpu': 3"),
+        (
+            {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 2},
+            {"batch_size": 16},
+            "is not 4 x 2",
+        ),
+        ({"gradient_accumulation_steps": 3}, {"batch_size": 16}, "'gradient_accumulation_steps': 3"),
+        ({}, {"batch_size": 15, "world_size": 2}, "2 processes: use --batch-size 16"),
+    ],
+)
+def test_batch_sizes_that_contradict_each_other_are_refused(
+    content: dict[str, Any], fields: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UsageError, match=named):
+        plan(content, **fields)
+
+
+def test_precision_is_the_hardwares_unless_the_file_says_otherwise() -> None:
+    assert plan(device="cuda", has_bf16=True).precision == "bf16"
+    assert plan(device="cuda", has_bf16=True).deepspeed["bf16"] == {"enabled": True}
+    assert plan().precision == "fp32"
+    assert plan({"bf16": {"enabled": False}}, device="cuda", has_bf16=True).precision == "fp32"
+
+
+def test_compile_is_refused_where_it_does_not_work() -> None:
+    config = PretrainConfig(steps=1, batch_size=1, compile=True)
+    facts: dict[str, Any] = {"data": "d", "fingerprint": "f", "samples_per_epoch": 9, "world_size": 1}
+    assert resolve(config, read_ds_config("zero2"), **facts, device="cpu", has_bf16=False).stage == 2
+    with pytest.raises(UsageError, match="--compile"):
+        resolve(config, read_ds_config("zero3"), **facts, device="cpu", has_bf16=False)
+
+
+def test_decoding_on_a_gpu_needs_one() -> None:
+    assert plan(decode="gpu", device="cuda").device == "cuda"
+    assert plan(decode="cpu", device="cuda").device == "cuda"
+    with pytest.raises(UsageError, match="--decode gpu needs a GPU"):
+        plan(decode="gpu", device="cpu")
+    with pytest.raises(UsageError, match="--decode is 'fast'; it must be auto or cpu or gpu"):
+        plan(decode="fast")

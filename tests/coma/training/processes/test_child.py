@@ -1,0 +1,103 @@
+"""What a process of a run notices of the command that started it: real files, a real parent, short limits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import alive, wait_until
+
+from coma.errors import DataError, Preempted
+from coma.training.processes.child import PARENT_VARIABLE, Launcher, exit_code, exit_codes
+
+
+@pytest.fixture
+def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configuration file of a command that is alive."""
+    monkeypatch.delenv(PARENT_VARIABLE, raising=False)
+    folder = tmp_path / ".coma-launch-1"
+    folder.mkdir()
+    (folder / "config.json").touch()
+    (folder / "heartbeat").touch()
+    return folder / "config.json"
+
+
+def test_a_heartbeat_that_stops_is_a_wish_to_stop_and_the_folder_goes(launched: Path) -> None:
+    limit_s = 0.5
+    with Launcher(launched, rank=0, gone_after_s=limit_s) as launcher:
+        for number in range(6):  # of a machine whose clock is years behind
+            os.utime(launched.parent / "heartbeat", (number, number))
+            time.sleep(limit_s / 4)
+            assert not launcher.wants_stop()
+        wait_until(launcher.wants_stop, 20.0)
+    assert not launched.parent.exists()
+
+
+def test_a_folder_that_is_gone_counts_at_once(launched: Path) -> None:
+    with Launcher(launched, rank=0, gone_after_s=0.01) as launcher:
+        (launched.parent / "heartbeat").unlink()
+        wait_until(launcher.wants_stop, 20.0)
+        launcher.hand_back({"steps": 1})
+
+
+def test_a_request_is_heard_and_the_exit_code_left(launched: Path) -> None:
+    with Launcher(launched, rank=3) as launcher:
+        assert not launcher.wants_stop()
+        (launched.parent / "stop").touch()
+        wait_until(launcher.wants_stop, 20.0)
+    with pytest.raises(Preempted), Launcher(launched, rank=1):
+        raise Preempted("asked to stop")
+    assert exit_codes(launched.parent, 4) == [75, 0]  # of ranks 1 and 3
+    assert [exit_code(error) for error in (DataError("no"), SystemExit(4), SystemExit(), ValueError())] == [
+        3,
+        4,
+        0,
+        1,
+    ]
+
+
+def test_a_configuration_given_by_hand_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    for launched in (tmp_path / "config.json", None):
+        with Launcher(launched, rank=0, gone_after_s=0.0) as launcher:
+            assert not launcher.wants_stop()
+            launcher.hand_back({})
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from coma.training.processes.child import Launcher
+from coma.training.processes.signals import StopRequests
+
+launcher = Launcher(Path(sys.argv[1]), 0)
+with StopRequests() as stop, launcher:
+    print("ready", flush=True)
+    while not (stop.preempted and launcher.wants_stop()):
+        time.sleep(0.05)
+"""
+PARENT = """
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], env={**os.environ, "COMA_LAUNCHED_BY": str(os.getpid())})
+time.sleep(100)
+"""
+
+
+def test_a_killed_parent_is_noticed_at_once_and_cleaned_up_after(launched: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, CHILD, str(launched)], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+        (child,) = (
+            int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        )
+        parent.send_signal(signal.SIGKILL)
+    wait_until(lambda: not alive(child), 20.0)
+    assert not launched.parent.exists()

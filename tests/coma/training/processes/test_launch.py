@@ -1,0 +1,103 @@
+"""Starting processes: what they are told, whose exit code counts, and that none is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from coma.errors import ComaError, UsageError
+from coma.training.config.options import PretrainConfig
+from coma.training.processes import launch
+from coma.training.processes.launch import start_on_hosts
+
+
+def processes(*codes: str) -> list[subprocess.Popen[bytes]]:
+    return [subprocess.Popen([sys.executable, "-c", code], start_new_session=True) for code in codes]
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        (["", ""], 0),
+        (["raise SystemExit(75)", "raise SystemExit(75)"], 75),
+        (["raise SystemExit(1)", "raise SystemExit(3)"], 3),  # rank 0 only lost its peer
+        (["import os; os.kill(os.getpid(), 9)", "raise SystemExit(4)"], 4),
+        (["import os; os.kill(os.getpid(), 9)", ""], 137),
+    ],
+)
+def test_the_exit_code_is_of_the_process_that_knows_why(codes: list[str], expected: int) -> None:
+    assert launch._wait_for_all(processes(*codes)) == expected
+
+
+def test_one_failure_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_GRACE_S", 0.2)
+    started = processes("raise SystemExit(2)", "import time; time.sleep(100)")
+    began_s = time.monotonic()
+    assert launch._wait_for_all(started) == 2
+    launch._kill(started)
+    assert time.monotonic() - began_s < 20
+    assert started[1].poll() == -signal.SIGKILL
+
+
+def test_signals_are_passed_on_and_handlers_given_back() -> None:
+    code = "import signal, sys, time\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(7))\n"
+    code += "print('ready', flush=True)\ntime.sleep(100)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    before = signal.getsignal(signal.SIGUSR1)
+    with launch._passing_on_signals([process]):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert process.wait(20) == 7
+    assert signal.getsignal(signal.SIGUSR1) == before
+    process.stdout.close()
+
+
+def test_a_launched_process_gets_everything_by_one_file(tmp_path: Path) -> None:
+    config = PretrainConfig(data=Path("shards-{000..003}"), devices=2, epochs=3)
+    command = launch._command(config, tmp_path)
+    assert command[0] == "coma"
+    assert command[-2:] == ["--launched", str(tmp_path / "config.json")]
+    told = PretrainConfig.load(Path(command[-1]))
+    assert (told.data, told.epochs, told.devices) == (config.data, 3, None)
+
+
+def test_a_run_that_was_lost_sight_of_is_no_success(tmp_path: Path) -> None:
+    """pdsh was killed, and DeepSpeed's launcher ends with 0."""
+    with pytest.raises(ComaError, match="lost sight of; the same command goes on"):
+        launch._result(tmp_path, 0)
+    with pytest.raises(SystemExit, match="75"):
+        launch._result(tmp_path, 75)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "no such file"),
+        ("# none\n\n", "names no host"),
+        ("a slots=2\nb slots=2\na slots=1\n", "names a twice"),
+    ],
+)
+def test_hostfiles_that_deepspeed_would_trip_over(tmp_path: Path, content: str | None, named: str) -> None:
+    hostfile = tmp_path / "hosts"
+    if content is not None:
+        hostfile.write_text(content)
+    with pytest.raises(UsageError, match=named):
+        start_on_hosts(PretrainConfig(hostfile=hostfile))
+
+
+def test_what_a_hostfile_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hostfile, tools = tmp_path / "hosts", tmp_path / "bin"
+    hostfile.write_text("a slots=1\nb slots=1\n")
+    tools.mkdir()
+    monkeypatch.setenv("PATH", str(tools))
+    for tool in ("ssh", "pdsh"):
+        with pytest.raises(UsageError, match=f"needs {tool}"):
+            start_on_hosts(PretrainConfig(hostfile=hostfile))
+        (tools / tool).touch(mode=0o755)

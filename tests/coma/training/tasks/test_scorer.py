@@ -1,0 +1,136 @@
+"""Evaluations now and then tell how good the features are, and change nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import small
+
+from coma.errors import DataError, Preempted
+from coma.evaluation.evaluate import score
+from coma.evaluation.sample import few_of
+from coma.model.coma import MaskedAutoencoder
+from coma.pipeline import Stream
+from coma.runs.read import latest_checkpoint, load_autoencoder
+from coma.shards.manifest import read_manifest
+from coma.training import pretrain
+from coma.training.logs.metrics import Progress
+
+
+def metrics(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The lines of steps, without times, and those of evaluations."""
+    every = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    keys = ("step", "loss", "lr", "grad_norm", "batch_digest")
+    steps = [{key: line[key] for key in keys} for line in every if "loss" in line]
+    return steps, [line for line in every if "rankme" in line]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = (load_file((latest_checkpoint(run) or run) / "weights.safetensors") for run in (one, other))
+    return all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def test_training_does_not_notice_and_a_stopped_run_has_the_same_lines(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 24 images and 8 a step, every epoch ends after 3 steps."""
+    plain, watched, stopped = (
+        dataclasses.replace(small(data, tmp_path / name, steps=7, batch_size=8), model="dyvit_nano")
+        for name in "abc"
+    )
+    pretrain(plain)
+    with caplog.at_level(logging.INFO, "coma"):
+        pretrain(dataclasses.replace(watched, evaluate_every=1))
+    assert "step 3: 20-NN " in caplog.text
+    for stop_after in (3, None):
+        pretrain(dataclasses.replace(stopped, evaluate_every=1, stop_after=stop_after))
+    steps, none = metrics(tmp_path / "a")
+    steps_watched, scores = metrics(tmp_path / "b")
+    assert none == []
+    assert steps_watched == steps
+    assert [line["step"] for line in scores] == [3, 6, 7]
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    assert metrics(tmp_path / "c") == (steps, scores)
+    assert same_weights(tmp_path / "a", tmp_path / "c")
+
+    judged = score(load_autoencoder(tmp_path / "b"), data, probe=False)  # as `coma knn` would
+    assert judged.knn is not None
+    assert (scores[-1]["knn"], scores[-1]["rankme"]) == (round(judged.knn, 3), round(judged.rankme, 3))
+    assert "20-NN" in (tmp_path / "b" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("asked_at", [3, 4])
+def test_who_is_asked_to_stop_evaluates_later(data: Path, tmp_path: Path, asked_at: int) -> None:
+    """An epoch ends after step 3, the run after step 4, when a wish to stop comes too late."""
+
+    def ask(now: Progress) -> None:
+        if now.step == asked_at - 1:
+            (tmp_path / "run" / "stop").touch()
+
+    config = small(data, tmp_path / "run", steps=4, batch_size=8, evaluate_every=1)
+    config = dataclasses.replace(config, model="dyvit_nano")
+    if asked_at == 3:
+        with pytest.raises(Preempted, match="saved step 3"):
+            pretrain(config, ask)
+        assert metrics(tmp_path / "run")[1] == []
+        pretrain(config)
+    else:
+        assert pretrain(config, ask)["finished"]
+    assert [line["step"] for line in metrics(tmp_path / "run")[1]] == [3, 4]
+
+
+@pytest.mark.slow
+def test_two_processes_wait_for_the_one_that_evaluates(data: Path, tmp_path: Path) -> None:
+    config = small(data, tmp_path / "run", steps=1, evaluate_every=1, devices=2, ds_config="zero2")
+    assert pretrain(config)["finished"]
+    steps, scores = metrics(tmp_path / "run")
+    assert len(steps) == len(scores) == 1
+    assert 0 <= scores[0]["knn"] <= 100
+
+
+def test_without_labels_rankme_is_all(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coma.runs.read import build_model
+    from coma.training.tasks.scorer import Evaluator
+
+    manifest = dataclasses.replace(read_manifest(data), label=None, class_names=None)
+    model = {"model": "dyvit_nano", "method": "coma", "views": 2, "image_size": 32, "patch_size": 2}
+
+    def build() -> MaskedAutoencoder:
+        return build_model(model)
+
+    evaluator = Evaluator(build, manifest, torch.device("cpu"), {"workers": 1})
+    calls: list[int] = []
+    line = evaluator.score(build().state_dict(), 5, after_batch=lambda: calls.append(1))
+    assert list(line) == ["step", "rankme"]
+    assert len(calls) == 1
+    with pytest.raises(DataError, match="has 4 images"):
+        Evaluator(build, few_of(manifest, 4), torch.device("cpu"), {})
+
+
+def test_few_of_many_are_the_first_or_spread_over_sorted_shards(data: Path) -> None:
+    manifest = read_manifest(data)
+    few = few_of(manifest, 10)
+    assert (len(few), few.shard_lengths.sum()) == (10, 10)
+    assert few.offset.tolist() == manifest.offset[:10].tolist()
+    assert few_of(manifest, 24) is manifest
+    shards = np.repeat(np.arange(6, dtype=np.int32), 4)
+    by_class = dataclasses.replace(
+        manifest,
+        shards=manifest.shards * 6,
+        shard_lengths=np.full(6, 4),
+        shard_id=shards,
+        label=shards,
+    )
+    assert few_of(by_class, 6).label.tolist() == list(range(6))  # type: ignore[union-attr]
+    with Stream(few, batch_size=4, image_size=32, views=1, training=False, workers=1) as stream:
+        shown = torch.cat([batch.labels for batch in stream if batch.labels is not None])
+    assert manifest.label is not None
+    assert shown.tolist() == manifest.label[:10].tolist()
