@@ -1,9 +1,10 @@
 """What can go wrong that is not a bug: each error carries its exit code.
 
-The one module that every layer may import; it imports nothing. A message is one line that names the value, the
+The one module that every layer may import; it imports none of them. A message is one line that names the value, the
 limit it breaks, and the way out. The command prints it after ``error:`` and no traceback.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -35,3 +36,11 @@ class Preempted(ComaError):
     """The run was asked to stop, saved a checkpoint and can be started again (exit code 75)."""
 
     exit_code = 75
+
+
+def did_you_mean(word: str, words: Iterable[str], most: int = 1) -> str:
+    """Return "did you mean 'a' or 'b'?" for the `most` closest of `words`, an empty string if none is close."""
+    import difflib  # only where something went wrong
+
+    close = difflib.get_close_matches(word, list(words), n=most, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -8,7 +8,6 @@ runs, and kept while there is room.
     FOLDER/locks/room                  held for a moment by whoever counts bytes and makes room
 """
 
-import fcntl
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ import xxhash
 
 from coma.errors import DataError, UsageError
 from coma.pipeline.download import Patience, Stopped, download
+from coma.shards.locks import file_lock
 from coma.shards.manifest import Manifest
 from coma.shards.manifest.column_files import default_folder
 from coma.shards.units import parse_bytes
@@ -233,7 +233,7 @@ class ShardCache:
         found = []
         for room in self._partial.iterdir():
             if match := _ROOM.fullmatch(room.name):
-                with _flock(self._locks / match["name"]) as lock:
+                with file_lock(self._locks / match["name"]) as lock:
                     if lock is None:
                         found.append(match)
                     else:
@@ -256,7 +256,7 @@ class ShardCache:
         """A lock, None if somebody else has it."""
         with ExitStack() as stack:
             try:
-                lock = stack.enter_context(_flock(self._locks / name))
+                lock = stack.enter_context(file_lock(self._locks / name))
             except OSError as error:
                 raise self._no_place(error) from None
             yield lock
@@ -329,21 +329,3 @@ def _files(folder: Path) -> list[tuple[Path, int, int]]:
                 if stat.S_ISREG(status.st_mode):
                     found.append((path, status.st_mtime_ns, status.st_size))
     return found
-
-
-@contextmanager
-def _flock(path: Path) -> Iterator[int | None]:
-    """Hold the lock of a file; None if somebody else does."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            try:
-                yield descriptor
-            finally:  # closing is not enough: a child forked meanwhile has it open too
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-    finally:
-        os.close(descriptor)

@@ -4,8 +4,7 @@ A generator's next number depends on all it gave before, so resuming means repla
 is a function of its keys, `hash(seed, epoch, sample, ...)`, and can be asked for in any order, on any rank,
 on any device.
 
-The function is SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA
-2014, with the finaliser constants of Stafford's "variant 13" as in Vigna's public-domain splitmix64.c).
+The function is SplitMix64 (`coma.shards.splitmix64`).
 Folding in a key k takes output number k of the SplitMix64 generator whose state is the hash so far: h' =
 mix(h + (k + 1) * GOLDEN).
 
@@ -20,10 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd: the step of SplitMix64
-MIX_1 = 0xBF58476D1CE4E5B9
-MIX_2 = 0x94D049BB133111EB
-_SHIFTS = (30, 27, 31)
+from coma.shards.splitmix64 import GOLDEN, MIX_1, MIX_2, SHIFTS, mix
+
 _U64 = (1 << 64) - 1
 
 UInt64Array = npt.NDArray[np.uint64]
@@ -58,14 +55,8 @@ def hash_on(state: UInt64Array, *keys: Key) -> UInt64Array:
         for key in keys:
             # A bare array of 0 dimensions turns into a scalar under arithmetic, hence np.asarray.
             counter = np.asarray(key & _U64 if isinstance(key, int) else key).astype(np.uint64)
-            state = np.asarray(_mix_numpy(state + (counter + np.uint64(1)) * np.uint64(GOLDEN)))
+            state = np.asarray(mix(state + (counter + np.uint64(1)) * np.uint64(GOLDEN)))
     return state
-
-
-def _mix_numpy(x: UInt64Array) -> UInt64Array:
-    x = (x ^ (x >> np.uint64(_SHIFTS[0]))) * np.uint64(MIX_1)
-    x = (x ^ (x >> np.uint64(_SHIFTS[1]))) * np.uint64(MIX_2)
-    return x ^ (x >> np.uint64(_SHIFTS[2]))
 
 
 def hash_torch(*keys: int | Tensor) -> Tensor:
@@ -87,9 +78,9 @@ def hash_torch(*keys: int | Tensor) -> Tensor:
 
 
 def _mix_torch(x: Tensor) -> Tensor:
-    x = (x ^ _shift_right(x, _SHIFTS[0])) * _signed(MIX_1)
-    x = (x ^ _shift_right(x, _SHIFTS[1])) * _signed(MIX_2)
-    return x ^ _shift_right(x, _SHIFTS[2])
+    x = (x ^ _shift_right(x, SHIFTS[0])) * _signed(MIX_1)
+    x = (x ^ _shift_right(x, SHIFTS[1])) * _signed(MIX_2)
+    return x ^ _shift_right(x, SHIFTS[2])
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:

@@ -16,10 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+import xxhash
+
 from coma.errors import ComaError, UsageError
 
 T = TypeVar("T")
 _SUFFIX = ".coma-tmp"
+_CHUNK_BYTES = 1 << 24
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 _STALL_S = 10.0  # without a byte
 _HOPE_S = 45.0  # in which a question is put again
@@ -210,3 +213,15 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def hash_file(path: Path, hasher: xxhash.xxh3_64 | None = None) -> str:
+    """Return the XXH3-64 of a file's bytes in hexadecimal; with `hasher`, of these after what it has taken in.
+
+    Raises OSError.
+    """
+    hasher = xxhash.xxh3_64() if hasher is None else hasher
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            hasher.update(chunk)
+    return hasher.hexdigest()

@@ -33,6 +33,7 @@ from coma.runs.read import (
     run_of,
     weights_path,
 )
+from coma.shards.files import hash_file
 
 if TYPE_CHECKING:
     from coma.model.classifier import Classifier
@@ -135,21 +136,16 @@ def check_weights(checkpoint: Path) -> None:
     Raises:
         DataError: they are damaged.
     """
-    import xxhash
-
     trained = weights_path(checkpoint)
     try:
         sealed = json.loads((checkpoint / MANIFEST_NAME).read_text())["files"][trained.name]
     except (OSError, ValueError, KeyError, TypeError):
         return  # nothing was noted; whether they can be read is seen then
-    found = xxhash.xxh3_64()
     try:
-        with trained.open("rb") as file:
-            while chunk := file.read(1 << 24):
-                found.update(chunk)
+        hashed = hash_file(trained)
     except OSError as error:
         raise DataError(f"{trained} cannot be read: {error.strerror}") from None
-    if found.hexdigest() != sealed.get("xxh3_64"):
+    if hashed != sealed.get("xxh3_64"):
         raise DataError(
             f"{trained} is damaged, its bytes have changed since they were saved: name an earlier checkpoint"
         )

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from coma.errors import ComaError, DataError, UsageError
+from coma.shards.files import hash_file
 
 WEIGHTS_NAME = "model.safetensors"
 DECODER_NAME = "decoder.safetensors"
@@ -59,9 +60,7 @@ class Export:
         found = xxhash.xxh3_64()
         for name in (WEIGHTS_NAME, *([DECODER_NAME] if self.decoder else [])):
             try:
-                with (self.folder / name).open("rb") as file:
-                    while chunk := file.read(1 << 24):
-                        found.update(chunk)
+                hash_file(self.folder / name, found)
             except OSError as error:
                 raise DataError(
                     f"{self.folder / name} cannot be read: {error.strerror}: export the run anew"

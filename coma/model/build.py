@@ -1,9 +1,8 @@
 """Make the network of a run from the names that the command takes."""
 
-import difflib
 from typing import Any
 
-from coma.errors import UsageError
+from coma.errors import UsageError, did_you_mean
 from coma.model.coma import CoMA
 from coma.model.independent import IndependentMasks
 from coma.model.mae import MAE
@@ -42,9 +41,9 @@ def build(
         UsageError: a misspelt model or method (the closest ones named), or sizes that do not fit each other.
     """
     if method not in METHODS:
-        close = difflib.get_close_matches(method, METHODS, n=1, cutoff=0.0)
+        hint = did_you_mean(method, METHODS)
         raise UsageError(
-            f"no method named {method!r}: did you mean {close[0]!r}? (methods: {', '.join(METHODS)})"
+            f"no method named {method!r}: {hint + ' ' if hint else ''}choose {', '.join(METHODS)}"
         )
     if patch_size is not None:
         backbone_kwargs["patch_size"] = patch_size

@@ -6,7 +6,6 @@ and backbone can be combined freely.
 Legend: B images, U mask units, V encoded units, T patches of a unit, P values of a patch, C channels.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from coma.errors import DataError, UsageError
+from coma.errors import DataError, UsageError, did_you_mean
 from coma.model.blocks import init_weights
 from coma.model.dyvit import DyViT
 from coma.model.layout import Grid, SinCosPosition, from_units, to_units, unit_grid
@@ -59,10 +58,7 @@ def build_backbone(name: str, img_size: int | tuple[int, int], **kwargs: Any) ->
         UsageError: no such model, named with the closest ones.
     """
     if name not in model_names():
-        close = difflib.get_close_matches(name, model_names(), n=3, cutoff=0.5)
-        hint = (
-            f"did you mean {' or '.join(close)}?" if close else "choose dyvit_base, vit_base_patch16_224, ..."
-        )
+        hint = did_you_mean(name, model_names(), most=3) or "choose dyvit_base, vit_base_patch16_224, ..."
         raise UsageError(f"no model named {name!r} can be pre-trained: {hint}")
     if not name.startswith("vit_"):
         model: DyViT = timm.create_model(name, num_classes=0, img_size=img_size, **kwargs)

@@ -6,8 +6,6 @@ The kernel frees the lock with the process. The file stays, and says who held it
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -19,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from coma.errors import Preempted, UsageError
+from coma.shards.locks import NO_LOCKS, free_lock, take_lock
 from coma.training.processes.child import GONE_AFTER_S
 from coma.training.run_folder import LOCK_NAME, RunFolder
 
@@ -27,7 +26,6 @@ logger = logging.getLogger(__name__)
 WAIT_S = GONE_AFTER_S + 60.0
 """For another process that holds the folder: it may have to notice that it was left alone, and then it saves."""
 _POLL_S = 0.5
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class RunLock:
@@ -60,12 +58,11 @@ class RunLock:
             reason = os.strerror(error.errno or 0).lower()
             raise UsageError(f"{run} cannot be written to ({reason}): give another --out") from None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
+            if not take_lock(descriptor):
+                os.close(descriptor)
+                return False
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 os.close(descriptor)
                 raise
             logger.warning(
@@ -82,8 +79,7 @@ class RunLock:
         """Let another process have the folder."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):  # of a file system without locks
-                # Closing is not enough: a child forked meanwhile has it open too.
-                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+                free_lock(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
 

@@ -8,7 +8,6 @@
 A page of a column is read when it is needed, shared by all processes, and given back when memory is short.
 """
 
-import fcntl
 import io
 import json
 import logging
@@ -25,6 +24,7 @@ import pyarrow as pa
 import xxhash
 
 from coma.shards.files import is_remote, remove_temporaries, without_credentials, write_atomically
+from coma.shards.locks import take_lock
 from coma.shards.manifest.columns import (
     DTYPES,
     Array,
@@ -242,11 +242,9 @@ def _chunks(file: Path) -> Iterator[bytes]:
 def _locked(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(descriptor):
             log.info("another process is writing columns to %s: waiting for it", path.parent)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            take_lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)

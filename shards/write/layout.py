@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from coma.shards.splitmix64 import GOLDEN, mix
 from coma.shards.tar import BLOCK_BYTES
 
 _SHARD_BYTES = 256 * 2**20
@@ -36,14 +37,11 @@ class ShardPlan:
 def shuffled(count: int, seed: int, split: str) -> npt.NDArray[np.int64]:
     """Return a permutation [n] of the images of a split, the same on every machine and with every numpy.
 
-    Images are ranked by splitmix64 (Steele, Lea and Flood 2014) of their number, keyed by seed and split.
+    Images are ranked by SplitMix64 of their number, keyed by seed and split.
     """
     key = np.uint64(xxhash.xxh3_64_intdigest(f"{seed}/{split}".encode()))
-    golden = np.uint64(0x9E3779B97F4A7C15)
-    x = key + golden * np.arange(1, count + 1, dtype=np.uint64)  # modulo 2^64
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(x ^ (x >> np.uint64(31)), kind="stable")
+    state = key + np.uint64(GOLDEN) * np.arange(1, count + 1, dtype=np.uint64)  # modulo 2^64
+    return np.argsort(mix(state), kind="stable")
 
 
 def cut(

@@ -3,7 +3,6 @@
 While a run is under way OUT/.coma-shard holds its record (what was asked for), its lock and its parts.
 """
 
-import fcntl
 import json
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from coma.errors import DataError, UsageError
 from coma.shards.files import is_remote, make_folder, reaching, remove_temporaries, write_atomically
+from coma.shards.locks import take_lock
 from coma.shards.manifest import INFO_NAME, WORK_FOLDER, read_info
 from coma.shards.sources.parquet.spool import remove_spool
 from coma.shards.write.layout import ShardPlan
@@ -133,13 +133,11 @@ def begun(out: Path, record: dict[str, Any], part: str | None = None) -> Iterato
 def _locked(out: Path, name: str, shared: bool) -> Iterator[None]:
     with (out / WORK_FOLDER / name).open("w") as lock:
         try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another `coma shard` is writing to {out}; let it end, or name another OUT"
-            ) from None
+            held = take_lock(lock.fileno(), shared=shared)
         except OSError:
-            pass  # a file system without locks
+            held = True  # a file system without locks
+        if not held:
+            raise UsageError(f"another `coma shard` is writing to {out}; let it end, or name another OUT")
         yield
 
 

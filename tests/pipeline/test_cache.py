@@ -18,13 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import coma.pipeline.cache as cache_module
 from coma.errors import DataError, UsageError
 from coma.pipeline.ahead import FetchAhead, Upcoming
 from coma.pipeline.cache import DEFAULT_BUDGET_BYTES, ShardCache, default_folder
 from coma.pipeline.download import Patience, Stopped, download
 from coma.pipeline.order import Planner, SampleOrder
 from coma.shards.files import folder_at
+from coma.shards.locks import file_lock
 from coma.shards.manifest import Manifest, read_manifest
 
 LARGE = 2**30
@@ -336,13 +336,13 @@ def test_a_cache_that_has_everything_needs_no_lock(remote: Manifest, tmp_path: P
 
 def test_a_forked_child_holds_no_lock(tmp_path: Path) -> None:
     """As a user's own worker processes would, which outlive the download that was under way at their start."""
-    with cache_module._flock(tmp_path / "lock") as lock:
+    with file_lock(tmp_path / "lock") as lock:
         assert lock is not None
         child = os.fork()
         if child == 0:
             signal.pause()
     try:
-        with cache_module._flock(tmp_path / "lock") as lock:
+        with file_lock(tmp_path / "lock") as lock:
             assert lock is not None
     finally:
         os.kill(child, signal.SIGKILL)

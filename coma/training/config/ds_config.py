@@ -6,16 +6,15 @@ all in silence. Here each is an error that names the key and the file.
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from coma.deepspeed_configs import packaged
-from coma.errors import UsageError
+from coma.errors import UsageError, did_you_mean
 from coma.training.config.ds_offload import check_offload, with_swap_buffers
 from coma.training.config.ds_precision import check_precision, precision, with_autocast_dtype
 
@@ -349,6 +348,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _did_you_mean(word: str, words: Mapping[str, Any] | list[str]) -> str:
-    close = difflib.get_close_matches(word, list(words), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def _did_you_mean(word: str, words: Iterable[str]) -> str:
+    hint = did_you_mean(word, words)
+    return f"; {hint}" if hint else ""

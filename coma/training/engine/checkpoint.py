@@ -37,7 +37,7 @@ from coma.runs.read import (
     checkpoint_step,
     other_format,
 )
-from coma.shards.files import write_atomically
+from coma.shards.files import hash_file, write_atomically
 from coma.training.config.resolve import processes
 from coma.training.engine.engine import loss_scale, restore_loss_scale, set_weights
 from coma.training.engine.optimizer_state import optimizer_state, restore_optimizer
@@ -45,7 +45,6 @@ from coma.training.processes.world import World
 
 logger = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 1 << 24
 _HASH = "xxh3_64"
 
 
@@ -216,7 +215,7 @@ def _check(folder: Path, world: World) -> str | None:
         try:
             if path.stat().st_size != seal["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {seal['bytes']}"
-            if place % world.size == world.rank and _hash(path) != seal[_HASH]:
+            if place % world.size == world.rank and hash_file(path) != seal[_HASH]:
                 return f"the bytes of {name} have changed"
         except OSError as error:
             return f"{name} cannot be read: {_reason(error)}"
@@ -258,15 +257,7 @@ def _seal(path: Path) -> dict[str, Any]:
     """Sync a file to disk and return what it must still be when it is read again."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, _HASH: _hash(path)}
-
-
-def _hash(path: Path) -> str:
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return {"bytes": path.stat().st_size, _HASH: hash_file(path)}
 
 
 @contextmanager

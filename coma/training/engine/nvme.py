@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import fcntl
 import os
 import shutil
 import socket
@@ -20,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from coma.errors import UsageError
+from coma.shards.locks import take_lock
 from coma.training.config.ds_offload import on_drive
 from coma.training.engine.nvme_files import opened, told
 
@@ -66,7 +66,7 @@ class SwapFolder:
             _sweep(parent)
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             self._descriptor = os.open(self.path, os.O_RDONLY)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            take_lock(self._descriptor, wait=True)
         section["nvme_path"] = str(self.path)
 
     def sync(self) -> None:
@@ -90,7 +90,7 @@ class SwapFolder:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     with opened(folder, os.O_RDONLY) as descriptor:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        take_lock(descriptor, wait=True)
         yield
 
 
@@ -98,8 +98,8 @@ def _sweep(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
         # It may be of somebody who is alive, or of another user.
         with contextlib.suppress(OSError), opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            if take_lock(descriptor):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

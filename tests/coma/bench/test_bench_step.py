@@ -57,7 +57,7 @@ def test_multiply_adds_are_those_of_the_table() -> None:
     [
         ({"models": ("dyvit_base",)}, "NAME:METHOD"),
         ({"models": ("dyvit_base:dino",)}, "coma or independent or mae"),
-        ({"models": ("dyvit_bsae:coma",)}, "did you mean dyvit_base"),
+        ({"models": ("dyvit_bsae:coma",)}, "did you mean 'dyvit_base'"),
         ({"precisions": ("fp8",)}, "fp32 or bf16"),
         ({"rounds": 0}, "--rounds 0"),
     ],

@@ -60,7 +60,7 @@ def test_options_reach_the_backbone() -> None:
         (("vit_base_patch16",), {}, "vit_base_patch16_224"),
         (("resnet50",), {}, "no model named 'resnet50'"),
         (("dyvit_tiny", "com"), {}, "did you mean 'coma'"),
-        (("dyvit_tiny", "simmim"), {}, "methods: coma, independent, mae"),
+        (("dyvit_tiny", "simmim"), {}, "choose coma, independent, mae"),
         (("dyvit_tiny",), {"views": 1}, "at least 2"),
         (("dyvit_tiny",), {"image_size": 230}, "230x230"),
     ],

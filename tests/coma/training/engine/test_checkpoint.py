@@ -171,14 +171,14 @@ def test_one_that_the_drive_does_not_give_back_is_passed_over(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     first, second = (save(engine, world, tmp_path, step) for step in (1, 2))
-    digest = checkpoint._hash
+    digest = checkpoint.hash_file
 
     def fails(path: Path) -> str:  # no drive here does
         if path.is_relative_to(second):
             raise OSError(errno.EIO, "Input/output error")
         return digest(path)
 
-    monkeypatch.setattr(checkpoint, "_hash", fails)
+    monkeypatch.setattr(checkpoint, "hash_file", fails)
     with caplog.at_level(logging.WARNING, "coma"):
         assert checkpoint.newest_whole(tmp_path, world) == first
     assert (
