@@ -3,30 +3,25 @@
 `import coma` registers the DyViT models with timm and costs nothing by itself: torch, timm and DeepSpeed are
 imported when something that needs them is used, so that the command answers at once.
 
-docs/method.md tells the method in two pages. The code, in the order in which to read it:
+The map, from the images to the trained backbone; each room imports only rooms above it, and its `__init__.py` says
+what is in it:
 
-    pipeline/views.py   complementary views: which mask units each sees
-    layout.py           where tokens lie, so that windows and merges are reshapes
-    attention.py        DM-MSA
-    blocks.py           what DyViT is made of
-    dyvit.py            the backbone and its variants
-    encoders.py         a plain ViT under the same interface
-    decoder.py          hidden patches ask the visible ones
-    autoencoder.py      views through encoder, decoder and loss: CoMA
-    baseline.py         MAE, for comparison
-    independent.py      random masks that do not complement each other, the control
-    methods.py          all of them by name
+    errors.py           errors, each with its exit code
+    shards/             raw images → WebDataset shards and their manifest
+    pipeline/           shards → batches of complementary views on the device
+    model/              the method: DyViT, CoMA, MAE; start here to understand it (docs/method.md in two pages)
+    measure.py          multiply-adds and activation memory of a network
+    deepspeed_configs/  the packaged DeepSpeed configurations, zero0 to zero3 and offload
+    runs/               run folders: names of their files, reading, HTML report
+    export/             the backbone as an ordinary timm model, with a model card; ONNX
+    pictures/           reconstructions, features and attention, the images of a step
+    evaluation/         k nearest neighbours, linear probe, accuracy of a classifier
+    training/           the training loop; config/ engine/ processes/ tasks/ logs/
+    forecast/           what `coma plan` prints: steps, memory, disk, time
+    bench/ doctor/ demo/    speed here, checks of this machine, the whole road in minutes
+    cli/                the command, one file a command
 
-and then its use:
-
-    classifier.py       a backbone with a classifier, for fine-tuning
-    training/           DeepSpeed, the loop, checkpoints; pre-training and fine-tuning
-    evaluation/         kNN, linear probe, a classifier's accuracy
-    reconstruct.py      pictures of what is predicted
-    export/             the backbone as an ordinary timm model
-    report.py           a run as a page
-
-What comes before is in `shards/` and `pipeline/`; the command is in `cli/`.
+`shards/`, `pipeline/`, `cli/` and `deepspeed_configs/` stand at the root of the repository, and `coma/` links to them.
 """
 
 from importlib import import_module

@@ -16,8 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-import xxhash
-
 from coma.errors import ComaError, UsageError
 
 T = TypeVar("T")
@@ -215,11 +213,14 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def hash_file(path: Path, hasher: xxhash.xxh3_64 | None = None) -> str:
-    """Return the XXH3-64 of a file's bytes in hexadecimal; with `hasher`, of these after what it has taken in.
+def hash_file(path: Path, hasher: Any = None) -> str:
+    """Return the XXH3-64 of a file's bytes in hexadecimal; with an `xxhash.xxh3_64` hasher, of what it has
+    taken in before and these.
 
     Raises OSError.
     """
+    import xxhash
+
     hasher = xxhash.xxh3_64() if hasher is None else hasher
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
