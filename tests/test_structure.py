@@ -111,7 +111,9 @@ def test_imports_go_downwards_only(name: str) -> None:
                 f"{path} imports {imported}, which is not below it"
             )
     for library in {imported.split(".")[0] for imported in imports(FILES[name])} & CONFINED.keys():
-        assert path.startswith(CONFINED[library]), f"{path} imports {library}, confined to {CONFINED[library]}"
+        assert path.startswith(CONFINED[library]), (
+            f"{path} imports {library}, confined to {CONFINED[library]}"
+        )
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

@@ -40,7 +40,7 @@ def test_more_processes_share_the_work_and_the_states(data: Path, elsewhere: Pat
     Path("hosts").write_text("one slots=2\n# none\ntwo slots=2\n")
     alone = estimate(small(data, Path("run")), measure=False)
     shared = estimate(small(data, Path("run"), hostfile=Path("hosts")), measure=False)
-    assert (shared.hosts, shared.plan.world_size, shared.plan.micro_batch_size) == (2, 4, 1)
+    assert (shared.hosts, shared.resolved.world_size, shared.resolved.micro_batch_size) == (2, 4, 1)
     assert shared.memory.optimizer == pytest.approx(alone.memory.optimizer / 4, abs=100)
     with pytest.raises(UsageError, match="does not divide over 3 processes"):
         estimate(small(data, Path("run"), devices=3), measure=False)

@@ -77,7 +77,7 @@ def test_hidden_pixels_show_the_networks_prediction(coma):
     images, units = _images(1), torch.tensor([[0, 3, 1, 2]])
     columns = columns_of(coma, images, units)
     scale = columns[0].tiles.shape[1] // 32
-    painted = enlarge(to_pixels(coma.pictures.reconstruct(images, units)[:, 0]), scale)
+    painted = enlarge(to_pixels(coma.reconstruct(images, units)[:, 0]), scale)
     inside = slice(columns[0].tiles.shape[1] // 2, None)
     assert (columns[2].tiles[0, : inside.start, inside] == painted[0, : inside.start, inside]).all()  # unit 1
 
