@@ -1,9 +1,11 @@
-"""`coma demo`: the whole road in a few minutes, with drawn images or with one's own."""
+"""`coma demo`: all steps on a small scale, with drawn images or with one's own."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from coma.cli.options import Json
 
 if TYPE_CHECKING:
     from coma.demo.demo import DemoResult
@@ -13,34 +15,30 @@ def demo(
     images: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of images, as `coma shard` takes it.",
+            help="Folder of images, as for `coma shard`.",
             metavar="DIR",
-            show_default="a labelled set is drawn",
-            rich_help_panel="Demo",
+            show_default="labelled images are drawn",
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="New or empty folder for everything.",
+            help="New or empty folder for all results.",
             metavar="DIR",
             show_default="coma-demo, or coma-demo-2, ...",
-            rich_help_panel="Demo",
         ),
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(help="Of images, weights and masks.", min=0, metavar="N", rich_help_panel="Demo"),
+        typer.Option(help="Random seed for images, weights and masks.", min=0, metavar="N"),
     ] = 0,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel="Running")
-    ] = False,
+    json: Json = False,
 ) -> None:
-    """Shard, pre-train, probe and paint on a small scale, in a few minutes.
+    """Shard, pre-train and evaluate on a small scale, in minutes.
 
-    Draws photo-like images (or takes yours), packs them into shards, pre-trains
-    a small network on complementary views of them, and tells how much better
-    its features have become. Needs no GPU, no network and no labels of yours.
+    Images are drawn (or yours are taken) and packed into shards, a small
+    network is pre-trained on complementary views of them, and its features are
+    evaluated before and after. No GPU, no network and no labels are needed.
     """
     from rich.progress import (
         BarColumn,
@@ -72,43 +70,43 @@ def demo(
             bar.update(bar.task_ids[-1], completed=done, total=total or None)
 
         result = run_demo(images, out, seed=seed, progress=show if console.interactive() else None)
-    console.print_result(result.to_json() if json else _story(result), json=json)
+    console.print_result(result.to_json() if json else _as_lines(result), json=json)
 
 
-def _story(done: "DemoResult") -> dict[str, str]:
-    """Ten lines: what happened, where it is, what to type next."""
+def _as_lines(done: "DemoResult") -> dict[str, str]:
+    """Return ten lines: what was done, where the results are, what to type next."""
     from coma.demo.demo import MODEL, VIEWS
 
     what = f"{done.classes} classes" if done.classes else "no labels"
     count = f"{done.train_images + done.val_images:,}"
     aside = f", {done.set_aside:,} set aside" if done.set_aside else ""
     took = "drew" if done.drawn else "took"
-    story = {
+    lines = {
         "images": f"{took} {count} ({what}{aside}) and packed them into {done.data}",
         "network": f"{MODEL}, {done.parameters / 1e6:.1f} M parameters, randomly initialised",
     }
     if done.probe_before is None or done.probe_after is None:
-        story["probe"] = "none: it needs labelled images, a folder for each class"
-        story["before"] = f"loss {done.first_loss:.3f}: it paints noise"
+        lines["probe"] = "none: it needs labelled images, a folder for each class"
+        lines["before"] = f"loss {done.first_loss:.3f}: it paints noise"
     else:
-        story["before"] = f"linear probe {done.probe_before:.1f}%, nearest neighbours {done.knn_before:.1f}%"
-    story["trained"] = (
+        lines["before"] = f"linear probe {done.probe_before:.1f}%, nearest neighbours {done.knn_before:.1f}%"
+    lines["trained"] = (
         f"{done.steps:,} steps, {done.images_seen:,} images, {VIEWS} views each, without labels, "
         f"in {_minutes(done.training_s)}"
     )
     if done.probe_before is not None and done.probe_after is not None:
-        story["after"] = f"linear probe {done.probe_after:.1f}%, nearest neighbours {done.knn_after:.1f}%"
+        lines["after"] = f"linear probe {done.probe_after:.1f}%, nearest neighbours {done.knn_after:.1f}%"
         gain = done.probe_after - done.probe_before
-        story["gain"] = (
+        lines["gain"] = (
             f"{gain:+.1f} points of probe accuracy; loss {done.first_loss:.3f} to {done.last_loss:.3f}"
         )
     else:
-        story["after"] = f"loss {done.last_loss:.3f}"
-    story["picture"] = f"{done.picture}  what it paints"
-    story["report"] = f"{done.report}  (all of it took {_minutes(done.elapsed_s)})"
-    story["yours"] = "coma demo --images DIR" if done.drawn else "coma shard DIR"
-    story["in full"] = "coma shard DIR, then coma pretrain --ds-config zero2.json"
-    return story
+        lines["after"] = f"loss {done.last_loss:.3f}"
+    lines["picture"] = f"{done.picture}  what it paints"
+    lines["report"] = f"{done.report}  (all of it took {_minutes(done.elapsed_s)})"
+    lines["yours"] = "coma demo --images DIR" if done.drawn else "coma shard DIR"
+    lines["in full"] = "coma shard DIR, then coma pretrain --ds-config zero2.json"
+    return lines
 
 
 def _minutes(seconds: float) -> str:

@@ -1,10 +1,11 @@
-"""`coma doctor`."""
+"""`coma doctor`: checks of this machine."""
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coma.cli import console
+from coma.cli.options import Json
 
 if TYPE_CHECKING:
     from coma.doctor.finding import Finding
@@ -17,25 +18,25 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 def doctor(
     url: Annotated[
         str | None,
-        typer.Option(help="Also try to reach a data set.", metavar="URL", show_default="no network is used"),
+        typer.Option(help="Data set to reach over the network as well.", metavar="URL", show_default="none"),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Json = False,
 ) -> None:
-    """Check this machine: software, GPUs, decoding, disk, memory, limits.
+    """Check software, GPUs, decoding, disk, memory and limits.
 
-    Each line is ok, a warning or a problem, with what to do about it. Exits
-    with 1 if there is a problem.
+    Each line is ok, a warning or a problem, with what to do about it. The exit
+    code is 1 if there is a problem.
     """
     from coma.doctor.examine import checks, examine
 
-    found = {}
+    findings = {}
     for name, finding in examine(checks(url)):
-        found[name] = finding
+        findings[name] = finding
         if not json:
             _print(name, finding)
-    count = {status: sum(each.status == status for each in found.values()) for status in _STYLES}
+    count = {status: sum(each.status == status for each in findings.values()) for status in _STYLES}
     if json:
-        listed = [{"name": name, **finding.to_json()} for name, finding in found.items()]
+        listed = [{"name": name, **finding.to_json()} for name, finding in findings.items()]
         console.print_result({"checks": listed, **count}, json=True)
     if count["problem"]:
         raise typer.Exit(1)

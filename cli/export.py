@@ -1,4 +1,4 @@
-"""`coma export`: a run's backbone for timm."""
+"""`coma export`: the backbone of a run as a timm model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,27 +17,23 @@ def export(
         bool,
         typer.Option(
             "--with-decoder",
-            help="Add the decoder, for `coma pretrain --init DIR`.",
-            rich_help_panel="Export",
+            help="Write the decoder as well, for `coma pretrain --init DIR`.",
         ),
     ] = False,
     onnx: Annotated[
         bool,
-        typer.Option(
-            "--onnx", help="Add DIR/model.onnx (pip install 'coma\\[onnx]').", rich_help_panel="Export"
-        ),
+        typer.Option("--onnx", help="Write DIR/model.onnx as well (pip install 'coma\\[onnx]')."),
     ] = False,
     license: Annotated[
         str,
-        typer.Option(
-            help="For the card: apache-2.0, cc-by-nc-4.0, ...", metavar="NAME", rich_help_panel="Export"
-        ),
+        typer.Option(help="License for the model card: apache-2.0, cc-by-nc-4.0, ...", metavar="NAME"),
     ] = "unknown",
     json: Json = False,
 ) -> None:
-    """Write a run's backbone as a timm model, with a model card.
+    """Write the backbone of a run as a timm model, with a model card.
 
-    timm.create_model("local-dir:DIR", pretrained=True) loads it, after import coma.
+    After import coma, timm.create_model("local-dir:DIR", pretrained=True)
+    loads it.
     """
     from coma.cli import console
     from coma.export.export import export_run

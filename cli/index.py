@@ -6,34 +6,35 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coma.cli import console
+from coma.cli.options import Json
 
 if TYPE_CHECKING:
     from coma.shards.index.index import IndexProgress
 
-_STAY = "; they stay in their tars, where other readers find them"
+_KEPT_IN_TARS = "; they stay in their tars, where other readers find them"
 
 
 def index(
     source: Annotated[Path, typer.Argument(help="Folder of WebDataset tars, at any depth, or one tar.")],
     out: Annotated[
         Path | None,
-        typer.Argument(help="New or empty folder.", show_default="NAME-index, in this folder"),
+        typer.Argument(help="New or empty folder.", show_default="NAME-index in the current folder"),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes.", metavar="N", show_default="one a core")
+        int | None, typer.Option(help="Number of worker processes.", metavar="N", show_default="one per core")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    json: Json = False,
 ) -> None:
-    """Give existing WebDataset tars a manifest, without rewriting them.
+    """Make a manifest for WebDataset tars that already exist.
 
-    OUT becomes a data set like those of coma shard, with links to the tars. Every
-    image is decoded and hashed; damaged ones are left out of the manifest, with
-    their reasons (OUT/quarantine.parquet), but stay in their tars. Stopped or
-    killed, the same command goes on where it was.
+    OUT becomes a data set like those of coma shard, with links to the tars, which
+    are not rewritten. Every image is decoded and hashed; damaged ones are left
+    out of the manifest, with their reasons (OUT/quarantine.parquet), but stay in
+    their tars. The same command resumes where it stopped or was killed.
     """
     from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
 
-    from coma.cli.accounts import summary_as_json, summary_as_lines
+    from coma.cli.summary import summary_as_json, summary_as_lines
     from coma.shards.index.index import default_out
     from coma.shards.index.index import index as make_index
 
@@ -49,4 +50,6 @@ def index(
             bar.update(task, total=now.total_tar_bytes, completed=now.tar_bytes, done=done)
 
         summary = make_index(source, out or default_out(source), workers=workers, progress=show)
-    console.print_result(summary_as_json(summary) if json else summary_as_lines(summary, _STAY), json=json)
+    console.print_result(
+        summary_as_json(summary) if json else summary_as_lines(summary, _KEPT_IN_TARS), json=json
+    )

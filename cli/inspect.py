@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coma.cli import console
+from coma.cli.options import Json, chosen_data
 from coma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,40 +24,44 @@ def inspect(
     data: Annotated[
         str | None,
         typer.Argument(
-            help="Sharded data set, a folder or URL; or a run, with --step.",
-            show_default="the data set in this folder",
+            help="Data set made by `coma shard`, a folder or a URL; or a run, with --step.",
+            metavar="DATA|RUN",
+            show_default="the data set in the current folder",
         ),
     ] = None,
     step: Annotated[
         int | None,
-        typer.Option(help="Show the images, crops and views of this step of a run.", metavar="N"),
+        typer.Option(help="Step of a run whose images, crops and views are shown.", metavar="N"),
     ] = None,
     sheet: Annotated[
         Path | None,
         typer.Option(
-            help="Contact sheet to write: 64 images, of all classes; or those of a step.",
+            help="Contact sheet to write: 64 images of all classes, or those of a step.",
             metavar="PNG",
-            show_default="none; RUN/step-N.png",
+            show_default="none; RUN/step-N.png with --step",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of a data set's random images.", metavar="N", min=0)] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    seed: Annotated[
+        int,
+        typer.Option(help="Random seed for the images of the sheet and of the colours.", metavar="N", min=0),
+    ] = 0,
+    json: Json = False,
 ) -> None:
-    """Show what a sharded data set holds, or what was in a step of a run.
+    """Show what a data set holds, or the images of a training step.
 
-    Of a data set: images, sizes, formats, classes, colours (means of up to 512 random images a split).
+    For a data set: images, sizes, formats, classes, and colours (means of up to
+    512 random images per split).
 
-    Of a step: the very images, crops and views, checked against what the run recorded.
+    For a step: the very images, crops and views, checked against what the run
+    recorded.
     """
     if step is not None:
         _inspect_step(data, step, sheet, json=json)
         return
     from coma.shards.describe.describe import as_json, describe
     from coma.shards.describe.sheet import write_contact_sheet
-    from coma.shards.files import folder_at
-    from coma.shards.manifest import find_data
 
-    folder = find_data(Path()) if data is None else folder_at(data)
+    folder = chosen_data(data)
     if _is_run(folder):
         from coma.pictures.step import steps_of
 
@@ -67,7 +72,7 @@ def inspect(
     if json:
         console.print_result(as_json(description), json=True)
         return
-    lines = _whole(description)
+    lines = _of_data(description)
     if sheet is not None:
         lines["sheet"] = f"{sheet}, of split {description.splits[0].split}"
     console.print_result(lines, json=False)
@@ -167,14 +172,14 @@ def _table(contents: "StepContents") -> "Table":
     return table
 
 
-def _whole(found: "Description") -> dict[str, str]:
-    names = found.class_names
-    aside, changed = sum(found.set_aside.values()), sum(found.converted.values())
+def _of_data(description: "Description") -> dict[str, str]:
+    names = description.class_names
+    aside, changed = sum(description.set_aside.values()), sum(description.converted.values())
     return {
-        "data": str(found.data),
+        "data": str(description.data),
         "classes": f"{len(names):,}: {_cut(names)}" if names else "none: unlabelled",
-        "set aside": f"{aside:,} ({_kinds(found.set_aside)})" if aside else "none",
-        "converted": f"{changed:,} ({_kinds(found.converted)})" if changed else "none",
+        "set aside": f"{aside:,} ({_kinds(description.set_aside)})" if aside else "none",
+        "converted": f"{changed:,} ({_kinds(description.converted)})" if changed else "none",
     }
 
 

@@ -1,4 +1,4 @@
-"""`coma knn`: nearest neighbours among a run's frozen features."""
+"""`coma knn`: classification by nearest neighbours among frozen features."""
 
 from coma.cli.options import BatchSize, Device, Json, LabelledData, RunOrExport
 
@@ -10,11 +10,11 @@ def knn(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Classify by the 20 nearest neighbours of frozen features: top-1 in percent.
+    """Classify by the 20 nearest neighbours among frozen features.
 
-    Neighbours come from split train, the tested images from split val, or from
-    a held-out fifth of train. The result is added to RUN/metrics.jsonl,
-    and nothing to an export.
+    The result is top-1 accuracy in percent. Neighbours come from split train,
+    tested images from split val, or from a held-out fifth of train. It is
+    added to RUN/metrics.jsonl; nothing is written to an export.
     """
     from coma.cli.scoring import score_and_print
 

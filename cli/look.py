@@ -1,11 +1,11 @@
-"""`coma look`: a picture of what a run's backbone sees."""
+"""`coma look`: a picture of the features and the attention of a backbone."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from coma.cli.options import Device, Json, Run, ShownImages
+from coma.cli.options import Count, Device, Json, Run, ShownImages
 
 
 def look(
@@ -14,36 +14,34 @@ def look(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The picture to write.",
+            help="Picture to write.",
             metavar="PNG",
             show_default="RUN/look.png",
             rich_help_panel="Picture",
         ),
     ] = None,
-    count: Annotated[
-        int, typer.Option(help="Images, a row each.", min=1, metavar="N", rich_help_panel="Picture")
-    ] = 6,
+    count: Count = 6,
     image_size: Annotated[
         int | None,
         typer.Option(
-            help="A side in pixels; larger ones show finer maps.",
+            help="Side of the images, in pixels; larger ones show finer maps.",
             min=1,
             metavar="PX",
-            show_default="the training's",
+            show_default="as in training",
             rich_help_panel="Picture",
         ),
     ] = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Draw what the backbone sees: features, windows, attention.
+    """Draw the features, windows and attention of a backbone.
 
-    A row an image. Features of the last stages, their three strongest principal
-    components as colours, the same in all images. Which of their windows a
-    stage's heads prefer where: blue the narrower, orange the wider, full colour
-    at the preference in the title (1: that window alone). And where the framed
-    token in the middle looks. The mean weights of the windows are
-    printed for every block; 1 is where training began.
+    Each image has a row with three kinds of maps. Features of the last stages:
+    their three strongest principal components as colours, the same in all
+    images. Window preference of the heads of a stage: blue for the narrower
+    window, orange for the wider, in full colour at the preference in the title
+    (1: that window alone). Attention of the framed token in the middle. The
+    mean weight of each window is printed for every block; training began at 1.
     """
     from dataclasses import asdict
 

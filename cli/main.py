@@ -10,6 +10,7 @@ from coma.cli.demo import demo
 from coma.cli.doctor import doctor
 from coma.cli.export import export
 from coma.cli.finetune import finetune
+from coma.cli.help import Command, Group
 from coma.cli.index import index
 from coma.cli.inspect import inspect
 from coma.cli.knn import knn
@@ -26,6 +27,7 @@ from coma.shards.files import without_credentials
 
 app = typer.Typer(
     name="coma",
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,49 +46,42 @@ def _print_version(wanted: bool) -> None:
 def root(
     show_version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
-        ),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and errors.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print debugging messages on stderr as well.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")] = False,
     local_rank: Annotated[
         int, typer.Option("--local_rank", hidden=True)
     ] = -1,  # the deepspeed launcher adds it
 ) -> None:
-    """Folders of images in, a pre-trained vision backbone out.
+    """Take folders of images to a pre-trained vision backbone.
 
-    Begin with coma demo: the whole road in a few minutes, on a CPU.
+    Begin with coma demo: all steps on a small scale, in minutes on a CPU.
     """
     from coma.cli import console
 
     console.set_up_logging(int(verbose) - int(quiet))
 
 
-COMMANDS = (
-    demo,
-    shard,
-    index,
-    inspect,
-    verify,
-    plan,
-    pretrain,
-    probe,
-    knn,
-    finetune,
-    reconstruct,
-    look,
-    export,
-    report,
-    doctor,
-)
-for command in COMMANDS:
-    app.command()(command)
-app.add_typer(bench.app)
+COMMANDS = {
+    "Data": (shard, index, inspect, verify),
+    "Train": (plan, pretrain, finetune),
+    "Evaluate": (probe, knn, reconstruct, look, report),
+    "Use": (export,),
+    "This machine": (doctor, demo),
+}
+"""By the heading under which `coma --help` lists them."""
+
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        app.command(cls=Command, rich_help_panel=panel)(command)
+app.add_typer(bench.app, rich_help_panel="This machine")
 
 
 def main() -> None:
-    """Run the command line; a `ComaError` becomes one line and its exit code, and Ctrl-C 130 (by Typer)."""
+    """Run the command line; a `ComaError` becomes one line and its exit code, and Ctrl-C exit code 130 (by Typer)."""
     try:
         app()
     except ComaError as error:

@@ -14,10 +14,18 @@ RunOrExport = Annotated[
         help="Run folder, one of its checkpoints, or what `coma export` wrote.", metavar="RUN|EXPORT"
     ),
 ]
+Data = Annotated[
+    str | None,
+    typer.Argument(
+        help="Data set made by `coma shard`: a folder, or a URL (s3://...).",
+        show_default="the one in the current folder",
+    ),
+]
 LabelledData = Annotated[
     str | None,
     typer.Argument(
-        help="Labelled data set made by `coma shard`: a folder or URL.", show_default="the run's own"
+        help="Labelled data set made by `coma shard`: a folder, or a URL (s3://...).",
+        show_default="the run's own",
     ),
 ]
 ShownImages = Annotated[
@@ -27,16 +35,27 @@ ShownImages = Annotated[
         show_default="the run's own data",
     ),
 ]
+Count = Annotated[
+    int, typer.Option(help="Number of images, one row each.", min=1, metavar="N", rich_help_panel="Picture")
+]
 BatchSize = Annotated[
-    int, typer.Option(help="Images at a time.", min=1, metavar="N", rich_help_panel=RUNNING)
+    int, typer.Option(help="Number of images per batch.", min=1, metavar="N", rich_help_panel=RUNNING)
 ]
 Device = Annotated[
     str | None,
     typer.Option(
-        help="Where to run.",
+        help="Device to run on.",
         metavar="cpu|cuda",
         show_default="a GPU if there is one",
         rich_help_panel=RUNNING,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=RUNNING)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def chosen_data(data: str | Path | None) -> Path:
+    """Return the folder of a data set, or of the only one in the current folder. Raises DataError, UsageError."""
+    from coma.shards.files import folder_at
+    from coma.shards.manifest import find_data
+
+    return find_data(Path()) if data is None else folder_at(data)

@@ -1,4 +1,4 @@
-"""`coma probe`: a linear classifier on a run's frozen features."""
+"""`coma probe`: a linear classifier on frozen features."""
 
 from typing import Annotated, Literal
 
@@ -12,17 +12,17 @@ def probe(
     data: LabelledData = None,
     protocol: Annotated[
         Literal["logistic", "dinov2", "mae"],
-        typer.Option(help="How it is fitted: docs/evaluate.md.", rich_help_panel="Probe"),
+        typer.Option(help="Protocol by which the classifier is fitted (docs/evaluate.md)."),
     ] = "logistic",
     batch_size: BatchSize = 64,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Fit a linear classifier on a run's frozen features: top-1 accuracy in percent.
+    """Fit a linear classifier on frozen features.
 
-    Fitted on split train and tested on split val, or on a held-out fifth of
-    train. The result is added to RUN/metrics.jsonl,
-    and nothing to an export.
+    The result is top-1 accuracy in percent. The classifier is fitted on split
+    train and tested on split val, or on a held-out fifth of train. It is added
+    to RUN/metrics.jsonl; nothing is written to an export.
     """
     from coma.cli.scoring import score_and_print
 

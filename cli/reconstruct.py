@@ -1,11 +1,11 @@
-"""`coma reconstruct`: a picture of what a run's network paints."""
+"""`coma reconstruct`: a picture of what a network reconstructs."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from coma.cli.options import Device, Json, Run, ShownImages
+from coma.cli.options import Count, Device, Json, Run, ShownImages
 
 
 def reconstruct(
@@ -14,22 +14,23 @@ def reconstruct(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The picture to write.",
+            help="Picture to write.",
             metavar="PNG",
             show_default="RUN/reconstruction.png",
             rich_help_panel="Picture",
         ),
     ] = None,
-    count: Annotated[
-        int, typer.Option(help="Images, a row each.", min=1, metavar="N", rich_help_panel="Picture")
-    ] = 8,
-    seed: Annotated[int, typer.Option(help="Of the masks.", metavar="N", rich_help_panel="Picture")] = 0,
+    count: Count = 8,
+    seed: Annotated[
+        int, typer.Option(help="Random seed for the masks.", metavar="N", rich_help_panel="Picture")
+    ] = 0,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Paint originals, views and reconstructions side by side.
+    """Draw originals, views and reconstructions side by side.
 
-    Each view's hidden units are grey, then painted from what the view sees.
+    The hidden units of a view are grey; its reconstruction predicts them from
+    the visible ones.
     """
     from coma.cli import console
     from coma.evaluation.evaluate import choose_device

@@ -5,16 +5,16 @@ from typing import Annotated
 
 import typer
 
+from coma.cli.options import Json
+
 
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel="Running")
-    ] = False,
+    json: Json = False,
 ) -> None:
-    """Write RUN/report.html: curves, pictures, scores and configuration.
+    """Write an HTML report: curves, pictures, scores and options.
 
-    One file that holds everything; it can be mailed and read offline.
+    RUN/report.html holds everything: it can be mailed and read offline.
     """
     from coma.cli import console
     from coma.runs.report import write_report

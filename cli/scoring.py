@@ -1,4 +1,4 @@
-"""What `coma probe` and `coma knn` share: a bar, and the words of a result."""
+"""Scoring of `coma probe` and `coma knn`, with a progress bar, and the lines of a result."""
 
 import shlex
 from pathlib import Path
@@ -16,7 +16,7 @@ _PROBES = {
 def score_and_print(
     run: Path, data: str | None, *, protocol: str | None, batch_size: int, device: str | None, json: bool
 ) -> None:
-    """Score a run by a probe, or by neighbours if there is no protocol, with a bar on a terminal; print the result."""
+    """Score a run by a probe, or by nearest neighbours if no protocol is given, and print the result."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     from coma.evaluation.evaluate import score_run

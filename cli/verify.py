@@ -1,27 +1,27 @@
 """`coma verify`: check a data set against its manifest."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from coma.cli import console
+from coma.cli.options import Data, Json, chosen_data
 from coma.errors import DataError
 
 _SHOWN = 20
 
 
 def verify(
-    data: Annotated[
-        str | None,
-        typer.Argument(help="Sharded data set: a folder or URL.", show_default="the one in this folder"),
-    ] = None,
-    decode: Annotated[bool, typer.Option("--decode", help="Decode every image too (slower).")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    data: Data = None,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Decode every image as well, which is slower.")
+    ] = False,
+    json: Json = False,
 ) -> None:
-    """Read a data set from end to end and name all that differs from its manifest.
+    """Check every byte of a data set against its manifest.
 
-    Images, labels, descriptions, indexes and counts; exit code 3 if anything does.
+    All differences in images, labels, descriptions, indexes and counts are
+    listed; the exit code is 3 if there is one.
     """
     from dataclasses import asdict
 
@@ -30,10 +30,8 @@ def verify(
 
     from coma.shards.check.verify import VerifyProgress
     from coma.shards.check.verify import verify as check
-    from coma.shards.files import folder_at
-    from coma.shards.manifest import find_data
 
-    folder = find_data(Path()) if data is None else folder_at(data)
+    folder = chosen_data(data)
     with console.progress(
         "verifying", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True)
     ) as bar:

@@ -18,46 +18,14 @@ from typing import Any
 
 import torch
 
-from coma.bench.network import IMAGENET_IMAGES, Network, check_models, check_precision
+from coma.bench.network import IMAGENET_IMAGES, Network
+from coma.bench.options import CPU_BATCH, GPU_BATCH, EpochOptions
 from coma.errors import UsageError
 from coma.pipeline import Batch, Stream
 from coma.shards.manifest import Manifest, read_manifest
 from coma.training.setup import device_name
 
-GPU_BATCH, CPU_BATCH = 128, 8
 _UNDER_WAY = 6  # batches of a stream: read, in the graph, ready
-
-
-@dataclass(frozen=True)
-class EpochOptions:
-    """What to measure. Raises UsageError."""
-
-    models: tuple[str, ...] = ("dyvit_base:coma", "vit_base:mae")
-    """NAME:METHOD each; ratios are to the last."""
-    precision: str | None = None
-    """None is bf16 on a GPU that has it, fp32 elsewhere, as in training."""
-    batch_size: int | None = None
-    """None is `GPU_BATCH` or `CPU_BATCH`."""
-    image_size: int = 224
-    """Pixels."""
-    views: int = 2
-    rounds: int = 3
-    steps: int = 10
-    """That count in a turn."""
-    epochs: int = 96
-    """Of the training that is projected."""
-    devices: int = 8
-    """That it is projected to."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be."""
-        for name in ("batch_size", "image_size", "rounds", "steps", "epochs", "devices"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {value}: give 1 or more")
-        check_models(self.models)
-        if self.precision is not None:
-            check_precision(self.precision)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from coma.bench.options import LoaderOptions
 from coma.bench.timing import Timing
-from coma.errors import UsageError
 
 PEER = "ImageFolder + PIL"
 STREAM = "coma"
@@ -14,42 +14,7 @@ NATIVE = "DALI, its own reader"
 PARALLEL = ("decoding", "resizing and normalising")
 """The stages of the stream that more cores make faster."""
 _LIBRARIES = ("nvidia-dali-cuda120", "pillow", "torch", "torchvision", "webdataset")
-_BATCH_MEGAPIXELS, _SAMPLE_MEGAPIXELS = 8.0, 512.0  # at most, as far as the least sizes allow
 _WORTH = 1.1  # times as many images; what gains less is not advised
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What to measure. Raises UsageError."""
-
-    images: int | None = None
-    """Of the sample; a whole number of batches is taken. None is 8 batches, or less where they are large."""
-    rounds: int = 5
-    image_size: int = 224
-    """Pixels."""
-    batch_size: int | None = None
-    """None is 32, or up to 256 where images are small, as in training: each batch costs something by itself."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be."""
-        for name in ("images", "rounds", "image_size", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {value}: give 1 or more")
-
-    def sample_size(self, megapixels: float) -> tuple[int, int]:
-        """Images and batch size for images that have so many megapixels each."""
-        shown = max(megapixels, self.image_size**2 / 1e6)
-        batch_size = self.batch_size or next(
-            (size for size in (256, 128, 64) if size * shown <= _BATCH_MEGAPIXELS), 32
-        )
-        images = self.images or min(8 * batch_size, max(batch_size, int(_SAMPLE_MEGAPIXELS / shown)))
-        return images, batch_size
-
-    @property
-    def resize_px(self) -> int:
-        """What `coma shard --resize` would make of larger images: 256 for 224, as usual, and in proportion."""
-        return -(-self.image_size * 8 // 7 // 32) * 32
 
 
 @dataclass(frozen=True)
@@ -77,7 +42,7 @@ class LoaderBench:
     """Of the user's own shards, as cached as they are now; one reader, as the stream has."""
     memory_images_per_s: float
     """The same once more: out of the page cache, whatever the storage is."""
-    options: BenchOptions
+    options: LoaderOptions
     batch_size: int
     ways: dict[str, Timing]
     limits: dict[str, Timing]

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coma.bench.findings import NATIVE, PARALLEL, PEER, STREAM, BenchOptions, Images, LoaderBench
+from coma.bench.findings import NATIVE, PARALLEL, PEER, STREAM, Images, LoaderBench
+from coma.bench.options import LoaderOptions
 from coma.bench.timing import Timing, one_core, take_turns
 from coma.errors import DataError
 from coma.shards.manifest import Manifest, read_manifest
@@ -35,7 +36,7 @@ _RESIZED = "resized"
 
 
 def bench_loader(
-    data: Path, options: BenchOptions, progress: Callable[[str, int, int], None] | None = None
+    data: Path, options: LoaderOptions, progress: Callable[[str, int, int], None] | None = None
 ) -> LoaderBench:
     """Measure the ways from a data set to batches. Raises DataError, UsageError."""
     from coma.bench import stages
@@ -122,7 +123,7 @@ def _megapixels(m: Manifest) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     return m.width * m.height.astype(np.float64) / 1e6
 
 
-def _sample(manifest: Manifest, scratch: Path, options: BenchOptions) -> tuple["Sample", float, float]:
+def _sample(manifest: Manifest, scratch: Path, options: LoaderOptions) -> tuple["Sample", float, float]:
     """Copy images from all over a data set; and the seconds that it took to read them, and to do so again."""
     from coma.bench.ways import Sample
     from coma.pipeline.reader import ShardReader, Unreadable

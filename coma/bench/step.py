@@ -11,32 +11,9 @@ from typing import Any
 
 import torch
 
-from coma.bench.network import IMAGENET_IMAGES, Network, check_models, check_precision
-from coma.errors import UsageError
+from coma.bench.network import IMAGENET_IMAGES, Network
+from coma.bench.options import StepOptions
 from coma.training.setup import device_name
-
-
-@dataclass(frozen=True)
-class StepOptions:
-    """What to measure. Raises UsageError."""
-
-    models: tuple[str, ...] = ("dyvit_base:coma", "vit_base:mae")
-    """NAME:METHOD each; ratios are to the last."""
-    precisions: tuple[str, ...] = ("fp32", "bf16")
-    batch_size: int = 8
-    image_size: int = 224
-    """Pixels."""
-    views: int = 2
-    rounds: int = 5
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be."""
-        for name in ("batch_size", "image_size", "rounds"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more")
-        check_models(self.models)
-        for precision in self.precisions:
-            check_precision(precision)
 
 
 @dataclass(frozen=True)

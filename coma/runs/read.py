@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from coma.errors import DataError, UsageError
 from coma.pipeline.sizes import CropSizes
+from coma.runs.renamed import current_names
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,7 @@ def read_config(run: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise DataError(f"{path} does not describe a run")
-    return content
+    return {**content, "config": current_names(content["config"])}
 
 
 def other_format(path: Path, found: int) -> str:

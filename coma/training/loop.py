@@ -164,7 +164,7 @@ def take_steps(
     painter = task.painter(run, world.device, decoding(config)) if world.leads else None
     usage = Usage(task.build, world.device, prepared.facts["device_name"], resolved.precision)
     scorer = make_scorer(prepared, world)
-    average = WeightAverage(engine, task.average_decay) if task.average_decay else None
+    average = WeightAverage(engine, task.ema_decay) if task.ema_decay else None
 
     def ends_epochs(step: int) -> bool:
         return resolved.ends_epochs(step, config.keep_every_epochs)

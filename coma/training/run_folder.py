@@ -21,6 +21,7 @@ from coma.runs.read import (
     latest_checkpoint,
     other_format,
 )
+from coma.runs.renamed import current_names
 from coma.runs.report import REPORT_NAME
 from coma.shards.files import without_credentials, write_atomically
 from coma.training.config.options import RunConfig
@@ -113,7 +114,7 @@ def _look(path: Path, config: RunConfig, resolved: ResolvedRun) -> RunFolder | s
     if not path.exists() or all(child.name == LOCK_NAME for child in path.iterdir()):
         return RunFolder(path)
     try:
-        before = json.loads((path / CONFIG_NAME).read_text())["identity"]
+        before = current_names(json.loads((path / CONFIG_NAME).read_text())["identity"])
     except (OSError, ValueError, KeyError):
         return f"--out {path} is not empty and holds no run to go on with: give another --out"
     if (found := before.get("format", 1)) != FORMAT:

@@ -23,8 +23,6 @@ FORMATS = {
     "AVIF": "",
 }
 """By PIL's name, what an image is called in the manifest; "" is always converted."""
-MOST_PIXELS = 178_956_970
-"""PIL refuses more by itself."""
 
 _MAGIC = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),

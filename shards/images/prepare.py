@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from coma.errors import UsageError
-from coma.shards.images.formats import FORMATS, MOST_PIXELS, one_line, opened
+from coma.shards.images.formats import FORMATS, one_line, opened
 from coma.shards.images.formats import BadImageError as BadImageError
 from coma.shards.images.headers import (
     oddity,
@@ -27,9 +26,10 @@ from coma.shards.images.headers import (
     tile_pixels,
     whole_jpeg,
 )
+from coma.shards.images.options import JPEG_SIDE, MOST_PIXELS
+from coma.shards.images.options import MAX_PIXELS as MAX_PIXELS
+from coma.shards.images.options import PixelOptions as PixelOptions
 
-MAX_PIXELS = 2**26
-"""Above this an image is set aside as a bomb: a progressive JPEG of that size keeps a worker under 1 GiB."""
 EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "bmp": "bmp", "tiff": "tif", "pnm": "ppm"}
 """What an image is called in a shard, by what its bytes are, whatever its file was called."""
 
@@ -46,30 +46,6 @@ _TURN = {  # what makes an image of that orientation upright
 }
 _QUARTER_TURNS = frozenset(_TURN[orientation] for orientation in (5, 6, 7, 8))
 _TURNING = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})  # where PIL may find one
-_JPEG_SIDE = 65_500
-
-
-@dataclass(frozen=True)
-class PixelOptions:
-    """What is checked of an image, and what is done to it. Raises UsageError for a value outside its limits."""
-
-    resize_px: int | None = None
-    """Re-encode as JPEG with the shorter side at most this long; None passes the bytes through."""
-    quality: int = 90
-    """JPEG quality of re-encoded images, 1 to 100."""
-    decode: bool = True
-    """Decode every image in full; False looks at its header alone."""
-    max_pixels: int = MAX_PIXELS
-    """An image with more is a bomb (half of it for WebP, JPEG 2000 and AVIF, which take twice the memory)."""
-
-    def __post_init__(self) -> None:
-        """Check the limits."""
-        if self.resize_px is not None and not 1 <= self.resize_px <= _JPEG_SIDE:
-            raise UsageError(f"--resize {self.resize_px} is not between 1 and {_JPEG_SIDE} pixels")
-        if not 1 <= self.quality <= 100:
-            raise UsageError(f"--quality {self.quality} is not between 1 and 100")
-        if not 1 <= self.max_pixels <= MOST_PIXELS:
-            raise UsageError(f"--max-pixels {self.max_pixels} is not between 1 and {MOST_PIXELS}")
 
 
 @dataclass(frozen=True)
@@ -225,8 +201,8 @@ def _resized(look: _Look, data: bytes, shorter_px: int, quality: int) -> Prepare
     scale = min(1.0, shorter_px / min(look.facts.width, look.facts.height))
     width = max(1, round(look.facts.width * scale))
     height = max(1, round(look.facts.height * scale))
-    if max(width, height) > _JPEG_SIDE:
-        raise BadImageError(f"unsupported format: {width}x{height} pixels, a JPEG holds {_JPEG_SIDE}")
+    if max(width, height) > JPEG_SIDE:
+        raise BadImageError(f"unsupported format: {width}x{height} pixels, a JPEG holds {JPEG_SIDE}")
     size = (height, width) if look.turn in _QUARTER_TURNS else (width, height)
     image, box = _decoded_for(look, data, size)
     small = _eight_bits(image)

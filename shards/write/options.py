@@ -1,84 +1,117 @@
-"""How to shard: all that `coma shard` asks for besides the source and where its shards go."""
+"""Options of `coma shard`: all but the source and the folder that its shards go to."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from coma.errors import UsageError
-from coma.shards.images.prepare import MAX_PIXELS, PixelOptions
-from coma.shards.write.pool import ENGINES
+from coma.shards.images.options import PixelOptions
+from coma.shards.option import option, option_like, validate
+from coma.shards.units import parse_bytes
 
-CHECKS = ("full", "header")
+_SOURCE, _SHARDS, _IMAGES, _RUNNING = "Source", "Shards", "Images", "Running"
 
 
-@dataclass(frozen=True)
+def parse_part(text: str, flag: str = "--part") -> tuple[int, int]:
+    """Read "3/16". Raises UsageError."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
+    if match is None:
+        raise UsageError(f"{flag} {text} is not a part; write the third of sixteen as 3/16")
+    return int(match[1]), int(match[2])
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardOptions:
-    """How to shard. Raises UsageError for a value outside its limits."""
+    """Options of sharding. Raises UsageError for a value outside its limits."""
 
-    seed: int = 0
-    """Of the shuffle."""
-    shard_bytes: int | None = None
-    """About how large a tar is to be; None is 256 MiB, or less where that makes fewer than 16 shards."""
-    val_fraction: float = 0.0
-    """The part of a source without validation images to hold out as split `val`."""
-    resize_px: int | None = None
-    """Re-encode as JPEG with the shorter side at most this long; None passes the bytes through untouched."""
-    quality: int = 90
-    """JPEG quality of re-encoded images, 1 to 100."""
-    check: str = "full"
-    """"full" decodes every image, "header" looks at its header alone."""
-    max_pixels: int = MAX_PIXELS
-    """An image with more is set aside as a bomb."""
-    dedupe: bool = False
-    """Set exact duplicates aside; reads the source twice."""
-    workers: int | None = None
-    """Processes; None is one a core."""
-    engine: str = "processes"
-    """Where they run: "processes" of this machine, or tasks of a "ray" cluster."""
-    part: tuple[int, int] | None = None
-    """Write part i (from 1) of n alone; the part that ends last merges them."""
-    layout: str | None = None
-    """How to read the source, one of `sources.model.LAYOUTS`; None looks."""
-    image_column: str | None = None
-    """Of a parquet source: the column of images; of a list: the column of paths. None looks."""
-    label_column: str | None = None
-    root: Path | None = None
-    """The folder that the paths of a list lie in; None is the list's own."""
+    layout: str | None = option(
+        None,
+        help="Kind of source: folder, flat (no labels), imagenet, kaggle, tar, webdataset, parquet or list.",
+        panel=_SOURCE,
+        metavar="NAME",
+        shown_default="detected",
+    )
+    image_column: str | None = option(
+        None,
+        help="Column of images in a parquet source, of paths in a list.",
+        panel=_SOURCE,
+        metavar="NAME",
+        shown_default="detected",
+    )
+    label_column: str | None = option(
+        None,
+        help="Column of labels in a parquet source or a list.",
+        panel=_SOURCE,
+        metavar="NAME",
+        shown_default="detected",
+    )
+    root: Path | None = option(
+        None,
+        help="Folder that the paths of a list are relative to.",
+        panel=_SOURCE,
+        metavar="DIR",
+        shown_default="the list's own",
+    )
+    seed: int = option(0, help="Random seed of the shuffle.", panel=_SHARDS, least=0, below=2**63)
+    shard_bytes: int | None = option(
+        None,
+        help="Size of a shard: 256MiB, 1GB, or a number of bytes.",
+        panel=_SHARDS,
+        metavar="SIZE",
+        least=1,
+        parse=parse_bytes,
+        shown_default="256MiB, or less for at least 16 shards",
+    )
+    val_fraction: float = option(
+        0.0,
+        help="Share of the images to hold out as split val, if SOURCE has no validation images.",
+        panel=_SHARDS,
+        least=0,
+        below=1,
+    )
+    dedupe: bool = option(False, help="Set exact duplicates aside; the source is read twice.", panel=_SHARDS)
+    resize_px: int | None = option_like(PixelOptions, "resize_px")
+    quality: int = option_like(PixelOptions, "quality")
+    check: Literal["full", "header"] = option(
+        "full", help="full: decode every image; header: read its header only, which is faster.", panel=_IMAGES
+    )
+    max_pixels: int = option_like(PixelOptions, "max_pixels")
+    workers: int | None = option(
+        None, help="Number of worker processes.", panel=_RUNNING, least=1, shown_default="one per core"
+    )
+    engine: Literal["processes", "ray"] = option(
+        "processes",
+        help="Where the workers run: as processes of this machine, or as tasks of a Ray cluster.",
+        panel=_RUNNING,
+    )
+    part: tuple[int, int] | None = option(
+        None,
+        help="Write this part of the shards only, for array jobs; the part that ends last merges them, but not in "
+        "an object store.",
+        panel=_RUNNING,
+        metavar="I/N",
+        parse=parse_part,
+    )
 
     def __post_init__(self) -> None:
         """Check the limits."""
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"--seed {self.seed} is not between 0 and 2^63")
-        if self.shard_bytes is not None and self.shard_bytes < 1:
-            raise UsageError(f"--shard-bytes {self.shard_bytes} is too small; 256MiB is usual")
-        if not 0 <= self.val_fraction < 1:
-            raise UsageError(f"--val-fraction {self.val_fraction} is not between 0 (none) and 1")
-        if self.check not in CHECKS:
-            raise UsageError(f"--check {self.check} is not one of {', '.join(CHECKS)}")
-        if self.workers is not None and self.workers < 1:
-            raise UsageError(f"--workers {self.workers} is less than 1")
-        if self.engine not in ENGINES:
-            raise UsageError(f"--engine {self.engine} is not one of {', '.join(ENGINES)}")
+        validate(self)
+        if self.resize_px is None and self.quality != PixelOptions.quality:
+            raise UsageError(
+                f"--quality {self.quality} only matters when images are re-encoded; add --resize PX"
+            )
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise UsageError(
                 f"--part {self.part_name} is not between 1/{self.part[1]} and {self.part[1]}/{self.part[1]}"
             )
-        _ = self.pixels
 
     @property
     def pixels(self) -> PixelOptions:
-        """What is done to each image."""
+        """Options for each image."""
         return PixelOptions(self.resize_px, self.quality, self.check == "full", self.max_pixels)
 
     @property
     def part_name(self) -> str | None:
-        """As "3/16"."""
+        """The part as "3/16"."""
         return None if self.part is None else f"{self.part[0]}/{self.part[1]}"
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """Read "3/16". Raises UsageError."""
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
-    if match is None:
-        raise UsageError(f"--part {text} is not a part; write the third of sixteen as 3/16")
-    return int(match[1]), int(match[2])

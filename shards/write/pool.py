@@ -25,7 +25,6 @@ _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from coma.shards.write.jobs import serve_at; serve_at(int(sys.argv[1]))"
 )
-ENGINES = ("processes", "ray")
 
 
 def run_jobs(
@@ -39,7 +38,7 @@ def run_jobs(
     Args:
         jobs: taken one by one, as workers become free.
         workers: how many at a time; None is one a core, of this machine or of the cluster.
-        engine: one of ENGINES.
+        engine: "processes" of this machine, or "ray", on its cluster.
     """
     return _run_on_ray(jobs, workers) if engine == "ray" else _run_here(jobs, workers or cores())
 

@@ -1,134 +1,192 @@
-"""What a user asks of `coma pretrain`: a frozen dataclass, validated once, when made; and what every run shares."""
+"""Options of `coma pretrain`, and those that it shares with `coma finetune`: dataclasses, validated when made.
+
+The command line is made of these fields (`coma.cli.from_options`), and RUN/config.json holds them under "config".
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from coma.errors import UsageError
+from coma.runs.renamed import current_names
+from coma.shards.option import identity_of, option, option_like, validate
 
 TRACKERS = ("wandb", "mlflow")
+
+DATA, MODEL, OPTIMISATION, RUN, MACHINE = "Data", "Model", "Optimisation", "Run", "Machine"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(ABC):
-    """What every run may be asked for; None is derived from the data and the machine (`resolve.resolve`).
+    """Options of every run; None is derived from the data and the machine (`resolve.resolve`).
 
     Raises:
         UsageError: a value is out of range, or two contradict each other.
     """
 
     command: ClassVar[str]
-    """Of `coma`, by which a launcher starts its processes."""
-    default_epochs: ClassVar[float] = 100.0
+    """Command of `coma` by which a launcher starts its processes."""
     betas: ClassVar[tuple[float, float]]
-    """AdamW's, unless the DeepSpeed configuration has its own."""
+    """AdamW's betas, unless the DeepSpeed configuration has its own."""
+    default_epochs: ClassVar[float] = 100.0
 
-    data: Path | str | None = None
-    """Sharded data set, its folder or its URL; None: the one found in the current folder."""
-    image_size: int | None = 224
-    """Side of the square crop in pixels."""
-    epochs: float | None = None
-    """Passes over the data; None without `steps`: `default_epochs`."""
-    steps: int | None = None
-    batch_size: int | None = None
-    """Images a step, over all devices."""
-    base_lr: float = 6e-4
-    """Peak learning rate at a batch of 256 images; scaled linearly with the batch."""
-    weight_decay: float = 0.05
-    """On matrices only."""
-    warmup_epochs: float | None = None
-    """Epochs of linear warm-up; None: a twentieth of the run."""
-    seed: int = 0
-    """Decides all that is drawn at random: initial weights, order, crops, views."""
-    out: Path | None = None
-    """Run folder; None: runs/`name`, or the next free name after it."""
-    resume: Literal["auto", "never"] | str = "auto"
-    save_every: int | None = None
-    """Steps between checkpoints."""
-    evaluate_every: int | None = None
-    """Epochs between evaluations; None: never."""
-    log_to: str | None = None
-    """Where figures go besides: wandb, mlflow, or both with a comma between them."""
-    keep_last: int = 2
-    """Checkpoints that are kept: the newest."""
-    keep_every_epochs: int | None = None
-    """Keep, besides, those at the end of every so many epochs for good."""
-    stuck_after: float = 1800.0
-    """Seconds in one phase of a step after which a run is ended as stuck; 0: never."""
-    stop_after: int | None = None
-    """Steps after which this session saves a checkpoint and leaves."""
-    ds_config: str = "zero1"
-    """A packaged DeepSpeed configuration's name, or a path."""
-    devices: int | None = None
-    """Processes to start on this machine; None: this one, or those a launcher has started."""
-    hostfile: Path | None = None
-    """DeepSpeed hostfile: start the run on these machines."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
-    decode: Literal["auto", "cpu", "gpu"] | str = "auto"
-    """Where images are decoded; auto: on the device that trains."""
-    workers: int | None = None
-    """Decoding threads a process."""
+    data: Path | str | None = option(
+        None,
+        help="Data set made by `coma shard`: a folder, or a URL (s3://...).",
+        argument=True,
+        shown_default="the one in the current folder",
+    )
+    image_size: int | None = option(
+        None, help="Side of the square crops, in pixels.", panel=DATA, metavar="PX", least=1, identity=True
+    )
+    decode: Literal["auto", "cpu", "gpu"] = option(
+        "auto", help="Where images are decoded; auto: on the device that trains.", panel=DATA
+    )
+    workers: int | None = option(
+        None,
+        help="Number of decoding threads per process.",
+        panel=DATA,
+        least=1,
+        shown_default="its share of the cores",
+    )
+    epochs: float | None = option(
+        None,
+        help="Number of passes over the data.",
+        panel=OPTIMISATION,
+        above=0,
+        shown_default=f"{default_epochs:g}",
+    )
+    steps: int | None = option(
+        None, help="Number of steps, instead of --epochs.", panel=OPTIMISATION, least=1
+    )
+    batch_size: int | None = option(
+        None,
+        help="Number of images per step, over all devices.",
+        panel=OPTIMISATION,
+        least=1,
+        shown_default="256 on GPUs, 32 on a CPU, less for small data",
+    )
+    base_lr: float = option(
+        help="Peak learning rate for a batch of 256 images; it is scaled linearly with the batch.",
+        panel=OPTIMISATION,
+        above=0,
+        identity=True,
+    )
+    weight_decay: float = option(
+        0.05, help="Weight decay, applied to matrices only.", panel=OPTIMISATION, least=0, identity=True
+    )
+    warmup_epochs: float | None = option(
+        None,
+        help="Epochs of linear warm-up of the learning rate.",
+        panel=OPTIMISATION,
+        least=0,
+        shown_default="a twentieth of the run",
+    )
+    seed: int = option(
+        0,
+        help="Random seed for weights, sample order, crops and views.",
+        panel=OPTIMISATION,
+        least=0,
+        identity=True,
+    )
+    out: Path | None = option(
+        None, help="Run folder.", panel=RUN, metavar="RUN", shown_default="runs/MODEL[-NUMBER]"
+    )
+    resume: Literal["auto", "never"] = option(
+        "auto",
+        help="auto: resume the unfinished run of the same command; never: start a new one.",
+        panel=RUN,
+    )
+    save_every: int | None = option(
+        None,
+        help="Steps between checkpoints.",
+        panel=RUN,
+        least=1,
+        shown_default="an epoch or a 50th of the run, at most 2000",
+    )
+    keep_last: int = option(2, help="Number of newest checkpoints to keep.", panel=RUN, least=1)
+    keep_every_epochs: int | None = option(
+        None,
+        help="Epochs between checkpoints that are kept for good.",
+        panel=RUN,
+        least=1,
+        shown_default="none",
+    )
+    stuck_after: float = option(
+        1800.0,
+        help="Seconds without progress after which the run ends as stuck; 0: never.",
+        panel=RUN,
+        least=0,
+    )
+    evaluate_every: int | None = option(
+        None,
+        help="Epochs between evaluations: 20-NN accuracy, if there are labels, and RankMe.",
+        panel=RUN,
+        least=1,
+        shown_default="never",
+    )
+    log_to: str | None = option(
+        None,
+        help="Trackers that get the metrics as well: wandb, mlflow or both, if installed.",
+        panel=RUN,
+        metavar=",".join(TRACKERS),
+        shown_default="none",
+    )
+    stop_after: int | None = option(
+        None,
+        help="Number of steps after which to save a checkpoint and leave.",
+        panel=RUN,
+        least=1,
+        shown_default="never",
+    )
+    ds_config: str = option(
+        "zero1",
+        help="DeepSpeed configuration: zero0 to zero3, zero2_offload, zero3_offload, zero3_nvme, or a file.",
+        panel=MACHINE,
+        metavar="NAME|PATH",
+    )
+    devices: int | None = option(
+        None,
+        help="Number of processes to start on this machine, one per GPU.",
+        panel=MACHINE,
+        least=1,
+        shown_default="1",
+    )
+    hostfile: Path | None = option(
+        None,
+        help="DeepSpeed hostfile with the machines to run on.",
+        panel=MACHINE,
+        metavar="FILE",
+        shown_default="this machine",
+    )
+    compile: bool = option(
+        False, help="Compile the model with torch.compile: slower start, faster steps.", panel=MACHINE
+    )
 
     def __post_init__(self) -> None:
         """Refuse what no data and no machine could make right."""
-        require(
-            self.epochs is None or self.steps is None, "--epochs and --steps exclude each other: give one"
-        )
-        for flag, value, least in (
-            ("--image-size", self.image_size, 1),
-            ("--steps", self.steps, 1),
-            ("--batch-size", self.batch_size, 1),
-            ("--save-every", self.save_every, 1),
-            ("--evaluate-every", self.evaluate_every, 1),
-            ("--keep-last", self.keep_last, 1),
-            ("--keep-every-epochs", self.keep_every_epochs, 1),
-            ("--stop-after", self.stop_after, 1),
-            ("--devices", self.devices, 1),
-            ("--workers", self.workers, 1),
-            ("--seed", self.seed, 0),
-        ):
-            require_at_least(flag, value, least)
-        for flag, number in (("--epochs", self.epochs), ("--base-lr", self.base_lr)):
-            require(
-                number is None or (math.isfinite(number) and number > 0),
-                f"{flag} is {number}; it must be above 0",
-            )
-        for flag, number in (
-            ("--weight-decay", self.weight_decay),
-            ("--warmup-epochs", self.warmup_epochs),
-            ("--stuck-after", self.stuck_after),
-        ):
-            require(
-                number is None or (math.isfinite(number) and number >= 0),
-                f"{flag} is {number}; it must be 0 or more",
-            )
-        for flag, word, words in (
-            ("--resume", self.resume, ("auto", "never")),
-            ("--decode", self.decode, ("auto", "cpu", "gpu")),
-        ):
-            require_one_of(flag, word, words)
+        validate(self)
+        if self.epochs is not None and self.steps is not None:
+            raise UsageError("--epochs and --steps exclude each other: give one")
         for name in self.trackers:
-            require(
-                name in TRACKERS,
-                f"--log-to {name}: it must be {' or '.join(TRACKERS)}, or both, with a comma",
+            if name not in TRACKERS:
+                raise UsageError(
+                    f"--log-to {name}: it must be {' or '.join(TRACKERS)}, or both, with a comma"
+                )
+        if self.devices is not None and self.hostfile is not None:
+            raise UsageError(
+                "--devices starts processes on this machine and --hostfile on those of the file: give one"
             )
-        require(
-            self.devices is None or self.hostfile is None,
-            "--devices starts processes on this machine and --hostfile on those of the file: give one",
-        )
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Of the run folder, if none is given."""
+        """Name of the run folder, if none is given."""
 
     @property
     def trackers(self) -> tuple[str, ...]:
@@ -136,18 +194,8 @@ class RunConfig(ABC):
         return tuple(name.strip() for name in self.log_to.split(",")) if self.log_to else ()
 
     def identity(self) -> dict[str, Any]:
-        """Return, by flag, what makes two commands the same run; the rest of it is in the resolved."""
-        return {
-            "--image-size": self.image_size,
-            "--seed": self.seed,
-            "--base-lr": self.base_lr,
-            "--weight-decay": self.weight_decay,
-        }
-
-    @classmethod
-    def of_options(cls, options: Mapping[str, Any]) -> Self:
-        """Make a configuration of a command's options, which have its fields' names, each of them, and others."""
-        return cls(**{field.name: options[field.name] for field in dataclasses.fields(cls)})
+        """Return, by flag, the options that make two commands the same run; the rest is in the `ResolvedRun`."""
+        return identity_of(self)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; paths as strings."""
@@ -158,7 +206,8 @@ class RunConfig(ABC):
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
-        """Make a configuration from `to_json`'s fields."""
+        """Make a configuration from `to_json`'s fields, also those of an older version."""
+        fields = current_names(fields)
         paths = {
             field.name: Path(fields[field.name])
             for field in dataclasses.fields(cls)
@@ -180,66 +229,62 @@ class RunConfig(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(RunConfig):
-    """A pre-training run as asked for."""
+    """Options of a pre-training run."""
 
     command: ClassVar[str] = "pretrain"
     betas: ClassVar[tuple[float, float]] = (0.9, 0.95)
 
-    image_size: int = 224
-    model: str = "dyvit_base"
-    method: Literal["coma", "independent", "mae"] | str = "coma"
-    views: int = 2
-    """Views of each image; `mae` has one."""
-    start_size: int | None = None
-    """Side of the crop at the start of the run, which grows to `image_size`; None: that all along."""
-    patch_size: int | None = None
-    """Side of a patch in pixels; None: the model's own."""
-    init: Path | None = None
-    """An export whose weights the run starts from; None: from random ones."""
+    image_size: int = option_like(RunConfig, "image_size", 224)
+    start_size: int | None = option(
+        None,
+        help="Side of the first crops, in pixels; they grow to --image-size, so that early steps cost less.",
+        panel=DATA,
+        metavar="PX",
+        least=1,
+        identity=True,
+        shown_default="--image-size",
+    )
+    model: str = option(
+        "dyvit_base",
+        help="Network: dyvit_nano, _tiny, _small, _base, _large, or a timm ViT.",
+        panel=MODEL,
+        metavar="NAME",
+        identity=True,
+    )
+    method: Literal["coma", "independent", "mae"] = option(
+        "coma",
+        help="Masking: complementary views (coma), or for comparison independently masked ones, or mae.",
+        panel=MODEL,
+        identity=True,
+    )
+    views: int = option(2, help="Number of views per image; mae has 1.", panel=MODEL, least=1, identity=True)
+    patch_size: int | None = option(
+        None,
+        help="Side of a patch, in pixels; small images need small ones.",
+        panel=MODEL,
+        metavar="PX",
+        least=1,
+        identity=True,
+        shown_default="the model's own",
+    )
+    init: Path | None = option(
+        None,
+        help="Export whose weights the run starts from, with the decoder's if it has them.",
+        panel=MODEL,
+        metavar="DIR",
+        shown_default="random weights",
+    )
+    base_lr: float = option_like(RunConfig, "base_lr", 6e-4)
 
     def __post_init__(self) -> None:
         """Refuse what no data and no machine could make right."""
         super().__post_init__()
-        for flag, value, least in (
-            ("--views", self.views, 1),
-            ("--start-size", self.start_size, 1),
-            ("--patch-size", self.patch_size, 1),
-        ):
-            require_at_least(flag, value, least)
-        require_one_of("--method", self.method, ("coma", "independent", "mae"))
-        require(
-            self.start_size is None or self.start_size <= self.image_size,
-            f"--start-size {self.start_size} is above --image-size {self.image_size}: crops grow, start with less",
-        )
+        if self.start_size is not None and self.start_size > self.image_size:
+            raise UsageError(
+                f"--start-size {self.start_size} is above --image-size {self.image_size}: crops grow, start with less"
+            )
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """The model's name."""
         return self.model
-
-    def identity(self) -> dict[str, Any]:
-        """Return, by flag, what makes two commands the same run."""
-        return {
-            "--model": self.model,
-            "--method": self.method,
-            "--views": self.views,
-            "--start-size": self.start_size,
-            "--patch-size": self.patch_size,
-            **super().identity(),
-        }
-
-
-def require_at_least(flag: str, value: int | None, least: int) -> None:
-    """Raise UsageError for a value below `least`; None is none."""
-    require(value is None or value >= least, f"{flag} is {value}; it must be at least {least}")
-
-
-def require_one_of(flag: str, word: str, words: Sequence[str]) -> None:
-    """Raise UsageError for another word."""
-    require(word in words, f"{flag} is {word!r}; it must be {' or '.join(words)}")
-
-
-def require(holds: bool, otherwise: str) -> None:
-    """Raise UsageError, saying `otherwise`, if something does not hold."""
-    if not holds:
-        raise UsageError(otherwise)

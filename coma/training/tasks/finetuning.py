@@ -51,7 +51,7 @@ class Finetuning(Task):
         self.model = self.build()
         give_weights(self.model.backbone, source.weights, source.path)
         self.source_digest = source.digest()
-        self.average_decay = config.average_decay
+        self.ema_decay = config.ema_decay
 
     def build(self) -> Classifier:
         """Make the classifier with other weights."""

@@ -31,7 +31,7 @@ class Task(ABC):
     """Takes `inputs`, returns a loss; the same initial weights on every rank."""
     source_digest: str | None = None
     """A hash of the weights that the run starts from; None: random ones."""
-    average_decay: float = 0.0
+    ema_decay: float = 0.0
     """Of an exponential moving average of the weights, which is scored and exported in their place; 0: none."""
 
     @abstractmethod

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from coma.bench.epoch import EpochOptions, EpochTiming, Turn, bench_epoch, take_turn
+from coma.bench.epoch import EpochTiming, Turn, bench_epoch, take_turn
 from coma.bench.network import Network
+from coma.bench.options import EpochOptions
 from coma.cli.bench import app
 from coma.errors import UsageError
 from coma.pipeline import Batch
@@ -104,8 +105,8 @@ def test_figures_follow_from_the_turns() -> None:
         ({"models": ("dyvit_base",)}, "NAME:METHOD"),
         ({"models": ()}, "names no network"),
         ({"precision": "fp8"}, "fp32 or bf16"),
-        ({"steps": 0}, "--steps 0"),
-        ({"devices": 0}, "--devices 0"),
+        ({"steps": 0}, "--steps is 0"),
+        ({"devices": 0}, "--devices is 0"),
     ],
 )
 def test_impossible_options_are_refused(wrong: dict[str, object], message: str) -> None:

@@ -15,8 +15,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from coma.bench import loader, peers, stages, ways
-from coma.bench.findings import NATIVE, PEER, STREAM, BenchOptions, Images, LoaderBench, advice
+from coma.bench.findings import NATIVE, PEER, STREAM, Images, LoaderBench, advice
 from coma.bench.loader import bench_loader
+from coma.bench.options import LoaderOptions
 from coma.bench.peers import Peer
 from coma.bench.plot import write_bars
 from coma.bench.timing import Timing, take_turns
@@ -27,7 +28,7 @@ from coma.shards.manifest import read_manifest
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.writer import shard
 
-OPTIONS = BenchOptions(images=10, rounds=2, image_size=28, batch_size=4)
+OPTIONS = LoaderOptions(images=10, rounds=2, image_size=28, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_ways_make_batches_of_the_size_asked_for(
     way: Callable[[Sample], Way], image_size: int, data: Path, tmp_path: Path
 ) -> None:
     sample, *_ = loader._sample(
-        read_manifest(data), tmp_path, BenchOptions(images=8, image_size=image_size, batch_size=4)
+        read_manifest(data), tmp_path, LoaderOptions(images=8, image_size=image_size, batch_size=4)
     )
     assert len(sample.manifest) == len(list(sample.folder.rglob("*.*"))) == 8
     running = way(sample)
@@ -112,16 +113,16 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 
 def test_the_sample_fits_the_size_of_the_images() -> None:
-    photographs, tiny = BenchOptions(), BenchOptions(image_size=32)
+    photographs, tiny = LoaderOptions(), LoaderOptions(image_size=32)
     assert photographs.sample_size(0.2) == (256, 32)
     assert photographs.sample_size(12) == (42, 32)
     assert photographs.sample_size(0.001) == (1024, 128)  # 224 px to resize to, all the same
     assert tiny.sample_size(0.001) == (2048, 256)
-    assert BenchOptions(images=10, batch_size=5).sample_size(12) == (10, 5)
+    assert LoaderOptions(images=10, batch_size=5).sample_size(12) == (10, 5)
 
 
 def test_shards_are_to_be_a_little_larger_than_the_images_of_a_batch() -> None:
-    assert [BenchOptions(image_size=size).resize_px for size in (32, 96, 224, 384)] == [64, 128, 256, 448]
+    assert [LoaderOptions(image_size=size).resize_px for size in (32, 96, 224, 384)] == [64, 128, 256, 448]
 
 
 def times(cpu_s: float) -> Timing:
@@ -129,7 +130,7 @@ def times(cpu_s: float) -> Timing:
 
 
 def test_the_advice_fits_the_bottleneck(found: LoaderBench) -> None:
-    fast = {"storage_images_per_s": 1e9, "memory_images_per_s": 2e9, "options": BenchOptions()}
+    fast = {"storage_images_per_s": 1e9, "memory_images_per_s": 2e9, "options": LoaderOptions()}
     decoding = replace(
         found, ways={STREAM: times(1.0)}, stages_us={"reading": 1.0, "decoding": 9.0}, resized=None, **fast
     )
@@ -141,7 +142,7 @@ def test_the_advice_fits_the_bottleneck(found: LoaderBench) -> None:
 
 
 def test_resizing_is_advised_where_it_was_seen_to_help(found: LoaderBench) -> None:
-    small, fast = Images(8, 30_000.0, 0.1, 256.0), {"storage_images_per_s": 1e9, "options": BenchOptions()}
+    small, fast = Images(8, 30_000.0, 0.1, 256.0), {"storage_images_per_s": 1e9, "options": LoaderOptions()}
     decoding = replace(found, ways={STREAM: times(1.0)}, stages_us={"decoding": 9.0}, **fast)
     assert advice(replace(decoding, resized=(small, times(0.5)))) == (
         "coma shard SOURCE --resize 256: 2.0 times as fast, 30 KB an image"
@@ -158,7 +159,7 @@ def test_storage_is_the_bottleneck_if_it_and_nothing_else_cannot_keep_up(found: 
         storage_images_per_s=400.0,
         memory_images_per_s=40_000.0,
         resized=(Images(8, 30_000.0, 0.1, 256.0), times(0.01)),
-        options=BenchOptions(),
+        options=LoaderOptions(),
     )
     assert slow.cores_fed == 4
     assert slow.bottleneck == "storage"
@@ -304,7 +305,7 @@ def test_long_names_do_not_run_into_bars_or_over_the_edge(tmp_path: Path) -> Non
 
 
 def test_nonsense_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--rounds 0"):
-        BenchOptions(rounds=0)
+    with pytest.raises(UsageError, match="--rounds is 0"):
+        LoaderOptions(rounds=0)
     with pytest.raises(DataError, match="no sharded data set"):
         bench_loader(tmp_path / "none", OPTIONS)

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from coma.bench.step import StepOptions, StepTiming, bench_step
+from coma.bench.options import StepOptions
+from coma.bench.step import StepTiming, bench_step
 from coma.cli.bench import app
 from coma.errors import UsageError
 
@@ -59,7 +60,7 @@ def test_multiply_adds_are_those_of_the_table() -> None:
         ({"models": ("dyvit_base:dino",)}, "coma or independent or mae"),
         ({"models": ("dyvit_bsae:coma",)}, "did you mean 'dyvit_base'"),
         ({"precisions": ("fp8",)}, "fp32 or bf16"),
-        ({"rounds": 0}, "--rounds 0"),
+        ({"rounds": 0}, "--rounds is 0"),
     ],
 )
 def test_impossible_options_are_refused(wrong: dict[str, object], message: str) -> None:

@@ -60,7 +60,7 @@ def source(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tuning(labelled: Path, source: Path, out: Path, **fields: Any) -> FinetuneConfig:
-    given = {"steps": 4, "batch_size": 6, "workers": 1, "average_decay": 0.5, **fields}
+    given = {"steps": 4, "batch_size": 6, "workers": 1, "ema_decay": 0.5, **fields}
     return FinetuneConfig(source=source, data=labelled, out=out, **given)
 
 
@@ -258,7 +258,7 @@ def test_what_cannot_be_is_said_before_anything_is_written(
     [
         ({"mixup": -1.0}, "--mixup is -1.0"),
         ({"layer_decay": 0.0}, "--layer-decay is 0.0"),
-        ({"average_decay": 1.0}, "--average-decay is 1.0"),
+        ({"ema_decay": 1.0}, "--ema-decay is 1.0"),
         ({"rand_augment": 31}, "--rand-augment is 31; it must be from 0 to 30"),
         ({"crop_scale": float("nan")}, "--crop-scale is nan"),
         ({"epochs": 1.0, "steps": 1}, "exclude each other"),

@@ -1,4 +1,4 @@
-"""What `coma shard` and `coma index` say at the end: where every image went."""
+"""Summary at the end of `coma shard` and `coma index`: where every image went."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def summary_as_json(summary: "ShardSummary") -> dict[str, Any]:
-    """The summary of a run as plain JSON types."""
+    """Return the summary of a run as plain JSON types."""
     return {
         "out": str(summary.out),
         "found": summary.found,
@@ -28,15 +28,15 @@ def summary_as_json(summary: "ShardSummary") -> dict[str, Any]:
     }
 
 
-def summary_as_lines(summary: "ShardSummary", of_set_aside: str = "") -> dict[str, str]:
-    """The summary of a run as lines to print; `of_set_aside` is added to what is said of those images."""
+def summary_as_lines(summary: "ShardSummary", set_aside_note: str = "") -> dict[str, str]:
+    """Return the summary of a run as lines to print; the note is added to the line on images set aside."""
     from shlex import quote
 
     from rich.filesize import decimal
 
     kept = ", ".join(f"{split.name} {split.images:,}" for split in summary.splits)
     converted = f"; {sum(summary.converted.values()):,} converted ({_kinds(summary.converted)})"
-    aside = f" ({_kinds(summary.reasons)}): see quarantine.parquet{of_set_aside}" if summary.reasons else ""
+    aside = f" ({_kinds(summary.reasons)}): see quarantine.parquet{set_aside_note}" if summary.reasons else ""
     lines = {} if summary.part is None else {"part": f"{summary.part}, of the shards"}
     lines |= {
         "found": f"{summary.found:,} images",
