@@ -69,12 +69,12 @@ def test_the_current_folder_as_source(here, coma, monkeypatch):
         (["empty"], 3, "no images in empty"),
         (["pets", "full"], 2, "full is not empty (it holds thesis.tex)"),
         (["pets", "pets/cat/0.JPEG"], 2, "pets/cat/0.JPEG is a file; name a folder"),
-        (["pets", "--resize", "64", "--quality", "0"], 2, "--quality 0 is not between 1 and 100"),
+        (["pets", "--resize", "64", "--quality", "0"], 2, "--quality is 0; it must be from 1 to 100"),
         (["pets", "--quality", "80"], 2, "--quality 80 only matters"),
-        (["pets", "--val-fraction", "1.5"], 2, "--val-fraction 1.5 is not between"),
+        (["pets", "--val-fraction", "1.5"], 2, "--val-fraction is 1.5; it must be at least 0 and below 1"),
         (["pets", "--shard-bytes", "lots"], 2, "--shard-bytes lots is not a size"),
-        (["pets", "--shard-bytes", "0"], 2, "--shard-bytes 0 is too small"),
-        (["pets", "--workers", "0"], 2, "--workers 0 is less than 1"),
+        (["pets", "--shard-bytes", "0"], 2, "--shard-bytes is 0; it must be at least 1"),
+        (["pets", "--workers", "0"], 2, "--workers is 0; it must be at least 1"),
     ],
 )
 def test_refusals_are_one_line_and_write_nothing(here, coma, arguments, code, says):

@@ -71,7 +71,7 @@ def test_a_pretraining_run_goes_on_as_it_would_have(older: Path) -> None:
 def test_a_finetuning_run_goes_on_as_it_would_have(older: Path) -> None:
     config = FinetuneConfig(
         source=Path("pretrained"), data="shards", out=Path("finetuned"), image_size=32,
-        steps=4, batch_size=4, workers=1, save_every=2, average_decay=0.5, mixup=0.8,
+        steps=4, batch_size=4, workers=1, save_every=2, ema_decay=0.5, mixup=0.8,
     )  # fmt: skip
     assert finetune(config)["steps"] == 4
     assert losses("finetuned") == pytest.approx(
