@@ -1,4 +1,4 @@
-"""Where the command's words go: results to stdout, everything else to stderr.
+"""Output of the command: results to stdout, everything else to stderr.
 
 Progress bars appear on a terminal only; NO_COLOR and CI are honoured (by rich and by `interactive`).
 """
@@ -7,8 +7,7 @@ import json as _json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,14 +17,12 @@ from coma.shards.files import without_credentials
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
-    from coma.training.logs.metrics import Progress as Standing
-
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False, soft_wrap=True)
 
 
 def interactive() -> bool:
-    """Whether a person watches stderr: a terminal, and not a CI job."""
+    """Return whether a person watches stderr: a terminal, and not a CI job."""
     return stderr.is_terminal and not os.environ.get("CI")
 
 
@@ -49,10 +46,10 @@ def set_up_logging(verbosity: int) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Shows no credentials, whatever URL a message has in it."""
+    """Formatter that removes credentials from URLs in messages."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format as ever, then cut."""
+        """Format a record and remove credentials."""
         return without_credentials(super().format(record))
 
 
@@ -74,19 +71,6 @@ def print_result(result: Mapping[str, Any], *, json: bool) -> None:
         stdout.print(f"{name.replace('_', ' '):<{width}}  {shown}", markup=False)
 
 
-@contextmanager
-def live_line() -> "Iterator[Callable[[Standing], None] | None]":
-    """Show where the run stands in one line that stays in place; None where nobody watches."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-
-    if not interactive():
-        yield None
-        return
-    columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with progress(*columns) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def show(now: "Standing") -> None:
-            bar.update(task, completed=now.step, total=now.steps, description=now.figures)
-
-        yield show
+def counts_in_words(counts: Mapping[str, int]) -> str:
+    """Return counts by name as "1,200 jpeg, 3 png"."""
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())

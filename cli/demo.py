@@ -87,7 +87,7 @@ def _as_lines(done: "DemoResult") -> dict[str, str]:
     }
     if done.probe_before is None or done.probe_after is None:
         lines["probe"] = "none: it needs labelled images, a folder for each class"
-        lines["before"] = f"loss {done.first_loss:.3f}: it paints noise"
+        lines["before"] = f"loss {done.first_loss:.3f}: reconstructions are noise"
     else:
         lines["before"] = f"linear probe {done.probe_before:.1f}%, nearest neighbours {done.knn_before:.1f}%"
     lines["trained"] = (
@@ -102,7 +102,7 @@ def _as_lines(done: "DemoResult") -> dict[str, str]:
         )
     else:
         lines["after"] = f"loss {done.last_loss:.3f}"
-    lines["picture"] = f"{done.picture}  what it paints"
+    lines["picture"] = f"{done.picture}  reconstructions"
     lines["report"] = f"{done.report}  (all of it took {_minutes(done.elapsed_s)})"
     lines["yours"] = "coma demo --images DIR" if done.drawn else "coma shard DIR"
     lines["in full"] = "coma shard DIR, then coma pretrain --ds-config zero2.json"

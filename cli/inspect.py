@@ -178,8 +178,8 @@ def _of_data(description: "Description") -> dict[str, str]:
     return {
         "data": str(description.data),
         "classes": f"{len(names):,}: {_cut(names)}" if names else "none: unlabelled",
-        "set aside": f"{aside:,} ({_kinds(description.set_aside)})" if aside else "none",
-        "converted": f"{changed:,} ({_kinds(description.converted)})" if changed else "none",
+        "set aside": f"{aside:,} ({console.counts_in_words(description.set_aside)})" if aside else "none",
+        "converted": f"{changed:,} ({console.counts_in_words(description.converted)})" if changed else "none",
     }
 
 
@@ -190,7 +190,7 @@ def _of_split(split: "SplitDescription") -> dict[str, str]:
         "split": split.split,
         "images": f"{split.samples:,}",
         "shards": f"{split.shards:,}, {decimal(split.shard_bytes)} in all",
-        "formats": _kinds(split.formats),
+        "formats": console.counts_in_words(split.formats),
         "width px": f"{split.width}  (min / median / max)",
         "height px": str(split.height),
         "image bytes": str(split.image_bytes),
@@ -208,10 +208,6 @@ def _of_split(split: "SplitDescription") -> dict[str, str]:
         lines["std RGB"] = _rgb(channels.std)
     lines["fingerprint"] = split.fingerprint
     return lines
-
-
-def _kinds(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 def _rgb(values: Iterable[float]) -> str:

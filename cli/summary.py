@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from coma.cli.console import counts_in_words
+
 if TYPE_CHECKING:
     from coma.shards.write.summary import ShardSummary
 
@@ -35,8 +37,12 @@ def summary_as_lines(summary: "ShardSummary", set_aside_note: str = "") -> dict[
     from rich.filesize import decimal
 
     kept = ", ".join(f"{split.name} {split.images:,}" for split in summary.splits)
-    converted = f"; {sum(summary.converted.values()):,} converted ({_kinds(summary.converted)})"
-    aside = f" ({_kinds(summary.reasons)}): see quarantine.parquet{set_aside_note}" if summary.reasons else ""
+    converted = f"; {sum(summary.converted.values()):,} converted ({counts_in_words(summary.converted)})"
+    aside = (
+        f" ({counts_in_words(summary.reasons)}): see quarantine.parquet{set_aside_note}"
+        if summary.reasons
+        else ""
+    )
     lines = {} if summary.part is None else {"part": f"{summary.part}, of the shards"}
     lines |= {
         "found": f"{summary.found:,} images",
@@ -53,7 +59,3 @@ def summary_as_lines(summary: "ShardSummary", set_aside_note: str = "") -> dict[
     else:
         lines["next"] = "the other parts; then, if none of them said it was the last, this without --part"
     return lines
-
-
-def _kinds(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())

@@ -1,13 +1,18 @@
-"""What `coma pretrain` and `coma finetune` share: running, and joining the processes of a launcher."""
+"""Training by `coma pretrain` and `coma finetune`, also as a process that a launcher started."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coma import training
 from coma.cli import console
 from coma.training import FinetuneConfig, PretrainConfig
+
+if TYPE_CHECKING:
+    from coma.training.logs.metrics import Progress
 
 _CONFIGS = {config.command: config for config in (PretrainConfig, FinetuneConfig)}
 
@@ -16,7 +21,7 @@ def train(
     config: PretrainConfig | FinetuneConfig, *, json: bool = False, launched: Path | None = None
 ) -> None:
     """Run a training with a progress line on a terminal, and print its result as JSON if that is asked for."""
-    with console.live_line() as watch:
+    with _progress_line() as watch:
         if isinstance(config, PretrainConfig):
             result = training.pretrain(config, watch, launched)
         else:
@@ -33,3 +38,21 @@ def _join_launcher(context: typer.Context, launched: Path | None) -> None:
 
 
 Launched = Annotated[Path | None, typer.Option(hidden=True, is_eager=True, callback=_join_launcher)]
+
+
+@contextmanager
+def _progress_line() -> "Iterator[Callable[[Progress], None] | None]":
+    """Show the progress of a run in one line that stays in place; None where nobody watches."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+
+    if not console.interactive():
+        yield None
+        return
+    columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with console.progress(*columns) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(now: "Progress") -> None:
+            bar.update(task, completed=now.step, total=now.steps, description=now.figures)
+
+        yield show

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from coma.errors import UsageError
+from coma.runs.read import read_config
+from coma.runs.renamed import current_names
+from coma.training.config.finetune_options import FinetuneConfig
 from coma.training.config.options import PretrainConfig
 
 
@@ -41,3 +44,27 @@ def test_survives_being_written_and_read(tmp_path: Path) -> None:
     config.save(tmp_path / "config.json")
     assert PretrainConfig.load(tmp_path / "config.json") == config
     assert PretrainConfig.from_json(json.loads(json.dumps(PretrainConfig().to_json()))) == PretrainConfig()
+
+
+def test_names_of_before_are_read(tmp_path: Path) -> None:
+    config = FinetuneConfig(source=Path("runs/x"), ema_decay=0.5)
+    written = config.to_json()
+    older = {"average_decay": written.pop("ema_decay"), **written}
+    assert FinetuneConfig.from_json(older) == config
+    assert current_names({"--average-decay": 0.5, "--seed": 0}) == {"--ema-decay": 0.5, "--seed": 0}
+    (tmp_path / "config.json").write_text(json.dumps({"config": older}))
+    assert FinetuneConfig.from_json(read_config(tmp_path)["config"]) == config
+
+
+def test_the_identity_is_that_of_run_folders_written_before() -> None:
+    """These names and no others are compared with a run folder's."""
+    common = {"--image-size": 224, "--seed": 0, "--weight-decay": 0.05}
+    assert PretrainConfig().identity() == {
+        **common, "--model": "dyvit_base", "--method": "coma", "--views": 2, "--start-size": None,
+        "--patch-size": None, "--base-lr": 6e-4,
+    }  # fmt: skip
+    assert FinetuneConfig(source=Path("x")).identity() == {
+        **common, "--image-size": None, "--base-lr": 5e-4, "--layer-decay": 0.65, "--drop-path": 0.1,
+        "--crop-scale": 0.08, "--rand-augment": 9, "--erasing": 0.25, "--mixup": 0.8, "--cutmix": 1.0,
+        "--label-smoothing": 0.1, "--ema-decay": 0.0,
+    }  # fmt: skip
