@@ -38,6 +38,7 @@ def _join_launcher(context: typer.Context, launched: Path | None) -> None:
 
 
 Launched = Annotated[Path | None, typer.Option(hidden=True, is_eager=True, callback=_join_launcher)]
+"""A launcher's option: its callback does everything, so that a command has nothing to do with the value."""
 
 
 @contextmanager

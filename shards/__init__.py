@@ -9,5 +9,6 @@ check/      `coma verify`
 describe/   `coma inspect`, the data card, the contact sheet
 files.py    files that are whole or absent, locally and in object stores
 tar.py      tar members, written and walked
+option.py   options of commands as fields of dataclasses, for all rooms
 units.py    sizes in bytes as people write them
 """

@@ -81,8 +81,8 @@ def test_the_demos_before_is_the_network_that_training_began_with(shown):
     assert score(model, Path(shown["data"])).probe == shown["probe_before"]
 
 
-def test_the_demo_tells_its_story_in_ten_lines(shown):
-    from coma.cli.demo import _story
+def test_the_demo_ends_with_ten_lines(shown):
+    from coma.cli.demo import _as_lines
     from coma.demo.demo import DemoResult
 
     paths = ("out", "data", "run", "picture", "report")
@@ -94,10 +94,10 @@ def test_the_demo_tells_its_story_in_ten_lines(shown):
         {},
         {"probe_before": None, "probe_after": None, "knn_before": None, "drawn": False, "classes": 0},
     ):
-        story = _story(DemoResult(**{**values, **change}))
-        assert len(story) == 10
-        width = max(len(name) for name in story)
-        assert all(width + 2 + len(text) <= 80 for text in story.values()), story
+        told = _as_lines(DemoResult(**{**values, **change}))
+        assert len(told) == 10
+        width = max(len(name) for name in told)
+        assert all(width + 2 + len(text) <= 80 for text in told.values()), told
 
 
 def test_probe_and_knn_add_to_the_metrics(shown):
