@@ -225,4 +225,5 @@ def hash_file(path: Path, hasher: Any = None) -> str:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             hasher.update(chunk)
-    return hasher.hexdigest()
+    digest: str = hasher.hexdigest()
+    return digest
