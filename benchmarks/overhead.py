@@ -4,7 +4,7 @@
 
 Both train one network by one engine, in turn, now one first and now the other, on batches that the run's own stream
 gave beforehand, with memory kept as `coma pretrain` keeps it. The bare loop is `engine(images, units)`,
-`engine.backward(loss)`, `engine.step()`. coma's is `coma.training.loop.take_steps` as `coma pretrain` runs it, with all
+`engine.backward(loss)`, `engine.step()`. coma's is `coma.training.loop.Session` as `coma pretrain` runs it, with all
 that it writes down; only its stream is replaced. A step lasts from one batch asked for to the next; evaluating,
 painting and saving at a round's end lie outside, and so does the first step of a round, in which coma counts
 multiply-adds, once a session. Given are medians, of wall time and of this process's CPU time, which a busy machine
@@ -74,21 +74,26 @@ def measure(config: PretrainConfig, steps: int, rounds: int) -> dict[str, Any]:
         from coma.training.engine.checkpoint import TrainingState
         from coma.training.engine.engine import dispose, make_engine
         from coma.training.processes.watchdog import Watchdog
-        from coma.training.run_folder import write_config
-        from coma.training.setup import prepare
+        from coma.training.run_folder import choose_run, write_config
+        from coma.training.setup import open_stream, prepare
 
         if world.device.type == "cpu":
             keep_freed_memory()
         prepared = prepare(config, world)
-        plan, run = prepared.plan, prepared.folder.path
-        write_config(run, config, plan, **prepared.facts)
+        resolved = prepared.resolved
+        run = choose_run(config, resolved).path
+        write_config(run, config, resolved, **prepared.facts)
         state = TrainingState(
-            step=1, fingerprint=plan.fingerprint, seed=plan.seed, samples=0, world_size=plan.world_size
+            step=1,
+            fingerprint=resolved.fingerprint,
+            seed=resolved.seed,
+            samples=0,
+            world_size=resolved.world_size,
         )
-        with loop.open_stream(prepared, world, state) as stream:
+        with open_stream(prepared, world, run, state.samples) as stream:
             batches = [next(stream) for _ in range(HELD)]
         with Watchdog(run, world, config.stuck_after) as watchdog:
-            engine = make_engine(prepared.task.model, plan)
+            engine = make_engine(prepared.task.model, resolved)
             try:
                 for number in range(rounds + 1):
                     for name in ("bare", "coma") if number % 2 else ("coma", "bare"):
@@ -99,7 +104,8 @@ def measure(config: PretrainConfig, steps: int, rounds: int) -> dict[str, Any]:
                             with patch.object(
                                 loop, "open_stream", lambda *_, h=held: contextlib.nullcontext(h)
                             ):
-                                loop.take_steps(prepared, engine, world, state, None, stop, watchdog)
+                                session = loop.Session(prepared, run, engine, world, state, watchdog, stop)
+                                session.run_steps()
                             state = dataclasses.replace(state, step=state.step + steps + 2)
                         if number > 0:
                             found[name].append(held.steps_s())
@@ -123,9 +129,9 @@ def measure(config: PretrainConfig, steps: int, rounds: int) -> dict[str, Any]:
     return {
         "model": config.model,
         "device": device,
-        "batch_size": plan.batch_size,
+        "batch_size": resolved.batch_size,
         "image_size": config.image_size,
-        "ds_config": plan.ds_config,
+        "ds_config": resolved.ds_config,
         "steps": steps * rounds,
         "step_s": medians,
         "added_s": added,

@@ -90,10 +90,11 @@ def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool)
         raise UsageError(f"{run} is a data set, and --step is one of a run's: coma inspect RUN --step {step}")
 
     from coma.pictures.step import read_step
-    from coma.pictures.step_sheet import sheet_path, write_step_sheet
+    from coma.pictures.step_sheet import write_step_sheet
+    from coma.runs.names import step_sheet_path
 
     contents = read_step(Path(run), step)
-    sheet = sheet_path(contents.run, step) if sheet is None else sheet
+    sheet = step_sheet_path(contents.run, step) if sheet is None else sheet
     on_sheet = write_step_sheet(contents, sheet)
     if json:
         console.print_result({**contents.to_json(), "sheet": str(sheet)}, json=True)
@@ -120,7 +121,7 @@ def _is_data(folder: Path) -> bool:
 
 
 def _is_run(folder: Path) -> bool:
-    from coma.runs.read import CONFIG_NAME
+    from coma.runs.names import CONFIG_NAME
     from coma.shards.files import is_remote
 
     return not is_remote(folder) and not _is_data(folder) and (folder / CONFIG_NAME).is_file()

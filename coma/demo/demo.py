@@ -82,8 +82,9 @@ def demo(
         UsageError, DataError: `out` is taken, `images` are none; nothing has been written then.
     """
     from coma.evaluation.evaluate import append_metrics, choose_device, labelled_manifests, metrics_line
-    from coma.pictures.reconstruct import PICTURE_NAME, reconstruct_run
-    from coma.runs.read import checkpoint_step, load_autoencoder, run_of
+    from coma.pictures.reconstruct import reconstruct_run
+    from coma.runs.names import RECONSTRUCTION_NAME, checkpoint_step
+    from coma.runs.read import load_autoencoder, run_of
     from coma.runs.report import write_report
     from coma.training import PretrainConfig, pretrain
 
@@ -136,7 +137,9 @@ def demo(
     for step, scores in ((0, before), (checkpoint_step(checkpoint), after)):
         if scores is not None:
             append_metrics(run, metrics_line(step, scores))
-    picture = reconstruct_run(run, out=run / PICTURE_NAME, count=PICTURE_ROWS, seed=seed, device=device)
+    picture = reconstruct_run(
+        run, out=run / RECONSTRUCTION_NAME, count=PICTURE_ROWS, seed=seed, device=device
+    )
     report = write_report(run)
     first_loss, last_loss = _losses(run)
     return DemoResult(
@@ -234,9 +237,10 @@ def _score(autoencoder: Any, data: Path, device: str, told: Progress) -> Scores:
 
 def _losses(run: Path) -> tuple[float, float]:
     """Return the mean loss of the first and of the last few steps."""
-    from coma.runs.report import read_lines
+    from coma.runs.lines import read_lines
+    from coma.runs.names import METRICS_NAME
 
-    losses = [line["loss"] for line in read_lines(run / "metrics.jsonl") if line.get("loss") is not None]
+    losses = [line["loss"] for line in read_lines(run / METRICS_NAME) if line.get("loss") is not None]
     few = max(1, min(10, len(losses) // 4))
     return sum(losses[:few]) / few, sum(losses[-few:]) / few
 

@@ -5,9 +5,7 @@ The split `val` is the test if there is one; otherwise a fifth of `train`, alway
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,9 @@ from coma.evaluation.probe import logistic_logits, top_accuracy
 from coma.evaluation.rankme import rankme
 from coma.export.folder import is_export
 from coma.export.load import load_export
-from coma.runs.read import checkpoint_step, load_autoencoder, read_config, run_of
+from coma.runs.lines import append_line
+from coma.runs.names import METRICS_NAME, checkpoint_step
+from coma.runs.read import load_autoencoder, read_config, run_of
 from coma.shards.files import folder_at, is_remote, is_there, without_credentials
 from coma.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-METRICS_NAME = "metrics.jsonl"
 BATCH_SIZE = 64
 HELD_OUT = "a fifth of train, held out"
 
@@ -342,13 +341,9 @@ def metrics_line(step: int, scores: Scores) -> dict[str, Any]:
 
 
 def append_metrics(run: Path, line: dict[str, Any]) -> bool:
-    """Add a line to RUN/metrics.jsonl, in the place of half a one that a crash left at the end; False if it can't be."""
+    """Append a line to RUN/metrics.jsonl; return False, with a warning, if it cannot be written."""
     try:
-        with (run / METRICS_NAME).open("ab+") as file:
-            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":  # of no run that lives
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(json.dumps(line).encode() + b"\n")
+        append_line(run / METRICS_NAME, line)
     except OSError as error:
         logger.warning(
             "the scores are not kept in %s: %s", run / METRICS_NAME, (error.strerror or "").lower()

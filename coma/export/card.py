@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from coma.export.folder import DECODER_NAME, ONNX_NAME, SECTION
+from coma.runs.lines import readable_lines
+from coma.runs.names import METRICS_NAME
 from coma.shards.files import without_credentials
 
-METRICS_NAME = "metrics.jsonl"
 _METHODS = {
     "coma": "CoMA, complementary masking ([arXiv 2511.05929](https://arxiv.org/abs/2511.05929))",
     "independent": "random masks that do not complement each other",
@@ -42,7 +42,7 @@ def card(
         parameters: of the backbone.
         onnx: whether an ONNX file lies beside.
     """
-    lines, classes = list(_metrics(run, step)), config["num_classes"]
+    lines, classes = _metrics(run, step), config["num_classes"]
     blocks = [
         _front_matter(config),
         f"# {config['architecture']}, "
@@ -168,19 +168,13 @@ def _scores(lines: list[dict[str, Any]]) -> str:
     return "\n".join(["| score | | step | data |", "|---|---|---|---|", *rows]) if rows else ""
 
 
-def _metrics(run: Path, step: int) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl up to `step`, but for what can't be read."""
+def _metrics(run: Path, step: int) -> list[dict[str, Any]]:
+    """Return the readable lines of metrics.jsonl up to `step`."""
     try:
-        text = (run / METRICS_NAME).read_text(errors="replace")
+        lines = list(readable_lines(run / METRICS_NAME))
     except OSError:
-        return
-    for row in text.splitlines():
-        try:
-            line = json.loads(row)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int) and line["step"] <= step:
-            yield line
+        return []
+    return [line for line in lines if isinstance(line.get("step"), int) and line["step"] <= step]
 
 
 def _data(place: object) -> str:

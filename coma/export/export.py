@@ -23,9 +23,8 @@ from coma.export.folder import (
     writing,
 )
 from coma.export.onnx import check_onnx, write_onnx
+from coma.runs.names import MANIFEST_NAME, checkpoint_step
 from coma.runs.read import (
-    MANIFEST_NAME,
-    checkpoint_step,
     is_finetuned,
     load_autoencoder,
     load_classifier,

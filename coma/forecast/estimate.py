@@ -21,12 +21,14 @@ from coma.errors import UsageError
 from coma.forecast.memory import StateMemory, checkpoint_bytes, metrics_bytes, state_memory
 from coma.measure import kept_bytes
 from coma.pipeline.views import partition_units
-from coma.runs.read import checkpoint_step, latest_checkpoint
+from coma.runs.names import checkpoint_step
+from coma.runs.read import latest_checkpoint
 from coma.training.config.ds_config import ACCUMULATION_KEY, BATCH_KEY, MICRO_KEY
 from coma.training.config.options import PretrainConfig
 from coma.training.config.resolve import ResolvedRun
 from coma.training.logs.trackers import check_installed
 from coma.training.processes.world import Place, World, joined
+from coma.training.run_folder import choose_run
 from coma.training.setup import Prepared, device_name, prepare
 from coma.training.tasks.pretraining import Pretraining
 
@@ -163,12 +165,13 @@ def estimate(config: PretrainConfig, *, measure: bool = True) -> Estimate:
         prepared = prepare(config, world)
         model = network(prepared)
         found = _measure(prepared, here) if measure else None
-    resolved, parameters, run = prepared.resolved, prepared.facts["parameters"], prepared.folder.path
-    checkpoint = latest_checkpoint(run) if prepared.folder.begun else None
+    resolved, parameters = prepared.resolved, prepared.facts["parameters"]
+    folder = choose_run(config, resolved)
+    checkpoint = latest_checkpoint(folder.path) if folder.begun else None
     return Estimate(
         config=config,
         resolved=resolved,
-        run=str(run),
+        run=str(folder.path),
         begun_at=checkpoint_step(checkpoint) if checkpoint else 0,
         parameters=parameters,
         backbone_parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),

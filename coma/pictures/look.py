@@ -30,9 +30,9 @@ from coma.pictures.reconstruct import (
     lay_out,
     to_pixels,
 )
+from coma.runs.names import LOOK_NAME
 from coma.runs.read import load_autoencoder, run_of
 
-LOOK_NAME = "look.png"
 _NARROW, _EVEN, _WIDE = (33, 102, 172), (247, 247, 247), (202, 90, 22)  # of a gate: blue, white, orange
 _MARK = (255, 0, 80)
 

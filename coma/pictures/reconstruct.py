@@ -21,6 +21,7 @@ from torch import Tensor
 
 from coma.errors import DataError, UsageError
 from coma.pipeline.views import partition_units
+from coma.runs.names import RECONSTRUCTION_NAME
 from coma.runs.read import load_autoencoder, read_config, run_of
 from coma.shards.files import folder_at
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 
-PICTURE_NAME = "reconstruction.png"
 TILE_PX = 176  # a tile's longer side is at least this
 HIDDEN_GREY = 128
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -166,7 +166,7 @@ def reconstruct_run(
         UsageError: `out` is no name of a picture, or `count` is not positive.
     """
     run, checkpoint = run_of(run_or_checkpoint)
-    out = check_picture(run / PICTURE_NAME if out is None else out)
+    out = check_picture(run / RECONSTRUCTION_NAME if out is None else out)
     autoencoder = load_autoencoder(checkpoint, device)
     images, units = images_to_show(run, autoencoder, sources, count=count, seed=seed, device=device)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,7 @@ before it, without a checkpoint and without DeepSpeed. B samples in a global bat
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,12 @@ from coma.pipeline.crops import CROP_SCALE, random_resized_crops
 from coma.pipeline.faults import candidates
 from coma.pipeline.order import Step, digest, digest_limbs
 from coma.pipeline.views import partition_units
+from coma.runs.lines import readable_lines
+from coma.runs.names import CONFIG_NAME, LEDGER_NAME, METRICS_NAME
 from coma.runs.read import build_model, read_config, training_stream
 from coma.shards.describe.sheet import class_captions
 from coma.shards.files import folder_at, is_remote
 from coma.shards.manifest import Manifest, load_manifest
-from coma.training.logs.metrics import METRICS_NAME
-from coma.training.run_folder import LEDGER_NAME
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ def read_step(run: Path, step: int) -> StepContents:
         units_in_all = stream.sizes.units(image_size)
 
     asked = _samples(manifest, plan.samples)
-    replaced = _substitutes(manifest, seed, plan, asked, list(_lines_of(run / LEDGER_NAME, step)))
+    replaced = _substitutes(manifest, seed, plan, asked, list(readable_lines(run / LEDGER_NAME, step)))
     shown = plan.samples.copy()
     for place, (sample, _) in replaced.items():
         shown[place] = sample.sample
@@ -210,7 +209,7 @@ def read_step(run: Path, step: int) -> StepContents:
         )
     )
     recorded = [
-        line["batch_digest"] for line in _lines_of(run / METRICS_NAME, step) if "batch_digest" in line
+        line["batch_digest"] for line in readable_lines(run / METRICS_NAME, step) if "batch_digest" in line
     ]
     return StepContents(
         run=run,
@@ -237,7 +236,7 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         not isinstance(resolved, dict)
         or not {"data", "fingerprint", "steps", "batch_size"} <= resolved.keys()
     ):
-        raise DataError(f"{run / 'config.json'} does not describe a run of `coma pretrain`")
+        raise DataError(f"{run / CONFIG_NAME} does not describe a run of `coma pretrain`")
     return config, resolved
 
 
@@ -309,20 +308,3 @@ def _substitutes(
                     found[place] = (_samples(manifest, [candidate])[0], str(line.get("reason")))
                     break
     return found
-
-
-def _lines_of(path: Path, step: int) -> Iterator[dict[str, Any]]:
-    """A step's lines of a JSON-lines file; none if there is no file."""
-    if not path.is_file():
-        return
-    number = str(step)
-    with path.open(encoding="utf-8") as file:
-        for text in file:
-            if number not in text:  # spares most of a long run's lines the parser
-                continue
-            try:
-                line = json.loads(text)
-            except ValueError:  # the last one, while the run writes it
-                continue
-            if isinstance(line, dict) and line.get("step") == step:
-                yield line

@@ -36,11 +36,6 @@ HIDDEN_GREY = 160
 """Lighter than in `coma.pictures.reconstruct`: this page has no paintings that it could be taken for."""
 
 
-def sheet_path(run: Path, step: int) -> Path:
-    """Return where the sheet of a step goes unless told otherwise."""
-    return run / f"step-{step:09}.png"
-
-
 def write_step_sheet(contents: StepContents, path: Path) -> int:
     """Write the page as a PNG and return how many images are on it. UsageError if it cannot be written."""
     png = io.BytesIO()

@@ -1,9 +1,4 @@
-"""Read what training left in a run folder, without DeepSpeed.
-
-RUN/config.json                             what was asked, what it came to, with which versions
-RUN/checkpoints/latest                      names the newest of checkpoints/step-*
-RUN/checkpoints/step-000100/weights.safetensors   the whole autoencoder in float32
-"""
+"""Read a run folder without DeepSpeed: its configuration, newest checkpoint, weights and model."""
 
 from __future__ import annotations
 
@@ -13,26 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from coma.errors import DataError, UsageError
 from coma.pipeline.sizes import CropSizes
+from coma.runs.names import AVERAGE_NAME, CHECKPOINTS_NAME, CONFIG_NAME, LATEST_NAME, WEIGHTS_NAME
 from coma.runs.renamed import current_names
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from coma.model.classifier import Classifier
     from coma.model.coma import CoMA, MaskedAutoencoder
     from coma.model.mae import MAE
 
-CONFIG_NAME = "config.json"
-CHECKPOINTS_NAME = "checkpoints"
-LATEST_NAME = "latest"
-MANIFEST_NAME = "checkpoint.json"
-WEIGHTS_NAME = "weights.safetensors"
-AVERAGE_NAME = "average.safetensors"
-"""Beside it, where a run keeps an average of its weights: what is scored and exported then."""
 FORMAT = 2
-"""Raised whenever a run that goes on from older files would not be the run that wrote them: when what is in them
-changes, or the order of the samples, or what a network computes. 1, which bore no number, had DeepSpeed's files."""
+"""Format of run folders and checkpoints. Raised whenever a run resumed from older files would not continue as it
+began: when their content changes, or the order of the samples, or what a network computes. Format 1 bore no number
+and had DeepSpeed's files."""
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -53,12 +43,12 @@ def read_config(run: Path) -> dict[str, Any]:
     return {**content, "config": current_names(content["config"])}
 
 
-def other_format(path: Path, found: int) -> str:
-    """Return why training does not go on from `path`, a run or checkpoint of another `FORMAT`."""
+def other_format(path: Path, number: int) -> str:
+    """Return why training does not resume from `path`, a run or checkpoint of format `number`."""
     return (
-        f"{path} is of format {found}, from {'an older' if found < FORMAT else 'a newer'} version of coma, and this one "
-        f"goes on from format {FORMAT} only: begin anew with another --out, or finish that run with the version in "
-        "its config.json"
+        f"{path} is of format {number}, from {'an older' if number < FORMAT else 'a newer'} version of coma, and this "
+        f"one resumes from format {FORMAT} only: begin anew with another --out, or finish that run with the version "
+        "in its config.json"
     )
 
 
@@ -71,11 +61,6 @@ def latest_checkpoint(run: Path) -> Path | None:
         return None
     path = folder / name
     return path if path.is_dir() and path.parent == folder else None
-
-
-def checkpoint_step(checkpoint: Path) -> int:
-    """Return the number of steps that a checkpoint folder has behind it."""
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def run_of(run_or_checkpoint: Path) -> tuple[Path, Path]:
@@ -112,14 +97,14 @@ def build_model(config: dict[str, Any]) -> CoMA | MAE:
 
 
 def training_stream(model: MaskedAutoencoder, config: dict[str, Any], samples: int) -> dict[str, Any]:
-    """Return the arguments that fit a run's `Stream` to its model: `stream_options`, but for crops that grow.
+    """Return the arguments of a run's `Stream`: those of its model, and the schedule of crops that grow.
 
     Args:
-        model: as `build_model` made it of `config`.
-        samples: that the run sees in all its steps.
+        model: what `build_model` made of `config`.
+        samples: number of samples in all steps of the run.
 
     Raises:
-        UsageError: it starts with crops that are no multiple of the mask unit, or too small for the views.
+        UsageError: the first crops are not a multiple of the mask unit, or too small for the views.
     """
     options = model.stream_options()
     if (start := config.get("start_size")) is None:
@@ -147,11 +132,7 @@ def load_autoencoder(run_or_checkpoint: Path, device: str | torch.device = "cpu"
             "the export, or name the run that it was made of"
         )
     model = build_model(content["config"])
-    try:
-        model.load_state_dict(read_weights(checkpoint))
-    except RuntimeError as error:
-        path = checkpoint / WEIGHTS_NAME
-        raise DataError(f"{path} does not fit the model of {run}: {str(error).splitlines()[0]}") from error
+    _load_weights(model, run, checkpoint)
     return model.to(device).eval()
 
 
@@ -176,17 +157,20 @@ def load_classifier(run_or_checkpoint: Path) -> Classifier:
         img_size=network["image_size"],
         patch_size=network["patch_size"],
     )
-    try:
-        model.load_state_dict(read_weights(checkpoint))
-    except RuntimeError as error:
-        raise DataError(
-            f"{checkpoint} does not fit the model of {run}: {str(error).splitlines()[0]}"
-        ) from error
+    _load_weights(model, run, checkpoint)
     return model.eval()
 
 
+def _load_weights(model: nn.Module, run: Path, checkpoint: Path) -> None:
+    try:
+        model.load_state_dict(read_weights(checkpoint))
+    except RuntimeError as error:
+        path = weights_path(checkpoint)
+        raise DataError(f"{path} does not fit the model of {run}: {str(error).splitlines()[0]}") from error
+
+
 def weights_path(checkpoint: Path) -> Path:
-    """Return the file of a checkpoint's weights that are to be used: their average, if the run keeps one."""
+    """Return the file of the weights to score and export: their moving average (EMA), if the run keeps one."""
     average = checkpoint / AVERAGE_NAME
     return average if average.is_file() else checkpoint / WEIGHTS_NAME
 

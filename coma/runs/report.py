@@ -1,7 +1,7 @@
-"""RUN/report.html: what a run did, in one file that needs neither network nor server.
+"""Report of a run as one HTML file that needs neither network nor server: RUN/report.html.
 
-Loss, speed and learning rate from metrics.jsonl, the pictures painted through training, the scores, the
-resolved configuration. Everything is embedded; every text is escaped.
+It shows loss, speed and learning rate from metrics.jsonl, reconstructions during training, scores, damaged samples
+and the configuration. Everything is embedded; every text is escaped.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any
 
 from PIL import Image
 
-from coma.errors import DataError
 from coma.runs.charts import Curve, chart, smooth
+from coma.runs.lines import read_lines
+from coma.runs.names import LEDGER_NAME, METRICS_NAME, PREVIEWS_NAME, REPORT_NAME
 from coma.runs.read import read_config
+from coma.runs.report_style import STYLE
 from coma.shards.files import write_atomically
 
-REPORT_NAME = "report.html"
-_PICTURES = 6  # at most, spread over the run
+_MOST_PICTURES = 6
 _PICTURE_WIDTH_PX = 1200
 _SCORES = {
     "accuracy": "accuracy on val",
@@ -35,45 +36,6 @@ _SCORES = {
     "knn": "20-NN",
     "rankme": "RankMe",
 }
-
-_STYLE = """
-:root{color-scheme:light dark;--paper:#fff;--ink:#1d2329;--soft:#66717d;--rule:#e3e7eb;--card:#f6f8fa;
---line:#0b6bcb;--raw:#0b6bcb40}
-@media (prefers-color-scheme:dark){:root{--paper:#14181c;--ink:#e4e8ec;--soft:#98a3ae;--rule:#2c333a;
---card:#1c2228;--line:#6cb4ff;--raw:#6cb4ff4d}}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:72rem;padding:1.5rem clamp(.9rem,4vw,2.5rem) 3rem;background:var(--paper);
-color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-h1{font-size:1.55rem;margin:0;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:2.2rem 0 .7rem}
-p{margin:.3rem 0}.soft,figcaption span,.axis,.none{color:var(--soft)}.soft{overflow-wrap:anywhere}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.6rem;margin-top:1.2rem}
-.tiles div{background:var(--card);border:1px solid var(--rule);border-radius:.5rem;padding:.6rem .8rem}
-.tiles b{display:block;font-size:1.3rem;font-variant-numeric:tabular-nums}
-.tiles span{color:var(--soft);font-size:.85rem}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.4rem}
-figure{margin:0;min-width:0}figcaption{margin-bottom:.4rem}
-.plot{position:relative;margin:0 .8rem 1.7rem 3.6rem;height:13rem}
-.wide{margin-bottom:1.2rem}.wide .plot{height:17rem}
-.plot svg{position:absolute;inset:0;width:100%;height:100%;overflow:hidden;border-left:1px solid var(--rule);
-border-bottom:1px solid var(--rule)}
-.plot path{fill:none;vector-effect:non-scaling-stroke}.rule{stroke:var(--rule)}
-.raw{stroke:var(--raw);stroke-width:1.2}.line{stroke:var(--line);stroke-width:1.6;stroke-linejoin:round}
-.dot{stroke-width:8;stroke-linecap:round}
-.plot i{position:absolute;font-style:normal;font-size:.78rem;color:var(--soft);white-space:nowrap;
-font-variant-numeric:tabular-nums}
-.plot .y{right:100%;margin-right:.45rem;transform:translateY(-50%)}
-.plot .x{top:100%;margin-top:.25rem;transform:translateX(-50%)}
-.axis{text-align:center;font-size:.82rem;margin-top:.1rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%}
-th,td{text-align:left;padding:.3rem .9rem .3rem 0;border-bottom:1px solid var(--rule);vertical-align:top}
-th{font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-.pairs td:first-child{color:var(--soft);white-space:nowrap}
-.pairs td:last-child{overflow-wrap:anywhere;width:100%}
-.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:0 2.5rem}
-img{display:block;max-width:100%;height:auto;border:1px solid var(--rule);border-radius:.4rem;background:#fff}
-details{margin:.5rem 0}summary{cursor:pointer}details img{margin:.5rem 0 1rem}
-code{font:.9em ui-monospace,SFMono-Regular,Menlo,monospace;overflow-wrap:anywhere}
-"""
 
 
 def write_report(run: Path) -> Path:
@@ -86,29 +48,13 @@ def write_report(run: Path) -> Path:
     page = render(
         name=run.resolve().name,
         config=read_config(run),
-        metrics=read_lines(run / "metrics.jsonl"),
-        ledger=read_lines(run / "ledger.jsonl"),
-        pictures=[(int(path.stem.split("-")[-1]), path) for path in _pictures(run / "previews")],
+        metrics=read_lines(run / METRICS_NAME),
+        ledger=read_lines(run / LEDGER_NAME),
+        pictures=[(int(path.stem.split("-")[-1]), path) for path in _previews(run / PREVIEWS_NAME)],
     )
     path = run / REPORT_NAME
     write_atomically(path, page)
     return path
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines, none if it is not there; a last line that was cut off is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise DataError(f"{path} line {number} is not JSON") from None
-    return records
 
 
 def render(
@@ -123,13 +69,13 @@ def render(
     steps = [line for line in metrics if line.get("loss") is not None and "step_s" in line]
     scores = [line for line in metrics if any(key in line for key in _SCORES)]
     asked, resolved = config["config"], config.get("resolved", {})
-    about = f"{_what(asked, resolved)}, trained on {resolved.get('data', '?')}"
+    about = f"{_model_and_method(asked, resolved)}, trained on {resolved.get('data', '?')}"
     loss = "cross-entropy" if "network" in resolved else "mean squared error of normalised pixels"
     body = [
         f"<h1>{escape(name)}</h1><p class='soft'>{escape(about)}</p>",
         _tiles(steps, scores, ledger, resolved),
         _curves(steps, scores, loss),
-        _painted(pictures),
+        _reconstructions(pictures),
         _score_table(scores),
         _ledger_table(ledger),
         "<h2>Configuration</h2><div class='columns'>",
@@ -145,13 +91,13 @@ def render(
         # No script, and nothing from anywhere, whatever a name of a file or a class may hold.
         "<meta http-equiv='Content-Security-Policy' "
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{escape(name)} · coma</title><style>{_STYLE}</style></head>"
+        f"<title>{escape(name)} · coma</title><style>{STYLE}</style></head>"
         f"<body>{''.join(body)}</body></html>\n"
     )
 
 
-def _what(asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
-    """What was trained: the model, and by which method."""
+def _model_and_method(asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
+    """Return the model and the method by which it was trained."""
     if network := resolved.get("network"):
         return f"{network['model']}, fine-tuned on {network['classes']} classes from {asked['source']}"
     sizes = " + ".join(map(str, resolved.get("view_sizes", [])))
@@ -159,12 +105,12 @@ def _what(asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
     return f"{asked.get('model', '?')}, {asked.get('method', '?')}{views}"
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """Return at most `_PICTURES` previews in the order of steps, the first and the last among them."""
-    found = sorted(folder.glob("step-*.png"))
-    if len(found) <= _PICTURES:
-        return found
-    return [found[round(i * (len(found) - 1) / (_PICTURES - 1))] for i in range(_PICTURES)]
+def _previews(folder: Path) -> list[Path]:
+    """Return at most `_MOST_PICTURES` previews in the order of steps, the first and the last among them."""
+    previews = sorted(folder.glob("step-*.png"))
+    if len(previews) <= _MOST_PICTURES:
+        return previews
+    return [previews[round(i * (len(previews) - 1) / (_MOST_PICTURES - 1))] for i in range(_MOST_PICTURES)]
 
 
 def _tiles(
@@ -189,11 +135,11 @@ def _tiles(
             (f"{waited_s / spent_s:.0%}" if spent_s else "–", "of the time waiting for data"),
         ]
     for key in ("accuracy", "probe", "knn"):
-        taken = [line for line in scores if key in line and "data" not in line]
-        if taken:
-            taken.sort(key=lambda line: line["step"])
-            before = f", {taken[0][key]:.1f}% at step {taken[0]['step']:,}" if len(taken) > 1 else ""
-            tiles.append((f"{taken[-1][key]:.1f}%", f"{_SCORES[key]}{before}"))
+        lines = [line for line in scores if key in line and "data" not in line]
+        if lines:
+            lines.sort(key=lambda line: line["step"])
+            before = f", {lines[0][key]:.1f}% at step {lines[0]['step']:,}" if len(lines) > 1 else ""
+            tiles.append((f"{lines[-1][key]:.1f}%", f"{_SCORES[key]}{before}"))
     tiles.append((f"{len(ledger):,}", "damaged samples replaced"))
     cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for value, what in tiles)
     return f"<div class='tiles'>{cells}</div>"
@@ -242,9 +188,9 @@ def _curves(steps: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, An
         ),
     ]
     for key, y_name in (("accuracy", "% top-1"), ("knn", "% top-1"), ("rankme", "effective rank")):
-        taken = sorted((line["step"], line[key]) for line in scores if key in line and "data" not in line)
-        if len(taken) > 1:
-            curve = Curve([at for at, _ in taken], [value for _, value in taken])
+        points = sorted((line["step"], line[key]) for line in scores if key in line and "data" not in line)
+        if len(points) > 1:
+            curve = Curve([step for step, _ in points], [value for _, value in points])
             rest.append(chart([curve], title=_SCORES[key], y_name=y_name, x_name="step"))
     return f"<h2>Training</h2><div class='wide'>{wide}</div><div class='charts'>{''.join(rest)}</div>"
 
@@ -253,13 +199,13 @@ def _over(span: int) -> str:
     return f"; line: mean over {span} steps" if span > 1 else ""
 
 
-def _painted(pictures: Sequence[tuple[int, Path]]) -> str:
+def _reconstructions(pictures: Sequence[tuple[int, Path]]) -> str:
     if not pictures:
         return ""
     *earlier, (step, path) = pictures
     blocks = [
-        "<h2>What it paints</h2><p class='soft'>Each row: an image, what each view sees of it, and what is"
-        " painted from that view. Brightness and contrast of painted patches are the true ones.</p>",
+        "<h2>Reconstructions</h2><p class='soft'>Each row shows an image, what each view sees of it, and what is"
+        " predicted from that view. Brightness and contrast of predicted patches are those of the image.</p>",
         f"<p>after step {step:,}</p>{_embedded(path, f'reconstructions after step {step}')}",
     ]
     for step, path in reversed(earlier):
@@ -289,19 +235,19 @@ def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
         add = "<code>coma probe</code> and <code>coma knn</code> add them"
         return f"<h2>Scores</h2><p class='none'>None yet: {add}.</p>"
     with_data = any("data" in line for line in scores)
-    taken = [key for key in _SCORES if any(key in line for line in scores)]
-    names = ["step", *(_SCORES[key] + ("" if key == "rankme" else ", %") for key in taken)]
+    columns = [key for key in _SCORES if any(key in line for line in scores)]
+    names = ["step", *(_SCORES[key] + ("" if key == "rankme" else ", %") for key in columns)]
     head = "".join(f"<th class='n'>{name}</th>" for name in names)
     rows = []
     for line in sorted(scores, key=lambda line: line["step"]):
         cells = "".join(
-            f"<td class='n'>{line[key]:.1f}</td>" if key in line else "<td class='n'></td>" for key in taken
+            f"<td class='n'>{line[key]:.1f}</td>" if key in line else "<td class='n'></td>" for key in columns
         )
         where = f"<td>{escape(str(line.get('data', 'its own')))}</td>" if with_data else ""
         rows.append(f"<tr><td class='n'>{line['step']:,}</td>{cells}{where}</tr>")
     head += "<th>data</th>" if with_data else ""
     table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-    frozen = "" if "accuracy" in taken else "<p class='soft'>On frozen, averaged features.</p>"
+    frozen = "" if "accuracy" in columns else "<p class='soft'>On frozen, averaged features.</p>"
     return f"<h2>Scores</h2>{frozen}<div class='scroll'>{table}</div>"
 
 

@@ -79,7 +79,7 @@ def _run(config: RunConfig, progress: Watcher | None, launched: Path | None) -> 
         logging.getLogger("coma").setLevel(logging.ERROR)
     launcher = Launcher(launched, place.rank if place else 0)
     with StopRequests(launcher.wants_stop) as stop, launcher, joined(place) as world, RunLock() as lock:
-        from coma.training.loop import train  # imports DeepSpeed, which looks at the environment
+        from coma.training.train import train  # imports DeepSpeed, which looks at the environment
 
         result = train(config, world, stop, lock, progress)
         if world.leads:

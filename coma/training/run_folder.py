@@ -1,4 +1,4 @@
-"""Where a run goes: a new folder, or the one that the same command left unfinished."""
+"""Choice of the run folder: a new one, or the one that the same command left unfinished. And its config.json."""
 
 from __future__ import annotations
 
@@ -13,41 +13,40 @@ from pathlib import Path
 from typing import Any
 
 from coma.errors import UsageError
-from coma.runs.read import (
+from coma.runs.names import (
+    CHECKPOINTS_NAME,
     CONFIG_NAME,
-    FORMAT,
+    LOCK_NAME,
     MANIFEST_NAME,
+    REPORT_NAME,
     checkpoint_step,
-    latest_checkpoint,
-    other_format,
 )
+from coma.runs.read import FORMAT, latest_checkpoint, other_format
 from coma.runs.renamed import current_names
-from coma.runs.report import REPORT_NAME
-from coma.shards.files import without_credentials, write_atomically
+from coma.shards.files import remove_temporaries, without_credentials, write_atomically
 from coma.training.config.options import RunConfig
 from coma.training.config.resolve import ResolvedRun
 
 DEFAULT_RUNS = Path("runs")
-LEDGER_NAME = "ledger.jsonl"
-LOCK_NAME = "lock"
 _LIBRARIES = ("coma", "torch", "deepspeed", "timm", "nvidia-dali-cuda120", "numpy")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder for a run, and whether the run is begun or done already."""
+    """The folder of a run, and how far the run has come."""
 
     path: Path
     begun: bool = False
+    """The same command has written to it: the run is resumed."""
     finished: bool = False
     beside: str | None = field(default=None, compare=False)
-    """Why the folder of the name before this one is not gone on with."""
+    """For a new run, why the run in the folder of the name before is not resumed."""
 
 
 def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
-    """Return what makes two commands the same run.
+    """Return what two commands must have in common to be the same run, so that one resumes the other's.
 
-    On how many machines, by which ZeRO stage and how closely watched does not.
+    The number of machines, the ZeRO stage, logging and evaluation may differ.
     """
     spread = (
         "train_batch_size",
@@ -72,7 +71,7 @@ def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
 
 
 def _without_kernels(optimizer: dict[str, Any]) -> dict[str, Any]:
-    """Leave out by which kernel torch updates: all have the same state."""
+    """Leave out which kernel torch updates with: all have the same state."""
     params = {
         key: value for key, value in optimizer["params"].items() if key not in ("lr", "foreach", "fused")
     }
@@ -80,35 +79,34 @@ def _without_kernels(optimizer: dict[str, Any]) -> dict[str, Any]:
 
 
 def choose_run(config: RunConfig, resolved: ResolvedRun) -> RunFolder:
-    """Find the folder for a run.
+    """Return the folder that a command would use now; reads only. `coma.training.run_lock.take_run` locks it too.
 
     Raises:
-        UsageError: --out holds something else, or --resume never and it holds anything.
+        UsageError: --out holds something else, or a run although --resume is never.
     """
     if config.out is not None:
-        found = _look(config.out, config, resolved)
-        if isinstance(found, str):
-            raise UsageError(found)
-        if found.begun and config.resume == "never":
+        folder = _examine(config.out, config, resolved)
+        if isinstance(folder, str):
+            raise UsageError(folder)
+        if folder.begun and config.resume == "never":
             raise UsageError(f"{config.out} holds a run already, and --resume is never: give another --out")
-        return found
+        return folder
     path, number, beside = DEFAULT_RUNS / config.name, 1, None
     while True:
-        found = _look(path, config, resolved)
-        if isinstance(found, str):
-            beside = (
-                f"{re.split(': (?:give|begin anew) ', found)[0]}: this is a new one"  # without the way out
-            )
-        elif not found.begun:
-            return replace(found, beside=beside)
-        elif config.resume == "auto" and (not found.finished or report_is_due(path)):
-            return found
+        folder = _examine(path, config, resolved)
+        if isinstance(folder, str):
+            reason = re.split(": (?:give|begin anew) ", folder)[0]  # without the way out
+            beside = f"{reason}: this is a new one"
+        elif not folder.begun:
+            return replace(folder, beside=beside)
+        elif config.resume == "auto" and (not folder.finished or report_is_due(path)):
+            return folder
         number += 1
         path = DEFAULT_RUNS / f"{config.name}-{number}"
 
 
-def _look(path: Path, config: RunConfig, resolved: ResolvedRun) -> RunFolder | str:
-    """Return the run at `path`, or why it is not this one."""
+def _examine(path: Path, config: RunConfig, resolved: ResolvedRun) -> RunFolder | str:
+    """Return this command's run at `path`, or why the folder cannot be used for it."""
     if path.exists() and not path.is_dir():
         return f"--out {path} is a file"
     if not path.exists() or all(child.name == LOCK_NAME for child in path.iterdir()):
@@ -116,9 +114,9 @@ def _look(path: Path, config: RunConfig, resolved: ResolvedRun) -> RunFolder | s
     try:
         before = current_names(json.loads((path / CONFIG_NAME).read_text())["identity"])
     except (OSError, ValueError, KeyError):
-        return f"--out {path} is not empty and holds no run to go on with: give another --out"
-    if (found := before.get("format", 1)) != FORMAT:
-        return other_format(path, found)
+        return f"--out {path} is not empty and holds no run to resume: give another --out"
+    if (number := before.get("format", 1)) != FORMAT:
+        return other_format(path, number)
     now = json.loads(json.dumps(identity(config, resolved)))
     for name, value in now.items():
         if before.get(name) != value:
@@ -143,17 +141,23 @@ def _difference(name: str, before: Any, now: Any) -> str:
 
 
 def report_is_due(run: Path) -> bool:
-    """Whether a run has a checkpoint without the report that follows its last one: it was killed in between."""
+    """Whether a run has a checkpoint newer than its report: it was killed between writing the two."""
     report, last = run / REPORT_NAME, latest_checkpoint(run)
     return last is not None and (
         not report.exists() or report.stat().st_mtime_ns < (last / MANIFEST_NAME).stat().st_mtime_ns
     )
 
 
-def write_config(run: Path, config: RunConfig, resolved: ResolvedRun, **facts: Any) -> None:
-    """Write RUN/config.json: what was asked, what it came to (the resolved, and `facts`), and with which versions.
+def clear_temporaries(run: Path) -> None:
+    """Remove files that a killed process was writing; only for the holder of the lock."""
+    remove_temporaries(run, ("config", "metrics", "ledger", "nonfinite", "trackers"))
+    remove_temporaries(run / CHECKPOINTS_NAME)
 
-    URLs in it lose user info and query: a run folder is shown around.
+
+def write_config(run: Path, config: RunConfig, resolved: ResolvedRun, **facts: Any) -> None:
+    """Write RUN/config.json: configuration, resolved run with `facts`, versions, and identity.
+
+    URLs in it lose user info and query, as run folders are shared.
     """
     run.mkdir(parents=True, exist_ok=True)
     content = {
@@ -174,9 +178,9 @@ def library_versions() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Return `library_versions`, the command, and coma's git revision in a checkout."""
-    found = library_versions()
-    found["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Return `library_versions`, the command line, and in a checkout the git revision."""
+    result = library_versions()
+    result["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     revision = subprocess.run(
         ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,
@@ -184,5 +188,5 @@ def versions() -> dict[str, str]:
         check=False,
     )
     if revision.returncode == 0:
-        found["revision"] = revision.stdout.strip()
-    return found
+        result["revision"] = revision.stdout.strip()
+    return result

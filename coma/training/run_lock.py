@@ -1,6 +1,6 @@
-"""One writer a run folder: rank 0 holds RUN/lock from before it writes anything until it ends, however it ends.
+"""Lock of a run folder: rank 0 holds RUN/lock from before it writes anything until it ends, so one run writes at a time.
 
-The kernel frees the lock with the process. The file stays, and says who held it last.
+The kernel frees the lock when the process ends, however it ends. The file stays, and names its last holder.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from pathlib import Path
 from types import TracebackType
 
 from coma.errors import Preempted, UsageError
+from coma.runs.names import LOCK_NAME
 from coma.shards.locks import NO_LOCKS, free_lock, take_lock
 from coma.training.processes.child import GONE_AFTER_S
-from coma.training.run_folder import LOCK_NAME, RunFolder
+from coma.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
 WAIT_S = GONE_AFTER_S + 60.0
-"""For another process that holds the folder: it may have to notice that it was left alone, and then it saves."""
+"""How long to wait for another process: it may first have to notice that its parent is gone, and then saves."""
 _POLL_S = 0.5
 
 
@@ -32,7 +33,7 @@ class RunLock:
     """The right to write to a run folder, given back at the end of a `with` block or of the process."""
 
     def __init__(self) -> None:
-        """Nothing is held."""
+        """Hold nothing."""
         self._descriptor: int | None = None
 
     def __enter__(self) -> RunLock:
@@ -90,48 +91,57 @@ def take_run(
     wait_s: float = WAIT_S,
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> RunFolder:
-    """Return the folder that `choose` finds, with its lock taken; a finished run needs none.
+    """Choose the run folder and take its lock; a finished run needs none.
 
-    Without --out, too, the same command waits for the folder of its predecessor and is refused in the end: it is
-    the same run, and under the next name it would begin again from nothing, unnoticed.
+    While another process holds the lock, wait for it: it is the same run, even without --out, and under the next name
+    it would begin again from nothing, unnoticed.
+
+    Args:
+        choose: returns the folder as it is now (`choose_run`); repeated under the lock, as another process may have
+            written to the folder before.
+        lock: takes the folder's lock.
+        wait_s: seconds to wait for another process.
+        stop_asked: whether to stop waiting.
 
     Raises:
-        UsageError: another process holds it for longer than `wait_s`.
+        UsageError: another process holds the lock for longer than `wait_s`.
         Preempted: `stop_asked` was true while waiting.
     """
-    deadline_s, waited_for = time.monotonic() + wait_s, None
+    deadline_s, awaited = time.monotonic() + wait_s, None
     while True:
-        found = choose()
-        if waited_for and found.path != waited_for.path:  # which has come to its end
-            return replace(waited_for, begun=True, finished=True)
-        if found.finished:
-            return found
-        if lock.acquire(found.path):
-            if choose() == found:  # nobody has come and gone in between
-                return found
+        folder = choose()
+        if awaited and folder.path != awaited.path:  # the run that was waited for has ended
+            return replace(awaited, begun=True, finished=True)
+        if folder.finished:
+            return folder
+        if lock.acquire(folder.path):
+            if choose() == folder:
+                return folder
             lock.release()
             continue
         if stop_asked():
-            raise Preempted(f"asked to stop while {found.path} was being written to by {holder(found.path)}")
+            raise Preempted(
+                f"asked to stop while {folder.path} was being written to by {holder(folder.path)}"
+            )
         if time.monotonic() >= deadline_s:
             raise UsageError(
-                f"{found.path} is being written to by {holder(found.path)}: end it, or give another --out"
+                f"{folder.path} is being written to by {holder(folder.path)}: end it, or give another --out"
             )
-        if waited_for is None:
+        if awaited is None:
             logger.info(
                 "%s is being written to by %s: waiting for its end, %.0f s at most",
-                found.path,
-                holder(found.path),
+                folder.path,
+                holder(folder.path),
                 wait_s,
             )
-            waited_for = found
+            awaited = folder
         time.sleep(_POLL_S)
 
 
 def holder(run: Path) -> str:
-    """Return who took the lock last: `process 4711 on node3`."""
+    """Return the last holder of the lock: `process 4711 on node3`."""
     try:
-        told = json.loads((run / LOCK_NAME).read_text())
-        return f"process {told['pid']} on {told['host']}"
+        content = json.loads((run / LOCK_NAME).read_text())
+        return f"process {content['pid']} on {content['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

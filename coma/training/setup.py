@@ -1,9 +1,7 @@
-"""Everything before the first step: what the configuration comes to, where it goes, the network."""
+"""Preparation of a run: its configuration resolved, its data and network loaded, all compared on every rank."""
 
 from __future__ import annotations
 
-import json
-import logging
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,8 @@ from typing import Any
 import torch
 
 from coma.errors import UsageError
-from coma.runs.read import checkpoint_step, latest_checkpoint
+from coma.pipeline import Stream
+from coma.runs.names import LEDGER_NAME
 from coma.shards.files import folder_at, without_credentials
 from coma.shards.manifest import Manifest, find_data, read_manifest
 from coma.training.config.ds_config import read_ds_config
@@ -21,16 +20,11 @@ from coma.training.config.finetune_options import FinetuneConfig
 from coma.training.config.options import PretrainConfig, RunConfig
 from coma.training.config.resolve import ResolvedRun, resolve
 from coma.training.engine.nvme import check_drive
-from coma.training.logs import messages
-from coma.training.logs.metrics import METRICS_NAME
 from coma.training.processes.world import World
-from coma.training.run_folder import RunFolder, choose_run, library_versions
+from coma.training.run_folder import library_versions
 from coma.training.tasks.finetuning import Finetuning
 from coma.training.tasks.pretraining import Pretraining
-from coma.training.tasks.previews import preview_path
 from coma.training.tasks.task import Task
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,20 +33,25 @@ class Prepared:
 
     config: RunConfig
     resolved: ResolvedRun
-    folder: RunFolder
     manifest: Manifest
     task: Task
     stream_options: dict[str, Any]
-    """Of the stream that it trains on."""
+    """Arguments of the training stream that the task asks for."""
     facts: dict[str, Any]
-    """What config.json says beside the resolved."""
+    """What config.json records beside the resolved run."""
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """Arguments of every stream of the run that say how images are decoded."""
+        workers = {} if self.config.workers is None else {"workers": self.config.workers}
+        return {"decode": self.config.decode, **workers}
 
 
 def prepare(config: RunConfig, world: World) -> Prepared:
-    """Resolve a configuration, and see that every rank comes to the same.
+    """Resolve a configuration, build the network, and compare the result on all ranks; collective.
 
     Raises:
-        UsageError, DataError: something in it is wrong. One rank says so, the others leave quietly.
+        UsageError, DataError: something in it is wrong. One rank raises it, the others leave quietly.
     """
 
     def resolve_here() -> tuple[Manifest, ResolvedRun, Task, dict[str, Any]]:
@@ -70,7 +69,7 @@ def prepare(config: RunConfig, world: World) -> Prepared:
             world_size=world.size,
             device=world.device.type,
             has_bf16=world.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
-            init_digest=task.source_digest,
+            init_digest=task.init_digest,
         )
         check_drive(resolved.deepspeed, resolved.ds_config)
         return manifest, resolved, task, task.stream_options(resolved.steps * resolved.batch_size)
@@ -81,7 +80,6 @@ def prepare(config: RunConfig, world: World) -> Prepared:
     return Prepared(
         config=config,
         resolved=resolved,
-        folder=world.agree(lambda: choose_run(config, resolved)),
         manifest=manifest,
         task=task,
         stream_options=stream_options,
@@ -89,8 +87,24 @@ def prepare(config: RunConfig, world: World) -> Prepared:
     )
 
 
+def open_stream(prepared: Prepared, world: World, run: Path, start_samples: int) -> Stream:
+    """Return this rank's stream of training batches, after the first `start_samples` samples of the run."""
+    return Stream(
+        prepared.manifest,
+        batch_size=prepared.resolved.batch_size,
+        seed=prepared.config.seed,
+        rank=world.rank,
+        world_size=world.size,
+        device=world.device,
+        start_samples=start_samples,
+        ledger=run / LEDGER_NAME,
+        **prepared.stream_options,
+        **prepared.decoding,
+    )
+
+
 def make_task(config: RunConfig, manifest: Manifest) -> Task:
-    """Return what a configuration asks to be trained. Raises what the task does."""
+    """Return the task of a configuration. Raises what its constructor does."""
     if isinstance(config, FinetuneConfig):
         return Finetuning(config, manifest)
     assert isinstance(config, PretrainConfig)
@@ -98,7 +112,7 @@ def make_task(config: RunConfig, manifest: Manifest) -> Task:
 
 
 def common_facts(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
-    """Return what must be the same on all ranks; where data lie and how many threads decode them need not."""
+    """Return what must be equal on all ranks; where data lie and how many threads decode them need not be."""
     own = ("data", "init", "source", "out", "workers", "devices", "hostfile")
     facts: dict[str, Any] = {**library_versions(), "data's fingerprint": resolved.fingerprint}
     for fields in (config.to_json(), resolved.to_json()):
@@ -110,7 +124,7 @@ def compare(ranks: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """Compare every rank's (host, `common_facts`) with rank 0's.
 
     Raises:
-        UsageError: naming the first rank that differs, and in what.
+        UsageError: a rank differs; the first one is named, with the value.
     """
     first_host, first = ranks[0]
     for rank, (host, facts) in enumerate(ranks):
@@ -130,52 +144,8 @@ def _flat(fields: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]
             yield before + name, value
 
 
-def tell(prepared: Prepared, begun_at: int) -> None:
-    """Log what a run was resolved to."""
-    if prepared.folder.beside and not begun_at:
-        logger.info("%s", prepared.folder.beside)
-    for line in messages.opening(
-        prepared.config,
-        prepared.resolved,
-        prepared.task.opening(),
-        run=str(prepared.folder.path),
-        device_name=prepared.facts["device_name"],
-        begun_at=begun_at,
-    ):
-        logger.info("%s", line)
-    devices = torch.cuda.device_count()
-    if prepared.resolved.device == "cuda" and prepared.resolved.world_size == 1 < devices:
-        logger.info("%-9s this machine has %d GPUs: --devices %d uses them all", "", devices, devices)
-
-
-def summarise(
-    run: Path, resolved: ResolvedRun, *, elapsed_s: float, images_per_s: float | None
-) -> dict[str, Any]:
-    """Return a run's result, read from its folder."""
-    checkpoint = latest_checkpoint(run)
-    step = checkpoint_step(checkpoint) if checkpoint else 0
-    steps = [json.loads(line) for line in (run / METRICS_NAME).read_text().splitlines()]
-    losses = [line["loss"] for line in steps if line.get("loss") is not None]
-    tested = [line for line in steps if "accuracy" in line][-1:]
-    picture, report = preview_path(run, resolved.steps), run / "report.html"
-    return {
-        "run": str(run),
-        "steps": step,
-        "epochs": step * resolved.batch_size / resolved.samples_per_epoch,
-        "loss": losses[-1] if losses else None,
-        **{name: line[name] for line in tested for name in ("accuracy", "accuracy_top5") if name in line},
-        "images_per_s": images_per_s,
-        "elapsed_s": elapsed_s,
-        "finished": step >= resolved.steps,
-        "checkpoint": str(checkpoint) if checkpoint else None,
-        "weights": str(checkpoint / "weights.safetensors") if checkpoint else None,
-        "picture": str(picture) if picture.exists() else None,
-        "report": str(report) if report.exists() else None,
-    }
-
-
 def device_name(device: torch.device) -> str:
-    """Return what to call the device: `NVIDIA H200`, `CPU (2 threads)`."""
+    """Return the name of a device: `NVIDIA H200`, `CPU (2 threads)`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({torch.get_num_threads()} threads)"

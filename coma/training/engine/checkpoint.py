@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,16 +26,18 @@ import xxhash
 from torch import Tensor
 
 from coma.errors import ComaError, UsageError
-from coma.runs.read import (
+from coma.runs.names import (
     AVERAGE_NAME,
     CHECKPOINTS_NAME,
-    FORMAT,
     LATEST_NAME,
     MANIFEST_NAME,
     WEIGHTS_NAME,
+    checkpoint_path,
     checkpoint_step,
-    other_format,
+    checkpoints,
+    optimizer_name,
 )
+from coma.runs.read import FORMAT, other_format
 from coma.shards.files import hash_file, write_atomically
 from coma.training.config.resolve import processes
 from coma.training.engine.engine import loss_scale, restore_loss_scale, set_weights
@@ -89,7 +90,7 @@ def save(
     """
     from safetensors.torch import save_file
 
-    folder = run / CHECKPOINTS_NAME / f"step-{state.step:06}"
+    folder = checkpoint_path(run, state.step)
     temporary = folder.with_name(f".{folder.name}.tmp")
 
     def begin() -> None:
@@ -99,7 +100,7 @@ def save(
             temporary.mkdir(parents=True)
 
     def write() -> dict[str, Any]:
-        mine = {f"optimizer-{world.rank:05}.safetensors": optimizer_state(engine)}
+        mine = {optimizer_name(world.rank): optimizer_state(engine)}
         if world.leads:
             mine[WEIGHTS_NAME] = weights
             if averaged is not None:
@@ -179,14 +180,6 @@ def newest_whole(run: Path, world: World) -> Path | None:
             f"every checkpoint in {run / CHECKPOINTS_NAME} is damaged: start anew with another --out"
         )
     return None
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Return the run's checkpoint folders, newest first."""
-    folders = [
-        path for path in (run / CHECKPOINTS_NAME).glob("step-*") if re.fullmatch(r"step-\d+", path.name)
-    ]
-    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def _check_format(folder: Path) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from coma.errors import UsageError
+from coma.runs.names import TRACKERS_NAME
 from coma.shards.files import without_credentials, write_atomically
 from coma.training.config.options import RunConfig
 
 logger = logging.getLogger(__name__)
 
-TRACKERS_NAME = "trackers.json"
 _PROJECT = "coma"
 
 

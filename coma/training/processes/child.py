@@ -26,7 +26,6 @@ from types import TracebackType
 from typing import Any
 
 from coma.errors import ComaError
-from coma.training.processes.signals import STOP_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +33,7 @@ FOLDER_PREFIX = ".coma-launch-"
 PARENT_VARIABLE = "COMA_LAUNCHED_BY"
 CONFIG_NAME = "config.json"
 HEARTBEAT_NAME = "heartbeat"
+STOP_NAME = "stop"
 RESULT_NAME = "result.json"
 GONE_AFTER_S = 60.0
 """Without a heartbeat; the command is suspended, or its machine is out of reach, or it was killed."""

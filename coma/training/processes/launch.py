@@ -31,9 +31,9 @@ from coma.training.processes.child import (
     HEARTBEAT_NAME,
     PARENT_VARIABLE,
     RESULT_NAME,
+    STOP_NAME,
     exit_codes,
 )
-from coma.training.processes.signals import STOP_NAME
 from coma.training.processes.world import Place, free_port
 
 logger = logging.getLogger(__name__)

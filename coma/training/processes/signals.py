@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
-STOP_NAME = "stop"
-"""Of the file in a run folder, or in a launcher's, that asks to stop."""
 _ONE_PRESS_S = 1.0
 
 

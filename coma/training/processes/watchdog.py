@@ -23,13 +23,13 @@ from pathlib import Path
 from types import TracebackType
 
 from coma.errors import ComaError
+from coma.runs.names import RANKS_NAME
 from coma.shards.files import write_atomically
 from coma.training.logs.metrics import duration
 from coma.training.processes.world import World
 
 logger = logging.getLogger(__name__)
 
-RANKS_NAME = "ranks"
 PHASES = ("starting", "data", "forward and backward", "summing up", "evaluating", "saving")
 """Of a step, in their order; `starting` comes before the first one."""
 _LONGEST_BEAT_S = 10.0

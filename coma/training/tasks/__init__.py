@@ -1,1 +1,1 @@
-"""Tasks that the training loop can train: pre-training and fine-tuning, with what each needs."""
+"""Tasks for the training loop: pre-training and fine-tuning, with their scorers, previews and augmentation."""

@@ -1,6 +1,6 @@
-"""What fine-tuning does to a batch before a step: RandAugment, erased rectangles, mixed pairs, soft labels.
+"""Augmentation of a batch in fine-tuning: RandAugment, random erasing, mixup, CutMix and label smoothing.
 
-All of it is torchvision's and timm's, and draws from the global generators, so it is a function of their seeds.
+torchvision's and timm's implementations draw from the global random generators, so they are a function of the seeds.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _OPERATIONS = 2
 
 
 class BatchRandAugment(RandAugment):  # type: ignore[misc]
-    """torchvision's RandAugment, an operation at a time for all images [B, 3, H, W] of a batch that drew it."""
+    """torchvision's RandAugment for a batch [B, 3, H, W]; images that draw the same operation are changed together."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the images, each changed by operations of its own."""
+        """Return the images, each changed by its own random operations."""
         names = list(self._AUGMENTATION_SPACE)
         for _ in range(self.num_ops):
             operations, signs = torch.randint(len(names), (len(images),)), torch.randint(2, (len(images),))
@@ -33,32 +33,32 @@ class BatchRandAugment(RandAugment):  # type: ignore[misc]
         return images
 
     def changed(self, images: Tensor, names: Sequence[str], signs: Sequence[int]) -> Tensor:
-        """Apply an operation to each image, whose magnitude is negative for sign 1 if it can be."""
+        """Apply one operation to each image; its magnitude is negative for sign 1, where the operation allows it."""
         together: dict[tuple[str, float], list[int]] = defaultdict(list)
         for place, (name, sign) in enumerate(zip(names, signs, strict=True)):
             scale, signed = self._AUGMENTATION_SPACE[name]
             magnitudes = scale(self.num_magnitude_bins, *images.shape[-2:])
             magnitude = 0.0 if magnitudes is None else float(magnitudes[self.magnitude])
             together[name, -magnitude if signed and sign else magnitude].append(place)
-        found = torch.empty_like(images)
+        changed = torch.empty_like(images)
         for (name, magnitude), places in together.items():
-            found[places] = self._apply_image_or_video_transform(
+            changed[places] = self._apply_image_or_video_transform(
                 images[places], name, magnitude, interpolation=self.interpolation, fill=self._fill
             )
-        return found
+        return changed
 
 
 class Augment:
-    """Turns a batch of crops and their labels into what a classifier is trained on.
+    """Augments a batch of crops and turns its labels into soft targets.
 
     Args:
-        config: how much of what.
-        classes: N.
-        device: where the batches are.
+        config: strength of each augmentation.
+        classes: number of classes, N.
+        device: device of the batches.
     """
 
     def __init__(self, config: FinetuneConfig, classes: int, device: torch.device) -> None:
-        """Set up what is asked for."""
+        """Set up the augmentations that are not turned off."""
         self._classes, self._smoothing = classes, config.label_smoothing
         self._mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1)
         self._deviation = torch.tensor(STD, device=device).view(1, 3, 1, 1)
@@ -80,15 +80,15 @@ class Augment:
         )
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images and the shares of classes in them.
+        """Return augmented images and soft targets.
 
         Args:
-            images: [B, 3, H, W], normalised. They stay as they are.
+            images: [B, 3, H, W], normalised; left unchanged.
             labels: [B] int64.
 
         Returns:
             images: [B, 3, H, W], normalised.
-            targets: [B, N] float32.
+            targets: [B, N] float32, the share of each class.
         """
         images = self._changed(images)
         if self._erase is not None:
@@ -100,7 +100,7 @@ class Augment:
         return images, targets
 
     def _changed(self, images: Tensor) -> Tensor:
-        """A copy of the images, each changed by RandAugment, which works on 8 bits."""
+        """Return a copy of the images, each changed by RandAugment, which works on 8 bits."""
         if self._change is None:
             return images.clone()
         pixels = ((images * self._deviation + self._mean) * 255).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Pre-training as a task: an autoencoder that paints what its views do not see."""
+"""Pre-training as a task: a masked autoencoder that predicts the hidden patches of each view."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from coma.pipeline import Batch
 from coma.runs.read import build_model, training_stream
 from coma.shards.manifest import Manifest
 from coma.training.config.options import PretrainConfig
-from coma.training.tasks import init
-from coma.training.tasks.previews import Previewer, preview_steps
-from coma.training.tasks.scorer import Evaluator
+from coma.training.tasks.previews import ReconstructionPreviewer, preview_steps
+from coma.training.tasks.scorer import FeatureScorer
+from coma.training.tasks.start_from import check_init, load_init
 from coma.training.tasks.task import Task, parameter_count
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Pretraining(Task):
     """What `coma pretrain` trains.
 
     Args:
-        config: the run's.
+        config: options of the run.
         manifest: what it trains on.
 
     Raises:
@@ -40,40 +40,41 @@ class Pretraining(Task):
         self._config, self._manifest = config, manifest
         export = None if config.init is None else read_export(config.init)
         if export:
-            init.check(export, config)
+            check_init(export, config)
         self.model = self.build()
         if export:
-            init.take_up(self.model, export, config)
-            self.source_digest = export.digest()
+            load_init(self.model, export, config)
+            self.init_digest = export.digest()
 
     def build(self) -> MaskedAutoencoder:
-        """Make the autoencoder with other weights."""
+        """Make another autoencoder with new weights."""
         return build_model(self._config.to_json())
 
     def stream_options(self, samples: int) -> dict[str, Any]:
-        """Return what the autoencoder wants of a stream; its crops may grow."""
+        """Return the arguments of a stream for the autoencoder, whose crops may grow during training."""
         return training_stream(self.model, self._config.to_json(), samples)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return images [B, 3, H, W] and their mask units [B, U]."""
         return batch.images, batch.units
 
-    def scorer(self, device: torch.device, decoding: dict[str, Any]) -> Evaluator | None:
-        """Return what scores frozen features."""
+    def scorer(self, device: torch.device, decoding: dict[str, Any]) -> FeatureScorer | None:
+        """Return what scores frozen features, with --evaluate-every."""
         if self._config.evaluate_every is None:
             return None
-        return Evaluator(self.build, self._manifest, device, decoding)
+        return FeatureScorer(self.build, self._manifest, device, decoding)
 
-    def painter(self, run: Path, device: torch.device, decoding: dict[str, Any]) -> Previewer:
-        """Return what paints previews."""
-        return Previewer(run, self.build, self._manifest, self.model.stream_options(), device, decoding)
+    def previewer(self, run: Path, device: torch.device, decoding: dict[str, Any]) -> ReconstructionPreviewer:
+        """Return what draws reconstructions."""
+        options = self.model.stream_options()
+        return ReconstructionPreviewer(run, self.build, self._manifest, options, device, decoding)
 
-    def paints_after(self, steps: int) -> frozenset[int]:
-        """Return a few steps, the earlier the denser."""
+    def preview_steps(self, steps: int) -> frozenset[int]:
+        """Return a few steps, denser at the start."""
         return preview_steps(steps)
 
     def facts(self) -> dict[str, Any]:
-        """Return the size of the network, and the views that it encodes."""
+        """Return the number of parameters, of mask units, and of units that each view sees."""
         return {
             "parameters": parameter_count(self.model),
             "units": self.model.units,
@@ -82,8 +83,8 @@ class Pretraining(Task):
             ],
         }
 
-    def opening(self) -> list[tuple[str, str]]:
-        """Return the network and its views."""
+    def describe(self) -> list[tuple[str, str]]:
+        """Return the network, its views, and where its weights are from."""
         config, facts = self._config, self.facts()
         sizes = facts["view_sizes"]
         views = "1 view" if len(sizes) == 1 else f"{len(sizes)} views"

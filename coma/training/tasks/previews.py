@@ -1,4 +1,4 @@
-"""Pictures of what the network paints, at a few moments of a run."""
+"""Previews during pre-training: pictures of the network's reconstructions."""
 
 from __future__ import annotations
 
@@ -12,33 +12,31 @@ from torch import Tensor
 
 from coma.pictures.reconstruct import picture
 from coma.pipeline import Stream
+from coma.runs.names import preview_path
 from coma.shards.files import write_atomically
 from coma.shards.manifest import Manifest
+from coma.training.tasks.task import network_with
 
 if TYPE_CHECKING:
     from coma.model.coma import MaskedAutoencoder
 
-PREVIEWS_NAME = "previews"
 IMAGES = 4
 
 
 def preview_steps(steps: int) -> frozenset[int]:
-    """Return the steps after which to paint: none, a 16th, an 8th, a quarter, half and all of them."""
+    """Return the steps after which to draw: 0, then a 16th, an 8th, a quarter, half and all of `steps`."""
     return frozenset({0, *(steps // share for share in (16, 8, 4, 2, 1))})
 
 
-def preview_path(run: Path, step: int) -> Path:
-    """Return where the picture of a step is."""
-    return run / PREVIEWS_NAME / f"step-{step:06}.png"
-
-
-class Previewer:
-    """Paints the data's first images, always the same, in float32 and on the side: training never notices.
+class ReconstructionPreviewer:
+    """Draws reconstructions of the first images of the data, in float32 and without effect on training.
 
     Args:
+        run: the run folder.
         build: makes the network.
-        stream_options: what the model wants of a stream.
-        decoding: arguments for the stream: workers, where to decode.
+        data: what the run trains on.
+        stream_options: arguments of the stream that the model asks for.
+        decoding: arguments of the stream on decoding: workers, device.
     """
 
     def __init__(
@@ -58,13 +56,10 @@ class Previewer:
             batch = next(iter(stream))
         self._images, self._units = batch.images.clone(), batch.units.clone()
 
-    def paint(self, weights: dict[str, Tensor], step: int) -> Path:
+    def preview(self, weights: dict[str, Tensor], step: int) -> Path:
         """Write the picture of the network with these weights, and return its path."""
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            model = self._build()
-            model.load_state_dict(weights)
-            image = picture(model.to(self._device).eval(), self._images, self._units)
+        with network_with(self._build, weights, self._device) as model:
+            image = picture(model, self._images, self._units)
         path = preview_path(self._run, step)
         path.parent.mkdir(exist_ok=True)
         data = io.BytesIO()

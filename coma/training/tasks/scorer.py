@@ -1,23 +1,29 @@
-"""What the features are worth while training goes on: nearest neighbours and RankMe, now and then."""
+"""Evaluation during training: frozen features in pre-training, accuracy in fine-tuning, and when it is due."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from coma.errors import DataError
+from coma.evaluation.accuracy import accuracy
 from coma.evaluation.evaluate import metrics_line, score_splits, split_folder
 from coma.evaluation.sample import few_of
+from coma.pipeline import Stream
+from coma.runs.lines import readable_lines
+from coma.runs.names import METRICS_NAME
 from coma.shards.manifest import Manifest, read_manifest
 from coma.training.config.resolve import ResolvedRun
 from coma.training.processes.world import World
-from coma.training.tasks.task import Scorer
+from coma.training.tasks.task import Scorer, network_with
 
 if TYPE_CHECKING:
+    from coma.model.classifier import Classifier
     from coma.model.coma import MaskedAutoencoder
 
 logger = logging.getLogger(__name__)
@@ -25,27 +31,59 @@ logger = logging.getLogger(__name__)
 TRAIN_IMAGES = 3000
 VAL_IMAGES = 1000
 _LEAST_IMAGES = 5
+_BATCH_SIZE = 64
 _SHOWN = (("knn", "20-NN", "%"), ("rankme", "RankMe", ""))
 
 
 def is_due(step: int, resolved: ResolvedRun, every_epochs: int | None) -> bool:
-    """Whether to evaluate after this step: every so many epochs, and after the last step."""
+    """Whether to evaluate after this step: every `every_epochs` epochs, and after the last step."""
     return every_epochs is not None and (step == resolved.steps or resolved.ends_epochs(step, every_epochs))
 
 
-class Evaluator:
-    """Scores the run's own data, in float32 and on the side: training never notices.
+def was_evaluated(run: Path, step: int) -> bool:
+    """Whether metrics.jsonl has the scores of an evaluation after `step`."""
+    return any("loss" not in line for line in readable_lines(run / METRICS_NAME, step))
 
-    The images are at most `TRAIN_IMAGES` to learn from and `VAL_IMAGES` to test on, always the same, and tested as by
-    `coma knn`; without labels, RankMe is all there is to say.
+
+def evaluate(
+    scorer: Scorer,
+    world: World,
+    weights: dict[str, Tensor],
+    step: int,
+    after_batch: Callable[[], None],
+) -> dict[str, Any]:
+    """Evaluate on rank 0 and return its line for metrics.jsonl, empty on the others; collective.
+
+    After each batch rank 0 reports to the others, so that none waits until it takes rank 0 for lost; `after_batch`
+    is called on all of them.
+    """
+    if not world.leads:
+        while not world.sum([0.0])[0]:
+            after_batch()
+        return {}
+
+    def report_progress() -> None:
+        world.barrier()
+        after_batch()
+
+    line = scorer.score(weights, step, after_batch=report_progress)
+    world.sum([1.0])
+    return line
+
+
+class FeatureScorer:
+    """Scores frozen features of the run's own data, in float32 and without effect on training.
+
+    At most `TRAIN_IMAGES` images to learn from and `VAL_IMAGES` to test on, always the same, are scored as by
+    `coma knn`; without labels, by RankMe only.
 
     Args:
         build: makes the network.
         data: what the run trains on.
-        decoding: arguments for the stream: workers, where to decode.
+        decoding: arguments of the stream on decoding: workers, device.
 
     Raises:
-        DataError: too few images.
+        DataError: there are too few images.
     """
 
     def __init__(
@@ -66,19 +104,16 @@ class Evaluator:
         labels = self._train.label
         self._labelled = labels is not None and bool((labels != labels[0]).any())
         if not self._labelled:
-            logger.info("%s has no labels to tell apart: RankMe alone is evaluated", data.folder)
+            logger.info("%s has no labels of two classes: only RankMe is evaluated", data.folder)
         elif data.split == "train" and split_folder(data.folder.parent, "val"):
             val = few_of(read_manifest(data.folder.parent, "val"), VAL_IMAGES)
             self._val = None if val.label is None else val
 
     def score(self, weights: dict[str, Tensor], step: int, after_batch: Callable[[], None]) -> dict[str, Any]:
-        """Return the evaluation line of the network with these weights; `after_batch` is called now and then."""
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            model = self._build()
-            model.load_state_dict(weights)
+        """Return the scores of the network with these weights."""
+        with network_with(self._build, weights, self._device) as model:
             scores = score_splits(
-                model.to(self._device).eval(),
+                model,
                 self._train,
                 self._val,
                 probe=False,
@@ -93,27 +128,36 @@ class Evaluator:
         return line
 
 
-def evaluate(
-    evaluator: Scorer,
-    world: World,
-    weights: dict[str, Tensor],
-    step: int,
-    after_batch: Callable[[], None],
-) -> dict[str, Any]:
-    """Evaluate on rank 0 and return its line, empty on the others; collective.
+class AccuracyScorer:
+    """Measures a classifier's accuracy on a labelled split, in float32 and without effect on training.
 
-    The others hear from rank 0 after each batch, so that none waits so long that it takes rank 0 for lost;
-    `after_batch` is called on all of them.
+    Args:
+        build: makes the network.
+        data: what it is tested on.
+        stream_options: arguments of the stream.
     """
-    if not world.leads:
-        while not world.sum([0.0])[0]:
-            after_batch()
-        return {}
 
-    def tell() -> None:
-        world.barrier()
-        after_batch()
+    def __init__(
+        self,
+        build: Callable[[], Classifier],
+        data: Manifest,
+        device: torch.device,
+        stream_options: dict[str, Any],
+    ) -> None:
+        self._build, self._data, self._device, self._stream_options = build, data, device, stream_options
 
-    line = evaluator.score(weights, step, after_batch=tell)
-    world.sum([1.0])
-    return line
+    def score(self, weights: dict[str, Tensor], step: int, after_batch: Callable[[], None]) -> dict[str, Any]:
+        """Return the accuracy and loss of the network with these weights."""
+        with (
+            network_with(self._build, weights, self._device) as model,
+            Stream(
+                self._data,
+                batch_size=_BATCH_SIZE,
+                training=False,
+                device=self._device,
+                **self._stream_options,
+            ) as stream,
+        ):
+            result = accuracy(model, stream, after_batch)
+        logger.info("step %d: %s", step, result)
+        return result.line(step)

@@ -1,80 +1,102 @@
-"""What a run teaches a network, as the loop sees it: pre-training is one such task, fine-tuning another."""
+"""The interface between the training loop and what it trains: pre-training is one task, fine-tuning another."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from coma.pipeline import Batch
 
+Network = TypeVar("Network", bound=nn.Module)
 
-class Painter(Protocol):
-    """Makes a picture of what a network does, on rank 0."""
 
-    def paint(self, weights: dict[str, Tensor], step: int) -> Path: ...  # noqa: D102
+class Previewer(Protocol):
+    """Draws what a network does; on rank 0 only."""
+
+    def preview(self, weights: dict[str, Tensor], step: int) -> Path:
+        """Write the picture of the network with these weights, and return its path."""
 
 
 class Scorer(Protocol):
-    """Scores a network on the side, on rank 0; `after_batch` is to be called now and then."""
+    """Evaluates a network; on rank 0 only."""
 
-    def score(self, weights: dict[str, Tensor], step: int, after_batch: Any) -> dict[str, Any]: ...  # noqa: D102
+    def score(self, weights: dict[str, Tensor], step: int, after_batch: Callable[[], None]) -> dict[str, Any]:
+        """Return the line of metrics.jsonl for the network with these weights; `after_batch` is called regularly."""
 
 
 class Task(ABC):
-    """A network to be trained and everything about it that the loop does not know."""
+    """A network to train, and everything about it that the loop does not know."""
 
     model: nn.Module
-    """Takes `inputs`, returns a loss; the same initial weights on every rank."""
-    source_digest: str | None = None
+    """Takes `inputs` and returns a loss; has the same initial weights on every rank."""
+    init_digest: str | None = None
     """A hash of the weights that the run starts from; None: random ones."""
     ema_decay: float = 0.0
-    """Of an exponential moving average of the weights, which is scored and exported in their place; 0: none."""
+    """Decay of an exponential moving average (EMA) of the weights, which is scored and exported in their place;
+    0: none is kept."""
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Make the same network with other weights, for `full_weights` to be loaded into."""
+        """Make another network of the same kind, for `full_weights` to be loaded into."""
 
     @abstractmethod
     def stream_options(self, samples: int) -> dict[str, Any]:
-        """Return arguments for the run's `Stream`, of so many samples in all."""
+        """Return arguments for the `Stream` of a run that takes `samples` samples in all its steps."""
 
     @abstractmethod
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Return what the network takes, each with a row an image. What is drawn is drawn from the global
-        generators of torch, numpy and Python, which the loop seeds by (seed, step, rank).
+        """Return the arguments of `model`, each with one row per image.
+
+        Random numbers are drawn from the global generators of torch, numpy and Python, which the loop seeds by
+        (seed, step, rank).
         """
 
-    def groups(self, weight_decay: float) -> list[dict[str, Any]] | None:
-        """Return the optimizer's parameter groups, where `lr_scale` multiplies a group's learning rate; None:
-        matrices decay and the rest does not.
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]] | None:
+        """Return the optimizer's parameter groups, in which `lr_scale` multiplies the group's learning rate.
+
+        None: weight decay applies to matrices only.
         """
         return None
 
     @abstractmethod
     def scorer(self, device: torch.device, decoding: dict[str, Any]) -> Scorer | None:
-        """Return what scores the network between epochs, if that is wanted; every rank comes to the same."""
+        """Return what evaluates the network during training, if anything does; the same on every rank."""
 
-    def painter(self, run: Path, device: torch.device, decoding: dict[str, Any]) -> Painter | None:
-        """Return what paints pictures, if anything does."""
+    def previewer(self, run: Path, device: torch.device, decoding: dict[str, Any]) -> Previewer | None:
+        """Return what draws previews, if anything does."""
         return None
 
-    def paints_after(self, steps: int) -> frozenset[int]:
-        """Return the steps of a run of `steps` after which the painter paints."""
+    def preview_steps(self, steps: int) -> frozenset[int]:
+        """Return the steps, of `steps` in all, after which a preview is drawn."""
         return frozenset()
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Return what config.json says of the network beside the resolved."""
+        """Return what config.json records of the network beside the resolved run."""
 
     @abstractmethod
-    def opening(self) -> list[tuple[str, str]]:
-        """Return what is to be said of it when the run begins: (subject, text) lines."""
+    def describe(self) -> list[tuple[str, str]]:
+        """Return (subject, text) lines for the console at the start of the run."""
+
+
+@contextmanager
+def network_with(
+    build: Callable[[], Network], weights: dict[str, Tensor], device: torch.device
+) -> Iterator[Network]:
+    """Build a second network with these weights, in eval mode, and leave the random generators as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        model = build()
+        model.load_state_dict(weights)
+        yield model.to(device).eval()
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Return how many numbers a network learns, whole even where stage 3 has left a part of each here."""
+    """Return the number of parameters, counted whole where ZeRO stage 3 leaves a part of each on this rank."""
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())

@@ -11,7 +11,7 @@ from PIL import Image
 
 from coma.errors import DataError
 from coma.runs.charts import Curve, chart, figure, smooth, ticks
-from coma.runs.report import read_lines, write_report
+from coma.runs.report import write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 VOID = {"meta", "img", "path"}
@@ -158,15 +158,6 @@ def test_many_pictures_are_thinned_and_the_last_is_on_top(tmp_path):
     assert len(shown) == 6
     assert shown[0] == 190
     assert shown[-1] == 0
-
-
-def test_a_line_cut_off_by_a_crash_is_left_out_and_a_broken_one_is_named(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2, "lo')
-    assert read_lines(path) == [{"step": 1}]
-    path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
-    with pytest.raises(DataError, match="line 2 is not JSON"):
-        read_lines(path)
 
 
 def test_no_run_folder(tmp_path):

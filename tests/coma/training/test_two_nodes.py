@@ -16,7 +16,7 @@ import pytest
 from commands import alive, all_gone, begin, command, descendants, wait_until
 from small_runs import lines
 
-from coma.runs.read import checkpoint_step
+from coma.runs.names import checkpoint_step
 from coma.training.processes.world import free_port
 
 START_S = 400.0

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coma.pipeline.order import digest, digest_limbs
-from coma.training.logs.metrics import MetricsLog, Pace, Progress, cut_after, duration
+from coma.training.logs.metrics import MetricsLog, Pace, Progress, duration
 
 
 @given(samples=st.lists(st.integers(0, 2**40), max_size=40), ranks=st.integers(1, 5), seed=st.integers())
@@ -28,17 +28,6 @@ def test_another_sample_gives_another_digest(samples: list[int], place: int) -> 
     assert digest(digest_limbs(other)) != digest(digest_limbs(samples))
 
 
-def test_cutting_keeps_what_came_before_and_drops_a_torn_line(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        "".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 2, 3, 4)) + '{"step": 1, "lo'
-    )
-    cut_after(path, 2)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 2]
-    cut_after(tmp_path / "absent.jsonl", 2)
-    assert not (tmp_path / "absent.jsonl").exists()
-
-
 def test_lines_are_json_even_where_numbers_are_not(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0)
     log.write({"step": 1, "loss": float("nan"), "lr": 0.5, "grad_norm": float("inf"), "batch_digest": "0f"})
@@ -53,11 +42,11 @@ def test_pace_is_the_recent_one() -> None:
     pace = Pace(1000, batch_size=8)
     assert pace.images_per_s is None
     line = {"step": 1, "loss": 1.0, "lr": 0.1, "step_s": 2.0, "data_wait_s": 0.5}
-    first = pace.take(line)
+    first = pace.update(line)
     assert first == Progress(1, 1000, 1.0, 0.1, images_per_s=4.0, data_wait=0.25, eta_s=1998.0)
     assert "step 1/1000" in str(first)
     for step in range(2, 200):
-        last = pace.take({**line, "step": step, "step_s": 1.0, "data_wait_s": 0.0})
+        last = pace.update({**line, "step": step, "step_s": 1.0, "data_wait_s": 0.0})
     assert last.images_per_s == pytest.approx(8.0, rel=0.02)
     assert last.data_wait < 0.01
 
@@ -65,7 +54,7 @@ def test_pace_is_the_recent_one() -> None:
 def test_lines_are_few_but_first_and_last_are_among_them() -> None:
     pace, due = Pace(1000, batch_size=8), []
     for step in range(1, 1001):
-        pace.take({"step": step, "loss": 1.0, "lr": 0.1, "step_s": 1.0, "data_wait_s": 0.0})
+        pace.update({"step": step, "loss": 1.0, "lr": 0.1, "step_s": 1.0, "data_wait_s": 0.0})
         if pace.line_is_due(step):
             due.append(step)
     assert due == [1, *range(50, 1001, 50)]

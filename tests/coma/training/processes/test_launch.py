@@ -70,7 +70,7 @@ def test_a_launched_process_gets_everything_by_one_file(tmp_path: Path) -> None:
 
 def test_a_run_that_was_lost_sight_of_is_no_success(tmp_path: Path) -> None:
     """pdsh was killed, and DeepSpeed's launcher ends with 0."""
-    with pytest.raises(ComaError, match="lost sight of; the same command goes on"):
+    with pytest.raises(ComaError, match="lost sight of; the same command resumes"):
         launch._result(tmp_path, 0)
     with pytest.raises(SystemExit, match="75"):
         launch._result(tmp_path, 75)

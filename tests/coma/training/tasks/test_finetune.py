@@ -32,7 +32,7 @@ from coma.shards.write.writer import shard
 from coma.training import FinetuneConfig, finetune, pretrain
 from coma.training.tasks.augment import Augment, BatchRandAugment
 from coma.training.tasks.finetuning import Finetuning
-from coma.training.tasks.source import read_source
+from coma.training.tasks.start_from import read_backbone
 
 COLOURS = {"blue": (40, 60, 200), "red": (200, 60, 40)}
 
@@ -129,7 +129,7 @@ def test_a_run_its_checkpoint_and_its_export_begin_alike(
 ) -> None:
     export_run(source, tmp_path / "export")
     forms = (source, source / "checkpoints/step-000001", tmp_path / "export")
-    assert len({read_source(form).digest() for form in forms}) == 1
+    assert len({read_backbone(form).digest() for form in forms}) == 1
     trained = load_file(source / "checkpoints/step-000001/weights.safetensors")
     manifest = read_manifest(labelled)
     for form in forms:
@@ -148,7 +148,7 @@ def test_a_layer_learns_at_a_share_of_the_rate_of_the_one_above(
     task = Finetuning(tuning(labelled, source, tmp_path, layer_decay=0.5), read_manifest(labelled))
     scale = {
         id(parameter): (group["lr_scale"], group["weight_decay"])
-        for group in task.groups(0.05)
+        for group in task.parameter_groups(0.05)
         for parameter in group["params"]
     }
     found = {name: scale[id(parameter)] for name, parameter in task.model.backbone.named_parameters()}
@@ -168,7 +168,7 @@ def test_augmented_images_are_a_function_of_the_seeds() -> None:
     augment = Augment(config, 3, torch.device("cpu"))
 
     def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        from coma.training.loop import seed_step
+        from coma.training.engine.train_step import seed_step
 
         seed_step(seed, step=1, rank=0)
         return augment(images, labels)

@@ -98,7 +98,7 @@ def test_two_processes_wait_for_the_one_that_evaluates(data: Path, tmp_path: Pat
 
 def test_without_labels_rankme_is_all(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from coma.runs.read import build_model
-    from coma.training.tasks.scorer import Evaluator
+    from coma.training.tasks.scorer import FeatureScorer
 
     manifest = dataclasses.replace(read_manifest(data), label=None, class_names=None)
     model = {"model": "dyvit_nano", "method": "coma", "views": 2, "image_size": 32, "patch_size": 2}
@@ -106,13 +106,13 @@ def test_without_labels_rankme_is_all(data: Path, tmp_path: Path, monkeypatch: p
     def build() -> MaskedAutoencoder:
         return build_model(model)
 
-    evaluator = Evaluator(build, manifest, torch.device("cpu"), {"workers": 1})
+    scorer = FeatureScorer(build, manifest, torch.device("cpu"), {"workers": 1})
     calls: list[int] = []
-    line = evaluator.score(build().state_dict(), 5, after_batch=lambda: calls.append(1))
+    line = scorer.score(build().state_dict(), 5, after_batch=lambda: calls.append(1))
     assert list(line) == ["step", "rankme"]
     assert len(calls) == 1
     with pytest.raises(DataError, match="has 4 images"):
-        Evaluator(build, few_of(manifest, 4), torch.device("cpu"), {})
+        FeatureScorer(build, few_of(manifest, 4), torch.device("cpu"), {})
 
 
 def test_few_of_many_are_the_first_or_spread_over_sorted_shards(data: Path) -> None:

@@ -1,0 +1,82 @@
+"""Names of the files and folders in a run folder.
+
+RUN/
+  config.json               configuration, resolved run, versions, identity of the run
+  metrics.jsonl             one JSON line per training step and per evaluation
+  ledger.jsonl              samples that could not be read or decoded, and what was shown instead
+  nonfinite.jsonl           steps whose loss or gradient was not finite, with their samples
+  checkpoints/
+    latest                  name of the newest checkpoint
+    step-000100/
+      checkpoint.json       format, training state, and the size and hash of each file
+      weights.safetensors   the whole network in float32
+      average.safetensors   exponential moving average (EMA) of the weights, if the run keeps one
+      optimizer-00000.safetensors   what process 0 holds of the optimizer's state; one file per process
+  previews/step-000100.png  reconstructions after a step
+  tensorboard/              metrics for TensorBoard
+  trackers.json             ids of the run at Weights & Biases and MLflow, which resume it
+  lock                      held by rank 0 of the process group that writes here
+  stop                      made by a user or scheduler: training saves a checkpoint and ends
+  ranks/rank-00000.json     where each process is, while the watchdog runs; .txt: its stacks when it is stuck
+  report.html               `coma report`, also written when training ends
+  reconstruction.png        `coma reconstruct`
+  look.png                  `coma look`
+  step-000000100.png        `coma inspect RUN --step 100 --sheet`
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+CONFIG_NAME = "config.json"
+METRICS_NAME = "metrics.jsonl"
+LEDGER_NAME = "ledger.jsonl"
+NONFINITE_NAME = "nonfinite.jsonl"
+CHECKPOINTS_NAME = "checkpoints"
+LATEST_NAME = "latest"
+MANIFEST_NAME = "checkpoint.json"
+WEIGHTS_NAME = "weights.safetensors"
+AVERAGE_NAME = "average.safetensors"
+PREVIEWS_NAME = "previews"
+TENSORBOARD_NAME = "tensorboard"
+TRACKERS_NAME = "trackers.json"
+LOCK_NAME = "lock"
+STOP_NAME = "stop"
+RANKS_NAME = "ranks"
+REPORT_NAME = "report.html"
+RECONSTRUCTION_NAME = "reconstruction.png"
+LOOK_NAME = "look.png"
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Return the folder of the checkpoint after `step`."""
+    return run / CHECKPOINTS_NAME / f"step-{step:06}"
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Return the step after which a checkpoint folder was saved."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the run's checkpoint folders, newest first."""
+    folders = (run / CHECKPOINTS_NAME).glob("step-*")
+    return sorted(
+        (path for path in folders if re.fullmatch(r"step-\d+", path.name)), key=checkpoint_step, reverse=True
+    )
+
+
+def optimizer_name(rank: int) -> str:
+    """Return the name of a process's optimizer state in a checkpoint folder."""
+    return f"optimizer-{rank:05}.safetensors"
+
+
+def preview_path(run: Path, step: int) -> Path:
+    """Return the picture of reconstructions after `step`."""
+    return run / PREVIEWS_NAME / f"step-{step:06}.png"
+
+
+def step_sheet_path(run: Path, step: int) -> Path:
+    """Return the picture of the images in the batch of `step`."""
+    return run / f"step-{step:09}.png"

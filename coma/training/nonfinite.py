@@ -1,0 +1,63 @@
+"""Steps whose loss or gradient is not finite: noted with their samples; too many of them end the run."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+from torch import Tensor
+
+from coma.errors import DivergedError
+from coma.runs.lines import append_line
+from coma.runs.names import NONFINITE_NAME
+from coma.shards.manifest import Manifest
+from coma.training.engine.checkpoint import TrainingState
+from coma.training.engine.train_step import micro_batches
+from coma.training.processes.world import World
+
+logger = logging.getLogger(__name__)
+
+NONFINITE_LIMIT = 10
+"""Number of such steps after which a run ends."""
+
+
+def suspects(samples: Tensor, losses: Sequence[float], micro_batch_size: int) -> list[int]:
+    """Return the ids, of `samples` [B], in micro-batches whose loss is not finite."""
+    parts = micro_batches(len(samples), micro_batch_size)
+    ids = [
+        samples[part].tolist() for part, loss in zip(parts, losses, strict=True) if not math.isfinite(loss)
+    ]
+    return list(chain.from_iterable(ids))
+
+
+def note_nonfinite(
+    state: TrainingState, world: World, run: Path, manifest: Manifest, suspects: Sequence[int]
+) -> None:
+    """Append a step to RUN/nonfinite.jsonl, with the `suspects` of all ranks; collective.
+
+    Raises:
+        DivergedError: the run has had `NONFINITE_LIMIT` such steps.
+    """
+    samples = sorted(chain.from_iterable(world.gather(list(suspects))))
+    keys = manifest.keys(samples)
+    what = "the loss" if samples else "the gradient"
+    if world.leads:
+        record = {"step": state.step, "what": what, "samples": samples, "keys": keys}
+        append_line(run / NONFINITE_NAME, record)
+        logger.warning(
+            "step %d skipped: %s is not finite (%d of %d)",
+            state.step,
+            what,
+            state.nonfinite_steps,
+            NONFINITE_LIMIT,
+        )
+    if state.nonfinite_steps >= NONFINITE_LIMIT:
+        named = f", with the samples {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}" if keys else ""
+        with world.said_once():
+            raise DivergedError(
+                f"{state.nonfinite_steps} steps without a finite loss or gradient, the last at step "
+                f"{state.step}{named}: see {run / NONFINITE_NAME}; lower --base-lr, or set those samples aside"
+            )
