@@ -1,1 +1,1 @@
-"""Run folders: the names of their files, and what reads and reports them without DeepSpeed."""
+"""Run folders without DeepSpeed: names of their files, JSON lines, reading a run and its report."""

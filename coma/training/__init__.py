@@ -1,14 +1,24 @@
-"""Training: from a `PretrainConfig` or `FinetuneConfig` to a run folder. The one place that imports DeepSpeed.
+"""Training: from a `PretrainConfig` or `FinetuneConfig` to a run folder. Only this room imports DeepSpeed.
 
-`config` is what was asked, `plan` what it comes to, `run_folder` where it goes, `task` what is trained
-(`pretraining`, `finetuning`), `loop` the steps themselves.
+In reading order:
+
+    config/       options of a run, resolved against the data, the devices and a DeepSpeed file
+    setup         the resolved run, its data and its task, compared on all ranks
+    run_folder    which folder the run uses: a new one, or that of a run to resume
+    run_lock      the lock of that folder
+    train         a run from start to end
+    loop          a step, and what happens between two steps
+    nonfinite     steps without a finite loss or gradient
+    tasks/        what the loop trains: pre-training, fine-tuning, their evaluation and previews
+    engine/       DeepSpeed's engine, checkpoints, optimizer state, moving average of the weights
+    processes/    launch, process group, signals to stop, watchdog
+    logs/         metrics, trackers, utilization, console messages
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +27,20 @@ from coma.training.config.finetune_options import FinetuneConfig
 from coma.training.config.options import PretrainConfig, RunConfig
 
 if TYPE_CHECKING:
-    from coma.training.logs.metrics import Progress
+    from coma.training.logs.metrics import Watcher
 
 __all__ = ["FinetuneConfig", "PretrainConfig", "finetune", "pretrain"]
 
-Watcher = Callable[["Progress"], None]
-
 
 def pretrain(
-    config: PretrainConfig, progress: Watcher | None = None, launched: Path | None = None
+    config: PretrainConfig, progress: Watcher | None = None, config_file: Path | None = None
 ) -> dict[str, Any]:
-    """Pre-train as `config` says: in this process, in the group that a launcher made, or in new processes.
+    """Pre-train: in this process, in the process group of a launcher, or in new processes.
 
     Args:
-        config: what to do.
-        progress: called after each step on rank 0; without it, lines are logged now and then.
-        launched: the file that `config` was read from, if `coma.training.processes.launch` started this process.
+        config: options of the run.
+        progress: called after each step on rank 0; without it, progress is logged.
+        config_file: the file that `config` was read from, if `coma.training.processes.launch` started this process.
 
     Returns:
         run, steps, epochs, loss, images_per_s, elapsed_s, finished, checkpoint, weights, picture, report.
@@ -44,23 +52,23 @@ def pretrain(
         Preempted: after SIGTERM or SIGUSR1, with a checkpoint saved.
         KeyboardInterrupt: after Ctrl-C, with a checkpoint saved.
     """
-    return _run(config, progress, launched)
+    return _run(config, progress, config_file)
 
 
 def finetune(
-    config: FinetuneConfig, progress: Watcher | None = None, launched: Path | None = None
+    config: FinetuneConfig, progress: Watcher | None = None, config_file: Path | None = None
 ) -> dict[str, Any]:
-    """Fine-tune a pre-trained backbone on labels; all is as with `pretrain`.
+    """Fine-tune a pre-trained backbone on labels; arguments and errors are those of `pretrain`.
 
     Returns:
-        besides, accuracy and accuracy_top5 on split val (percent; None without one).
+        What `pretrain` returns, and with a split val: accuracy and, with more than 5 classes, accuracy_top5, in percent.
     """
-    return _run(config, progress, launched)
+    return _run(config, progress, config_file)
 
 
-def _run(config: RunConfig, progress: Watcher | None, launched: Path | None) -> dict[str, Any]:
+def _run(config: RunConfig, progress: Watcher | None, config_file: Path | None) -> dict[str, Any]:
     from coma.training.processes import launch
-    from coma.training.processes.child import Launcher
+    from coma.training.processes.child import ParentCommand
     from coma.training.processes.signals import StopRequests
     from coma.training.processes.world import find_place, joined
     from coma.training.run_lock import RunLock
@@ -77,11 +85,11 @@ def _run(config: RunConfig, progress: Watcher | None, launched: Path | None) -> 
         )
     if place is not None and place.rank > 0:
         logging.getLogger("coma").setLevel(logging.ERROR)
-    launcher = Launcher(launched, place.rank if place else 0)
-    with StopRequests(launcher.wants_stop) as stop, launcher, joined(place) as world, RunLock() as lock:
+    parent = ParentCommand(config_file, place.rank if place else 0)
+    with StopRequests(parent.wants_stop) as stop, parent, joined(place) as world, RunLock() as lock:
         from coma.training.train import train  # imports DeepSpeed, which looks at the environment
 
         result = train(config, world, stop, lock, progress)
         if world.leads:
-            launcher.hand_back(result)
+            parent.return_result(result)
     return result

@@ -186,7 +186,7 @@ def test_a_run_on_the_folder_of_one_split_stays_with_it(data: Path, coma, tmp_pa
         coma("pretrain", data / "val", *RUN, *more, "--out", run) for more in (["--stop-after", 2], [])
     )
     assert (half.code, rest.code) == (0, 0), half.err + rest.err
-    assert "going on at step 3" in rest.err
+    assert "resumed at step 3" in rest.err
     resolved = json.loads((run / "config.json").read_text())["resolved"]
     assert resolved["data"] == str(data / "val")
     assert resolved["fingerprint"] == read_manifest(data, "val").fingerprint

@@ -1,7 +1,7 @@
-"""Figures to Weights & Biases and MLflow, for whoever has them: `--log-to`.
+"""Experiment trackers of `--log-to`: Weights & Biases and MLflow.
 
-Where to, and as whom, is theirs to know: WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...
-A run that goes on is the same run there; its name is in RUN/trackers.json.
+Server, project and account are set by their own variables: WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI,
+MLFLOW_EXPERIMENT_NAME, ... A run that is resumed is the same run there; its id is in RUN/trackers.json.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _PROJECT = "coma"
 
 
 class Tracker(Protocol):
-    """Takes figures."""
+    """Receives metrics."""
 
     id: str
-    """What the run is called there."""
+    """The tracker's id of the run."""
 
     def write(self, figures: Mapping[str, float], step: int) -> None:
-        """Take a step's figures; must not wait for a network."""
+        """Log the metrics of a step, without waiting for a network."""
 
     def close(self) -> None:
-        """Hand over what is left."""
+        """Send what is left, and end the run."""
 
 
 class _Wandb:
@@ -77,7 +77,7 @@ _KINDS: dict[str, Callable[..., Tracker]] = {"wandb": _Wandb, "mlflow": _MLflow}
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Raise UsageError for one that is not."""
+    """Raise UsageError for a tracker that is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UsageError(
@@ -86,21 +86,21 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 def open_trackers(config: RunConfig, run: Path) -> list[Tracker]:
-    """Begin, or go on with, a run in each that was asked for.
+    """Begin or resume a run in each tracker of --log-to.
 
     Raises:
-        UsageError: one refuses, for lack of a login or of its server.
+        UsageError: a tracker fails, for want of a login or of its server.
     """
     path = run / TRACKERS_NAME
     known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
     opened: dict[str, Tracker] = {}
     for name in config.trackers:
         try:
-            told = json.loads(without_credentials(json.dumps(config.to_json())))
-            opened[name] = _KINDS[name](run, told, known.get(name))
+            options = json.loads(without_credentials(json.dumps(config.to_json())))
+            opened[name] = _KINDS[name](run, options, known.get(name))
         except Exception as error:  # whatever their libraries raise
-            said = " ".join(str(error).split())[:300]
-            raise UsageError(f"--log-to {name}: {said or type(error).__name__}") from error
+            reason = " ".join(str(error).split())[:300]
+            raise UsageError(f"--log-to {name}: {reason or type(error).__name__}") from error
     if opened:
         ids = {name: tracker.id for name, tracker in opened.items()}
         write_atomically(path, json.dumps(known | ids) + "\n")
@@ -108,10 +108,10 @@ def open_trackers(config: RunConfig, run: Path) -> list[Tracker]:
 
 
 def write_all(trackers: list[Tracker], figures: Mapping[str, float], step: int) -> None:
-    """Give a step's figures to all; one that fails is left out from then on, and training goes on."""
+    """Log the metrics of a step to all trackers; one that fails is dropped, and training continues."""
     for tracker in list(trackers):
         try:
             tracker.write(figures, step)
         except Exception as error:
-            logger.warning("%s fails, and gets no more figures: %s", type(tracker).__name__.strip("_"), error)
+            logger.warning("%s fails, and gets no more metrics: %s", type(tracker).__name__.strip("_"), error)
             trackers.remove(tracker)

@@ -1,7 +1,7 @@
-"""How much of a device a run uses: achieved model FLOP/s, their share of what it could do (MFU), memory.
+"""Utilization of a device: achieved model FLOP/s, their share of its peak (MFU), and memory.
 
-Counted is what the model needs, not what was executed: 2 FLOP a multiply-add, and the backward pass twice the
-forward pass (PaLM, arXiv 2204.02311, appendix B). Recomputation and waiting make it less, never more.
+The FLOPs are those that the model needs, not those executed: 2 per multiply-add, and twice the forward pass for the
+backward pass (PaLM, arXiv 2204.02311, appendix B). Recomputation and waiting lower the rate, never raise it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from coma.measure import multiply_adds
 
 _FLOP_PER_MULTIPLY_ADD = 2
 _PASSES = 3
-"""Forward, and backward, which takes two: by the inputs and by the weights."""
+"""Forward, and backward, which counts twice: gradients of the inputs and of the weights."""
 _GIB = 1 << 30
 
 _PEAKS: tuple[tuple[str, float, float | None, float], ...] = (
@@ -43,15 +43,15 @@ _PEAKS: tuple[tuple[str, float, float | None, float], ...] = (
     ("Tesla T4", 65.0, None, 8.1),
 )
 _BUILD = r"([ -](SXM\d?|PCI[Ee]|\d+GB|HBM\w+))*"
-"""What may follow a name and change nothing; a laptop's GPU, a MIG slice or a "4090 D" are other devices."""
+"""Suffixes of a name that do not change the peak; a laptop's GPU, a MIG slice or a "4090 D" are other devices."""
 
 
 def peak_tflops(device_name: str, precision: str) -> float | None:
-    """Return a GPU's peak rate in TFLOP/s at a run's precision, None where it is not known.
+    """Return a GPU's peak rate in TFLOP/s at a run's precision; None where it is not known.
 
-    Dense matrix products, summed in float32, without sparsity, at the boost clock; float32 without TF32, which torch
-    leaves off. From NVIDIA's data sheets of each product, and for GeForce and RTX cards from the appendices of its
-    white papers on the Ada and Ampere (GA102) architectures.
+    It is that of dense matrix products, summed in float32, without sparsity, at the boost clock; of float32 without
+    TF32, which torch leaves off. The figures are from NVIDIA's data sheet of each product, and for GeForce and RTX cards
+    from the appendices of its white papers on the Ada and Ampere (GA102) architectures.
     """
     for name, fp16, bf16, fp32 in _PEAKS:
         if re.fullmatch(re.escape(name) + _BUILD, device_name):
@@ -61,13 +61,13 @@ def peak_tflops(device_name: str, precision: str) -> float | None:
 
 
 class Usage:
-    """Tells what steps come to, on this process's device.
+    """Computes the utilization of this process's device from the duration of steps.
 
     Args:
-        build: makes the network that takes the steps.
-        device: where it trains.
-        device_name: what the device is called.
-        precision: the run's.
+        build: makes the network that is trained.
+        device: device that it is trained on.
+        device_name: name of the device.
+        precision: precision of the run.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class Usage:
         self._macs: dict[int, float] = {}
 
     def figures(self, inputs: Sequence[Tensor], step_s: float) -> dict[str, float]:
-        """Return `model_tflops`, `mfu` where the peak is known, and `memory_gib`, after a step on these."""
+        """Return `model_tflops`, `mfu` where the peak is known, and `memory_gib`, after a step on `inputs`."""
         tflops = self._flop_per_image(inputs) * len(inputs[0]) / step_s / 1e12
         share = {} if self._peak_tflops is None else {"mfu": tflops / self._peak_tflops}
         return {"model_tflops": tflops, **share, "memory_gib": memory_bytes(self._device) / _GIB}
 
     def _flop_per_image(self, inputs: Sequence[Tensor]) -> float:
-        """Counted once for each size of crop, by shapes alone."""
+        """Return FLOPs of a training step per image, counted once for each crop size on the meta device."""
         size = inputs[0].shape[-1]
         if size not in self._macs:
             self._macs[size] = multiply_adds(self._network, *(rows[:1].to("meta") for rows in inputs))
@@ -98,7 +98,7 @@ class Usage:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return the most that tensors have taken on a GPU so far, or what this process has in a CPU's memory now."""
+    """Return the peak of allocated tensors on a GPU, or the current resident memory of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

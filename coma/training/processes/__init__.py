@@ -1,1 +1,1 @@
-"""Processes of a run: starting them, joining them, stopping them, noticing that one hangs."""
+"""Processes of a run: launch, process group, signals to stop, watchdog."""

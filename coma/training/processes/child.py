@@ -1,12 +1,13 @@
-"""What a process of a run tells the command that started it, and hears from it, by files in the launch folder.
+"""Child side of a launch: how a process of a run exchanges files with the command that started it.
 
-    config.json     all that was asked for
-    heartbeat       touched every few seconds, as long as the command lives
-    stop            its request to stop
-    exit-00001      the exit code of rank 1, which launchers in between do not hand on
-    result.json     what rank 0 returned
+    .coma-launch-XXXX/
+      config.json     configuration of the run
+      heartbeat       touched every few seconds while the command is alive
+      stop            request of the command to stop
+      exit-00001      exit code of rank 1, which launchers in between do not pass on
+      result.json     result of rank 0
 
-The command removes the folder in the end; should it be gone itself, its processes do.
+The command removes the folder at its end; if it was killed, its processes do.
 """
 
 from __future__ import annotations
@@ -36,71 +37,72 @@ HEARTBEAT_NAME = "heartbeat"
 STOP_NAME = "stop"
 RESULT_NAME = "result.json"
 GONE_AFTER_S = 60.0
-"""Without a heartbeat; the command is suspended, or its machine is out of reach, or it was killed."""
-_LOOK_S = 1.0
+"""Seconds without a heartbeat after which the command counts as gone: suspended, unreachable or killed."""
+_CHECK_EVERY_S = 1.0
 
 
-class Launcher:
+class ParentCommand:
     """The command that started this process, for the length of a `with` block.
 
     Args:
-        launched: the configuration file that the command wrote; if it lies in no launch folder, nobody listens.
-        rank: of this process.
+        config_file: the configuration file that the command wrote; if it is None or in no launch folder, there is no
+            such command and nothing is exchanged.
+        rank: rank of this process.
         gone_after_s: seconds without a heartbeat after which the command counts as gone.
     """
 
-    def __init__(self, launched: Path | None, rank: int, gone_after_s: float = GONE_AFTER_S) -> None:
-        """Look for the first time."""
+    def __init__(self, config_file: Path | None, rank: int, gone_after_s: float = GONE_AFTER_S) -> None:
+        """Check for the first time whether it is alive."""
         self._folder: Path | None = None
-        if launched is not None and launched.parent.name.startswith(FOLDER_PREFIX):
-            self._folder = launched.parent
+        if config_file is not None and config_file.parent.name.startswith(FOLDER_PREFIX):
+            self._folder = config_file.parent
         self._rank, self._gone_after_s = rank, gone_after_s
         self._parent = os.environ.get(PARENT_VARIABLE)
         self._beat: int | None = None
-        self._beat_seen_s = self._looked_s = time.monotonic()
-        self._said = False
+        self._beat_seen_s = self._checked_s = time.monotonic()
+        self._warned = False
         self._is_gone()
 
     def wants_stop(self) -> bool:
-        """Whether it asked this run to stop, or is gone; looks once a second at most."""
+        """Whether it asked this run to stop, or is gone; checks at most once per second."""
         now_s = time.monotonic()
-        if self._folder is None or now_s - self._looked_s < min(_LOOK_S, self._gone_after_s):
+        if self._folder is None or now_s - self._checked_s < min(_CHECK_EVERY_S, self._gone_after_s):
             return False
-        self._looked_s = now_s
+        self._checked_s = now_s
         if not self._is_gone():
             return (self._folder / STOP_NAME).exists()
-        if not self._said:
-            self._said = True
-            logger.warning("the command that started this run is gone: saving, and leaving")
+        if not self._warned:
+            self._warned = True
+            logger.warning("the command that started this run is gone: saving a checkpoint and ending")
         return True
 
-    def hand_back(self, result: Mapping[str, Any]) -> None:
-        """Leave rank 0's result where the command looks for it."""
+    def return_result(self, result: Mapping[str, Any]) -> None:
+        """Write rank 0's result for the command to read."""
         if self._folder is not None:
-            with contextlib.suppress(FileNotFoundError):  # nobody is left to look
+            with contextlib.suppress(FileNotFoundError):  # the command is gone
                 (self._folder / RESULT_NAME).write_text(json.dumps(result, default=str))
 
-    def __enter__(self) -> Launcher:
-        """Ask for a SIGTERM, which saves a checkpoint, should the command on this machine be killed."""
+    def __enter__(self) -> ParentCommand:
+        """Ask the kernel for a SIGTERM, which saves a checkpoint, if the command on this machine is killed."""
         if self._parent is not None and sys.platform.startswith("linux"):
             pr_set_pdeathsig = 1
             ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-            if self._is_gone():  # before we asked
-                self._clear()
+            if self._is_gone():  # since before the request
+                self._remove_folder()
                 raise SystemExit(1)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the exit code for the command, or remove what it can no longer remove."""
+        """Write the exit code for the command, or remove the folder if the command cannot."""
         if self._is_gone():
-            self._clear()
+            self._remove_folder()
         elif self._folder is not None:
             with contextlib.suppress(OSError):
                 _exit_path(self._folder, self._rank).write_text(str(exit_code(error)))
 
-    def _clear(self) -> None:
+    def _remove_folder(self) -> None:
         assert self._folder is not None
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -110,26 +112,26 @@ class Launcher:
         if self._parent is not None:
             return os.getppid() != int(self._parent)
         try:
-            # What is opened is as the server has it; a bare stat may be a minute old on NFS.
+            # On NFS an opened file is up to date; a bare stat may be a minute old.
             with (self._folder / HEARTBEAT_NAME).open("rb") as file:
                 beat = os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
             return True
         except OSError:  # out of reach for now
             beat = self._beat or 0
-        # Compared with itself only: the clocks of two machines may differ.
+        # Compared with the last beat only, as the clocks of two machines may differ.
         if beat != self._beat:
             self._beat, self._beat_seen_s = beat, time.monotonic()
         return time.monotonic() - self._beat_seen_s > self._gone_after_s
 
 
 def exit_codes(folder: Path, ranks: int) -> list[int]:
-    """Return the exit codes that so many ranks have left; a killed one leaves none."""
-    found = []
-    for rank in range(ranks):  # by name: the list of a folder may be old on NFS
+    """Return the exit codes that the first `ranks` ranks have written; a killed one writes none."""
+    codes = []
+    for rank in range(ranks):  # by name, as the listing of a folder may be out of date on NFS
         with contextlib.suppress(OSError, ValueError):
-            found.append(int(_exit_path(folder, rank).read_text()))
-    return found
+            codes.append(int(_exit_path(folder, rank).read_text()))
+    return codes
 
 
 def _exit_path(folder: Path, rank: int) -> Path:
@@ -137,7 +139,7 @@ def _exit_path(folder: Path, rank: int) -> Path:
 
 
 def exit_code(error: BaseException | None) -> int:
-    """Return the exit code of a command that ends with an error, as `coma.cli` and Python have it."""
+    """Return the exit code with which `coma.cli` or Python ends after an error."""
     if error is None:
         return 0
     if isinstance(error, ComaError):

@@ -1,7 +1,7 @@
-"""Start the processes of a run: several on this machine, or one DeepSpeed launcher for several machines.
+"""Launch of a run: several processes on this machine, or DeepSpeed's launcher for several machines.
 
-Each process is this command again, such as `coma pretrain --launched FILE`, where FILE holds the whole configuration:
-it survives the remote shells of launchers, which expand arguments and drop the environment.
+Each process is the same command with a file of its whole configuration, such as `coma pretrain --launched FILE`: the
+remote shells of launchers expand arguments and drop the environment.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ _BEAT_S = 5.0
 def start_here(config: RunConfig, devices: int) -> dict[str, Any]:
     """Run `config` on `devices` processes of this machine and return what rank 0 returned.
 
-    Signals are passed on, the first failure ends all, and none outlives this process.
+    Signals are forwarded, the first failure ends all processes, and none outlives this one.
 
     Raises:
-        SystemExit: with the exit code of the process that failed, which has said why.
+        SystemExit: with the exit code of the process that failed, which has reported why.
     """
     with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as name:
         folder = Path(name)
@@ -67,12 +67,12 @@ def start_here(config: RunConfig, devices: int) -> dict[str, Any]:
                     **Place(rank, rank, devices, "127.0.0.1", port).environment(),
                     PARENT_VARIABLE: str(os.getpid()),
                 },
-                start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+                start_new_session=True,  # Ctrl-C reaches this process only, which forwards it once
             )
             for rank in range(devices)
         ]
         try:
-            with _passing_on_signals(processes):
+            with _forwarding_signals(processes):
                 exit_code = _wait_for_all(processes)
         finally:
             _kill(processes)
@@ -80,9 +80,9 @@ def start_here(config: RunConfig, devices: int) -> dict[str, Any]:
 
 
 def start_on_hosts(config: RunConfig) -> dict[str, Any]:
-    """Run `config` through DeepSpeed's launcher on its hostfile's machines, which must share this folder.
+    """Run `config` by DeepSpeed's launcher on the machines of its hostfile, which must share this folder.
 
-    Should this process be killed, the others find the heartbeat missing, save and leave.
+    If this process is killed, the others miss its heartbeat, save a checkpoint and end.
 
     Raises:
         UsageError: there is no such hostfile, it names a host twice, or one that ssh does not reach.
@@ -99,11 +99,11 @@ def start_on_hosts(config: RunConfig) -> dict[str, Any]:
         launcher += ["--master_port", str(free_port()), "--no_local_rank", "--module"]
         process = subprocess.Popen(
             [sys.executable, "-m", *launcher, *_command(config, folder)],
-            stdout=sys.stderr,  # its log; the result comes back by a file
+            stdout=sys.stderr,  # its log; the result is returned by a file
             start_new_session=True,
         )
         try:
-            # The launcher would die of a signal and leave the ranks running: they look for this file instead.
+            # A signal would end the launcher and leave the ranks running: they look for this file instead.
             signals: list[int] = []
 
             def stop(number: int) -> None:
@@ -114,31 +114,31 @@ def start_on_hosts(config: RunConfig) -> dict[str, Any]:
                 launcher_failed = _wait_for_all([process], heartbeat.touch)
         finally:
             _kill([process])
-        # The launcher's own code is of whatever it killed.
-        exit_code = _telling(exit_codes(folder, sum(slots.values()))) or int(launcher_failed > 0)
+        # The launcher's own exit code is that of a process that it killed.
+        exit_code = _first_cause(exit_codes(folder, sum(slots.values()))) or int(launcher_failed > 0)
         if exit_code == Preempted.exit_code and signal.SIGINT in signals:
             raise KeyboardInterrupt
         return _result(folder, exit_code)
 
 
 def _check_reachable(hostfile: Path, hosts: Sequence[str]) -> None:
-    """DeepSpeed asks the first host only; were another one missing, the rest would wait for it for minutes."""
+    """Check that ssh reaches every host: DeepSpeed checks the first only, and the rest would wait for minutes."""
     for tool in ["ssh", "pdsh"][: len(hosts)]:
         if shutil.which(tool) is None:
             raise UsageError(
                 f"--hostfile {hostfile} needs {tool}: install it, or use torchrun on each machine"
             )
     ssh = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_S}"]
-    asked = {
+    checks = {
         host: subprocess.Popen(
             [*ssh, host, "true"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         for host in hosts
     }
-    answers = {host: (process.communicate()[1], process.returncode) for host, process in asked.items()}
-    for host, (said, code) in answers.items():
+    answers = {host: (process.communicate()[1], process.returncode) for host, process in checks.items()}
+    for host, (stderr, code) in answers.items():
         if code:
-            reason = " ".join(said.decode(errors="replace").split()) or f"exit code {code}"
+            reason = " ".join(stderr.decode(errors="replace").split()) or f"exit code {code}"
             raise UsageError(
                 f"--hostfile {hostfile}: cannot run commands on {host} ({reason}): "
                 f"`ssh {host} true` must work without a password"
@@ -158,9 +158,10 @@ def _result(folder: Path, exit_code: int) -> dict[str, Any]:
         raise SystemExit(exit_code)
     try:
         result: dict[str, Any] = json.loads((folder / RESULT_NAME).read_text())
-    except FileNotFoundError:  # pdsh was killed: to DeepSpeed's launcher that is no failure
+    except FileNotFoundError:  # pdsh was killed, which DeepSpeed's launcher does not count as a failure
         raise ComaError(
-            "the processes of the run were lost sight of; the same command goes on from the last checkpoint"
+            "the run ended without a result: its connection to other machines was killed; the same command resumes "
+            "from the last checkpoint"
         ) from None
     return result
 
@@ -168,9 +169,9 @@ def _result(folder: Path, exit_code: int) -> dict[str, Any]:
 def _wait_for_all(
     processes: Sequence[subprocess.Popen[bytes]], beat: Callable[[], None] = lambda: None
 ) -> int:
-    """Wait until all have ended, with a beat now and then, and return the exit code that tells most.
+    """Wait until all have ended, calling `beat` every few seconds, and return the exit code of the first cause.
 
-    Once one has failed, the others are given a moment.
+    After one has failed, the others get `_GRACE_S` seconds to end.
     """
     deadline, next_beat = float("inf"), 0.0
     while (now := time.monotonic()) < deadline:
@@ -184,11 +185,15 @@ def _wait_for_all(
         if any(codes) and deadline == float("inf"):
             deadline = now + _GRACE_S
         time.sleep(_POLL_S)
-    return _telling([code if code > 0 else 128 - code for process in processes if (code := process.poll())])
+    return _first_cause(
+        [code if code > 0 else 128 - code for process in processes if (code := process.poll())]
+    )
 
 
-def _telling(codes: Sequence[int]) -> int:
-    """The process that knows why it ended says so by its code; one that merely lost its peers says 1."""
+def _first_cause(codes: Sequence[int]) -> int:
+    """Return the exit code that tells why the run ended: a process that only lost its peers has 1, a killed one more
+    than 128.
+    """
     return min(filter(None, codes), key=lambda code: code == 1 or code > 128, default=0)
 
 
@@ -201,13 +206,13 @@ def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 @contextlib.contextmanager
-def _passing_on_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    def pass_on(number: int) -> None:
+def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    def forward(number: int) -> None:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
-    with _on_signals(pass_on):
+    with _on_signals(forward):
         yield
 
 
@@ -228,10 +233,10 @@ def _on_signals(act: Any) -> Iterator[None]:
 
 
 def read_hostfile(hostfile: Path) -> dict[str, int]:
-    """Return how many processes each host of a DeepSpeed hostfile takes.
+    """Return the number of processes on each host of a DeepSpeed hostfile.
 
     Raises:
-        UsageError: it is no file, or names no host, or one twice.
+        UsageError: there is no such file, or it names no host, or one twice.
     """
     if not hostfile.is_file():
         raise UsageError(f"--hostfile {hostfile}: no such file")
@@ -242,8 +247,8 @@ def read_hostfile(hostfile: Path) -> dict[str, int]:
             continue
         if host in slots:
             raise UsageError(f"--hostfile {hostfile} names {host} twice: give it one line with all its slots")
-        told = re.search(r"slots=(\d+)", " ".join(words))
-        slots[host] = int(told[1]) if told else 1
+        match = re.search(r"slots=(\d+)", " ".join(words))
+        slots[host] = int(match[1]) if match else 1
     if not slots:
         raise UsageError(f"--hostfile {hostfile} names no host; a line is: HOST slots=DEVICES")
     return slots

@@ -1,4 +1,4 @@
-"""A request to stop, noticed between two steps: never in the middle of one."""
+"""Requests to stop a run (signals, files), which are obeyed between two steps."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 _ONE_PRESS_S = 1.0
+"""Seconds within which several SIGINTs count as one press of Ctrl-C."""
 
 
 class StopRequests:
-    """Remember SIGTERM and SIGUSR1 (pre-emption) and Ctrl-C, for the length of a `with` block.
+    """Remember SIGTERM and SIGUSR1 (preemption) and Ctrl-C, for the length of a `with` block.
 
-    Ctrl-C interrupts at once as long as there is nothing to save, and the second time. In a thread that may not
-    handle signals only files are noticed, and what `asked` says.
+    Ctrl-C interrupts at once while there is nothing to save, and the second time. In a thread that may not handle
+    signals only files and `parent_asks` count.
+
+    Args:
+        parent_asks: whether the command that started this process wants it to stop.
     """
 
-    def __init__(self, asked: Callable[[], bool] = lambda: False) -> None:
-        """Nothing has been asked for."""
-        self._asked = asked
+    def __init__(self, parent_asks: Callable[[], bool] = lambda: False) -> None:
+        """Start without a request."""
+        self._parent_asks = parent_asks
         self._began_s = time.time()
         self._files: Sequence[Path] = ()
         self._preempted = False
@@ -30,23 +34,23 @@ class StopRequests:
         self._before: dict[int, object] = {}
 
     def forget(self, file: Path) -> None:
-        """Delete a file that asks to stop, if it is older than this: it was meant for an earlier session."""
+        """Delete a stop file that is older than this process: it was meant for an earlier one."""
         with contextlib.suppress(FileNotFoundError):
             if file.stat().st_mtime < self._began_s:
                 file.unlink()
 
     def look_for(self, files: Sequence[Path]) -> None:
-        """Look for files too, from now on; rank 0 does."""
+        """Count these files, if they exist, as requests to stop from now on; on rank 0."""
         self._files = files
 
     def steps_begin(self) -> None:
-        """Take the first Ctrl-C, from now on, as a wish to save."""
+        """Let the first Ctrl-C from now on save a checkpoint first."""
         self._can_save = True
 
     @property
     def preempted(self) -> bool:
-        """Whether the machine is wanted back, or someone has put a file there."""
-        return self._preempted or self._asked() or any(path.exists() for path in self._files)
+        """Whether a signal, a stop file or the parent command asks to stop."""
+        return self._preempted or self._parent_asks() or any(path.exists() for path in self._files)
 
     @property
     def interrupted(self) -> bool:
@@ -54,18 +58,18 @@ class StopRequests:
         return self._interrupted_s is not None
 
     def __enter__(self) -> StopRequests:
-        """Take over the signals."""
+        """Handle the signals."""
         try:
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._notice)
-        except ValueError:
+        except ValueError:  # not the main thread
             pass
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the signals back."""
+        """Restore the former handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -76,7 +80,7 @@ class StopRequests:
         if not self._can_save:
             raise KeyboardInterrupt
         now_s = time.monotonic()
-        # A terminal and a launcher may both pass one press on.
+        # A terminal and a launcher may both forward one press.
         if self._interrupted_s is not None and now_s - self._interrupted_s > _ONE_PRESS_S:
             raise KeyboardInterrupt
         self._interrupted_s = self._interrupted_s or now_s

@@ -1,10 +1,10 @@
-"""Ends a run that makes no progress, and says which process held it up.
+"""Watchdog: ends a run that makes no progress, and names the process that held it up.
 
     RUN/ranks/rank-00001.json   where a process is: host, pid, step, phase, since when
     RUN/ranks/rank-00001.txt    the stacks of its threads, once it was found stuck
 
-A process that waits for another one is as stuck as that one. What tells them apart is how far each has come, so
-every process writes that down, and whoever has come least far is named. The folder goes when a run ends well.
+A process that waits for another is as stuck as that one. To tell them apart, each process writes how far it has come,
+and those that are furthest behind are named. The folder is removed when a run ends well.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from coma.training.processes.world import World
 logger = logging.getLogger(__name__)
 
 PHASES = ("starting", "data", "forward and backward", "summing up", "evaluating", "saving")
-"""Of a step, in their order; `starting` comes before the first one."""
+"""Phases of a step in their order; `starting` is before the first step."""
 _LONGEST_BEAT_S = 10.0
 _BEATS_PER_LIMIT = 10
 
 
 @dataclass(frozen=True)
 class Pulse:
-    """Where a process is."""
+    """How far a process has come."""
 
     rank: int
     host: str
@@ -46,20 +46,20 @@ class Pulse:
     step: int
     phase: str
     since_s: float
-    """Unix time."""
+    """Unix time at which the phase began."""
 
     @property
     def reached(self) -> tuple[int, int]:
-        """How far it has come, to be compared with others."""
+        """Step and phase, to be compared with those of others."""
         return self.step, PHASES.index(self.phase)
 
 
 class Watchdog:
-    """Watches over this process from a thread, for the length of a `with` block.
+    """Watches this process from a thread, for the length of a `with` block.
 
     Args:
         run: the run folder, which all processes share.
-        limit_s: seconds in one phase after which the process is ended with exit code 1; 0: never.
+        limit_s: seconds in one phase after which the process ends with exit code 1; 0: never.
     """
 
     def __init__(self, run: Path, world: World, limit_s: float) -> None:
@@ -75,24 +75,24 @@ class Watchdog:
         self.enter("starting", 0)
 
     def enter(self, phase: str, step: int) -> None:
-        """Say what this process does from now on."""
+        """Record what this process does from now on."""
         self._now = Pulse(self._rank, socket.gethostname(), os.getpid(), step, phase, time.time())
 
     def __enter__(self) -> Watchdog:
-        """Begin to watch."""
+        """Start the thread."""
         if self._limit_s:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._stacks = self._file("txt").open("w")
-            self._tell(self._now)
+            self._write(self._now)
             if self._rank == 0:
-                self._sweep()
+                self._remove_others()
             self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop watching, and leave no trace."""
+        """Stop the thread and remove the files of this process."""
         if not self._limit_s:
             return
         self._over.set()
@@ -105,63 +105,65 @@ class Watchdog:
             self._folder.rmdir()
 
     def _watch(self) -> None:
-        told: Pulse | None = None
+        written: Pulse | None = None
         while not self._over.wait(self._beat_s):
-            # Should another thread never let this one run again, faulthandler, which needs no leave, ends all.
+            # If another thread keeps the interpreter's lock, faulthandler, which does not need it, ends the process.
             faulthandler.dump_traceback_later(2 * self._limit_s, exit=True, file=self._stacks)
             now = self._now
-            if now != told:
-                self._tell(now)
-                told = now
+            if now != written:
+                self._write(now)
+                written = now
             if time.time() - now.since_s > self._limit_s:
                 self._give_up(now)
 
-    def _tell(self, now: Pulse) -> None:
-        with contextlib.suppress(OSError):  # a full disk is for the training to notice
+    def _write(self, now: Pulse) -> None:
+        with contextlib.suppress(OSError):  # a full disk is for training to report
             write_atomically(self._file("json"), json.dumps(asdict(now)))
 
-    def _sweep(self) -> None:
-        """Remove what a killed run of more processes left."""
+    def _remove_others(self) -> None:
+        """Remove files of ranks that an earlier, killed run had and this one does not."""
         for path in self._folder.glob("rank-*.*"):
             if int(path.stem.removeprefix("rank-")) >= self._size:
                 path.unlink(missing_ok=True)
 
     def _give_up(self, now: Pulse) -> None:
         faulthandler.dump_traceback(file=self._stacks)
-        if self._over.wait(2 * self._beat_s) or self._now is not now:  # for what the others write down
+        if self._over.wait(2 * self._beat_s) or self._now is not now:  # until the others have written
             return
         pulses = self._pulses(now)
         last = laggards(pulses)
-        if now not in last and self._over.wait(2 * self._beat_s):  # they tell it themselves, if they can
+        if now not in last and self._over.wait(
+            2 * self._beat_s
+        ):  # those behind report it themselves, if they can
             return
         speaker = last[0] if now in last else next(pulse for pulse in pulses if pulse not in last)
         if speaker == now:
-            error = ComaError(complaint(last, self._size, self._folder, self._limit_s))
+            error = ComaError(stuck_message(last, self._size, self._folder, self._limit_s))
             logger.error("error: %s", error)
             for handler in logging.getLogger("coma").handlers:
                 handler.flush()
         os._exit(ComaError.exit_code)
 
     def _pulses(self, own: Pulse) -> list[Pulse]:
-        found = {own.rank: own}
+        pulses = {own.rank: own}
         for rank in range(self._size):
             path = self._folder / f"rank-{rank:05}.json"
             with contextlib.suppress(OSError, ValueError, TypeError):
-                found.setdefault(rank, Pulse(**json.loads(path.read_text())))
-        return [found[rank] for rank in sorted(found)]
+                pulses.setdefault(rank, Pulse(**json.loads(path.read_text())))
+        return [pulses[rank] for rank in sorted(pulses)]
 
     def _file(self, suffix: str) -> Path:
         return self._folder / f"rank-{self._rank:05}.{suffix}"
 
 
 def laggards(pulses: Sequence[Pulse]) -> list[Pulse]:
-    """Return those that have come least far: all of them where all wait in one phase."""
+    """Return those that are furthest behind: all of them if all wait in one phase."""
     least = min(pulse.reached for pulse in pulses)
     return [pulse for pulse in pulses if pulse.reached == least]
 
 
-def complaint(last: Sequence[Pulse], size: int, folder: Path, limit_s: float) -> str:
-    """Return the line that names them."""
+def stuck_message(last: Sequence[Pulse], size: int, folder: Path, limit_s: float) -> str:
+    """Return the error message that names them."""
     first = last[0]
     who = ", ".join(f"rank {pulse.rank} on {pulse.host}" for pulse in last[:4])
     who += f" and {len(last) - 4} more" if len(last) > 4 else ""
@@ -170,5 +172,5 @@ def complaint(last: Sequence[Pulse], size: int, folder: Path, limit_s: float) ->
     where = first.phase if first.phase == PHASES[0] else f"{first.phase} of step {first.step}"
     return (
         f"stuck: {who} for {duration(time.time() - first.since_s)} in {where} (--stuck-after {limit_s:g}); "
-        f"stacks in {folder}; the same command goes on from the last checkpoint"
+        f"stacks in {folder}; the same command resumes from the last checkpoint"
     )

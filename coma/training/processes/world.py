@@ -1,7 +1,7 @@
-"""The processes of a run as one group: who am I, who speaks, what have all of us seen.
+"""Process group of a run: rank and world size, collective operations, errors that end all ranks.
 
 A process is either alone, or was started by a launcher (`coma pretrain --devices`, deepspeed, torchrun, srun)
-whose environment says which of how many it is.
+whose environment gives its rank and the world size.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Place:
-    """Which process of how many this is, and where rank 0 listens."""
+    """Rank of this process, world size, and the address at which rank 0 listens."""
 
     rank: int
     local_rank: int
@@ -54,7 +54,7 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     """Return the place that a launcher gave this process, None if there was no launcher.
 
     Raises:
-        UsageError: the environment names a part of what is needed only.
+        UsageError: the environment has only a part of the variables.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         missing = [name for name in _VARIABLES if name not in environment and name != "LOCAL_RANK"]
@@ -69,7 +69,7 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
             master_address=environment["MASTER_ADDR"],
             master_port=int(environment["MASTER_PORT"]),
         )
-    # Only srun's steps have this one; a batch script or salloc's shell has SLURM_PROCID as well and is alone.
+    # Only srun's steps have this variable; a batch script or salloc's shell also has SLURM_PROCID and is alone.
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         job = int(environment.get("SLURM_JOB_ID", "0"))
         return Place(
@@ -88,28 +88,31 @@ def first_host(nodelist: str) -> str:
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody listens on just now."""
+    """Return a TCP port that is not in use now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class World:
-    """All processes of the run, from the inside of one of them."""
+    """The process group of the run, as one of its processes sees it.
+
+    Methods that are called "collective" must be called on all ranks, in the same order.
+    """
 
     def __init__(self, place: Place, device: torch.device) -> None:
-        """Describe a group that is joined already."""
+        """Describe a group that was joined already."""
         self.rank = place.rank
         self.size = place.world_size
         self.device = device
 
     @property
     def leads(self) -> bool:
-        """Whether this is rank 0: the one that logs and writes."""
+        """Whether this is rank 0, which logs and writes files."""
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Add up the ranks' values, in float64."""
+        """Return the sums of the ranks' values, in float64; collective."""
         import torch
         import torch.distributed as dist
 
@@ -119,14 +122,14 @@ class World:
         return [float(value) for value in total.tolist()]
 
     def sum_on_lead(self, tensor: Tensor) -> None:
-        """Add up the ranks' tensors on rank 0, in place; the others' are spent."""
+        """Add up the ranks' tensors on rank 0, in place; those of other ranks are undefined after it; collective."""
         import torch.distributed as dist
 
         if self.size > 1:
             dist.reduce(tensor, dst=0)
 
     def gather(self, value: T) -> list[T]:
-        """Return every rank's value on every rank; any picklable value, slow."""
+        """Return the values of all ranks, which must be picklable, on every rank; slow; collective."""
         import torch.distributed as dist
 
         if self.size == 1:
@@ -136,23 +139,23 @@ class World:
         return values  # type: ignore[return-value]
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
+        """Wait for all ranks; collective."""
         self.sum([0.0])
 
-    def agree(self, decide: Callable[[], T]) -> T:
-        """Let rank 0 decide and every rank return what it decided, or end with its error.
+    def agree(self, act: Callable[[], T]) -> T:
+        """Call `act` on rank 0 and return its result on every rank; collective.
 
-        What rank 0 raises ends all ranks: it is said once, the others leave quietly with the same exit code.
+        An error of rank 0 ends all ranks: rank 0 raises it, the others raise SystemExit with its exit code.
         """
         import torch.distributed as dist
 
         if self.size == 1:
-            return decide()
+            return act()
         outcome: list[tuple[T | None, int | None]] = [(None, 1)]
         error: ComaError | None = None
         if self.leads:
             try:
-                outcome = [(decide(), None)]
+                outcome = [(act(), None)]
             except ComaError as raised:
                 error, outcome = raised, [(None, raised.exit_code)]
         dist.broadcast_object_list(outcome, src=0, device=self.device)
@@ -164,10 +167,10 @@ class World:
         return value  # type: ignore[return-value]
 
     def together(self, act: Callable[[], T]) -> T:
-        """Let every rank do its part and return what came of it, or end all if one fails; collective.
+        """Call `act` on every rank and return its own result, or end all ranks if one fails; collective.
 
-        The first rank that failed raises its error, with its name if it is not rank 0; the others leave quietly
-        with the same exit code.
+        The first rank that failed raises its error, named if it is not rank 0; the others raise SystemExit with the
+        same exit code.
         """
         value: T | None = None
         error: ComaError | None = None
@@ -188,7 +191,10 @@ class World:
 
     @contextlib.contextmanager
     def said_once(self) -> Iterator[None]:
-        """Around what every rank does alike: its error is rank 0's to tell, the others leave quietly."""
+        """Raise an error that all ranks meet alike on rank 0 only; the others raise SystemExit with its exit code.
+
+        Not collective: it must surround code that fails on all ranks or on none.
+        """
         try:
             yield
         except ComaError as error:
@@ -201,8 +207,10 @@ class World:
 def joined(place: Place | None) -> Iterator[World]:
     """Join the group that `place` describes, or make one of this process alone, for the length of a block.
 
-    Inside it stdout is closed to DeepSpeed's, gloo's and NCCL's chatter, which would end up in a command's
-    results.
+    In it stdout is redirected, as messages of DeepSpeed, gloo and NCCL would end up in a command's results.
+
+    Raises:
+        ComaError: out of GPU memory, another process was lost, or a disk is full.
     """
     place = place or Place(0, 0, 1, "127.0.0.1", free_port())
     verbose = logger.isEnabledFor(logging.DEBUG)
@@ -214,7 +222,7 @@ def joined(place: Place | None) -> Iterator[World]:
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
         if cuda:
             torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
-            # DeepSpeed takes the device of this number; a launcher may show each process only its own.
+            # DeepSpeed uses the device of this number; a launcher may let each process see its own only.
             os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
         device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
         with warnings.catch_warnings():
@@ -232,8 +240,8 @@ def joined(place: Place | None) -> Iterator[World]:
             except RuntimeError as error:
                 if place.world_size > 1 and _LOST_PEER.search(str(error)):
                     raise ComaError(
-                        f"rank {place.rank} lost another process of the run, which has said why if it could; "
-                        "the same command goes on from the last checkpoint"
+                        f"rank {place.rank} lost another process of the run, which reported why if it could; "
+                        "the same command resumes from the last checkpoint"
                     ) from error
                 raise
             except OSError as error:
@@ -241,7 +249,7 @@ def joined(place: Place | None) -> Iterator[World]:
                     raise ComaError(
                         f"rank {place.rank} on {socket.gethostname()} could not write "
                         f"{error.filename or 'to the run folder'}: {os.strerror(error.errno).lower()}; make room, "
-                        "and the same command goes on from the last checkpoint"
+                        "and the same command resumes from the last checkpoint"
                     ) from error
                 raise
 
@@ -255,13 +263,13 @@ def _init_distributed(verbose: bool) -> None:
         deepspeed_logger.setLevel(logging.ERROR)
     if dist.is_initialized():  # an earlier run in this process
         return
-    # Compiled at the first start on a CPU: 20 s, and a hang on a stale lock. gloo does without.
+    # It would be compiled at the first start on a CPU: 20 s, and a hang on a stale lock. gloo works without it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=verbose)
-    atexit.register(_leave)
+    atexit.register(_destroy_group)
 
 
-def _leave() -> None:
+def _destroy_group() -> None:
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -284,7 +292,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_stdout(instead: int | None) -> Iterator[None]:
-    """Send this process's stdout, that of C++ libraries too, to another descriptor; None: nowhere."""
+    """Send stdout of this process and its C++ libraries to another descriptor; None: to /dev/null."""
     sys.stdout.flush()
     stdout = os.dup(1)
     sink = os.dup(instead) if instead is not None else os.open(os.devnull, os.O_WRONLY)

@@ -13,7 +13,7 @@ import pytest
 from commands import alive, wait_until
 
 from coma.errors import DataError, Preempted
-from coma.training.processes.child import PARENT_VARIABLE, Launcher, exit_code, exit_codes
+from coma.training.processes.child import PARENT_VARIABLE, ParentCommand, exit_code, exit_codes
 
 
 @pytest.fixture
@@ -29,28 +29,28 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_heartbeat_that_stops_is_a_wish_to_stop_and_the_folder_goes(launched: Path) -> None:
     limit_s = 0.5
-    with Launcher(launched, rank=0, gone_after_s=limit_s) as launcher:
+    with ParentCommand(launched, rank=0, gone_after_s=limit_s) as parent:
         for number in range(6):  # of a machine whose clock is years behind
             os.utime(launched.parent / "heartbeat", (number, number))
             time.sleep(limit_s / 4)
-            assert not launcher.wants_stop()
-        wait_until(launcher.wants_stop, 20.0)
+            assert not parent.wants_stop()
+        wait_until(parent.wants_stop, 20.0)
     assert not launched.parent.exists()
 
 
 def test_a_folder_that_is_gone_counts_at_once(launched: Path) -> None:
-    with Launcher(launched, rank=0, gone_after_s=0.01) as launcher:
+    with ParentCommand(launched, rank=0, gone_after_s=0.01) as parent:
         (launched.parent / "heartbeat").unlink()
-        wait_until(launcher.wants_stop, 20.0)
-        launcher.hand_back({"steps": 1})
+        wait_until(parent.wants_stop, 20.0)
+        parent.return_result({"steps": 1})
 
 
 def test_a_request_is_heard_and_the_exit_code_left(launched: Path) -> None:
-    with Launcher(launched, rank=3) as launcher:
-        assert not launcher.wants_stop()
+    with ParentCommand(launched, rank=3) as parent:
+        assert not parent.wants_stop()
         (launched.parent / "stop").touch()
-        wait_until(launcher.wants_stop, 20.0)
-    with pytest.raises(Preempted), Launcher(launched, rank=1):
+        wait_until(parent.wants_stop, 20.0)
+    with pytest.raises(Preempted), ParentCommand(launched, rank=1):
         raise Preempted("asked to stop")
     assert exit_codes(launched.parent, 4) == [75, 0]  # of ranks 1 and 3
     assert [exit_code(error) for error in (DataError("no"), SystemExit(4), SystemExit(), ValueError())] == [
@@ -64,22 +64,22 @@ def test_a_request_is_heard_and_the_exit_code_left(launched: Path) -> None:
 def test_a_configuration_given_by_hand_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
     for launched in (tmp_path / "config.json", None):
-        with Launcher(launched, rank=0, gone_after_s=0.0) as launcher:
-            assert not launcher.wants_stop()
-            launcher.hand_back({})
+        with ParentCommand(launched, rank=0, gone_after_s=0.0) as parent:
+            assert not parent.wants_stop()
+            parent.return_result({})
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 CHILD = """
 import sys, time
 from pathlib import Path
-from coma.training.processes.child import Launcher
+from coma.training.processes.child import ParentCommand
 from coma.training.processes.signals import StopRequests
 
-launcher = Launcher(Path(sys.argv[1]), 0)
-with StopRequests() as stop, launcher:
+parent = ParentCommand(Path(sys.argv[1]), 0)
+with StopRequests() as stop, parent:
     print("ready", flush=True)
-    while not (stop.preempted and launcher.wants_stop()):
+    while not (stop.preempted and parent.wants_stop()):
         time.sleep(0.05)
 """
 PARENT = """

@@ -52,7 +52,7 @@ def test_signals_are_passed_on_and_handlers_given_back() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     before = signal.getsignal(signal.SIGUSR1)
-    with launch._passing_on_signals([process]):
+    with launch._forwarding_signals([process]):
         os.kill(os.getpid(), signal.SIGUSR1)
         assert process.wait(20) == 7
     assert signal.getsignal(signal.SIGUSR1) == before
@@ -70,7 +70,7 @@ def test_a_launched_process_gets_everything_by_one_file(tmp_path: Path) -> None:
 
 def test_a_run_that_was_lost_sight_of_is_no_success(tmp_path: Path) -> None:
     """pdsh was killed, and DeepSpeed's launcher ends with 0."""
-    with pytest.raises(ComaError, match="lost sight of; the same command resumes"):
+    with pytest.raises(ComaError, match=r"ended without a result: .* the same command resumes"):
         launch._result(tmp_path, 0)
     with pytest.raises(SystemExit, match="75"):
         launch._result(tmp_path, 75)

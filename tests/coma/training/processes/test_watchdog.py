@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from coma.training.processes.watchdog import Pulse, Watchdog, complaint, laggards
+from coma.training.processes.watchdog import Pulse, Watchdog, laggards, stuck_message
 from coma.training.processes.world import Place, World
 
 
@@ -34,10 +34,10 @@ def test_the_least_far_is_to_blame() -> None:
 
 
 def test_the_line_names_rank_host_phase_step_and_seconds(tmp_path: Path) -> None:
-    line = complaint([pulse(1, 8, "data")], 2, tmp_path, 60.0)
+    line = stuck_message([pulse(1, 8, "data")], 2, tmp_path, 60.0)
     assert line.startswith("stuck: rank 1 on node1 for 1 min 05 s in data of step 8 (--stuck-after 60)")
     assert str(tmp_path) in line
-    everyone = complaint([pulse(0, 8, "summing up"), pulse(1, 8, "summing up")], 2, tmp_path, 60.0)
+    everyone = stuck_message([pulse(0, 8, "summing up"), pulse(1, 8, "summing up")], 2, tmp_path, 60.0)
     assert "all of 2 ranks (rank 0 on node0, rank 1 on node1)" in everyone
 
 
