@@ -167,25 +167,15 @@ def _curves(steps: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, An
     smoothed = Curve(at[span // 2 : len(at) - (span - 1) // 2], smooth(loss, span)[span - 1 :])
     curves = [Curve(at, loss, faint=True), smoothed] if span > 1 else [Curve(at, loss)]
     wide = chart(curves, title="Loss", y_name=f"{loss_name}{_over(span)}", x_name="step")
+    panels = (
+        ("images_per_s", 1.0, "Speed", "images/s", True),
+        ("data_wait_s", 1000.0, "Waiting for data", "ms per step", True),
+        ("lr", 1.0, "Learning rate", "", True),
+        ("grad_norm", 1.0, "Gradient", "norm before clipping", False),
+    )
     rest = [
-        chart(
-            [Curve(at, column("images_per_s"))],
-            title="Speed",
-            y_name="images/s",
-            x_name="step",
-            from_zero=True,
-        ),
-        chart(
-            [Curve(at, column("data_wait_s", 1000))],
-            title="Waiting for data",
-            y_name="ms a step",
-            x_name="step",
-            from_zero=True,
-        ),
-        chart([Curve(at, column("lr"))], title="Learning rate", y_name="", x_name="step", from_zero=True),
-        chart(
-            [Curve(at, column("grad_norm"))], title="Gradient", y_name="norm before clipping", x_name="step"
-        ),
+        chart([Curve(at, column(key, scale))], title=title, y_name=y_name, x_name="step", from_zero=from_zero)
+        for key, scale, title, y_name, from_zero in panels
     ]
     for key, y_name in (("accuracy", "% top-1"), ("knn", "% top-1"), ("rankme", "effective rank")):
         points = sorted((line["step"], line[key]) for line in scores if key in line and "data" not in line)

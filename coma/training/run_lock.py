@@ -14,11 +14,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 from coma.errors import Preempted, UsageError
 from coma.runs.names import LOCK_NAME
-from coma.shards.locks import NO_LOCKS, free_lock, take_lock
+from coma.shards.locks import NO_LOCKS, file_lock
 from coma.training.processes.child import GONE_AFTER_S
 from coma.training.run_folder import RunFolder
 
@@ -29,22 +28,8 @@ WAIT_S = GONE_AFTER_S + 60.0
 _POLL_S = 0.5
 
 
-class RunLock:
-    """The right to write to a run folder, given back at the end of a `with` block or of the process."""
-
-    def __init__(self) -> None:
-        """Hold nothing."""
-        self._descriptor: int | None = None
-
-    def __enter__(self) -> RunLock:
-        """Hold nothing yet."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give back what is held."""
-        self.release()
+class RunLock(contextlib.ExitStack):
+    """The right to write to a run folder, given back by `close` or at the end of a `with` block or of the process."""
 
     def acquire(self, run: Path) -> bool:
         """Take the lock of a run folder, which is made if need be; False if another process has it.
@@ -52,37 +37,22 @@ class RunLock:
         Raises:
             UsageError: the folder cannot be written to.
         """
+        attempt = contextlib.ExitStack()
         try:
             run.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(run / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            reason = os.strerror(error.errno or 0).lower()
-            raise UsageError(f"{run} cannot be written to ({reason}): give another --out") from None
-        try:
-            if not take_lock(descriptor):
-                os.close(descriptor)
+            if attempt.enter_context(file_lock(run / LOCK_NAME)) is None:
+                attempt.close()
                 return False
         except OSError as error:
+            reason = os.strerror(error.errno or 0).lower()
             if error.errno not in NO_LOCKS:
-                os.close(descriptor)
-                raise
+                raise UsageError(f"{run} cannot be written to ({reason}): give another --out") from None
             logger.warning(
-                "the file system of %s has no locks (%s): nothing keeps a second run out of it",
-                run,
-                os.strerror(error.errno).lower(),
+                "the file system of %s has no locks (%s): nothing keeps a second run out of it", run, reason
             )
-        self._descriptor = descriptor
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+        self.push(attempt)
+        (run / LOCK_NAME).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
         return True
-
-    def release(self) -> None:
-        """Let another process have the folder."""
-        if self._descriptor is not None:
-            with contextlib.suppress(OSError):  # of a file system without locks
-                free_lock(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = None
 
 
 def take_run(
@@ -117,7 +87,7 @@ def take_run(
         if lock.acquire(folder.path):
             if choose() == folder:
                 return folder
-            lock.release()
+            lock.close()
             continue
         if stop_asked():
             raise Preempted(

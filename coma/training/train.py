@@ -66,14 +66,7 @@ def train(
         try:
             state = resume(engine, world, run, resolved)
             if world.leads:
-                messages.log_start(
-                    config,
-                    resolved,
-                    task.describe(),
-                    folder=folder,
-                    device_name=prepared.facts["device_name"],
-                    step=state.step,
-                )
+                messages.log_start(prepared, folder, state.step)
             session = Session(prepared, run, engine, world, state, watchdog, stop, watch)
             session.run_steps()
         finally:

@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from coma.errors import ComaError
@@ -92,9 +91,7 @@ class ParentCommand:
                 raise SystemExit(1)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Write the exit code for the command, or remove the folder if the command cannot."""
         if self._is_gone():
             self._remove_folder()

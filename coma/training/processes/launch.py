@@ -71,8 +71,14 @@ def start_here(config: RunConfig, devices: int) -> dict[str, Any]:
             )
             for rank in range(devices)
         ]
+
+        def forward(number: int) -> None:
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(number)
+
         try:
-            with _forwarding_signals(processes):
+            with _on_signals(forward):
                 exit_code = _wait_for_all(processes)
         finally:
             _kill(processes)
@@ -206,18 +212,9 @@ def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 @contextlib.contextmanager
-def _forwarding_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    def forward(number: int) -> None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
+def _on_signals(act: Callable[[int], None]) -> Iterator[None]:
+    """Call `act` with each of the forwarded signals in place of its handler."""
 
-    with _on_signals(forward):
-        yield
-
-
-@contextlib.contextmanager
-def _on_signals(act: Any) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         act(number)
 

@@ -11,10 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from commands import all_gone, begin, command, descendants, ranks, wait_until
-from safetensors.torch import load_file
-from small_runs import course
+from small_runs import course, same_weights
 
 STEPS = 100
 OPTIONS = ["--steps", str(STEPS), "--save-every", "3"]
@@ -38,10 +36,7 @@ def test_killed_at_random_instants_is_to_the_bit_never_killed(
 
     assert [step for step, *_ in course(run)] == list(range(1, STEPS + 1))
     assert course(run) == course(tmp_path / "whole")
-    weights, expected = (load_file(of / "checkpoints" / f"step-{STEPS:06}" / "weights.safetensors")
-                         for of in (run, tmp_path / "whole"))  # fmt: skip
-    assert weights.keys() == expected.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in weights.items())
+    assert same_weights(run, tmp_path / "whole")
     assert not list((run / "checkpoints").glob(".*"))
     assert (run / "report.html").exists()
     assert "Traceback" not in log.read_text()

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from small_runs import course, lines, small
+from small_runs import course, lines, same_weights, small, weights_of
 from torch import Tensor
 
 from coma.errors import DivergedError, Preempted, UsageError
+from coma.runs import names
+from coma.runs.lines import read_lines
 from coma.runs.read import build_model, latest_checkpoint, load_autoencoder
 from coma.training import PretrainConfig, pretrain
 from coma.training.logs.metrics import Progress
@@ -35,16 +36,9 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     return runs
 
 
-def weights_of(run: Path) -> dict[str, Tensor]:
-    checkpoint = latest_checkpoint(run)
-    assert checkpoint is not None
-    return load_file(checkpoint / "weights.safetensors")
-
-
 def assert_same_run(one: Path, other: Path) -> None:
     assert course(one) == course(other)
-    weights = weights_of(other)
-    assert all(torch.equal(value, weights[name]) for name, value in weights_of(one).items())
+    assert same_weights(one, other)
 
 
 def test_a_run_leaves_what_the_commands_after_it_need(whole: dict[str, Path], data: Path) -> None:
@@ -53,7 +47,7 @@ def test_a_run_leaves_what_the_commands_after_it_need(whole: dict[str, Path], da
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
     assert [line["samples"] for line in steps] == [4, 8, 12, 16]
     assert steps[-1]["epoch"] == pytest.approx(16 / 24)
-    names = [
+    columns = [
         "step",
         "epoch",
         "samples",
@@ -68,7 +62,9 @@ def test_a_run_leaves_what_the_commands_after_it_need(whole: dict[str, Path], da
         "model_tflops",
         "memory_gib",
     ]
-    assert list(steps[0]) == names
+    assert list(steps[0]) == columns
+    known = {value for name, value in vars(names).items() if name.endswith("_NAME")}
+    assert {path.name for path in run.iterdir()} <= known
     assert all(line["step_s"] >= line["data_wait_s"] >= 0 for line in steps)
     assert (run / "previews" / "step-000000.png").exists()
     assert (run / "previews" / "step-000004.png").exists()
@@ -229,7 +225,7 @@ def test_a_step_without_a_finite_loss_is_skipped_and_its_samples_written_down(
     assert [line["loss"] is None for line in steps] == [False, True, False, False]
     assert [line.get("skipped", False) for line in steps] == [False, True, False, False]
     assert all(torch.isfinite(value).all() for value in weights_of(run).values())
-    (noted,) = [json.loads(line) for line in (run / "nonfinite.jsonl").read_text().splitlines()]
+    (noted,) = read_lines(run / "nonfinite.jsonl")
     assert noted["step"] == 2
     assert len(noted["samples"]) == len(noted["keys"]) == 4
 
@@ -279,9 +275,7 @@ def test_two_processes_begin_and_one_goes_on(whole: dict[str, Path], data: Path,
 
 def adam_of(run: Path) -> dict[str, Tensor]:
     """The optimizer's state in a checkpoint that one process saved."""
-    checkpoint = latest_checkpoint(run)
-    assert checkpoint is not None
-    return load_file(checkpoint / "optimizer-00000.safetensors")
+    return weights_of(run, "optimizer-00000")
 
 
 def assert_close(mine: dict[str, Tensor], its: dict[str, Tensor]) -> None:

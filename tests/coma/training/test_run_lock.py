@@ -94,7 +94,7 @@ def test_a_folder_that_changed_before_it_was_ours_is_looked_at_again(tmp_path: P
         with RunLock() as other:
             assert other.acquire(first.path)
             assert not other.acquire(second.path)
-        lock.release()
+        lock.close()
         with RunLock() as other:
             assert other.acquire(second.path)
 

@@ -10,10 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from commands import all_gone, begin, command, descendants, ranks, wait_until
-from safetensors.torch import load_file
-from small_runs import course
+from small_runs import course, same_weights
 
 from coma.runs.read import latest_checkpoint
 
@@ -85,10 +83,7 @@ def test_stopped_in_every_way_is_to_the_bit_never_stopped(data: Path, tmp_path: 
     whole = tmp_path / "whole"
     assert begin(command(data, whole, *OPTIONS, "--devices", "2"), tmp_path / "log-whole").wait(START_S) == 0
     assert course(run) == course(whole)
-    weights, expected = (
-        load_file(of / f"checkpoints/step-{STEPS:06}/weights.safetensors") for of in (run, whole)
-    )
-    assert all(torch.equal(value, expected[name]) for name, value in weights.items())
+    assert same_weights(run, whole)
 
 
 def steps(run: Path) -> int:

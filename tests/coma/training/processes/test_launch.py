@@ -52,7 +52,7 @@ def test_signals_are_passed_on_and_handlers_given_back() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     before = signal.getsignal(signal.SIGUSR1)
-    with launch._forwarding_signals([process]):
+    with launch._on_signals(process.send_signal):
         os.kill(os.getpid(), signal.SIGUSR1)
         assert process.wait(20) == 7
     assert signal.getsignal(signal.SIGUSR1) == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,31 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from small_runs import small
+from small_runs import course, lines, same_weights, small
 
 from coma.errors import DataError, Preempted
 from coma.evaluation.evaluate import score
 from coma.evaluation.sample import few_of
 from coma.model.coma import MaskedAutoencoder
 from coma.pipeline import Stream
-from coma.runs.read import latest_checkpoint, load_autoencoder
+from coma.runs.read import load_autoencoder
 from coma.shards.manifest import read_manifest
 from coma.training import pretrain
 from coma.training.logs.metrics import Progress
 
 
-def metrics(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def metrics(run: Path) -> tuple[list[tuple[Any, ...]], list[dict[str, Any]]]:
     """The lines of steps, without times, and those of evaluations."""
-    every = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    keys = ("step", "loss", "lr", "grad_norm", "batch_digest")
-    steps = [{key: line[key] for key in keys} for line in every if "loss" in line]
-    return steps, [line for line in every if "rankme" in line]
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    a, b = (load_file((latest_checkpoint(run) or run) / "weights.safetensors") for run in (one, other))
-    return all(torch.equal(value, b[name]) for name, value in a.items())
+    return course(run), [line for line in lines(run) if "rankme" in line]
 
 
 def test_training_does_not_notice_and_a_stopped_run_has_the_same_lines(
