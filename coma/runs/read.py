@@ -152,10 +152,7 @@ def load_classifier(run_or_checkpoint: Path) -> Classifier:
     run, checkpoint = run_of(run_or_checkpoint)
     network = read_config(run)["resolved"]["network"]
     model = Classifier(
-        network["model"],
-        network["classes"],
-        img_size=network["image_size"],
-        patch_size=network["patch_size"],
+        network["model"], network["classes"], img_size=network["image_size"], patch_size=network["patch_size"]
     )
     _load_weights(model, run, checkpoint)
     return model.eval()

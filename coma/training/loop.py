@@ -28,7 +28,7 @@ from coma.training.engine.train_step import seed_step, train_step
 from coma.training.logs.metrics import MetricsLog, Pace, Watcher
 from coma.training.logs.trackers import Tracker, open_trackers
 from coma.training.logs.usage import Usage
-from coma.training.nonfinite import note_nonfinite, suspects
+from coma.training.nonfinite import note_nonfinite, suspect_samples
 from coma.training.processes.signals import StopRequests
 from coma.training.processes.watchdog import Watchdog
 from coma.training.processes.world import World
@@ -67,7 +67,8 @@ class Session:
         save        last, so that a run whose last step is saved has everything else
         leave       if the run was asked to stop
 
-    Evaluation, preview and checkpoint share one collection of the weights from all ranks, which is costly.
+    Evaluation, preview and checkpoint share one collection of the weights from all ranks, which is costly. All public
+    methods, the constructor included, are collective.
     """
 
     def __init__(
@@ -81,7 +82,6 @@ class Session:
         stop: StopRequests,
         watch: Watcher | None = None,
     ) -> None:
-        """Open logs, previewer and scorer; collective."""
         config, resolved, task = prepared.config, prepared.resolved, prepared.task
         self.prepared, self.config, self.resolved, self.task = prepared, config, resolved, task
         self.run, self.engine, self.world, self.state = run, engine, world, state
@@ -139,12 +139,12 @@ class Session:
         if self.average and applied:
             self.average.update(step)
 
-        suspected = suspects(batch.samples, losses, resolved.micro_batch_size)
+        suspects = suspect_samples(batch.samples, losses, resolved.micro_batch_size)
         self.watchdog.enter("summing up", step)
         loss, nonfinite, preempted, interrupted, *limbs = world.sum(
             [
                 sum(losses) / len(losses),
-                len(suspected),
+                len(suspects),
                 self.stop.preempted,
                 self.stop.interrupted,
                 *digest_limbs(batch.samples.tolist()),
@@ -173,7 +173,7 @@ class Session:
             "batch_digest": digest(limbs),
             **({} if applied else {"skipped": True}),
         }
-        return StepResult(line, inputs, suspected, failed, bool(preempted), bool(interrupted))
+        return StepResult(line, inputs, suspects, failed, bool(preempted), bool(interrupted))
 
     def after_step(self, result: StepResult) -> None:
         """Log, evaluate, preview, save and leave, as far as each is due after this step; collective."""

@@ -24,7 +24,7 @@ NONFINITE_LIMIT = 10
 """Number of such steps after which a run ends."""
 
 
-def suspects(samples: Tensor, losses: Sequence[float], micro_batch_size: int) -> list[int]:
+def suspect_samples(samples: Tensor, losses: Sequence[float], micro_batch_size: int) -> list[int]:
     """Return the ids, of `samples` [B], in micro-batches whose loss is not finite."""
     parts = micro_batches(len(samples), micro_batch_size)
     ids = [
@@ -43,21 +43,14 @@ def note_nonfinite(
     """
     samples = sorted(chain.from_iterable(world.gather(list(suspects))))
     keys = manifest.keys(samples)
-    what = "the loss" if samples else "the gradient"
+    what, step, count = "the loss" if samples else "the gradient", state.step, state.nonfinite_steps
     if world.leads:
-        record = {"step": state.step, "what": what, "samples": samples, "keys": keys}
-        append_line(run / NONFINITE_NAME, record)
-        logger.warning(
-            "step %d skipped: %s is not finite (%d of %d)",
-            state.step,
-            what,
-            state.nonfinite_steps,
-            NONFINITE_LIMIT,
-        )
-    if state.nonfinite_steps >= NONFINITE_LIMIT:
+        append_line(run / NONFINITE_NAME, {"step": step, "what": what, "samples": samples, "keys": keys})
+        logger.warning("step %d skipped: %s is not finite (%d of %d)", step, what, count, NONFINITE_LIMIT)
+    if count >= NONFINITE_LIMIT:
         named = f", with the samples {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}" if keys else ""
         with world.said_once():
             raise DivergedError(
-                f"{state.nonfinite_steps} steps without a finite loss or gradient, the last at step "
-                f"{state.step}{named}: see {run / NONFINITE_NAME}; lower --base-lr, or set those samples aside"
+                f"{count} steps without a finite loss or gradient, the last at step {step}{named}: "
+                f"see {run / NONFINITE_NAME}; lower --base-lr, or set those samples aside"
             )

@@ -171,10 +171,7 @@ def write_config(run: Path, config: RunConfig, resolved: ResolvedRun, **facts: A
 
 def library_versions() -> dict[str, str]:
     """Return the versions that a result may depend on."""
-    return {
-        **{library: version(library) for library in _LIBRARIES},
-        "python": platform.python_version(),
-    }
+    return {**{library: version(library) for library in _LIBRARIES}, "python": platform.python_version()}
 
 
 def versions() -> dict[str, str]:

@@ -68,7 +68,6 @@ class MetricsLog:
     """
 
     def __init__(self, run: Path, start_step: int, trackers: Sequence[Tracker] = ()) -> None:
-        """Open the files, and cut the lines after `start_step`."""
         from torch.utils.tensorboard import SummaryWriter
 
         cut_lines(run / METRICS_NAME, start_step)
@@ -101,7 +100,6 @@ class Pace:
     """The smoothed speed of a run, and what the console shows of it."""
 
     def __init__(self, steps: int, batch_size: int) -> None:
-        """Start with a run of `steps` steps of `batch_size` images."""
         self._steps = steps
         self._batch_size = batch_size
         self._step_s = 0.0

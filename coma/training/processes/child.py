@@ -51,7 +51,6 @@ class ParentCommand:
     """
 
     def __init__(self, config_file: Path | None, rank: int, gone_after_s: float = GONE_AFTER_S) -> None:
-        """Check for the first time whether it is alive."""
         self._folder: Path | None = None
         if config_file is not None and config_file.parent.name.startswith(FOLDER_PREFIX):
             self._folder = config_file.parent

@@ -24,7 +24,6 @@ class StopRequests:
     """
 
     def __init__(self, parent_asks: Callable[[], bool] = lambda: False) -> None:
-        """Start without a request."""
         self._parent_asks = parent_asks
         self._began_s = time.time()
         self._files: Sequence[Path] = ()

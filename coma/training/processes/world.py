@@ -101,7 +101,6 @@ class World:
     """
 
     def __init__(self, place: Place, device: torch.device) -> None:
-        """Describe a group that was joined already."""
         self.rank = place.rank
         self.size = place.world_size
         self.device = device

@@ -58,7 +58,6 @@ class Augment:
     """
 
     def __init__(self, config: FinetuneConfig, classes: int, device: torch.device) -> None:
-        """Set up the augmentations that are not turned off."""
         self._classes, self._smoothing = classes, config.label_smoothing
         self._mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1)
         self._deviation = torch.tensor(STD, device=device).view(1, 3, 1, 1)

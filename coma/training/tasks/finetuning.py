@@ -39,7 +39,6 @@ class Finetuning(Task):
     model: Classifier
 
     def __init__(self, config: FinetuneConfig, manifest: Manifest) -> None:
-        """Make the network."""
         self._config, self._manifest = config, manifest
         self._classes = classes_of(manifest)
         self._val = val_split(manifest)

@@ -36,7 +36,6 @@ class Pretraining(Task):
     model: MaskedAutoencoder
 
     def __init__(self, config: PretrainConfig, manifest: Manifest) -> None:
-        """Make the network."""
         self._config, self._manifest = config, manifest
         export = None if config.init is None else read_export(config.init)
         if export:

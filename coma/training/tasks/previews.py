@@ -48,7 +48,6 @@ class ReconstructionPreviewer:
         device: torch.device,
         decoding: dict[str, Any],
     ) -> None:
-        """Read the images."""
         self._run, self._build, self._device = run, build, device
         with Stream(
             data, batch_size=IMAGES, training=False, seed=0, device=device, **stream_options, **decoding

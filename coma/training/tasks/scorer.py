@@ -46,11 +46,7 @@ def was_evaluated(run: Path, step: int) -> bool:
 
 
 def evaluate(
-    scorer: Scorer,
-    world: World,
-    weights: dict[str, Tensor],
-    step: int,
-    after_batch: Callable[[], None],
+    scorer: Scorer, world: World, weights: dict[str, Tensor], step: int, after_batch: Callable[[], None]
 ) -> dict[str, Any]:
     """Evaluate on rank 0 and return its line for metrics.jsonl, empty on the others; collective.
 
@@ -93,7 +89,6 @@ class FeatureScorer:
         device: torch.device,
         decoding: dict[str, Any],
     ) -> None:
-        """Choose the images."""
         if len(data) < _LEAST_IMAGES:
             raise DataError(
                 f"{data.folder} has {len(data)} images, and an evaluation holds a fifth of them out: leave out "
