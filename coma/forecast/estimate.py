@@ -143,7 +143,7 @@ class Estimate:
 class _Foreseen(World):
     """The processes that the run would have; this one is the only one that is there."""
 
-    def agree(self, decide: Callable[[], T]) -> T:
+    def run_on_rank0(self, decide: Callable[[], T]) -> T:
         """There is nobody to tell."""
         return decide()
 

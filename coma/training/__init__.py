@@ -90,6 +90,6 @@ def _run(config: RunConfig, progress: Watcher | None, config_file: Path | None) 
         from coma.training.train import train  # imports DeepSpeed, which looks at the environment
 
         result = train(config, world, stop, lock, progress)
-        if world.leads:
+        if world.is_rank0:
             parent.return_result(result)
     return result

@@ -90,11 +90,13 @@ class Session:
         self.preview_steps = task.preview_steps(resolved.steps)
         self.pace = Pace(resolved.steps, resolved.batch_size)
         trackers: list[Tracker] = []
-        world.agree(lambda: trackers.extend(open_trackers(config, run)))  # on rank 0, and may fail there
-        self.metrics = MetricsLog(run, state.step, trackers) if world.leads else None
-        self.previewer = task.previewer(run, world.device, prepared.decoding) if world.leads else None
+        world.run_on_rank0(
+            lambda: trackers.extend(open_trackers(config, run))
+        )  # a result would be sent to all
+        self.metrics = MetricsLog(run, state.step, trackers) if world.is_rank0 else None
+        self.previewer = task.previewer(run, world.device, prepared.decoding) if world.is_rank0 else None
         self.usage = Usage(task.build, world.device, prepared.facts["device_name"], resolved.precision)
-        with world.said_once():
+        with world.raise_on_rank0():
             self.scorer = task.scorer(world.device, prepared.decoding)
         self.average = WeightAverage(engine, task.ema_decay) if task.ema_decay else None
         self.kept = checkpoint.Kept(config.keep_last, self._is_milestone)
@@ -116,7 +118,7 @@ class Session:
         """Draw the initial network, and evaluate where a run that was asked to stop did not take the time."""
         step = self.state.step
         owed = step > 0 and self._evaluation_is_due(step)
-        owed = owed and self.world.agree(lambda: not was_evaluated(self.run, step))
+        owed = owed and self.world.run_on_rank0(lambda: not was_evaluated(self.run, step))
         self._use_weights(evaluating=owed, previewing=step == 0, saving=False)
         self.stop.steps_begin()
 
@@ -231,12 +233,12 @@ class Session:
 
     def _leave(self, *, interrupted: bool) -> None:
         """End a run that was asked to stop, after its checkpoint was saved."""
-        if self.world.leads:
+        if self.world.is_rank0:
             (self.run / STOP_NAME).unlink(missing_ok=True)
         saved = f"saved step {self.state.step} in {self.run}"
         if interrupted:
-            if self.world.leads:
+            if self.world.is_rank0:
                 logger.info("%s: the same command resumes from there", saved)
             raise KeyboardInterrupt
-        with self.world.said_once():
+        with self.world.raise_on_rank0():
             raise Preempted(f"asked to stop: {saved}; the same command resumes from there")

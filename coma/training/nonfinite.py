@@ -44,12 +44,12 @@ def note_nonfinite(
     samples = sorted(chain.from_iterable(world.gather(list(suspects))))
     keys = manifest.keys(samples)
     what, step, count = "the loss" if samples else "the gradient", state.step, state.nonfinite_steps
-    if world.leads:
+    if world.is_rank0:
         append_line(run / NONFINITE_NAME, {"step": step, "what": what, "samples": samples, "keys": keys})
         logger.warning("step %d skipped: %s is not finite (%d of %d)", step, what, count, NONFINITE_LIMIT)
     if count >= NONFINITE_LIMIT:
         named = f", with the samples {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}" if keys else ""
-        with world.said_once():
+        with world.raise_on_rank0():
             raise DivergedError(
                 f"{count} steps without a finite loss or gradient, the last at step {step}{named}: "
                 f"see {run / NONFINITE_NAME}; lower --base-lr, or set those samples aside"

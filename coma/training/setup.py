@@ -74,8 +74,8 @@ def prepare(config: RunConfig, world: World) -> Prepared:
         check_drive(resolved.deepspeed, resolved.ds_config)
         return manifest, resolved, task, task.stream_options(resolved.steps * resolved.batch_size)
 
-    manifest, resolved, task, stream_options = world.together(resolve_here)
-    with world.said_once():
+    manifest, resolved, task, stream_options = world.run_on_all(resolve_here)
+    with world.raise_on_rank0():
         compare(world.gather((socket.gethostname(), common_facts(config, resolved))))
     return Prepared(
         config=config,

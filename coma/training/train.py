@@ -40,21 +40,21 @@ def train(
         keep_freed_memory()
     prepared = prepare(config, world)
     resolved = prepared.resolved
-    with world.said_once():
+    with world.raise_on_rank0():
         check_installed(config.trackers)
-    folder = world.agree(
+    folder = world.run_on_rank0(
         lambda: take_run(lambda: choose_run(config, resolved), lock, stop_asked=lambda: stop.preempted)
     )
     run = folder.path
     if folder.finished:
-        if not world.leads:
+        if not world.is_rank0:
             return {}
         logger.info("%s is finished already: %d steps", run, resolved.steps)
         if report_is_due(run):
             write_report(run)
         return run_result(run, resolved, elapsed_s=0.0, images_per_s=None)
 
-    if world.leads:  # which holds the lock
+    if world.is_rank0:  # which holds the lock
         clear_temporaries(run)
         write_config(run, config, resolved, **prepared.facts)
         stop.forget(run / STOP_NAME)
@@ -65,14 +65,14 @@ def train(
         engine = make_engine(task.model, resolved, groups=groups, compile_model=config.compile)
         try:
             state = resume(engine, world, run, resolved)
-            if world.leads:
+            if world.is_rank0:
                 messages.log_start(prepared, folder, state.step)
             session = Session(prepared, run, engine, world, state, watchdog, stop, watch)
             session.run_steps()
         finally:
             dispose(engine)
 
-    if not world.leads:
+    if not world.is_rank0:
         return {}
     write_report(run)
     elapsed_s = time.monotonic() - started_s
@@ -94,7 +94,7 @@ def resume(engine: Any, world: World, run: Path, resolved: ResolvedRun) -> Train
     if folder is not None:
         state = checkpoint.load(engine, world, folder)
         assert state.step == checkpoint_step(folder)
-    if world.leads:  # metrics.jsonl is cut by MetricsLog
+    if world.is_rank0:  # metrics.jsonl is cut by MetricsLog
         for name in (LEDGER_NAME, NONFINITE_NAME):
             cut_lines(run / name, state.step)
     return state

@@ -62,14 +62,14 @@ class WeightAverage:
                 mine[piece.name].append((piece.start, piece.of(states[piece.flat][KIND])))
         # Below stage 1 every process has all of it.
         parted = self._engine.zero_optimization()
-        if not world.sum([len(mine)])[0] or not (parted or world.leads):
+        if not world.sum([len(mine)])[0] or not (parted or world.is_rank0):
             return whole
         for name, parameter in self._engine.module.named_parameters():
             average = torch.zeros(getattr(parameter, "ds_numel", parameter.numel()), device=world.device)
             for start, values in mine[name]:
                 average[start : start + len(values)] = values
             if parted:
-                world.sum_on_lead(average)
-            if world.leads:
+                world.sum_on_rank0(average)
+            if world.is_rank0:
                 whole[name].view(-1).copy_(average)
         return whole

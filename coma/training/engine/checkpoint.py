@@ -101,7 +101,7 @@ def save(
 
     def write() -> dict[str, Any]:
         mine = {optimizer_name(world.rank): optimizer_state(engine)}
-        if world.leads:
+        if world.is_rank0:
             mine[WEIGHTS_NAME] = weights
             if averaged is not None:
                 mine[AVERAGE_NAME] = averaged
@@ -124,12 +124,12 @@ def save(
         _prune(folder, kept)
 
     try:
-        world.agree(begin)
-        written = world.gather(world.together(write))
+        world.run_on_rank0(begin)
+        written = world.gather(world.run_on_all(write))
         files = {name: seal for part in written for name, seal in part.items()}
-        world.agree(finish)
+        world.run_on_rank0(finish)
     except BaseException:
-        if world.leads:  # gives the space back
+        if world.is_rank0:  # gives the space back
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     return folder
@@ -146,7 +146,7 @@ def load(engine: Any, world: World, folder: Path) -> TrainingState:
     restore_optimizer(engine, weights, states)
     restore_loss_scale(engine, content["loss_scale"])
     engine.global_steps = content["step"]
-    if world.leads and content["world_size"] != world.size:
+    if world.is_rank0 and content["world_size"] != world.size:
         logger.info(
             "%s was saved by %s: the samples stay, and the losses up to rounding",
             folder.name,
@@ -165,15 +165,15 @@ def newest_whole(run: Path, world: World) -> Path | None:
         UsageError: the checkpoint is of another format.
         ComaError: there are checkpoints, and all are damaged.
     """
-    candidates = world.agree(lambda: [str(folder) for folder in checkpoints(run)])
+    candidates = world.run_on_rank0(lambda: [str(folder) for folder in checkpoints(run)])
     for name in candidates:
         folder = Path(name)
-        world.agree(lambda folder=folder: _check_format(folder))  # type: ignore[misc]
+        world.run_on_rank0(lambda folder=folder: _check_format(folder))  # type: ignore[misc]
         complaints = [complaint for complaint in world.gather(_check(folder, world)) if complaint]
         if not complaints:
-            world.agree(lambda folder=folder: _point_at(folder))  # type: ignore[misc]
+            world.run_on_rank0(lambda folder=folder: _point_at(folder))  # type: ignore[misc]
             return folder
-        if world.leads:
+        if world.is_rank0:
             logger.warning("checkpoint %s is damaged (%s): trying the one before", folder, complaints[0])
     if candidates:
         raise ComaError(

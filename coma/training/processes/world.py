@@ -106,7 +106,7 @@ class World:
         self.device = device
 
     @property
-    def leads(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this is rank 0, which logs and writes files."""
         return self.rank == 0
 
@@ -120,7 +120,7 @@ class World:
             dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
-    def sum_on_lead(self, tensor: Tensor) -> None:
+    def sum_on_rank0(self, tensor: Tensor) -> None:
         """Add up the ranks' tensors on rank 0, in place; those of other ranks are undefined after it; collective."""
         import torch.distributed as dist
 
@@ -141,7 +141,7 @@ class World:
         """Wait for all ranks; collective."""
         self.sum([0.0])
 
-    def agree(self, act: Callable[[], T]) -> T:
+    def run_on_rank0(self, act: Callable[[], T]) -> T:
         """Call `act` on rank 0 and return its result on every rank; collective.
 
         An error of rank 0 ends all ranks: rank 0 raises it, the others raise SystemExit with its exit code.
@@ -152,7 +152,7 @@ class World:
             return act()
         outcome: list[tuple[T | None, int | None]] = [(None, 1)]
         error: ComaError | None = None
-        if self.leads:
+        if self.is_rank0:
             try:
                 outcome = [(act(), None)]
             except ComaError as raised:
@@ -165,7 +165,7 @@ class World:
             raise SystemExit(exit_code)
         return value  # type: ignore[return-value]
 
-    def together(self, act: Callable[[], T]) -> T:
+    def run_on_all(self, act: Callable[[], T]) -> T:
         """Call `act` on every rank and return its own result, or end all ranks if one fails; collective.
 
         The first rank that failed raises its error, named if it is not rank 0; the others raise SystemExit with the
@@ -189,7 +189,7 @@ class World:
         raise error
 
     @contextlib.contextmanager
-    def said_once(self) -> Iterator[None]:
+    def raise_on_rank0(self) -> Iterator[None]:
         """Raise an error that all ranks meet alike on rank 0 only; the others raise SystemExit with its exit code.
 
         Not collective: it must surround code that fails on all ranks or on none.
@@ -197,7 +197,7 @@ class World:
         try:
             yield
         except ComaError as error:
-            if self.leads:
+            if self.is_rank0:
                 raise
             raise SystemExit(error.exit_code) from None
 

@@ -53,7 +53,7 @@ def evaluate(
     After each batch rank 0 reports to the others, so that none waits until it takes rank 0 for lost; `after_batch`
     is called on all of them.
     """
-    if not world.leads:
+    if not world.is_rank0:
         while not world.sum([0.0])[0]:
             after_batch()
         return {}

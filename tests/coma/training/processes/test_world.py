@@ -69,10 +69,10 @@ def test_a_free_port_can_be_bound() -> None:
 def test_joining_alone_leaves_no_trace_and_lets_no_chatter_through(capfd: pytest.CaptureFixture[str]) -> None:
     before = dict(os.environ)
     with joined(None) as world:
-        assert (world.rank, world.size, world.leads) == (0, 1, True)
+        assert (world.rank, world.size, world.is_rank0) == (0, 1, True)
         assert world.sum([1.5, -2.0]) == [1.5, -2.0]
         assert world.gather("mine") == ["mine"]
-        assert world.agree(lambda: 7) == 7
+        assert world.run_on_rank0(lambda: 7) == 7
         print("chatter of a library")
         os.write(1, b"chatter of a C++ library\n")
     print("a result")
@@ -99,12 +99,12 @@ def act(failing):
     return rank
 
 try:
-    print(world.together(lambda: act(())), flush=True)
+    print(world.run_on_all(lambda: act(())), flush=True)
     try:
-        world.together(lambda: act((0, 1)))
+        world.run_on_all(lambda: act((0, 1)))
     except BaseException as error:
         print(repr(error), flush=True)
-    world.together(lambda: act((1,)))
+    world.run_on_all(lambda: act((1,)))
 except BaseException as error:
     print(repr(error), flush=True)
 """
