@@ -15,6 +15,7 @@ RUN/
   previews/step-000100.png  reconstructions after a step
   tensorboard/              metrics for TensorBoard
   trackers.json             ids of the run at Weights & Biases and MLflow, which resume it
+  wandb/                    local files of Weights & Biases
   lock                      held by rank 0 of the process group that writes here
   stop                      made by a user or scheduler: training saves a checkpoint and ends
   ranks/rank-00000.json     where each process is, while the watchdog runs; .txt: its stacks when it is stuck

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 from PIL import Image
@@ -21,9 +22,11 @@ from PIL import Image
 from coma.runs.charts import Curve, chart, smooth
 from coma.runs.lines import read_lines
 from coma.runs.names import LEDGER_NAME, METRICS_NAME, PREVIEWS_NAME, REPORT_NAME
-from coma.runs.read import read_config
+from coma.runs.read import is_finetuned, read_config
 from coma.runs.report_style import STYLE
 from coma.shards.files import write_atomically
+
+Lines = Sequence[Mapping[str, Any]]
 
 _MOST_PICTURES = 6
 _PICTURE_WIDTH_PX = 1200
@@ -44,38 +47,17 @@ def write_report(run: Path) -> Path:
     Raises:
         DataError: `run` is no run folder, or its metrics are not JSON lines.
     """
-    run = Path(run)
-    page = render(
-        name=run.resolve().name,
-        config=read_config(run),
-        metrics=read_lines(run / METRICS_NAME),
-        ledger=read_lines(run / LEDGER_NAME),
-        pictures=[(int(path.stem.split("-")[-1]), path) for path in _previews(run / PREVIEWS_NAME)],
-    )
-    path = run / REPORT_NAME
-    write_atomically(path, page)
-    return path
-
-
-def render(
-    *,
-    name: str,
-    config: Mapping[str, Any],
-    metrics: Sequence[Mapping[str, Any]],
-    ledger: Sequence[Mapping[str, Any]],
-    pictures: Sequence[tuple[int, Path]],
-) -> str:
-    """Return the page; `metrics` and `ledger` as logged, `pictures` as (step, PNG file) in order."""
+    run, config = Path(run), read_config(run)
+    metrics, ledger = read_lines(run / METRICS_NAME), read_lines(run / LEDGER_NAME)
     steps = [line for line in metrics if line.get("loss") is not None and "step_s" in line]
     scores = [line for line in metrics if any(key in line for key in _SCORES)]
-    asked, resolved = config["config"], config.get("resolved", {})
+    asked, resolved, name = config["config"], config.get("resolved", {}), escape(run.resolve().name)
     about = f"{_model_and_method(asked, resolved)}, trained on {resolved.get('data', '?')}"
-    loss = "cross-entropy" if "network" in resolved else "mean squared error of normalised pixels"
     body = [
-        f"<h1>{escape(name)}</h1><p class='soft'>{escape(about)}</p>",
+        f"<h1>{name}</h1><p class='soft'>{escape(about)}</p>",
         _tiles(steps, scores, ledger, resolved),
-        _curves(steps, scores, loss),
-        _reconstructions(pictures),
+        _curves(steps, scores, is_finetuned(config)),
+        _reconstructions(_previews(run / PREVIEWS_NAME)),
         _score_table(scores),
         _ledger_table(ledger),
         "<h2>Configuration</h2><div class='columns'>",
@@ -85,15 +67,18 @@ def render(
         "</div>",
         f"<p class='soft'>Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by <code>coma report</code>.</p>",
     ]
-    return (
+    page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width,initial-scale=1'>"
         # No script, and nothing from anywhere, whatever a name of a file or a class may hold.
         "<meta http-equiv='Content-Security-Policy' "
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{escape(name)} · coma</title><style>{STYLE}</style></head>"
+        f"<title>{name} · coma</title><style>{STYLE}</style></head>"
         f"<body>{''.join(body)}</body></html>\n"
     )
+    path = run / REPORT_NAME
+    write_atomically(path, page)
+    return path
 
 
 def _model_and_method(asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
@@ -106,19 +91,14 @@ def _model_and_method(asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> 
 
 
 def _previews(folder: Path) -> list[Path]:
-    """Return at most `_MOST_PICTURES` previews in the order of steps, the first and the last among them."""
+    """Return at most `_MOST_PICTURES` pictures in the order of steps, the first and the last among them."""
     previews = sorted(folder.glob("step-*.png"))
     if len(previews) <= _MOST_PICTURES:
         return previews
     return [previews[round(i * (len(previews) - 1) / (_MOST_PICTURES - 1))] for i in range(_MOST_PICTURES)]
 
 
-def _tiles(
-    steps: Sequence[Mapping[str, Any]],
-    scores: Sequence[Mapping[str, Any]],
-    ledger: Sequence[Mapping[str, Any]],
-    resolved: Mapping[str, Any],
-) -> str:
+def _tiles(steps: Lines, scores: Lines, ledger: Lines, resolved: Mapping[str, Any]) -> str:
     tiles: list[tuple[str, str]] = []
     if steps:
         last = steps[-1]
@@ -127,11 +107,12 @@ def _tiles(
         waited_s = sum(line.get("data_wait_s") or 0.0 for line in steps)
         of = f" of {resolved['steps']:,}" if resolved.get("steps", last["step"]) != last["step"] else ""
         images = last.get("samples", 0)
+        speed = median_high(line.get("images_per_s") or 0.0 for line in steps)
         tiles += [
             (f"{sum(tail) / len(tail):.4f}", f"loss, mean of the last {len(tail)} steps"),
             (f"{last['step']:,}{of}", f"steps, {last.get('epoch', 0):.3g} epochs"),
             (f"{images:,}", "images seen"),
-            (f"{_speed(steps):,.0f}", "images/s, median"),
+            (f"{speed:,.0f}", "images/s, median"),
             (f"{waited_s / spent_s:.0%}" if spent_s else "–", "of the time waiting for data"),
         ]
     for key in ("accuracy", "probe", "knn"):
@@ -146,15 +127,11 @@ def _tiles(
 
 
 def _span(count: int) -> int:
+    """Return the number of steps over which the loss of `count` steps is smoothed."""
     return max(1, min(100, count // 20))
 
 
-def _speed(steps: Sequence[Mapping[str, Any]]) -> float:
-    speeds = sorted(line.get("images_per_s") or 0.0 for line in steps)
-    return float(speeds[len(speeds) // 2])
-
-
-def _curves(steps: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]], loss_name: str) -> str:
+def _curves(steps: Lines, scores: Lines, finetuned: bool) -> str:
     if not steps:
         return "<h2>Training</h2><p class='none'>No step has been logged yet.</p>"
     at = [line["step"] for line in steps]
@@ -166,7 +143,9 @@ def _curves(steps: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, An
     loss = column("loss")
     smoothed = Curve(at[span // 2 : len(at) - (span - 1) // 2], smooth(loss, span)[span - 1 :])
     curves = [Curve(at, loss, faint=True), smoothed] if span > 1 else [Curve(at, loss)]
-    wide = chart(curves, title="Loss", y_name=f"{loss_name}{_over(span)}", x_name="step")
+    y_name = "cross-entropy" if finetuned else "mean squared error of normalised pixels"
+    y_name += f"; line: mean over {span} steps" if span > 1 else ""
+    wide = chart(curves, title="Loss", y_name=y_name, x_name="step")
     panels = (
         ("images_per_s", 1.0, "Speed", "images/s", True),
         ("data_wait_s", 1000.0, "Waiting for data", "ms per step", True),
@@ -185,22 +164,20 @@ def _curves(steps: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, An
     return f"<h2>Training</h2><div class='wide'>{wide}</div><div class='charts'>{''.join(rest)}</div>"
 
 
-def _over(span: int) -> str:
-    return f"; line: mean over {span} steps" if span > 1 else ""
-
-
-def _reconstructions(pictures: Sequence[tuple[int, Path]]) -> str:
+def _reconstructions(pictures: Sequence[Path]) -> str:
     if not pictures:
         return ""
-    *earlier, (step, path) = pictures
     blocks = [
         "<h2>Reconstructions</h2><p class='soft'>Each row shows an image, what each view sees of it, and what is"
-        " predicted from that view. Brightness and contrast of predicted patches are those of the image.</p>",
-        f"<p>after step {step:,}</p>{_embedded(path, f'reconstructions after step {step}')}",
+        " predicted from that view. Brightness and contrast of predicted patches are those of the image.</p>"
     ]
-    for step, path in reversed(earlier):
+    for path in reversed(pictures):
+        step = int(path.stem.removeprefix("step-"))
         picture = _embedded(path, f"reconstructions after step {step}")
-        blocks.append(f"<details><summary>after step {step:,}</summary>{picture}</details>")
+        if path == pictures[-1]:
+            blocks.append(f"<p>after step {step:,}</p>{picture}")
+        else:
+            blocks.append(f"<details><summary>after step {step:,}</summary>{picture}</details>")
     return "".join(blocks)
 
 
@@ -220,7 +197,7 @@ def _embedded(path: Path, what: str) -> str:
     )
 
 
-def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
+def _score_table(scores: Lines) -> str:
     if not scores:
         add = "<code>coma probe</code> and <code>coma knn</code> add them"
         return f"<h2>Scores</h2><p class='none'>None yet: {add}.</p>"
@@ -241,7 +218,7 @@ def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
     return f"<h2>Scores</h2>{frozen}<div class='scroll'>{table}</div>"
 
 
-def _ledger_table(ledger: Sequence[Mapping[str, Any]]) -> str:
+def _ledger_table(ledger: Lines) -> str:
     if not ledger:
         return ""
     reasons = Counter(str(line.get("reason", "?")) for line in ledger)

@@ -137,10 +137,6 @@ class World:
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
-    def barrier(self) -> None:
-        """Wait for all ranks; collective."""
-        self.sum([0.0])
-
     def run_on_rank0(self, act: Callable[[], T]) -> T:
         """Call `act` on rank 0 and return its result on every rank; collective.
 
