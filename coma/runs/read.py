@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from coma.errors import DataError, UsageError
 from coma.pipeline.sizes import CropSizes
 from coma.runs.names import AVERAGE_NAME, CHECKPOINTS_NAME, CONFIG_NAME, LATEST_NAME, WEIGHTS_NAME
-from coma.runs.renamed import current_names
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +22,13 @@ FORMAT = 2
 """Format of run folders and checkpoints. Raised whenever a run resumed from older files would not continue as it
 began: when their content changes, or the order of the samples, or what a network computes. Format 1 bore no number
 and had DeepSpeed's files."""
+
+_RENAMED = {"average_decay": "ema_decay", "--average-decay": "--ema-decay"}
+
+
+def current_names(options: dict[str, Any]) -> dict[str, Any]:
+    """Return "config" or "identity" of an older config.json with the names that its options have now."""
+    return {_RENAMED.get(name, name): value for name, value in options.items()}
 
 
 def read_config(run: Path) -> dict[str, Any]:

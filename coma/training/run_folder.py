@@ -21,8 +21,7 @@ from coma.runs.names import (
     REPORT_NAME,
     checkpoint_step,
 )
-from coma.runs.read import FORMAT, latest_checkpoint, other_format
-from coma.runs.renamed import current_names
+from coma.runs.read import FORMAT, current_names, latest_checkpoint, other_format
 from coma.shards.files import remove_temporaries, without_credentials, write_atomically
 from coma.training.config.options import RunConfig
 from coma.training.config.resolve import ResolvedRun

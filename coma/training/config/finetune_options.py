@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from coma.runs.names import CHECKPOINTS_NAME
 from coma.shards.option import option, option_like
 from coma.training.config.options import DATA, MODEL, OPTIMISATION, RunConfig
 
@@ -104,7 +105,7 @@ class FinetuneConfig(RunConfig):
     def name(self) -> str:
         """The source's name, with what was done to it."""
         path = self.source.resolve()
-        if path.parent.name == "checkpoints":
+        if path.parent.name == CHECKPOINTS_NAME:
             path = path.parent.parent
         return f"{path.name}-finetune"
 

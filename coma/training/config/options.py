@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from coma.errors import UsageError
-from coma.runs.renamed import current_names
+from coma.runs.read import current_names
 from coma.shards.option import identity_of, option, option_like, validate
 
 TRACKERS = ("wandb", "mlflow")

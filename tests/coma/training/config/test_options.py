@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from coma.errors import UsageError
-from coma.runs.read import read_config
-from coma.runs.renamed import current_names
+from coma.runs.read import current_names, read_config
 from coma.training.config.finetune_options import FinetuneConfig
 from coma.training.config.options import PretrainConfig
 
