@@ -89,10 +89,8 @@ class Session:
         self.last_step = min(resolved.steps, state.step + (config.stop_after or resolved.steps))
         self.preview_steps = task.preview_steps(resolved.steps)
         self.pace = Pace(resolved.steps, resolved.batch_size)
-        trackers: list[Tracker] = []
-        world.run_on_rank0(
-            lambda: trackers.extend(open_trackers(config, run))
-        )  # a result would be sent to all
+        trackers: list[Tracker] = []  # filled rather than returned, as results are sent to all ranks
+        world.run_on_rank0(lambda: trackers.extend(open_trackers(config, run)))
         self.metrics = MetricsLog(run, state.step, trackers) if world.is_rank0 else None
         self.previewer = task.previewer(run, world.device, prepared.decoding) if world.is_rank0 else None
         self.usage = Usage(task.build, world.device, prepared.facts["device_name"], resolved.precision)

@@ -20,9 +20,11 @@ from coma.errors import DivergedError, Preempted, UsageError
 from coma.runs import names
 from coma.runs.lines import read_lines
 from coma.runs.read import build_model, latest_checkpoint, load_autoencoder
-from coma.training import PretrainConfig, pretrain
-from coma.training.logs.metrics import Progress
+from coma.training import PretrainConfig, loop, pretrain
+from coma.training.engine import checkpoint
+from coma.training.logs.metrics import MetricsLog, Progress
 from coma.training.tasks import pretraining
+from coma.training.tasks.previews import ReconstructionPreviewer
 
 STAGES = ["zero0", "zero1", "zero2", "zero3"]
 
@@ -194,6 +196,28 @@ def test_other_methods_train_and_are_loaded_again(
     sizes = views.removeprefix("1 view of ").removeprefix("2 views of ")
     assert f"dyvit_tiny, {method}, views of {sizes} mask units" in (tmp_path / "run/report.html").read_text()
     assert type(load_autoencoder(tmp_path / "run")).__name__ == network
+
+
+def test_a_step_is_logged_evaluated_and_drawn_before_it_is_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    effects: list[str] = []
+
+    def watch(owner: Any, name: str) -> None:
+        act = getattr(owner, name)
+
+        def noted(*arguments: Any, **options: Any) -> Any:
+            effects.append(name)
+            return act(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    watch(MetricsLog, "write")
+    watch(loop, "evaluate")
+    watch(ReconstructionPreviewer, "preview")
+    watch(checkpoint, "save")
+    pretrain(small(data, tmp_path / "run", steps=1, evaluate_every=1))
+    assert effects == ["preview", "write", "evaluate", "write", "preview", "save"]
 
 
 class Spoilt(torch.nn.Module):
