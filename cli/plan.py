@@ -10,7 +10,7 @@ from coma.cli.pretrain import pretrain
 from coma.cli.training_options import RUN, Json
 
 if TYPE_CHECKING:
-    from coma.forecast.estimate import Estimate
+    from coma.forecast.estimate import Forecast
 
 
 def _with_options_of_pretrain(command: Callable[..., None]) -> Callable[..., None]:
@@ -48,7 +48,7 @@ def plan(
     console.print_result(found.to_json() if json else _as_lines(found), json=json)
 
 
-def _as_lines(found: "Estimate") -> dict[str, str]:
+def _as_lines(found: "Forecast") -> dict[str, str]:
     """Within 80 columns, paths aside."""
     from rich.filesize import decimal
 
@@ -79,8 +79,8 @@ def _as_lines(found: "Estimate") -> dict[str, str]:
     }
     if memory.host:
         lines["  on the host"] = f"{decimal(memory.host)} of these"
-    if memory.drive:
-        lines["  on a drive"] = f"{decimal(memory.drive)} of these, in files of {decimal(memory.files)}"
+    if memory.nvme:
+        lines["  on a drive"] = f"{decimal(memory.nvme)} of these, in files of {decimal(memory.swap_files)}"
     kept, whole = found.checkpoints, decimal(found.checkpoint_bytes)
     lines["disk"] = f"{decimal((kept + 1) * found.checkpoint_bytes + found.metrics_bytes)} at most"
     lines["  checkpoints"] = (
@@ -96,7 +96,7 @@ def _as_lines(found: "Estimate") -> dict[str, str]:
     return lines
 
 
-def _sum(found: "Estimate") -> str:
+def _sum(found: "Forecast") -> str:
     from rich.filesize import decimal
 
     known = found.memory.device + (found.activation_bytes or 0)

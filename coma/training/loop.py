@@ -34,8 +34,8 @@ from coma.training.config.options import RunConfig
 from coma.training.config.resolve import ResolvedRun
 from coma.training.config.schedule import learning_rate
 from coma.training.engine import checkpoint
-from coma.training.engine.average import WeightAverage
 from coma.training.engine.checkpoint import TrainingState
+from coma.training.engine.ema import ExponentialMovingAverage
 from coma.training.engine.engine import (
     dispose,
     full_weights,
@@ -164,19 +164,19 @@ def take_steps(
     painter = task.painter(run, world.device, decoding(config)) if world.leads else None
     usage = Usage(task.build, world.device, prepared.facts["device_name"], resolved.precision)
     scorer = make_scorer(prepared, world)
-    average = WeightAverage(engine, task.average_decay) if task.average_decay else None
+    average = ExponentialMovingAverage(engine, task.average_decay) if task.average_decay else None
 
     def ends_epochs(step: int) -> bool:
         return resolved.ends_epochs(step, config.keep_every_epochs)
 
-    kept = checkpoint.Kept(config.keep_last, ends_epochs)
+    kept = checkpoint.Retention(config.keep_last, ends_epochs)
 
     def keep(saving: bool, painting: bool, evaluating: bool = False) -> None:
         """Evaluate, paint and save from one collection of the weights, which is costly."""
         watchdog.enter("evaluating" if evaluating else "saving", state.step)
         wanted = saving or painting or evaluating
         weights = full_weights(engine) if wanted else {}
-        averaged = average.whole(weights, world) if wanted and average else None
+        averaged = average.gather(weights, world) if wanted and average else None
         if evaluating:  # before saving: what a run goes on from has been evaluated
             assert scorer
             judged = weights if averaged is None else averaged

@@ -48,12 +48,6 @@ def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
 
     On how many machines, by which ZeRO stage and how closely watched does not.
     """
-    spread = (
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "zero_optimization",
-    )
     return {
         "format": FORMAT,
         **config.identity(),
@@ -63,19 +57,8 @@ def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
         "the number of warm-up steps": resolved.warmup_steps,
         "the global batch": resolved.batch_size,
         "the precision": resolved.precision,
-        "--ds-config's content": {
-            **{key: value for key, value in resolved.deepspeed.items() if key not in spread},
-            "optimizer": _without_kernels(resolved.deepspeed["optimizer"]),
-        },
+        "--ds-config's content": resolved.deepspeed.identity(),
     }
-
-
-def _without_kernels(optimizer: dict[str, Any]) -> dict[str, Any]:
-    """Leave out by which kernel torch updates: all have the same state."""
-    params = {
-        key: value for key, value in optimizer["params"].items() if key not in ("lr", "foreach", "fused")
-    }
-    return {**optimizer, "params": params}
 
 
 def choose_run(config: RunConfig, resolved: ResolvedRun) -> RunFolder:

@@ -21,7 +21,6 @@ def opening(
     """Return what the configuration came to, a line a subject; `task` says what is trained."""
     accumulation = f" x {resolved.accumulation} accumulated" if resolved.accumulation > 1 else ""
     devices = f"{resolved.world_size} device{'s' if resolved.world_size > 1 else ''}"
-    adam = resolved.deepspeed["optimizer"]["params"]
     found = " (found here)" if config.data is None else ""
     lines = [
         ("data", f"{resolved.data}: {resolved.samples_per_epoch} images{found}"),
@@ -39,8 +38,8 @@ def opening(
         ),
         (
             "",
-            f"AdamW {tuple(adam['betas'])}, weight decay {config.weight_decay:g}, gradients clipped at "
-            f"{resolved.deepspeed['gradient_clipping']:g}, seed {config.seed}",
+            f"AdamW {resolved.deepspeed.betas}, weight decay {config.weight_decay:g}, gradients clipped at "
+            f"{resolved.deepspeed.gradient_clipping:g}, seed {config.seed}",
         ),
         (
             "machine",

@@ -21,9 +21,9 @@ BF16 = {"bf16": {"enabled": True}}
 def test_stages_part_what_the_paper_says(stage: int, bytes_a_parameter: float) -> None:
     """ZeRO's table 1: mixed precision, K = 12, 7.5 B parameters on 64 devices, 120, 31.4, 16.6 and 1.9 GB."""
     parameters = 7_500_000_000
-    found = state_memory(parameters, resolved_run(f"zero{stage}", 64, **BF16))
-    assert found.device - found.buckets == pytest.approx(bytes_a_parameter * parameters)
-    assert found.host == 0
+    memory = state_memory(parameters, resolved_run(f"zero{stage}", 64, **BF16))
+    assert memory.device - memory.buckets == pytest.approx(bytes_a_parameter * parameters)
+    assert memory.host == 0
 
 
 def test_offloading_moves_states_to_the_host() -> None:
