@@ -1,4 +1,8 @@
-"""Checks of a DeepSpeed configuration: what is unknown, ignored, overridden or untested is refused by name."""
+"""Checks of a DeepSpeed configuration: what is unknown, ignored, overridden or untested is refused by name.
+
+DeepSpeed ignores a misspelt top-level key, drops `"auto"` and lets a `scheduler` overwrite the learning rate,
+all in silence.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,6 @@ _OTHERS: dict[str, tuple[str, ...] | None] = {
     "wall_clock_breakdown": None,
     "optimizer": ("type", "params"),
     "torch_autocast": ("enabled", "dtype"),
-    "data_types": ("grad_accum_dtype",),
 }
 """The other keys that coma takes: a tuple holds the keys of a section, None stands for a plain value."""
 _OPTIMIZER_FLAGS = ("torch_adam", "foreach", "fused", "adam_w_mode", "bias_correction", "amsgrad")
@@ -47,21 +50,10 @@ _REFUSED = {
     "scheduler": "coma sets the learning rate before each step: use --base-lr and --warmup-epochs",
     "optimizer.params.lr": "coma sets the learning rate before each step: use --base-lr",
     "optimizer.params.weight_decay": "coma sets it: use --weight-decay",
-    "tensorboard": _LOGGED,
-    "wandb": _LOGGED,
-    "csv_monitor": _LOGGED,
-    "comet": _LOGGED,
-    "comms_logger": _SILENCED,
-    "flops_profiler": _SILENCED,
-    "memory_breakdown": _SILENCED,
-    "dump_state": _SILENCED,
-    "zero_allow_untested_optimizer": _NO_EFFECT,
-    "zero_force_ds_cpu_optimizer": _NO_EFFECT,
-    "prescale_gradients": _UNTESTED,
-    "gradient_predivide_factor": _UNTESTED,
-    "data_types.param_dtype": _UNTESTED,
-    "data_types.buffer_dtype": _UNTESTED,
-    "data_types.keep_in_fp32_modules": _UNTESTED,
+    **dict.fromkeys(("tensorboard", "wandb", "csv_monitor", "comet"), _LOGGED),
+    **dict.fromkeys(("comms_logger", "flops_profiler", "memory_breakdown", "dump_state"), _SILENCED),
+    **dict.fromkeys(("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"), _NO_EFFECT),
+    **dict.fromkeys(("data_types", "prescale_gradients", "gradient_predivide_factor"), _UNTESTED),
     "torch_autocast.lower_precision_safe_modules": _UNTESTED,
     "zero_optimization.mics_shard_size": _UNTESTED,
     "zero_optimization.zero_hpz_partition_size": _UNTESTED,
@@ -119,11 +111,7 @@ def _check_optimizer(optimizer: Any, source: str) -> None:
             "'foreach' and 'fused': delete it"
         )
     betas, eps = params.get("betas", [0.9, 0.95]), params.get("eps", 1e-8)
-    if not (
-        isinstance(betas, list)
-        and len(betas) == 2
-        and all(_is_number(beta) and 0 <= beta < 1 for beta in betas)
-    ):
+    if not isinstance(betas, list) or len(betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in betas):
         raise must_be("two numbers from 0 to below 1", "optimizer.params.betas", betas, source)
     if not _is_number(eps) or eps <= 0:
         raise must_be("a number above 0", "optimizer.params.eps", eps, source)

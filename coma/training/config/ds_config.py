@@ -1,15 +1,11 @@
-"""The DeepSpeed configuration of a run: reading the file, and its typed form.
-
-DeepSpeed ignores a misspelt top-level key, drops `"auto"` and lets a `scheduler` overwrite the learning rate,
-all in silence. Here each is an error that names the key and the file (`ds_check`).
-"""
+"""The DeepSpeed configuration of a run: the file that --ds-config names, and its typed form."""
 
 from __future__ import annotations
 
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +18,9 @@ from coma.training.config.ds_precision import precision_of, with_precision
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedConfig:
-    """A checked DeepSpeed configuration: made by `check_ds_config`, completed by `fill_in`.
+    """A checked DeepSpeed configuration, as `check_ds_config` makes it.
 
-    Until then None stands for what the file leaves to the command line or the machine.
+    None is what the file leaves to the command line or the machine; `resolve` fills it in.
     """
 
     source: str
@@ -58,30 +54,9 @@ class DeepSpeedConfig:
     buckets: int
     """Number of such buckets that are kept in memory at a time."""
 
-    def fill_in(
-        self,
-        *,
-        batch_size: int,
-        micro_batch_size: int,
-        accumulation: int,
-        precision: str,
-        weight_decay: float,
-        betas: tuple[float, float] = (0.9, 0.95),
-    ) -> DeepSpeedConfig:
-        """Return the configuration with what the command line and the machine decide."""
-        return replace(
-            self,
-            batch_size=batch_size,
-            micro_batch_size=micro_batch_size,
-            accumulation=accumulation,
-            precision=self.precision or precision,
-            weight_decay=weight_decay,
-            betas=self.betas or betas,
-        )
-
     def to_json(self) -> dict[str, Any]:
-        """Return what `deepspeed.initialize` is given; of a configuration that is filled in."""
-        assert self.betas, "fill_in comes first"
+        """Return what `deepspeed.initialize` is given, once all fields are filled in."""
+        assert self.betas, "resolve fills it in"
         optimizer = self.content.get("optimizer", {})
         # torch's own AdamW: DeepSpeed's is compiled at the first start, which needs a matching CUDA toolkit.
         params = {

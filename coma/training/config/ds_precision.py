@@ -8,12 +8,6 @@ from typing import Any
 
 from coma.errors import UsageError
 
-_NAMES = {
-    "bf16": ("bf16", "bfloat16", "torch.bfloat16"),
-    "fp16": ("fp16", "float16", "half", "torch.float16"),
-    "fp32": ("fp32", "float32", "float", "torch.float32"),
-}
-"""DeepSpeed's names of the formats; it also takes int8, in which nothing here can be trained."""
 _MODES = ("bf16", "fp16", "torch_autocast")
 
 
@@ -47,8 +41,7 @@ def check_precision(content: Mapping[str, Any], source: str) -> None:
     on = [f"{section}.enabled" for section in _MODES if content.get(section, {}).get("enabled")]
     if len(on) > 1:
         raise UsageError(f"{source} has both {on[0]!r} and {on[1]!r} true: keep one")
-    stage = content.get("zero_optimization", {}).get("stage", 0)
-    if content.get("fp16", {}).get("enabled") and not stage:
+    if content.get("fp16", {}).get("enabled") and not content.get("zero_optimization", {}).get("stage", 0):
         # DeepSpeed divides the gradients by a loss scale by which it has not multiplied the loss.
         raise UsageError(
             f"{source} has 'fp16.enabled' true at ZeRO stage 0, which trains wrongly: use stage 1"
@@ -58,31 +51,12 @@ def check_precision(content: Mapping[str, Any], source: str) -> None:
             "true, or gradients that are not finite are applied", "bf16.check_grad_overflow", False, source
         )
     communication = content.get("communication_data_type")
-    if communication is not None and str(communication).lower() not in _NAMES:
+    if communication is not None and str(communication).lower() not in ("bf16", "fp16", "fp32"):
         raise must_be("bf16, fp16 or fp32", "communication_data_type", communication, source)
     autocast = content.get("torch_autocast", {})
     # With float16 DeepSpeed scales the loss, and gives norms and skips steps that nobody here knows to be scaled.
-    if "dtype" in autocast and autocast["dtype"] not in _NAMES["bf16"]:
+    if autocast.get("dtype", "bf16") not in ("bf16", "bfloat16", "torch.bfloat16"):
         raise must_be("bfloat16; for float16 use 'fp16'", "torch_autocast.dtype", autocast["dtype"], source)
-    accumulated = content.get("data_types", {}).get("grad_accum_dtype")
-    if accumulated is not None:
-        _check_accumulation_format(accumulated, precision_of(content), stage, source)
-
-
-def _check_accumulation_format(value: Any, precision: str | None, stage: int, source: str) -> None:
-    """Check the format that gradients are summed up in: at stage 0 DeepSpeed knows that of the weights alone."""
-    weights = "fp32" if precision == "bfloat16 autocast" else precision
-    gradients = next((kind for kind, names in _NAMES.items() if value in names), None)
-    if gradients is None:
-        raise must_be("bf16, fp16 or fp32", "data_types.grad_accum_dtype", value, source)
-    if stage == 0 and gradients != weights:
-        raise must_be(
-            f"that of the weights, {weights or 'which this file leaves to the machine'}: delete the key, "
-            "or use ZeRO stage 1",
-            "data_types.grad_accum_dtype",
-            value,
-            source,
-        )
 
 
 def must_be(allowed: str, key: str, value: Any, source: str) -> UsageError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coma.errors import UsageError
@@ -79,17 +79,6 @@ def resolve(
 ) -> ResolvedRun:
     """Resolve a run on `samples_per_epoch` images and `world_size` processes.
 
-    Args:
-        config: the command's options.
-        deepspeed: the configuration that --ds-config names.
-        data: what to call the data.
-        fingerprint: the data's.
-        samples_per_epoch: images in the data.
-        world_size: number of processes, each with a device.
-        device: the devices' type, "cpu" or "cuda".
-        has_bf16: whether they compute in bfloat16.
-        init_digest: hash of the weights to start from.
-
     Raises:
         UsageError: the command line, the DeepSpeed file and the number of processes contradict each other.
     """
@@ -133,13 +122,14 @@ def resolve(
         precision=precision,
         ds_config=deepspeed.source,
         stage=deepspeed.stage,
-        deepspeed=deepspeed.fill_in(
+        deepspeed=replace(
+            deepspeed,
             batch_size=batch_size,
             micro_batch_size=micro,
             accumulation=accumulation,
             precision=precision,
             weight_decay=config.weight_decay,
-            betas=config.betas,
+            betas=deepspeed.betas or config.betas,
         ),
         init_digest=init_digest,
     )
@@ -190,7 +180,7 @@ def resolve_batch(
 
 
 def processes(count: int) -> str:
-    """Return `1 process`, `2 processes`."""
+    """Return a count with its noun: `1 process`, `2 processes`."""
     return f"{count} process{'es' if count > 1 else ''}"
 
 

@@ -79,16 +79,7 @@ def save(
     retention: Retention = Retention(),
     averaged: dict[str, Tensor] | None = None,
 ) -> Path:
-    """Write a checkpoint and delete those that are no longer kept; collective.
-
-    Args:
-        engine: DeepSpeed's.
-        world: the run's processes.
-        run: the run's folder.
-        state: the state after the last step.
-        weights: `full_weights` of the engine.
-        retention: which older checkpoints are kept.
-        averaged: the EMA of the weights, if one is kept.
+    """Write a checkpoint, with `full_weights` and their EMA, if one is kept, and delete older ones; collective.
 
     Returns:
         The checkpoint's folder.
@@ -176,13 +167,12 @@ def newest_whole(run: Path, world: World) -> Path | None:
         UsageError: the checkpoint is of another format.
         ComaError: there are checkpoints, and all are damaged.
     """
-    candidates = world.agree(lambda: [str(folder) for folder in checkpoints(run)])
-    for name in candidates:
-        folder = Path(name)
+    candidates = world.agree(lambda: checkpoints(run))
+    for folder in candidates:
         world.agree(lambda folder=folder: _check_format(folder))  # type: ignore[misc]
         damage = [reason for reason in world.gather(_damage(folder, world)) if reason]
         if not damage:
-            world.agree(lambda folder=folder: _point_at(folder))  # type: ignore[misc]
+            world.agree(lambda folder=folder: _update_latest(folder))  # type: ignore[misc]
             return folder
         if world.leads:
             logger.warning("checkpoint %s is damaged (%s): trying the one before", folder, damage[0])
@@ -198,7 +188,7 @@ def checkpoints(run: Path) -> list[Path]:
     folders = [
         path for path in (run / CHECKPOINTS_NAME).glob("step-*") if re.fullmatch(r"step-\d+", path.name)
     ]
-    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    return sorted(folders, key=checkpoint_step, reverse=True)
 
 
 def _check_format(folder: Path) -> None:
@@ -253,7 +243,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return bare
 
 
-def _point_at(folder: Path) -> None:
+def _update_latest(folder: Path) -> None:
     """Let `latest` name a checkpoint; it names another after damage, or after a save that was killed in between."""
     latest = folder.parent / LATEST_NAME
     if not latest.is_file() or latest.read_text() != folder.name + "\n":
