@@ -97,8 +97,8 @@ class Forecast:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, with their units in their names."""
-        resolved, step_s, activations = self.resolved, self.step_s, self.activation_bytes
-        memory = self.memory
+        resolved, memory, step_s = self.resolved, self.memory, self.step_s
+        activations = self.activation_bytes
         return {
             "data": resolved.data,
             "images": resolved.samples_per_epoch,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from coma.training.config.resolve import ResolvedRun
 
-FP32_BYTES = 4
+_FP32_BYTES = 4
 _ADAM_BYTES = 8
 """AdamW's two moments, per parameter."""
 _METRICS_BYTES = 800
@@ -43,12 +43,14 @@ def state_memory(parameters: int, resolved: ResolvedRun) -> StateMemory:
     ZeRO stage 1 partitions the optimizer state over the processes, stage 2 the gradients too, stage 3 the weights too.
     """
     deepspeed = resolved.deepspeed
-    size = weight_bytes(resolved)
+    # bytes of a weight as the network computes with it, which autocast keeps in float32
+    size = 2 if resolved.precision in ("bf16", "fp16") else _FP32_BYTES
+    has_copy = deepspeed.stage > 0 or size < _FP32_BYTES
     share = [
         parameters // resolved.world_size if deepspeed.stage >= stage else parameters for stage in (1, 2, 3)
     ]
     weights, gradients = share[2] * size, share[1] * size
-    optimizer = share[0] * optimizer_bytes(resolved)
+    optimizer = share[0] * (_ADAM_BYTES + (_FP32_BYTES if has_copy else 0))
     nvme = optimizer if deepspeed.optimizer_device == "nvme" else 0
     host = optimizer if deepspeed.optimizer_device == "cpu" else 0
     host += weights if deepspeed.parameter_device == "cpu" else 0
@@ -62,24 +64,13 @@ def state_memory(parameters: int, resolved: ResolvedRun) -> StateMemory:
         buckets=deepspeed.buckets * bucket * size,
         host=host,
         nvme=nvme,
-        swap_files=nvme + (share[0] * FP32_BYTES if nvme else 0),
+        swap_files=nvme + (share[0] * _FP32_BYTES if nvme else 0),
     )
-
-
-def weight_bytes(resolved: ResolvedRun) -> int:
-    """Return the bytes of a weight as the network computes with it; autocast keeps float32."""
-    return 2 if resolved.precision in ("bf16", "fp16") else FP32_BYTES
-
-
-def optimizer_bytes(resolved: ResolvedRun) -> int:
-    """Return the bytes of optimizer state per parameter, with DeepSpeed's float32 copy of the weights if it has one."""
-    plain = resolved.stage == 0 and weight_bytes(resolved) == FP32_BYTES
-    return _ADAM_BYTES + (0 if plain else FP32_BYTES)
 
 
 def checkpoint_bytes(parameters: int) -> int:
     """Return the size of a checkpoint: the weights in float32 and Adam's two moments, at any stage and precision."""
-    return parameters * (FP32_BYTES + _ADAM_BYTES)
+    return parameters * (_FP32_BYTES + _ADAM_BYTES)
 
 
 def metrics_bytes(resolved: ResolvedRun) -> int:

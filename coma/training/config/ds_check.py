@@ -70,9 +70,6 @@ def check(content: Mapping[str, Any], source: str) -> Any:
 
     Returns:
         DeepSpeed's own description of `zero_optimization`, with its defaults.
-
-    Raises:
-        UsageError: a key or value would be ignored, overridden or fail; the message names it and the way out.
     """
     _check_values(content, source, ())
     for key, value in content.items():

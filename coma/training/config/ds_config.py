@@ -126,21 +126,14 @@ def read_ds_config(name: str) -> DeepSpeedConfig:
 
 
 def check_ds_config(content: Mapping[str, Any], source: str) -> DeepSpeedConfig:
-    """Check a configuration and return its typed form.
-
-    Args:
-        content: the configuration's JSON object.
-        source: what messages call it.
+    """Check a configuration's JSON object, which messages call `source`, and return its typed form.
 
     Raises:
         UsageError: a key or value would be ignored, overridden or fail; the message names it and the way out.
     """
     zero = check(content, source)
     stage = int(zero.stage)
-    if stage == 0 or not zero.contiguous_gradients:
-        buckets = 0
-    else:
-        buckets = 2 if zero.overlap_comm and stage < 3 else 1
+    buckets = int(stage > 0 and zero.contiguous_gradients) * (2 if zero.overlap_comm and stage < 3 else 1)
     betas = content.get("optimizer", {}).get("params", {}).get("betas")
     offload = content.get("zero_optimization", {}).get("offload_optimizer") or {}
     return DeepSpeedConfig(

@@ -48,11 +48,6 @@ class ResolvedRun:
     init_digest: str | None = None
     """Hash of the weights that the run starts from; None: random ones."""
 
-    @property
-    def batch_size_per_device(self) -> int:
-        """Images a step on each device."""
-        return self.batch_size // self.world_size
-
     def ends_epochs(self, step: int, every: int | None) -> bool:
         """Whether a multiple of `every` epochs ends in a step; never without `every`."""
         if every is None:

@@ -123,11 +123,9 @@ def full_weights(engine: Any) -> dict[str, Tensor]:
         if engine.global_rank == 0:
             weights[name] = full.detach().reshape(_shape(parameter)).float().cpu().clone()
     if engine.global_rank == 0:
-        for name, value in module.state_dict().items():
-            if name not in names:  # buffers
-                weights[name] = (
-                    value.detach().float().cpu() if value.is_floating_point() else value.detach().cpu()
-                )
+        buffers = {name: value for name, value in module.state_dict().items() if name not in names}
+        for name, value in buffers.items():
+            weights[name] = (value.float() if value.is_floating_point() else value).detach().cpu()
     return weights
 
 
