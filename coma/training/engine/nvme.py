@@ -33,7 +33,7 @@ from coma.shards.locks import take_lock
 from coma.training.config.ds_config import DeepSpeedConfig
 
 _PREFIX = f"coma-swap-{socket.gethostname()}_"
-"""With the host: a file system of several may know each one's locks there alone. None has an underscore."""
+"""Holds the host's name: on a shared file system a host may not see the locks of another. No name has an underscore."""
 _CHUNK_BYTES = 16 << 20
 _THREADS = 8
 _SWAPPERS = ("partitioned_optimizer_swapper", "pipelined_optimizer_swapper")

@@ -35,6 +35,8 @@ def test_offloading_moves_states_to_the_host() -> None:
     assert kept.device - moved.device == 12 * parameters
     everything = state_memory(parameters, resolved_run("zero3_offload", **BF16))
     assert everything.host == 14 * parameters
+    nowhere = {"stage": 2, "offload_optimizer": {"device": "none"}}
+    assert state_memory(parameters, resolved_run("zero2", zero_optimization=nowhere)).host == 0
 
 
 def test_deepspeeds_buckets_are_whole_on_a_gpu() -> None:
