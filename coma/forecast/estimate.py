@@ -167,8 +167,9 @@ def estimate(config: PretrainConfig, *, measure: bool = True) -> Forecast:
     with joined(None) as here:
         world = _AloneWorld(Place(0, 0, processes, "", 0), here.device)
         prepared = prepare(config, world)
-        model = _autoencoder(prepared)
-        measured = _measure(prepared, here) if measure else None
+        assert isinstance(prepared.task, Pretraining)
+        model = prepared.task.model
+        measured = _measure(prepared, model, here) if measure else None
     resolved, parameters, run = prepared.resolved, prepared.facts["parameters"], prepared.folder.path
     checkpoint = latest_checkpoint(run) if prepared.folder.begun else None
     return Forecast(
@@ -187,11 +188,6 @@ def estimate(config: PretrainConfig, *, measure: bool = True) -> Forecast:
         hosts=hosts,
         measured=measured,
     )
-
-
-def _autoencoder(prepared: Prepared) -> MaskedAutoencoder:
-    assert isinstance(prepared.task, Pretraining)
-    return prepared.task.model
 
 
 def _checkpoints_kept(config: PretrainConfig, resolved: ResolvedRun) -> int:
@@ -216,11 +212,11 @@ def _device_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _measure(prepared: Prepared, world: World) -> Measurement:
+def _measure(prepared: Prepared, model: MaskedAutoencoder, world: World) -> Measurement:
     """Time a few steps of one process on random images; the model cannot be used afterwards."""
     from coma.training.engine.engine import dispose, make_engine, optimizer_step
 
-    resolved, device, model = prepared.resolved, world.device, _autoencoder(prepared)
+    resolved, device = prepared.resolved, world.device
     most = resolved.micro_batch_size
     images = torch.randn(most, 3, *model.img_size, device=device)
     samples = torch.arange(most, device=device)

@@ -121,16 +121,13 @@ def full_weights(engine: Any) -> dict[str, Tensor]:
         if full is None:
             full = copies.get(name, parameter)
         if engine.global_rank == 0:
-            weights[name] = full.detach().reshape(_shape(parameter)).float().cpu().clone()
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # stage 3 leaves an empty tensor behind
+            weights[name] = full.detach().reshape(shape).float().cpu().clone()
     if engine.global_rank == 0:
         buffers = {name: value for name, value in module.state_dict().items() if name not in names}
         for name, value in buffers.items():
             weights[name] = (value.float() if value.is_floating_point() else value).detach().cpu()
     return weights
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    return getattr(parameter, "ds_shape", parameter.shape)  # stage 3 leaves an empty tensor behind
 
 
 def set_weights(engine: Any, weights: Mapping[str, Tensor]) -> None:
