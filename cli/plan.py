@@ -10,7 +10,7 @@ from coma.cli.options import Json
 from coma.training import PretrainConfig
 
 if TYPE_CHECKING:
-    from coma.forecast.estimate import Estimate
+    from coma.forecast.estimate import Forecast
 
 Measure = Annotated[
     bool, typer.Option("--measure/--no-measure", help="Take a few steps to measure time and activations.")
@@ -31,7 +31,7 @@ def plan(config: PretrainConfig, measure: Measure = True, json: Json = False) ->
     console.print_result(forecast.to_json() if json else _as_lines(forecast), json=json)
 
 
-def _as_lines(forecast: "Estimate") -> dict[str, str]:
+def _as_lines(forecast: "Forecast") -> dict[str, str]:
     """Return the forecast as lines of at most 80 columns, paths aside."""
     from rich.filesize import decimal
 
@@ -62,8 +62,8 @@ def _as_lines(forecast: "Estimate") -> dict[str, str]:
     }
     if memory.host:
         lines["  on the host"] = f"{decimal(memory.host)} of these"
-    if memory.drive:
-        lines["  on a drive"] = f"{decimal(memory.drive)} of these, in files of {decimal(memory.files)}"
+    if memory.nvme:
+        lines["  on a drive"] = f"{decimal(memory.nvme)} of these, in files of {decimal(memory.swap_files)}"
     kept, whole = forecast.checkpoints, decimal(forecast.checkpoint_bytes)
     lines["disk"] = f"{decimal((kept + 1) * forecast.checkpoint_bytes + forecast.metrics_bytes)} at most"
     lines["  checkpoints"] = (
@@ -79,7 +79,7 @@ def _as_lines(forecast: "Estimate") -> dict[str, str]:
     return lines
 
 
-def _sum(forecast: "Estimate") -> str:
+def _sum(forecast: "Forecast") -> str:
     from rich.filesize import decimal
 
     known = forecast.memory.device + (forecast.activation_bytes or 0)

@@ -1,6 +1,6 @@
-"""Measurements of a network: multiply-adds of a forward pass, and the bytes that its backward pass keeps.
+"""Measurements of a network: multiply-adds of a forward pass, and the memory of its activations.
 
-`keep_freed_memory` belongs here as what makes timings on a CPU those of the network and not of the C library.
+`keep_freed_memory` is here because it makes timings on a CPU those of the network and not of the C library.
 """
 
 import ctypes

@@ -169,9 +169,9 @@ def _toolkit() -> str | None:
 
 def deepspeed_ops() -> Finding:
     """Which of DeepSpeed's own kernels could be compiled here; the packaged configurations need none."""
-    from coma.training.engine.extensions import buildable
+    from coma.training.engine.engine import buildable_kernels
 
-    names = buildable()
+    names = buildable_kernels()
     return Finding(
         "ok",
         f"can compile {', '.join(names)}" if names else "can compile no kernel of its own, and needs none",

@@ -1,7 +1,7 @@
-"""What a run would take, before it is begun: `coma plan`. Writes nothing.
+"""Forecast of a run before it starts, for `coma plan`; nothing is written.
 
 Memory and disk are arithmetic; time and activations are measured in a few real steps of the run's own network and
-engine, alone in this process, on images held in memory.
+engine, in this process alone, on random images.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,75 +20,77 @@ from torch import Tensor, nn
 from coma.errors import UsageError
 from coma.forecast.memory import StateMemory, checkpoint_bytes, metrics_bytes, state_memory
 from coma.measure import kept_bytes
+from coma.model.coma import MaskedAutoencoder
 from coma.pipeline.views import partition_units
 from coma.runs.names import checkpoint_step
 from coma.runs.read import latest_checkpoint
-from coma.training.config.ds_config import ACCUMULATION_KEY, BATCH_KEY, MICRO_KEY
+from coma.training.config.ds_check import MICRO_KEY
 from coma.training.config.options import PretrainConfig
 from coma.training.config.resolve import ResolvedRun
 from coma.training.logs.trackers import check_installed
+from coma.training.processes.launch import read_hostfile
 from coma.training.processes.world import Place, World, joined
 from coma.training.run_folder import choose_run
 from coma.training.setup import Prepared, device_name, prepare
 from coma.training.tasks.pretraining import Pretraining
 
-if TYPE_CHECKING:
-    from coma.model.coma import MaskedAutoencoder
-
 _ROUNDS = 3
-_TURN_S = 2.0
-"""On a CPU as many images are measured together as take about so long; a GPU gets its micro-batch."""
+_ROUND_S = 2.0
+"""Duration of a timing round on a CPU, which sets its number of images; a GPU gets its micro-batch."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Medians of a few steps."""
+class Measurement:
+    """Median times of a few steps, and the memory of activations."""
 
     images: int
-    """So many at a time."""
+    """Images per forward pass."""
     forward_backward_s: float
-    """Of these images."""
+    """Seconds of a forward and backward pass on so many images."""
     update_s: float
+    """Seconds of the optimizer's update."""
     activation_bytes_per_image: int
-    """What the backward pass keeps of the forward pass."""
+    """Bytes of the forward pass that are kept for the backward pass."""
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
-    """What a run would take."""
+class Forecast:
+    """Steps, memory, disk and time that a run would take."""
 
     config: PretrainConfig
     resolved: ResolvedRun
     run: str
     begun_at: int
-    """Steps that the run has behind it, if the command would go on with one."""
+    """Step at which the command would resume an unfinished run; 0: it would start a new one."""
     parameters: int
-    """Decoder included."""
+    """Number of parameters, those of the decoder included."""
     backbone_parameters: int
     memory: StateMemory
-    """Of each process, without activations."""
+    """Memory of each process, without activations."""
     device_name: str
     device_bytes: int
-    """Memory of a device; on a CPU, the machine's."""
+    """Memory of a device; for a CPU, that of the machine."""
     checkpoint_bytes: int
     checkpoints: int
-    """Kept at a time."""
+    """Number of checkpoints that are kept in the end."""
     metrics_bytes: int
     hosts: int
-    measured: Measured | None
+    """Number of machines."""
+    measured: Measurement | None
+    """None where nothing was to be measured."""
 
     @property
     def activation_bytes(self) -> int | None:
-        """Of a micro-batch, on each device."""
+        """Bytes of activations on each device, of a micro-batch."""
         if self.measured is None:
             return None
         return self.measured.activation_bytes_per_image * self.resolved.micro_batch_size
 
     @property
     def step_s(self) -> float | None:
-        """Seconds of a step; processes on a CPU share it."""
+        """Seconds per step; the processes of a machine share its CPU."""
         if self.measured is None:
             return None
         parts = self.hosts if self.resolved.device == "cpu" else self.resolved.world_size
@@ -96,9 +98,9 @@ class Estimate:
         return self.measured.forward_backward_s * images / self.measured.images + self.measured.update_s
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, with their units in their names."""
-        resolved, step_s, activations = self.resolved, self.step_s, self.activation_bytes
-        memory = self.memory
+        """Return plain values, with their units in their names."""
+        resolved, memory, step_s = self.resolved, self.memory, self.step_s
+        activations = self.activation_bytes
         return {
             "data": resolved.data,
             "images": resolved.samples_per_epoch,
@@ -126,7 +128,7 @@ class Estimate:
             "activations_bytes": activations,
             "device_memory_bytes": memory.device + (activations or 0),
             "host_memory_bytes": memory.host,
-            "drive_bytes": memory.files,
+            "drive_bytes": memory.swap_files,
             "device": self.device_name,
             "device_bytes": self.device_bytes,
             "checkpoint_bytes": self.checkpoint_bytes,
@@ -140,20 +142,24 @@ class Estimate:
         }
 
 
-class _Foreseen(World):
-    """The processes that the run would have; this one is the only one that is there."""
+class _AloneWorld(World):
+    """The group of processes that the run would have, of which rank 0 alone exists: it communicates with none."""
 
     def run_on_rank0(self, decide: Callable[[], T]) -> T:
-        """There is nobody to tell."""
+        """Return this process's decision."""
         return decide()
 
     def gather(self, value: T) -> list[T]:
-        """There is nobody to hear from."""
+        """Return this process's value."""
         return [value]
 
 
-def estimate(config: PretrainConfig, *, measure: bool = True) -> Estimate:
-    """Resolve a configuration as `coma pretrain` would, and measure a few steps.
+def estimate(config: PretrainConfig, *, measure: bool = True) -> Forecast:
+    """Forecast the run that `coma pretrain` would start or resume with a configuration.
+
+    Args:
+        config: the options of `coma pretrain`.
+        measure: whether to measure activations and time in a few steps.
 
     Raises:
         UsageError, DataError: what `coma pretrain` would refuse; or a step does not fit in a GPU's memory.
@@ -161,14 +167,15 @@ def estimate(config: PretrainConfig, *, measure: bool = True) -> Estimate:
     check_installed(config.trackers)
     hosts, processes = _processes(config)
     with joined(None) as here:
-        world = _Foreseen(Place(0, 0, processes, "", 0), here.device)
+        world = _AloneWorld(Place(0, 0, processes, "", 0), here.device)
         prepared = prepare(config, world)
-        model = network(prepared)
-        found = _measure(prepared, here) if measure else None
+        assert isinstance(prepared.task, Pretraining)
+        model = prepared.task.model
+        measured = _measure(prepared, model, here) if measure else None
     resolved, parameters = prepared.resolved, prepared.facts["parameters"]
     folder = choose_run(config, resolved)
     checkpoint = latest_checkpoint(folder.path) if folder.begun else None
-    return Estimate(
+    return Forecast(
         config=config,
         resolved=resolved,
         run=str(folder.path),
@@ -182,35 +189,22 @@ def estimate(config: PretrainConfig, *, measure: bool = True) -> Estimate:
         checkpoints=_checkpoints_kept(config, resolved),
         metrics_bytes=metrics_bytes(resolved),
         hosts=hosts,
-        measured=found,
+        measured=measured,
     )
-
-
-def network(prepared: Prepared) -> MaskedAutoencoder:
-    """Return what pre-training trains."""
-    assert isinstance(prepared.task, Pretraining)
-    return prepared.task.model
 
 
 def _checkpoints_kept(config: PretrainConfig, resolved: ResolvedRun) -> int:
-    """Count the checkpoints that lie there in the end."""
-    kept_for_good = [
-        step for step in range(1, resolved.steps + 1) if resolved.ends_epochs(step, config.keep_every_epochs)
-    ]
-    saved = (
-        set(kept_for_good)
-        | set(range(resolved.save_every, resolved.steps, resolved.save_every))
-        | {resolved.steps}
-    )
-    return len(set(kept_for_good) | set(sorted(saved)[-config.keep_last :]))
+    """Count the checkpoints that a finished run holds: milestones, and the newest."""
+    steps = range(1, resolved.steps + 1)
+    milestones = {step for step in steps if resolved.ends_epochs(step, config.keep_every_epochs)}
+    saved = milestones | {*range(resolved.save_every, resolved.steps, resolved.save_every), resolved.steps}
+    return len(milestones | set(sorted(saved)[-config.keep_last :]))
 
 
 def _processes(config: PretrainConfig) -> tuple[int, int]:
-    """Return how many machines and how many processes the run would have."""
+    """Return the number of machines and of processes that the run would have."""
     if config.hostfile is None:
         return 1, config.devices or 1
-    from coma.training.processes.launch import read_hostfile
-
     slots = read_hostfile(config.hostfile)
     return len(slots), sum(slots.values())
 
@@ -221,19 +215,22 @@ def _device_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _measure(prepared: Prepared, world: World) -> Measured:
-    """Take a few steps of one process on random images; the model is spent afterwards."""
+def _measure(prepared: Prepared, model: MaskedAutoencoder, world: World) -> Measurement:
+    """Time a few steps of one process on random images; the model cannot be used afterwards."""
     from coma.training.engine.engine import dispose, make_engine, optimizer_step
 
-    resolved, device, model = prepared.resolved, world.device, network(prepared)
+    resolved, device = prepared.resolved, world.device
     most = resolved.micro_batch_size
     images = torch.randn(most, 3, *model.img_size, device=device)
     samples = torch.arange(most, device=device)
     units = partition_units(samples, torch.zeros_like(samples), seed=0, units=model.units)
-    sizes = {BATCH_KEY: most, MICRO_KEY: most, ACCUMULATION_KEY: 1}
-    alone = dataclasses.replace(resolved, world_size=1, deepspeed=resolved.deepspeed | sizes)
+    deepspeed = dataclasses.replace(
+        resolved.deepspeed, batch_size=most, micro_batch_size=most, accumulation=1
+    )
+    alone = dataclasses.replace(resolved, world_size=1, deepspeed=deepspeed)
 
-    def turn(count: int) -> tuple[float, float]:
+    def take_step(count: int) -> tuple[float, float]:
+        """Return the seconds of forward and backward passes on so many images, and those of the update."""
         began_s = _now_s(device)
         engine.backward(engine(images[:count], units[:count]))
         between_s = _now_s(device)
@@ -244,10 +241,10 @@ def _measure(prepared: Prepared, world: World) -> Measured:
         kept = _kept_bytes(model.to(device), images[:1], units[:1], resolved.precision)
         engine = make_engine(model, alone, compile_model=prepared.config.compile)
         try:
-            turn(1)
-            one_s, _ = turn(1)
-            count = most if device.type == "cuda" else max(1, min(most, int(_TURN_S / one_s)))
-            turns = [turn(count) for _ in range(1 + _ROUNDS)][1:]
+            take_step(1)
+            one_s, _ = take_step(1)
+            count = most if device.type == "cuda" else max(1, min(most, int(_ROUND_S / one_s)))
+            steps = [take_step(count) for _ in range(1 + _ROUNDS)][1:]
         finally:
             dispose(engine)
     except torch.cuda.OutOfMemoryError:
@@ -255,22 +252,22 @@ def _measure(prepared: Prepared, world: World) -> Measured:
             f"a step of {most} images a device does not fit in the memory of {device_name(device)}: give a "
             f"smaller --batch-size, or {MICRO_KEY!r} in a --ds-config; --no-measure shows what is known without a step"
         ) from None
-    return Measured(
+    return Measurement(
         images=count,
-        forward_backward_s=statistics.median(passed_s for passed_s, _ in turns),
-        update_s=statistics.median(update_s for _, update_s in turns),
+        forward_backward_s=statistics.median(passed_s for passed_s, _ in steps),
+        update_s=statistics.median(update_s for _, update_s in steps),
         activation_bytes_per_image=kept,
     )
 
 
 def _kept_bytes(model: nn.Module, image: Tensor, units: Tensor, precision: str) -> int:
-    """What the backward pass keeps of one image's forward pass; autocast is counted as float32."""
+    """Return the bytes of activations of one image; autocast is counted as float32."""
     model.to({"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32))
     return kept_bytes(model, lambda: model(image.to(next(model.parameters()).dtype), units))
 
 
 def _now_s(device: torch.device) -> float:
-    """Time, once the device has done what it was given."""
+    """Return the time in seconds, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -21,8 +21,8 @@ from coma.pipeline.order import digest, digest_limbs
 from coma.runs.names import STOP_NAME
 from coma.training.config.schedule import learning_rate
 from coma.training.engine import checkpoint
-from coma.training.engine.average import WeightAverage
 from coma.training.engine.checkpoint import TrainingState
+from coma.training.engine.ema import ExponentialMovingAverage
 from coma.training.engine.engine import full_weights, set_learning_rate
 from coma.training.engine.train_step import seed_step, train_step
 from coma.training.logs.metrics import MetricsLog, Pace, Watcher
@@ -96,8 +96,8 @@ class Session:
         self.usage = Usage(task.build, world.device, prepared.facts["device_name"], resolved.precision)
         with world.raise_on_rank0():
             self.scorer = task.scorer(world.device, prepared.decoding)
-        self.average = WeightAverage(engine, task.ema_decay) if task.ema_decay else None
-        self.kept = checkpoint.Kept(config.keep_last, self._is_milestone)
+        self.average = ExponentialMovingAverage(engine, task.ema_decay) if task.ema_decay else None
+        self.kept = checkpoint.Retention(config.keep_last, self._is_milestone)
 
     def run_steps(self) -> None:
         """Take the steps that are left, or as many as --stop-after allows; collective.
@@ -214,7 +214,7 @@ class Session:
         if not (evaluating or previewing or saving):
             return
         weights = full_weights(self.engine)
-        averaged = self.average.whole(weights, world) if self.average else None
+        averaged = self.average.gather(weights, world) if self.average else None
         if evaluating:
             assert self.scorer
             scored = weights if averaged is None else averaged

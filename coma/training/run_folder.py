@@ -47,12 +47,6 @@ def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
 
     The number of machines, the ZeRO stage, logging and evaluation may differ.
     """
-    spread = (
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "zero_optimization",
-    )
     return {
         "format": FORMAT,
         **config.identity(),
@@ -62,19 +56,8 @@ def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
         "the number of warm-up steps": resolved.warmup_steps,
         "the global batch": resolved.batch_size,
         "the precision": resolved.precision,
-        "--ds-config's content": {
-            **{key: value for key, value in resolved.deepspeed.items() if key not in spread},
-            "optimizer": _without_kernels(resolved.deepspeed["optimizer"]),
-        },
+        "--ds-config's content": resolved.deepspeed.identity(),
     }
-
-
-def _without_kernels(optimizer: dict[str, Any]) -> dict[str, Any]:
-    """Leave out which kernel torch updates with: all have the same state."""
-    params = {
-        key: value for key, value in optimizer["params"].items() if key not in ("lr", "foreach", "fused")
-    }
-    return {**optimizer, "params": params}
 
 
 def choose_run(config: RunConfig, resolved: ResolvedRun) -> RunFolder:

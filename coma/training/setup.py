@@ -19,7 +19,7 @@ from coma.training.config.ds_config import read_ds_config
 from coma.training.config.finetune_options import FinetuneConfig
 from coma.training.config.options import PretrainConfig, RunConfig
 from coma.training.config.resolve import ResolvedRun, resolve
-from coma.training.engine.nvme import check_drive
+from coma.training.engine.nvme import check_nvme_folder
 from coma.training.processes.world import World
 from coma.training.run_folder import library_versions
 from coma.training.tasks.finetuning import Finetuning
@@ -55,14 +55,14 @@ def prepare(config: RunConfig, world: World) -> Prepared:
     """
 
     def resolve_here() -> tuple[Manifest, ResolvedRun, Task, dict[str, Any]]:
-        file = read_ds_config(config.ds_config)
+        deepspeed = read_ds_config(config.ds_config)
         data = folder_at(config.data) if config.data else find_data(Path.cwd())
         manifest = read_manifest(data)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         task = make_task(config, manifest)
         resolved = resolve(
             config,
-            file,
+            deepspeed,
             data=without_credentials(str(data.absolute())),
             fingerprint=manifest.fingerprint,
             samples_per_epoch=len(manifest),
@@ -71,7 +71,7 @@ def prepare(config: RunConfig, world: World) -> Prepared:
             has_bf16=world.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
             init_digest=task.init_digest,
         )
-        check_drive(resolved.deepspeed, resolved.ds_config)
+        check_nvme_folder(resolved.deepspeed)
         return manifest, resolved, task, task.stream_options(resolved.steps * resolved.batch_size)
 
     manifest, resolved, task, stream_options = world.run_on_all(resolve_here)

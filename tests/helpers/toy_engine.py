@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coma.training.config.ds_config import DeepSpeedFile, read_ds_config
+from coma.training.config.ds_config import DeepSpeedConfig, check_ds_config, read_ds_config
 from coma.training.config.options import PretrainConfig
 from coma.training.config.resolve import ResolvedRun, resolve
 from coma.training.engine.engine import make_engine
@@ -30,12 +30,16 @@ class Toy(nn.Module):
 
 
 def engine_of(
-    model: nn.Module, file: DeepSpeedFile, accumulation: int = 1, clipping: float = 1.0, groups: Any = None
+    model: nn.Module,
+    config: DeepSpeedConfig,
+    accumulation: int = 1,
+    clipping: float = 1.0,
+    groups: Any = None,
 ) -> Any:
-    content = {**file.content, "gradient_clipping": clipping, "gradient_accumulation_steps": accumulation}
-    plan = resolve(
+    content = {**config.content, "gradient_clipping": clipping, "gradient_accumulation_steps": accumulation}
+    run = resolve(
         PretrainConfig(steps=9, batch_size=4 * accumulation),
-        DeepSpeedFile(file.source, content),
+        check_ds_config(content, config.source),
         data="d",
         fingerprint="f",
         samples_per_epoch=99,
@@ -43,18 +47,18 @@ def engine_of(
         device="cpu",
         has_bf16=False,
     )
-    return make_engine(model, plan, groups=groups)
+    return make_engine(model, run, groups=groups)
 
 
 def inputs(seed: int = 0) -> Tensor:
     return torch.randn(4, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def ds_file(stage: str) -> DeepSpeedFile:
+def ds_config(stage: str) -> DeepSpeedConfig:
     """A packaged configuration, with stage 3's groups cut up as those of large networks are."""
     name, _, precision = stage.partition("-")
-    found = read_ds_config(name)
-    zero = {**found.content["zero_optimization"]}
+    content = read_ds_config(name).content
+    zero = {**content["zero_optimization"]}
     if zero["stage"] == 3:
         zero["sub_group_size"] = 5
     sections = {
@@ -62,12 +66,11 @@ def ds_file(stage: str) -> DeepSpeedFile:
         "bf16": {"bf16": {"enabled": True}},
         "fp16": {"fp16": {"enabled": True, "initial_scale_power": 4, "loss_scale_window": 2}},
     }
-    return DeepSpeedFile(stage, {**found.content, "zero_optimization": zero, **sections[precision]})
+    return check_ds_config({**content, "zero_optimization": zero, **sections[precision]}, stage)
 
 
-def resolved_run(ds_config: str, world_size: int = 1, device: str = "cuda", **content: Any) -> ResolvedRun:
-    file = read_ds_config(ds_config)
-    file.content.update(content)
+def resolved_run(name: str, world_size: int = 1, device: str = "cuda", **content: Any) -> ResolvedRun:
+    config = check_ds_config({**read_ds_config(name).content, **content}, name)
     machine = {"world_size": world_size, "device": device, "has_bf16": False}
     facts: dict[str, Any] = {"data": "data", "fingerprint": "f", "samples_per_epoch": 1000}
-    return resolve(PretrainConfig(batch_size=64), file, **facts, **machine)
+    return resolve(PretrainConfig(batch_size=64), config, **facts, **machine)

@@ -1,16 +1,15 @@
-"""Offload in a DeepSpeed file: what would train wrongly, could not be saved, or fails in the first step."""
+"""Offload in a DeepSpeed configuration: what would train wrongly, could not be saved, or fails in the first step."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from coma.errors import UsageError
 
 
-def on_drive(zero: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what `zero_optimization` says of the optimizer's offload to a drive, None if there is none."""
+def nvme_section(zero: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return `offload_optimizer` of a `zero_optimization` that keeps the optimizer on NVMe, else None."""
     section: dict[str, Any] = zero.get("offload_optimizer") or {}
     return section if section.get("device") == "nvme" else None
 
@@ -19,17 +18,22 @@ def check_offload(content: Mapping[str, Any], source: str) -> None:
     """Check what a file says of offload.
 
     Raises:
-        UsageError: naming key, value and the way out.
+        UsageError: naming the key, the value and the way out.
     """
     zero = content.get("zero_optimization", {})
-    _refuse_what_cannot_be_saved(zero, source)
+    ratio = (zero.get("offload_optimizer") or {}).get("ratio", 1.0)
+    if ratio != 1.0:
+        raise UsageError(
+            f"{source}: 'zero_optimization.offload_optimizer.ratio' is {ratio}, and coma cannot save an optimizer that "
+            "is split between device and host: delete the key, or use zero3_offload"
+        )
     if (zero.get("offload_param") or {}).get("device") == "nvme":
         # DeepSpeed may give the buffer of a small parameter away before the GPU has read it.
         raise UsageError(
             f"{source}: 'zero_optimization.offload_param.device' is \"nvme\": coma puts the optimizer on a drive, the "
             'weights no farther than the host: make it "cpu"'
         )
-    if (section := on_drive(zero)) is None:
+    if (section := nvme_section(zero)) is None:
         return
     if zero.get("stage", 0) != 3:
         raise UsageError(
@@ -44,32 +48,21 @@ def check_offload(content: Mapping[str, Any], source: str) -> None:
         )
 
 
-def with_swap_buffers(zero: Mapping[str, Any], optimizer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a `zero_optimization` with as many buffers as its offload to a drive needs, if it has one."""
-    section = on_drive(zero)
+def with_swap_buffers(
+    zero: Mapping[str, Any], optimizer: Mapping[str, Any], nvme_path: str | None
+) -> dict[str, Any]:
+    """Return a `zero_optimization` with the buffers and the folder that its NVMe offload needs, if it has one."""
+    section = nvme_section(zero)
     if section is None:
         return dict(zero)
-    return {**zero, "offload_optimizer": {"buffer_count": _swap_buffers(section, optimizer), **section}}
+    path = {} if nvme_path is None else {"nvme_path": nvme_path}
+    return {
+        **zero,
+        "offload_optimizer": {"buffer_count": _swap_buffers(section, optimizer), **section, **path},
+    }
 
 
 def _swap_buffers(offload: Mapping[str, Any], optimizer: Mapping[str, Any]) -> int:
-    """How many DeepSpeed needs to bring a group's state from a drive."""
+    """Count the buffers that DeepSpeed needs to read the state of a group of parameters."""
     states = 4 + bool(optimizer.get("params", {}).get("amsgrad"))  # the weights, their gradient, the moments
     return states * (1 + bool(offload.get("pipeline_read")) + bool(offload.get("pipeline_write")))
-
-
-def _refuse_what_cannot_be_saved(zero: Mapping[str, Any], source: str) -> None:
-    """Refuse where DeepSpeed keeps Adam's state in places that `coma.training.engine.optimizer_state` does not read."""
-    offload = zero.get("offload_optimizer") or {}
-    if zero.get("zenflow"):
-        key, value = "zenflow", json.dumps("on")
-    elif offload.get("super_offload"):
-        key, value = "offload_optimizer.super_offload", "true"
-    elif offload.get("ratio", 1.0) != 1.0:
-        key, value = "offload_optimizer.ratio", json.dumps(offload["ratio"])
-    else:
-        return
-    raise UsageError(
-        f"{source}: 'zero_optimization.{key}' is {value}, and coma cannot save an optimizer that is "
-        "kept so: use zero3_offload, which keeps it in the host's memory"
-    )

@@ -1,29 +1,29 @@
-"""What a configuration comes to on these data and this machine: pure, so every process finds the same."""
+"""Resolve a configuration to the numbers of a run: pure, so that every process gets the same ones."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coma.errors import UsageError
-from coma.training.config.ds_config import ACCUMULATION_KEY, BATCH_KEY, MICRO_KEY, DeepSpeedFile, complete
+from coma.training.config.ds_check import ACCUMULATION_KEY, BATCH_KEY, MICRO_KEY
+from coma.training.config.ds_config import DeepSpeedConfig
 from coma.training.config.options import RunConfig
 from coma.training.config.schedule import peak_lr
 
 WARMUP_SHARE = 0.05
-"""Of the run, without --warmup-epochs; MAE's 40 epochs of 800."""
+"""Share of the steps that are warm-up by default: MAE's 40 epochs of 800."""
 DEFAULT_BATCH_GPU = 256
 DEFAULT_BATCH_CPU = 32
 LEAST_STEPS_PER_EPOCH = 8
-"""A default batch is halved on small data until an epoch has as many steps."""
+"""The default batch is halved on small data until an epoch has so many steps."""
 MOST_STEPS_PER_CHECKPOINT = 2000
 
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """A run resolved to numbers."""
+    """A run's numbers, with all decided that its configuration leaves open."""
 
     data: str
     seed: int
@@ -40,22 +40,16 @@ class ResolvedRun:
     warmup_steps: int
     save_every: int
     device: str
-    """What every process trains on: "cpu" or "cuda"."""
+    """Type of device that every process trains on: "cpu" or "cuda"."""
     precision: str
     ds_config: str
     stage: int
-    deepspeed: dict[str, Any]
-    """What `deepspeed.initialize` is given."""
+    deepspeed: DeepSpeedConfig
     init_digest: str | None = None
-    """A hash of the weights that the run starts from; None: random ones."""
-
-    @property
-    def batch_size_per_device(self) -> int:
-        """Images a step on each device."""
-        return self.batch_size // self.world_size
+    """Hash of the weights that the run starts from; None: random ones."""
 
     def ends_epochs(self, step: int, every: int | None) -> bool:
-        """Whether a step is the one in which every `every`-th epoch ends; never without `every`."""
+        """Whether a multiple of `every` epochs ends in a step; never without `every`."""
         if every is None:
             return False
         samples = every * self.samples_per_epoch
@@ -63,12 +57,12 @@ class ResolvedRun:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return dataclasses.asdict(self)
+        return {**vars(self), "deepspeed": self.deepspeed.to_json()}
 
 
 def resolve(
     config: RunConfig,
-    file: DeepSpeedFile,
+    deepspeed: DeepSpeedConfig,
     *,
     data: str,
     fingerprint: str,
@@ -78,12 +72,12 @@ def resolve(
     has_bf16: bool,
     init_digest: str | None = None,
 ) -> ResolvedRun:
-    """Derive a resolved.
+    """Resolve a run on `samples_per_epoch` images and `world_size` processes.
 
     Raises:
         UsageError: the command line, the DeepSpeed file and the number of processes contradict each other.
     """
-    batch_size, micro, accumulation = resolve_batch(config, file, samples_per_epoch, world_size, device)
+    batch_size, micro, accumulation = resolve_batch(config, deepspeed, samples_per_epoch, world_size, device)
     epochs = config.epochs if config.epochs is not None else config.default_epochs
     steps = config.steps or max(1, round(epochs * samples_per_epoch / batch_size))
     steps_per_epoch = samples_per_epoch / batch_size
@@ -97,10 +91,10 @@ def resolve(
             f"--warmup-epochs {config.warmup_epochs:g} is {warmup_steps} steps, and the run has {steps}: "
             "warm up for less"
         )
-    precision = file.precision or ("bf16" if has_bf16 else "fp32")
-    if config.compile and file.stage == 3:
+    precision = deepspeed.precision or ("bf16" if has_bf16 else "fp32")
+    if config.compile and deepspeed.stage == 3:
         raise UsageError(
-            f"--compile does not work with ZeRO stage 3 ({file.source}): leave it out, or use zero2.json"
+            f"--compile does not work with ZeRO stage 3 ({deepspeed.source}): leave it out, or use zero2.json"
         )
     if config.decode == "gpu" and device == "cpu":
         raise UsageError("--decode gpu needs a GPU, and this run has none: leave it out, or use --decode cpu")
@@ -121,31 +115,34 @@ def resolve(
         or min(MOST_STEPS_PER_CHECKPOINT, max(math.ceil(steps_per_epoch), steps // 50)),
         device=device,
         precision=precision,
-        ds_config=file.source,
-        stage=file.stage,
-        deepspeed=complete(
-            file,
+        ds_config=deepspeed.source,
+        stage=deepspeed.stage,
+        deepspeed=replace(
+            deepspeed,
             batch_size=batch_size,
             micro_batch_size=micro,
             accumulation=accumulation,
             precision=precision,
             weight_decay=config.weight_decay,
-            betas=config.betas,
+            betas=deepspeed.betas or config.betas,
         ),
         init_digest=init_digest,
     )
 
 
 def resolve_batch(
-    config: RunConfig, file: DeepSpeedFile, samples_per_epoch: int, world_size: int, device: str
+    config: RunConfig, deepspeed: DeepSpeedConfig, samples_per_epoch: int, world_size: int, device: str
 ) -> tuple[int, int, int]:
-    """Return (global batch, micro batch, accumulation), which must multiply up exactly."""
-    in_file = file.integer(BATCH_KEY)
-    micro = file.integer(MICRO_KEY)
-    accumulation = file.integer(ACCUMULATION_KEY)
+    """Return (global batch, micro-batch, gradient accumulation).
+
+    Raises:
+        UsageError: command line, file and number of processes do not multiply up exactly.
+    """
+    in_file, micro, accumulation = deepspeed.batch_size, deepspeed.micro_batch_size, deepspeed.accumulation
+    source = deepspeed.source
     if config.batch_size is not None and in_file is not None and config.batch_size != in_file:
         raise UsageError(
-            f"--batch-size {config.batch_size} contradicts {BATCH_KEY!r}: {in_file} in {file.source}: "
+            f"--batch-size {config.batch_size} contradicts {BATCH_KEY!r}: {in_file} in {source}: "
             "delete the key, or make them equal"
         )
     batch_size = config.batch_size or in_file
@@ -163,7 +160,7 @@ def resolve_batch(
         accumulation = accumulation or 1
         if per_device % accumulation:
             raise UsageError(
-                f"{ACCUMULATION_KEY!r}: {accumulation} in {file.source} does not divide the {per_device} "
+                f"{ACCUMULATION_KEY!r}: {accumulation} in {source} does not divide the {per_device} "
                 "images a device "
                 f"(--batch-size {batch_size} over {world_size})"
             )
@@ -171,19 +168,19 @@ def resolve_batch(
     if micro * (accumulation or max(1, per_device // micro)) != per_device:
         product = f"{micro} x {accumulation}" if accumulation else f"a multiple of {micro}"
         raise UsageError(
-            f"{MICRO_KEY!r}: {micro} in {file.source} contradicts the global batch of {batch_size} over "
+            f"{MICRO_KEY!r}: {micro} in {source} contradicts the global batch of {batch_size} over "
             f"{processes(world_size)}: {per_device} images a device is not {product}"
         )
     return batch_size, micro, per_device // micro
 
 
 def processes(count: int) -> str:
-    """Return `1 process`, `2 processes`."""
+    """Return a count with its noun: `1 process`, `2 processes`."""
     return f"{count} process{'es' if count > 1 else ''}"
 
 
 def default_batch(samples_per_epoch: int, world_size: int, device: str) -> int:
-    """Return a power of two that fits the machine and leaves small data several steps an epoch."""
+    """Return the batch size without --batch-size: a power of two, smaller where an epoch would have few steps."""
     batch_size = DEFAULT_BATCH_CPU if device == "cpu" else DEFAULT_BATCH_GPU
     while batch_size > 1 and batch_size * LEAST_STEPS_PER_EPOCH > samples_per_epoch:
         batch_size //= 2

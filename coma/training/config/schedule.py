@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step."""
+"""Learning rate schedule, a pure function of the step: linear warm-up, then half a cosine."""
 
 import math
 

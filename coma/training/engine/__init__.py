@@ -1,1 +1,1 @@
-"""DeepSpeed's engine, and the state that it keeps: checkpoints, optimizer state, averages, offload."""
+"""DeepSpeed's engine and its state: checkpoints, optimizer state, EMA of the weights, NVMe offload."""

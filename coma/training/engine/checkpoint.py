@@ -1,13 +1,13 @@
-"""Checkpoints that are whole or absent, checked before they are trusted, and of no particular number of processes.
+"""Checkpoints: saved whole or not at all, verified before a run resumes from them.
 
     checkpoints/latest                      the name of the newest one
     checkpoints/step-000100/checkpoint.json format, step, data state, and every file's size and hash
                             weights.safetensors             the whole network in float32
-                            average.safetensors             the average of its weights, if one is kept
-                            optimizer-00000.safetensors     Adam's state: what a process holds of it (optimizer_state.py)
+                            average.safetensors             the exponential moving average (EMA) of the weights, if kept
+                            optimizer-00000.safetensors     a process's share of the optimizer state (optimizer_state.py)
 
 All is written under a temporary name, which rank 0 makes the final one when every rank is done. Any number of
-processes at any ZeRO stage can go on from it.
+processes at any ZeRO stage can resume from a checkpoint.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _HASH = "xxh3_64"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What, beside the weights and the optimizer, makes the next step what it would have been."""
+    """What a resumed run needs beside weights and optimizer state, for its next step to be what it would have been."""
 
     step: int
     fingerprint: str
@@ -62,12 +62,12 @@ class TrainingState:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Which checkpoints stay when a new one is there."""
+class Retention:
+    """Which checkpoints are kept when a new one is saved."""
 
     last: int = 2
-    """So many of the newest: by default one, and one to fall back to."""
-    milestone: Callable[[int], bool] = lambda step: False
+    """Number of the newest that are kept: by default one, and one to fall back to."""
+    is_milestone: Callable[[int], bool] = lambda step: False
     """Whether the checkpoint of a step is never deleted."""
 
 
@@ -77,16 +77,16 @@ def save(
     run: Path,
     state: TrainingState,
     weights: dict[str, Tensor],
-    kept: Kept = Kept(),
+    retention: Retention = Retention(),
     averaged: dict[str, Tensor] | None = None,
 ) -> Path:
-    """Write a checkpoint, with `full_weights` of the engine and their average, if one is kept; collective.
+    """Write a checkpoint, with `full_weights` and their EMA, if one is kept, and delete older ones; collective.
 
     Returns:
-        its folder.
+        The checkpoint's folder.
 
     Raises:
-        ComaError: it could not be written, for want of space perhaps; the checkpoints before it stay.
+        ComaError: it could not be written, on a full disk for example; the checkpoints before it stay.
     """
     from safetensors.torch import save_file
 
@@ -94,34 +94,33 @@ def save(
     temporary = folder.with_name(f".{folder.name}.tmp")
 
     def begin() -> None:
-        for left in folder.parent.glob(".step-*.tmp"):  # by a save that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        with _one_line(state.step, folder):
+        for partial in folder.parent.glob(".step-*.tmp"):  # of a save that was killed
+            shutil.rmtree(partial, ignore_errors=True)
+        with _as_coma_error(state.step, folder):
             temporary.mkdir(parents=True)
 
     def write() -> dict[str, Any]:
-        mine = {optimizer_name(world.rank): optimizer_state(engine)}
+        own = {optimizer_name(world.rank): optimizer_state(engine)}
         if world.is_rank0:
-            mine[WEIGHTS_NAME] = weights
+            own[WEIGHTS_NAME] = weights
             if averaged is not None:
-                mine[AVERAGE_NAME] = averaged
-        with _one_line(state.step, folder):
-            for name, tensors in mine.items():
+                own[AVERAGE_NAME] = averaged
+        with _as_coma_error(state.step, folder):
+            mode = temporary.stat().st_mode & 0o666  # safetensors lets nobody but the owner read a file
+            for name, tensors in own.items():
                 save_file(tensors, temporary / name, metadata={"format": "pt"})
-                (temporary / name).chmod(
-                    temporary.stat().st_mode & 0o666
-                )  # safetensors keeps it to its owner
-            return {name: _seal(temporary / name) for name in mine}
+                (temporary / name).chmod(mode)
+            return {name: _seal(temporary / name) for name in own}
 
     def finish() -> None:
         content = {"format": FORMAT, **asdict(state), "loss_scale": loss_scale(engine), "files": files}
-        with _one_line(state.step, folder):
+        with _as_coma_error(state.step, folder):
             write_atomically(temporary / MANIFEST_NAME, json.dumps(sealed(content), indent=2))
             if folder.exists():
                 shutil.rmtree(folder)
             temporary.rename(folder)
             write_atomically(folder.parent / LATEST_NAME, folder.name + "\n")
-        _prune(folder, kept)
+        _prune(folder, retention)
 
     try:
         world.run_on_rank0(begin)
@@ -129,14 +128,18 @@ def save(
         files = {name: seal for part in written for name, seal in part.items()}
         world.run_on_rank0(finish)
     except BaseException:
-        if world.is_rank0:  # gives the space back
+        if world.is_rank0:  # frees the space
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     return folder
 
 
 def load(engine: Any, world: World, folder: Path) -> TrainingState:
-    """Bring the engine to where the checkpoint left it, whatever number of processes wrote it; collective."""
+    """Restore the engine from a checkpoint, whatever number of processes wrote it; collective.
+
+    Raises:
+        ComaError: the checkpoint lacks a part of the optimizer state.
+    """
     from safetensors.torch import load_file
 
     content = _read_manifest(folder)
@@ -148,7 +151,7 @@ def load(engine: Any, world: World, folder: Path) -> TrainingState:
     engine.global_steps = content["step"]
     if world.is_rank0 and content["world_size"] != world.size:
         logger.info(
-            "%s was saved by %s: the samples stay, and the losses up to rounding",
+            "%s was saved by %s: samples are the same, losses differ by rounding",
             folder.name,
             processes(content["world_size"]),
         )
@@ -159,7 +162,7 @@ def load(engine: Any, world: World, folder: Path) -> TrainingState:
 def newest_whole(run: Path, world: World) -> Path | None:
     """Return the newest checkpoint that is not damaged, None if the run has none; collective.
 
-    Every file's size is checked, and its hash, the files shared out over the ranks.
+    Every rank checks the size of every file, and the hash of its share of the files.
 
     Raises:
         UsageError: the checkpoint is of another format.
@@ -169,12 +172,12 @@ def newest_whole(run: Path, world: World) -> Path | None:
     for name in candidates:
         folder = Path(name)
         world.run_on_rank0(lambda folder=folder: _check_format(folder))  # type: ignore[misc]
-        complaints = [complaint for complaint in world.gather(_check(folder, world)) if complaint]
-        if not complaints:
-            world.run_on_rank0(lambda folder=folder: _point_at(folder))  # type: ignore[misc]
+        damage = [reason for reason in world.gather(_damage(folder, world)) if reason]
+        if not damage:
+            world.run_on_rank0(lambda folder=folder: _update_latest(folder))  # type: ignore[misc]
             return folder
         if world.is_rank0:
-            logger.warning("checkpoint %s is damaged (%s): trying the one before", folder, complaints[0])
+            logger.warning("checkpoint %s is damaged (%s): trying the one before", folder, damage[0])
     if candidates:
         raise ComaError(
             f"every checkpoint in {run / CHECKPOINTS_NAME} is damaged: start anew with another --out"
@@ -183,18 +186,18 @@ def newest_whole(run: Path, world: World) -> Path | None:
 
 
 def _check_format(folder: Path) -> None:
-    """Refuse what another version wrote; what cannot be read is for `_check` to judge."""
+    """Raise UsageError for a checkpoint of another format; one that cannot be read is left to `_damage`."""
     try:
         content = json.loads((folder / MANIFEST_NAME).read_text())
-        found = content.get("format", 1)
+        version = content.get("format", 1)
     except (OSError, ValueError, AttributeError):
         return
-    if found != FORMAT and (_HASH not in content or content == sealed(_bare(content))):
-        raise UsageError(other_format(folder, found))
+    if version != FORMAT and (_HASH not in content or content == sealed(_without_hash(content))):
+        raise UsageError(other_format(folder, version))
 
 
-def _check(folder: Path, world: World) -> str | None:
-    """Return what is wrong with a checkpoint as far as this rank looks, None if nothing is."""
+def _damage(folder: Path, world: World) -> str | None:
+    """Return what is wrong with this rank's share of a checkpoint, None if nothing is."""
     try:
         files = _read_manifest(folder)["files"]
     except OSError:
@@ -216,46 +219,41 @@ def _check(folder: Path, world: World) -> str | None:
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """Return what `checkpoint.json` is to hold with its own hash."""
+    """Return the content of `checkpoint.json` with its hash."""
     return {**content, _HASH: xxhash.xxh3_64_hexdigest(json.dumps(content).encode())}
 
 
-def _bare(content: dict[str, Any]) -> dict[str, Any]:
+def _without_hash(content: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name != _HASH}
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Return `checkpoint.json`; raise ValueError if it is not what was written."""
+    """Return the content of `checkpoint.json`; raise ValueError if it has changed."""
     content: dict[str, Any] = json.loads((folder / MANIFEST_NAME).read_text())
-    bare = _bare(content)
-    # Early ones of this format have no hash; they have these names and no damaged one.
-    early = content.keys() == {field.name for field in fields(TrainingState)} | {
-        "format",
-        "loss_scale",
-        "files",
-    }
-    if content != sealed(bare) and not early:
+    bare = _without_hash(content)
+    names = {"format", "loss_scale", "files", *(field.name for field in fields(TrainingState))}
+    if content != sealed(bare) and content.keys() != names:  # early ones of this format have no hash
         raise ValueError(f"{folder / MANIFEST_NAME} has changed")
     return bare
 
 
-def _point_at(folder: Path) -> None:
-    """Let `latest` name a checkpoint, should another be named: by damage, or a save that was killed just then."""
+def _update_latest(folder: Path) -> None:
+    """Let `latest` name a checkpoint; it names another after damage, or after a save that was killed in between."""
     latest = folder.parent / LATEST_NAME
     if not latest.is_file() or latest.read_text() != folder.name + "\n":
         write_atomically(latest, folder.name + "\n")
 
 
 def _seal(path: Path) -> dict[str, Any]:
-    """Sync a file to disk and return what it must still be when it is read again."""
+    """Flush a file to disk and return its size and hash."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, _HASH: hash_file(path)}
 
 
 @contextmanager
-def _one_line(step: int, folder: Path) -> Iterator[None]:
-    """Turn what a full or failing disk raises into a line that says what is left."""
+def _as_coma_error(step: int, folder: Path) -> Iterator[None]:
+    """Raise ComaError, which names the last whole checkpoint, for the errors of a full or failing disk."""
     from safetensors import SafetensorError
 
     try:
@@ -265,7 +263,7 @@ def _one_line(step: int, folder: Path) -> Iterator[None]:
         raise ComaError(
             f"the checkpoint of step {step} could not be written to {folder.parent}: {_reason(error)}; "
             + (f"{before} is whole" if before else "there is none before it")
-            + ": make room, or save less with --keep-last 1, and give the same command again"
+            + ": make room, or keep fewer with --keep-last 1, and give the same command again"
         ) from error
 
 
@@ -275,13 +273,13 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0].removeprefix("Error while serializing: ")
 
 
-def _prune(newest: Path, kept: Kept) -> None:
+def _prune(newest: Path, retention: Retention) -> None:
     """Delete older checkpoints; nothing that has another name.
 
-    Those of later steps are damaged, or the run would have gone on from them: they do not count.
+    Those of later steps are damaged, or the run would have resumed from them: they do not count.
     """
     step = checkpoint_step(newest)
     whole = [path for path in checkpoints(newest.parent.parent) if checkpoint_step(path) <= step]
-    for path in whole[kept.last :]:
-        if not kept.milestone(checkpoint_step(path)):
+    for path in whole[retention.last :]:
+        if not retention.is_milestone(checkpoint_step(path)):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""DeepSpeed's engine and the few places where it must be handled with care."""
+"""DeepSpeed's engine: making it, taking a step, and getting weights into and out of it at any ZeRO stage."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
 from coma.training.config.resolve import ResolvedRun
-from coma.training.engine.nvme import SwapFolder, gather_from_drive
-from coma.training.engine.nvme_files import in_place_of_async_io
-from coma.training.engine.optimizer_state import pieces
+from coma.training.engine.nvme import SwapFolder, gather_from_nvme, replaced_async_io
+from coma.training.engine.optimizer_state import partitions
 
 _LINEAR = torch.nn.functional.linear
-"""Stage 3 puts a function of its own in this place, for all networks and for good."""
+"""torch's own function, which stage 3 replaces in the whole process and never restores."""
 _CROP_SIZES = 64
+"""Crop sizes that a compiled network may see."""
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -30,15 +30,14 @@ def make_engine(
     compile_model: bool = False,
 ) -> Any:
     """Wrap a model in DeepSpeed's engine, its parameters in `groups` or else in `parameter_groups`; collective."""
-    weight_decay = resolved.deepspeed["optimizer"]["params"]["weight_decay"]
     model.to(resolved.device)
     folder = SwapFolder(resolved.deepspeed)
     try:
-        with in_place_of_async_io():
+        with replaced_async_io():
             engine, *_ = deepspeed.initialize(
                 model=model,
-                model_parameters=list(groups or parameter_groups(model, weight_decay)),
-                config=folder.config,
+                model_parameters=list(groups or parameter_groups(model, resolved.deepspeed.weight_decay)),
+                config=folder.config.to_json(),
             )
     except BaseException:
         folder.remove()
@@ -54,14 +53,14 @@ def make_engine(
 
 
 def dispose(engine: Any) -> None:
-    """Free what an engine holds, so that another one can be made in this process."""
+    """Free an engine's memory and files, so that another one can be made in this process."""
     engine.destroy()
     engine.swap_folder.remove()
     torch.nn.functional.linear = _LINEAR
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the parameters: matrices decay, vectors and `model.no_weight_decay()` don't."""
+    """Return the optimizer's two groups: matrices have weight decay, vectors and `model.no_weight_decay()` have none."""
     kept = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
@@ -75,7 +74,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def set_learning_rate(engine: Any, lr: float) -> None:
-    """Set the rate of the coming step; a group may have its own share of it."""
+    """Set the learning rate of the coming step; a parameter group may scale it by its `lr_scale`."""
     for group in engine.optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
@@ -110,35 +109,29 @@ def full_weights(engine: Any) -> dict[str, Tensor]:
     The optimizer's float32 copy where there is one, the parameter itself otherwise.
     """
     module: nn.Module = engine.module
-    copies = (
-        {} if engine.zero_optimization() else {piece.name: piece.of(piece.flat) for piece in pieces(engine)}
-    )
-    on_drive = gather_from_drive(engine)
+    partitioned = engine.zero_optimization()
+    copies = {} if partitioned else {each.name: each.of(each.flat) for each in partitions(engine)}
+    on_nvme = gather_from_nvme(engine)
     weights: dict[str, Tensor] = {}
     names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        full = on_drive.get(name)
-        if full is None and engine.zero_optimization():
+        full = on_nvme.get(name)
+        if full is None and partitioned:
             full = safe_get_full_fp32_param(parameter)
         if full is None:
             full = copies.get(name, parameter)
         if engine.global_rank == 0:
-            weights[name] = full.detach().reshape(_shape(parameter)).float().cpu().clone()
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # stage 3 leaves an empty tensor behind
+            weights[name] = full.detach().reshape(shape).float().cpu().clone()
     if engine.global_rank == 0:
-        for name, value in module.state_dict().items():
-            if name not in names:  # buffers
-                weights[name] = (
-                    value.detach().float().cpu() if value.is_floating_point() else value.detach().cpu()
-                )
+        buffers = {name: value for name, value in module.state_dict().items() if name not in names}
+        for name, value in buffers.items():
+            weights[name] = (value.float() if value.is_floating_point() else value).detach().cpu()
     return weights
 
 
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    return getattr(parameter, "ds_shape", parameter.shape)  # stage 3 leaves an empty tensor behind
-
-
 def set_weights(engine: Any, weights: Mapping[str, Tensor]) -> None:
-    """Give the network the whole parameters and buffers of `full_weights`, on every rank; collective.
+    """Load the whole parameters and buffers of `full_weights` into the network, on every rank; collective.
 
     The optimizer's float32 copies stay as they are.
     """
@@ -152,7 +145,7 @@ def set_weights(engine: Any, weights: Mapping[str, Tensor]) -> None:
 
 
 def loss_scale(engine: Any) -> dict[str, float]:
-    """Return where fp16's loss scale stands; empty in other precisions."""
+    """Return the state of fp16's dynamic loss scale; empty in other precisions."""
     if not engine.fp16_enabled():
         return {}
     scaler = _scaler(engine)
@@ -160,7 +153,7 @@ def loss_scale(engine: Any) -> dict[str, float]:
 
 
 def restore_loss_scale(engine: Any, saved: Mapping[str, float]) -> None:
-    """Take up `loss_scale`; what another stage's scaler does not know is left out."""
+    """Restore what `loss_scale` returned; fields that another stage's scaler does not have are left out."""
     for name, value in saved.items():
         if hasattr(_scaler(engine), name):
             setattr(_scaler(engine), name, value)
@@ -169,3 +162,11 @@ def restore_loss_scale(engine: Any, saved: Mapping[str, float]) -> None:
 def _scaler(engine: Any) -> Any:
     optimizer = engine.optimizer
     return getattr(optimizer, "loss_scale_config", None) or optimizer.loss_scaler
+
+
+def buildable_kernels() -> list[str]:
+    """Return the names of DeepSpeed's own kernels that this machine's compilers and libraries could compile."""
+    from deepspeed.ops.op_builder.all_ops import ALL_OPS
+
+    kernels = {name: builder for name, builder in ALL_OPS.items() if name != "deepspeed_not_implemented"}
+    return sorted(name for name, builder in kernels.items() if builder.is_compatible(verbose=False))

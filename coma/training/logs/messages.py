@@ -21,7 +21,6 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
         logger.info("%s", folder.beside)
     accumulation = f" x {resolved.accumulation} accumulated" if resolved.accumulation > 1 else ""
     devices = f"{resolved.world_size} device{'s' if resolved.world_size > 1 else ''}"
-    adam = resolved.deepspeed["optimizer"]["params"]
     detected = " (found here)" if config.data is None else ""
     _log("data", f"{resolved.data}: {resolved.samples_per_epoch} images{detected}")
     for subject, text in prepared.task.describe():
@@ -39,8 +38,8 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
     )
     _log(
         "",
-        f"AdamW {tuple(adam['betas'])}, weight decay {config.weight_decay:g}, gradients clipped at "
-        f"{resolved.deepspeed['gradient_clipping']:g}, seed {config.seed}",
+        f"AdamW {resolved.deepspeed.betas}, weight decay {config.weight_decay:g}, gradients clipped at "
+        f"{resolved.deepspeed.gradient_clipping:g}, seed {config.seed}",
     )
     _log("machine", f"{device}, {resolved.precision}, ZeRO stage {resolved.stage} ({resolved.ds_config})")
     stands = f"resumed at step {step + 1}" if step else "new"

@@ -16,11 +16,11 @@ from coma.training import pretrain
 
 def test_a_run_is_what_was_foreseen_of_it(data: Path, elsewhere: Path) -> None:
     config = small(data, Path("run"), ds_config="zero2", save_every=1)
-    found = estimate(config)
+    forecast = estimate(config)
     assert not list(elsewhere.iterdir())
-    assert found.measured is not None
-    shown = found.to_json()
-    assert shown["activations_bytes"] == 4 * found.measured.activation_bytes_per_image > 0
+    assert forecast.measured is not None
+    shown = forecast.to_json()
+    assert shown["activations_bytes"] == 4 * forecast.measured.activation_bytes_per_image > 0
     assert shown["hours"] * 3600 == pytest.approx(4 * shown["step_s"])
     assert shown["images_per_s"] == pytest.approx(4 / shown["step_s"])
     pretrain(dataclasses.replace(config, stop_after=3))

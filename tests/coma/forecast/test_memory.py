@@ -21,9 +21,9 @@ BF16 = {"bf16": {"enabled": True}}
 def test_stages_part_what_the_paper_says(stage: int, bytes_a_parameter: float) -> None:
     """ZeRO's table 1: mixed precision, K = 12, 7.5 B parameters on 64 devices, 120, 31.4, 16.6 and 1.9 GB."""
     parameters = 7_500_000_000
-    found = state_memory(parameters, resolved_run(f"zero{stage}", 64, **BF16))
-    assert found.device - found.buckets == pytest.approx(bytes_a_parameter * parameters)
-    assert found.host == 0
+    memory = state_memory(parameters, resolved_run(f"zero{stage}", 64, **BF16))
+    assert memory.device - memory.buckets == pytest.approx(bytes_a_parameter * parameters)
+    assert memory.host == 0
 
 
 def test_offloading_moves_states_to_the_host() -> None:
@@ -35,6 +35,8 @@ def test_offloading_moves_states_to_the_host() -> None:
     assert kept.device - moved.device == 12 * parameters
     everything = state_memory(parameters, resolved_run("zero3_offload", **BF16))
     assert everything.host == 14 * parameters
+    nowhere = {"stage": 2, "offload_optimizer": {"device": "none"}}
+    assert state_memory(parameters, resolved_run("zero2", zero_optimization=nowhere)).host == 0
 
 
 def test_deepspeeds_buckets_are_whole_on_a_gpu() -> None:

@@ -7,18 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coma.errors import UsageError
-from coma.training.config.ds_config import DeepSpeedFile, read_ds_config
+from coma.training.config.ds_config import check_ds_config, read_ds_config
 from coma.training.config.options import PretrainConfig
 from coma.training.config.resolve import ResolvedRun, default_batch, resolve
 
 
-def plan(
+def resolved(
     content: dict[str, Any] | None = None, *, samples: int = 1000, world_size: int = 1, **fields: Any
 ) -> ResolvedRun:
     machine = {"device": fields.pop("device", "cpu"), "has_bf16": fields.pop("has_bf16", False)}
     return resolve(
         PretrainConfig(**fields),
-        DeepSpeedFile("mine.json", content or {}),
+        check_ds_config(content or {}, "mine.json"),
         data="data",
         fingerprint="f",
         samples_per_epoch=samples,
@@ -28,25 +28,25 @@ def plan(
 
 
 def test_epochs_become_steps_and_steps_epochs() -> None:
-    assert plan(epochs=3, batch_size=50).steps == 60
-    assert plan(steps=30, batch_size=50).epochs == pytest.approx(1.5)
-    assert plan(batch_size=50).steps == 2000
-    assert plan(epochs=0.001, batch_size=50).steps == 1
+    assert resolved(epochs=3, batch_size=50).steps == 60
+    assert resolved(steps=30, batch_size=50).epochs == pytest.approx(1.5)
+    assert resolved(batch_size=50).steps == 2000
+    assert resolved(epochs=0.001, batch_size=50).steps == 1
 
 
 def test_an_epoch_ends_in_the_step_that_takes_its_last_sample() -> None:
-    made = plan(samples=1000, steps=400, batch_size=64)  # 15.6 steps an epoch
-    assert [step for step in range(1, 66) if made.ends_epochs(step, 1)] == [16, 32, 47, 63]
-    assert [step for step in range(1, 66) if made.ends_epochs(step, 2)] == [32, 63]
-    assert not any(made.ends_epochs(step, None) for step in range(1, 66))
+    run = resolved(samples=1000, steps=400, batch_size=64)  # 15.6 steps an epoch
+    assert [step for step in range(1, 66) if run.ends_epochs(step, 1)] == [16, 32, 47, 63]
+    assert [step for step in range(1, 66) if run.ends_epochs(step, 2)] == [32, 63]
+    assert not any(run.ends_epochs(step, None) for step in range(1, 66))
 
 
 def test_warm_up_is_a_twentieth_or_as_told() -> None:
-    assert plan(steps=400, batch_size=50).warmup_steps == 20
-    assert plan(steps=400, batch_size=50, warmup_epochs=2).warmup_steps == 40
-    assert plan(steps=400, batch_size=50, warmup_epochs=0).warmup_steps == 0
+    assert resolved(steps=400, batch_size=50).warmup_steps == 20
+    assert resolved(steps=400, batch_size=50, warmup_epochs=2).warmup_steps == 40
+    assert resolved(steps=400, batch_size=50, warmup_epochs=0).warmup_steps == 0
     with pytest.raises(UsageError, match="--warmup-epochs 20 is 400 steps"):
-        plan(steps=400, batch_size=50, warmup_epochs=20)
+        resolved(steps=400, batch_size=50, warmup_epochs=20)
 
 
 @given(
@@ -79,10 +79,10 @@ def test_the_default_batch_divides_and_leaves_steps(samples: int, world_size: in
 def test_batch_sizes_multiply_up(
     content: dict[str, Any], fields: dict[str, Any], expected: tuple[int, ...]
 ) -> None:
-    found = plan(content, **fields)
-    assert (found.batch_size, found.micro_batch_size, found.accumulation) == expected
-    assert found.batch_size == found.micro_batch_size * found.accumulation * found.world_size
-    assert found.deepspeed["train_batch_size"] == found.batch_size
+    run = resolved(content, **fields)
+    assert (run.batch_size, run.micro_batch_size, run.accumulation) == expected
+    assert run.batch_size == run.micro_batch_size * run.accumulation * run.world_size
+    assert run.deepspeed.batch_size == run.batch_size
 
 
 @pytest.mark.parametrize(
@@ -103,14 +103,14 @@ def test_batch_sizes_that_contradict_each_other_are_refused(
     content: dict[str, Any], fields: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(UsageError, match=named):
-        plan(content, **fields)
+        resolved(content, **fields)
 
 
 def test_precision_is_the_hardwares_unless_the_file_says_otherwise() -> None:
-    assert plan(device="cuda", has_bf16=True).precision == "bf16"
-    assert plan(device="cuda", has_bf16=True).deepspeed["bf16"] == {"enabled": True}
-    assert plan().precision == "fp32"
-    assert plan({"bf16": {"enabled": False}}, device="cuda", has_bf16=True).precision == "fp32"
+    assert resolved(device="cuda", has_bf16=True).precision == "bf16"
+    assert resolved(device="cuda", has_bf16=True).deepspeed.to_json()["bf16"] == {"enabled": True}
+    assert resolved().precision == "fp32"
+    assert resolved({"bf16": {"enabled": False}}, device="cuda", has_bf16=True).precision == "fp32"
 
 
 def test_compile_is_refused_where_it_does_not_work() -> None:
@@ -122,9 +122,9 @@ def test_compile_is_refused_where_it_does_not_work() -> None:
 
 
 def test_decoding_on_a_gpu_needs_one() -> None:
-    assert plan(decode="gpu", device="cuda").device == "cuda"
-    assert plan(decode="cpu", device="cuda").device == "cuda"
+    assert resolved(decode="gpu", device="cuda").device == "cuda"
+    assert resolved(decode="cpu", device="cuda").device == "cuda"
     with pytest.raises(UsageError, match="--decode gpu needs a GPU"):
-        plan(decode="gpu", device="cpu")
+        resolved(decode="gpu", device="cpu")
     with pytest.raises(UsageError, match="--decode is 'fast'; it must be auto or cpu or gpu"):
-        plan(decode="fast")
+        resolved(decode="fast")

@@ -21,7 +21,7 @@ from coma.errors import ComaError, UsageError
 from coma.runs.read import FORMAT, latest_checkpoint
 from coma.training.config.ds_config import read_ds_config
 from coma.training.engine import checkpoint
-from coma.training.engine.checkpoint import Kept, TrainingState
+from coma.training.engine.checkpoint import Retention, TrainingState
 from coma.training.engine.engine import dispose, full_weights, optimizer_step, set_learning_rate
 from coma.training.processes.world import World, joined
 
@@ -193,7 +193,9 @@ def test_a_damaged_one_is_not_kept_in_place_of_a_whole_one(engine: Any, world: W
     damage_flip(second)
     assert checkpoint.newest_whole(tmp_path, world) == first
     weights = full_weights(engine)
-    newer = [checkpoint.save(engine, world, tmp_path, state(step), weights, Kept(last=1)) for step in (2, 3)]
+    newer = [
+        checkpoint.save(engine, world, tmp_path, state(step), weights, Retention(last=1)) for step in (2, 3)
+    ]
     assert checkpoint.newest_whole(tmp_path, world) == newer[-1]
     assert not newer[0].exists()
 
@@ -212,8 +214,8 @@ def test_as_many_are_kept_as_asked_and_nothing_else_is_touched(
     assert {path.name for path in folder.iterdir()} == {"step-000002", "step-000010", *others}
     assert (folder / "latest").read_text() == "step-000010\n"
     weights = full_weights(engine)
-    kept = Kept(last=1, milestone=lambda step: step == 2)
-    checkpoint.save(engine, world, tmp_path, state(11), weights, kept)
+    retention = Retention(last=1, is_milestone=lambda step: step == 2)
+    checkpoint.save(engine, world, tmp_path, state(11), weights, retention)
     assert {path.name for path in folder.iterdir()} == {"step-000002", "step-000011", *others}
 
 

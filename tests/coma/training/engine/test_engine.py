@@ -10,7 +10,7 @@ import pytest
 import torch
 from toy_engine import Toy, engine_of, inputs
 
-from coma.training.config.ds_config import DeepSpeedFile, read_ds_config
+from coma.training.config.ds_config import check_ds_config, read_ds_config
 from coma.training.engine.engine import (
     dispose,
     full_weights,
@@ -84,7 +84,7 @@ def test_in_half_precision_the_float32_copy_takes_adamws_step(alone: None, stage
     adamw = torch.optim.AdamW(parameter_groups(reference, 0.05), lr=1e-3, betas=(0.9, 0.95))
     scale = {"initial_scale_power": 8} if half == "fp16" else {}
     content = {"zero_optimization": {"stage": stage}, half: {"enabled": True, **scale}}
-    engine = engine_of(model, DeepSpeedFile("f", content), clipping=0.1)
+    engine = engine_of(model, check_ds_config(content, "f"), clipping=0.1)
     begun = full_weights(engine)["linear.weight"]
     assert (begun - reference.linear.weight).norm() < 0.01 * begun.norm()
     set_learning_rate(engine, 1e-3)
@@ -116,7 +116,7 @@ def test_accumulation_averages_micro_batches(alone: None, stage: int) -> None:
     norms = []
     for accumulation in (1, 2):
         torch.manual_seed(0)
-        engine = engine_of(Toy(), DeepSpeedFile("f", {"zero_optimization": {"stage": stage}}), accumulation)
+        engine = engine_of(Toy(), check_ds_config({"zero_optimization": {"stage": stage}}, "f"), accumulation)
         for number, part in enumerate(inputs().chunk(accumulation)):
             if number:
                 engine.step()

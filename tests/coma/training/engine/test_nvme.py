@@ -20,11 +20,10 @@ from toy_engine import engine_of, resolved_run
 
 from coma.errors import ComaError, UsageError
 from coma.forecast.memory import state_memory
-from coma.training.config.ds_config import DeepSpeedFile, check_ds_config
-from coma.training.engine.average import WeightAverage
+from coma.training.config.ds_config import DeepSpeedConfig, check_ds_config
+from coma.training.engine.ema import ExponentialMovingAverage
 from coma.training.engine.engine import dispose, full_weights, optimizer_step, set_learning_rate, set_weights
-from coma.training.engine.nvme import SwapFolder, check_drive
-from coma.training.engine.nvme_files import DriveFiles
+from coma.training.engine.nvme import SwapFiles, SwapFolder, check_nvme_folder
 from coma.training.engine.optimizer_state import optimizer_state, restore_optimizer
 from coma.training.processes.world import Place, World, joined
 
@@ -52,12 +51,15 @@ class Wide(nn.Module):
 
 
 def offload(folder: Path, device: str, **options: Any) -> dict[str, Any]:
-    drive = {"device": device, "nvme_path": str(folder)}
-    zero: dict[str, Any] = {"stage": 3, "sub_group_size": 400_000, "offload_optimizer": drive | options}
-    return zero
+    section = {"device": device, "nvme_path": str(folder), **options}
+    return {"stage": 3, "sub_group_size": 400_000, "offload_optimizer": section}
 
 
-def train(engine: Any, average: WeightAverage, steps: range) -> None:
+def configured(zero: dict[str, Any]) -> DeepSpeedConfig:
+    return check_ds_config({"zero_optimization": zero}, "f")
+
+
+def train(engine: Any, average: ExponentialMovingAverage, steps: range) -> None:
     for step in steps:
         set_learning_rate(engine, 0.01)
         x = torch.randn(4, 301, generator=torch.Generator().manual_seed(step))
@@ -71,20 +73,20 @@ def train(engine: Any, average: WeightAverage, steps: range) -> None:
 def trained(folder: Path, before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Tensor]]:
     """Weights, their average and Adam's state after six steps, with a checkpoint in between."""
     torch.manual_seed(0)
-    engine = engine_of(Wide(), DeepSpeedFile("f", {"zero_optimization": before}))
-    train(engine, WeightAverage(engine, 0.9), range(1, 4))
+    engine = engine_of(Wide(), configured(before))
+    train(engine, ExponentialMovingAverage(engine, 0.9), range(1, 4))
     weights = full_weights(engine)
     save_file(optimizer_state(engine), folder / "state")
     dispose(engine)
-    engine = engine_of(Wide(), DeepSpeedFile("f", {"zero_optimization": after}))
+    engine = engine_of(Wide(), configured(after))
     set_weights(engine, weights)
     restore_optimizer(engine, weights, [folder / "state"])
-    average = WeightAverage(engine, 0.9)
+    average = ExponentialMovingAverage(engine, 0.9)
     train(engine, average, range(4, 7))
     weights = full_weights(engine)
-    found = [weights, average.whole(weights, WORLD), optimizer_state(engine)]
+    states = [weights, average.gather(weights, WORLD), optimizer_state(engine)]
     dispose(engine)
-    return found
+    return states
 
 
 @pytest.mark.parametrize("way", ["to a drive", "from a drive", "stays", "pipelined"])
@@ -96,9 +98,9 @@ def test_a_drive_gives_back_what_it_was_given(alone: None, tmp_path: Path, way: 
         "stays": (drive, drive),
         "pipelined": (offload(tmp_path, "nvme", pipeline_read=True, pipeline_write=True),) * 2,
     }[way]
-    for found, expected in zip(trained(tmp_path, before, after), trained(tmp_path, host, host), strict=True):
-        assert found.keys() == expected.keys()
-        for name, value in found.items():
+    for state, expected in zip(trained(tmp_path, before, after), trained(tmp_path, host, host), strict=True):
+        assert state.keys() == expected.keys()
+        for name, value in state.items():
             assert torch.equal(value, expected[name]), name
     assert list(tmp_path.iterdir()) == [tmp_path / "state"]
 
@@ -107,13 +109,13 @@ def test_files_are_as_large_as_foreseen(alone: None, tmp_path: Path) -> None:
     zero = offload(tmp_path, "nvme")
     model = Wide()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    engine = engine_of(model, DeepSpeedFile("f", {"zero_optimization": zero}))
-    train(engine, WeightAverage(engine, 0.9), range(1, 2))
+    engine = engine_of(model, configured(zero))
+    train(engine, ExponentialMovingAverage(engine, 0.9), range(1, 2))
     written = sum(path.stat().st_size for path in tmp_path.rglob("*.swp"))
     dispose(engine)
     foreseen = state_memory(parameters, resolved_run("zero3", device="cpu", zero_optimization=zero))
-    assert written == pytest.approx(foreseen.files, rel=0.02)
-    assert foreseen.drive == 12 * parameters
+    assert written == pytest.approx(foreseen.swap_files, rel=0.02)
+    assert foreseen.nvme == 12 * parameters
     assert foreseen.host == 0
 
 
@@ -142,7 +144,7 @@ def test_two_processes_killed_on_the_way_are_those_that_keep_all_in_memory(
 
 
 def test_errors_of_a_drive_are_told(tmp_path: Path) -> None:
-    files, values = DriveFiles(), torch.arange(1000.0)
+    files, values = SwapFiles(), torch.arange(1000.0)
     files.async_pwrite(values, str(tmp_path / "a"), 0)
     files.async_pwrite(values[1:], str(tmp_path / "b"), 0)
     assert files.wait() == 2
@@ -164,33 +166,37 @@ def test_errors_of_a_drive_are_told(tmp_path: Path) -> None:
 
 
 def test_folders_of_the_dead_are_swept_up_and_nothing_else(tmp_path: Path) -> None:
-    content = {"zero_optimization": offload(tmp_path, "nvme")}
+    zero = offload(tmp_path, "nvme")
     (tmp_path / "mine").mkdir()
     script = (
-        f"import os; from coma.training.engine.nvme import SwapFolder; SwapFolder({content!r}); os._exit(9)"
+        "import os\nfrom coma.training.config.ds_config import check_ds_config\n"
+        "from coma.training.engine.nvme import SwapFolder\n"
+        f"SwapFolder(check_ds_config({{'zero_optimization': {zero!r}}}, 'f'))\nos._exit(9)"
     )
     for _ in range(2):  # the second sweeps up what the first left
         subprocess.run([sys.executable, "-c", script], check=False)
     assert len(list(tmp_path.glob("coma-swap-*"))) == 1
-    first, second = SwapFolder(content), SwapFolder(content)
+    config = configured(zero)
+    first, second = SwapFolder(config), SwapFolder(config)
     assert len(list(tmp_path.glob("coma-swap-*"))) == 2
-    paths = {one.config["zero_optimization"]["offload_optimizer"]["nvme_path"] for one in (first, second)}
-    assert paths == {str(path) for path in tmp_path.glob("coma-swap-*")}
+    assert {first.config.nvme_path, second.config.nvme_path} == {
+        str(path) for path in tmp_path.glob("coma-swap-*")
+    }
     first.remove()
     second.remove()
     assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
-    assert content == {"zero_optimization": offload(tmp_path, "nvme")}
+    assert config == configured(offload(tmp_path, "nvme"))
 
 
 def test_what_cannot_work_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = {"zero_optimization": offload(tmp_path / "missing", "nvme")}
+    zero = offload(tmp_path / "missing", "nvme")
     with pytest.raises(
         UsageError, match=r"missing is no folder.*'zero_optimization.offload_optimizer.nvme_path'"
     ):
-        check_drive(content, "f")
+        check_nvme_folder(configured(zero))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    del content["zero_optimization"]["offload_optimizer"]["nvme_path"]
-    check_drive(content, "f")
-    content["zero_optimization"]["offload_optimizer"] |= {"buffer_count": 7, "pipeline_read": True}
+    del zero["offload_optimizer"]["nvme_path"]
+    check_nvme_folder(configured(zero))
+    zero["offload_optimizer"] |= {"buffer_count": 7, "pipeline_read": True}
     with pytest.raises(UsageError, match=r"buffer_count' is 7, and AdamW takes 8 here"):
-        check_ds_config(content, "f")
+        configured(zero)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from toy_engine import Toy, ds_file, engine_of, inputs
+from toy_engine import Toy, ds_config, engine_of, inputs
 
 from coma.errors import ComaError
 from coma.training.engine.engine import (
@@ -24,7 +24,7 @@ from coma.training.engine.engine import (
     set_learning_rate,
     set_weights,
 )
-from coma.training.engine.optimizer_state import optimizer_state, pieces, restore_optimizer
+from coma.training.engine.optimizer_state import optimizer_state, partitions, restore_optimizer
 from coma.training.processes.world import joined
 
 RATE = 0.5
@@ -68,21 +68,21 @@ def test_another_stage_goes_on_as_adamw_would(tmp_path: Path, before: str, after
     torch.manual_seed(0)
     model = Toy()
     expected = adamw(copy.deepcopy(model), 6)
-    engine = engine_of(model, ds_file(before))
+    engine = engine_of(model, ds_config(before))
     train(engine, range(3))
     weights, path = full_weights(engine), tmp_path / "state"
     save_file(optimizer_state(engine), path)
     dispose(engine)
 
-    engine = engine_of(Toy(), ds_file(after))
+    engine = engine_of(Toy(), ds_config(after))
     set_weights(engine, weights)
     restore_optimizer(engine, weights, [path])
     decays = {
         name: group["weight_decay"]
         for group in engine.optimizer.param_groups
-        for piece in pieces(engine)
-        for name in [piece.name]
-        if any(piece.flat is tensor for tensor in group["params"])
+        for partition in partitions(engine)
+        for name in [partition.name]
+        if any(partition.flat is tensor for tensor in group["params"])
     }
     if not after.startswith("zero3"):  # which shows one group's tensors at a time
         assert decays == {name: 0.05 * (name == "linear.weight") for name, _ in Toy().named_parameters()}
@@ -97,7 +97,7 @@ def test_another_stage_goes_on_as_adamw_would(tmp_path: Path, before: str, after
 
 @pytest.mark.parametrize("stage", ["zero0-bf16", "zero1-bf16", "zero3-bf16", "zero2-fp16"])
 def test_in_half_precision_the_same_stage_goes_on_to_the_bit(tmp_path: Path, stage: str) -> None:
-    engine = engine_of(Toy(), ds_file(stage))
+    engine = engine_of(Toy(), ds_config(stage))
     train(engine, range(2))
     weights, scale, path = full_weights(engine), loss_scale(engine), tmp_path / "state"
     save_file(optimizer_state(engine), path)
@@ -106,7 +106,7 @@ def test_in_half_precision_the_same_stage_goes_on_to_the_bit(tmp_path: Path, sta
     dispose(engine)
     assert bool(scale) == ("fp16" in stage)
     assert scale != expected_scale or not scale
-    engine = engine_of(Toy(), ds_file(stage))
+    engine = engine_of(Toy(), ds_config(stage))
     set_weights(engine, weights)
     restore_optimizer(engine, weights, [path])
     restore_loss_scale(engine, scale)
@@ -116,8 +116,8 @@ def test_in_half_precision_the_same_stage_goes_on_to_the_bit(tmp_path: Path, sta
     dispose(engine)
 
 
-def test_pieces_cut_otherwise_are_put_together_and_a_gap_is_an_error(tmp_path: Path) -> None:
-    engine = engine_of(Toy(), ds_file("zero1"))
+def test_partitions_of_other_sizes_are_put_together_and_a_gap_is_an_error(tmp_path: Path) -> None:
+    engine = engine_of(Toy(), ds_config("zero1"))
     train(engine, range(1))
     state, weights = optimizer_state(engine), full_weights(engine)
     whole = state.pop("exp_avg/linear.weight@0")

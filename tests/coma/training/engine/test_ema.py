@@ -1,4 +1,4 @@
-"""The average of the weights is the one of the formula at every stage, and goes on in another."""
+"""The exponential moving average (EMA) of the weights is the formula's at every stage, and goes on in another."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from toy_engine import Toy, ds_file, engine_of, inputs
+from toy_engine import Toy, ds_config, engine_of, inputs
 
-from coma.training.engine.average import WeightAverage
+from coma.training.engine.ema import ExponentialMovingAverage
 from coma.training.engine.engine import dispose, full_weights, optimizer_step, set_learning_rate, set_weights
 from coma.training.engine.optimizer_state import optimizer_state, restore_optimizer
 from coma.training.processes.world import Place, World, joined
@@ -56,7 +56,7 @@ def by_hand(steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return now, average
 
 
-def train(engine: Any, average: WeightAverage, steps: range) -> None:
+def train(engine: Any, average: ExponentialMovingAverage, steps: range) -> None:
     for step in steps:
         set_learning_rate(engine, 0.1)
         engine.backward(engine(inputs(step)))
@@ -78,27 +78,27 @@ def train(engine: Any, average: WeightAverage, steps: range) -> None:
 def test_it_is_the_formulas_and_goes_on_in_another_stage(tmp_path: Path, before: str, after: str) -> None:
     torch.manual_seed(0)
     model = Toy()
-    engine = engine_of(model, ds_file(before), groups=groups(model))
-    average = WeightAverage(engine, DECAY)
+    engine = engine_of(model, ds_config(before), groups=groups(model))
+    average = ExponentialMovingAverage(engine, DECAY)
     train(engine, average, range(1, 4))
-    for found, expected in zip(
-        (full_weights(engine), average.whole(full_weights(engine), WORLD)), by_hand(3), strict=True
+    for value, expected in zip(
+        (full_weights(engine), average.gather(full_weights(engine), WORLD)), by_hand(3), strict=True
     ):
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(value, expected)
     weights = full_weights(engine)
     save_file(optimizer_state(engine), tmp_path / "state")
     dispose(engine)
 
     other = Toy()
-    engine = engine_of(other, ds_file(after), groups=groups(other))
+    engine = engine_of(other, ds_config(after), groups=groups(other))
     set_weights(engine, weights)
     restore_optimizer(engine, weights, [tmp_path / "state"])
-    average = WeightAverage(engine, DECAY)
+    average = ExponentialMovingAverage(engine, DECAY)
     train(engine, average, range(4, 7))
-    for found, expected in zip(
-        (full_weights(engine), average.whole(full_weights(engine), WORLD)), by_hand(6), strict=True
+    for value, expected in zip(
+        (full_weights(engine), average.gather(full_weights(engine), WORLD)), by_hand(6), strict=True
     ):
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(value, expected)
     dispose(engine)
 
 
@@ -106,13 +106,13 @@ def test_it_is_the_formulas_and_goes_on_in_another_stage(tmp_path: Path, before:
 def test_in_half_precision_it_is_of_the_float32_weights(stage: str) -> None:
     torch.manual_seed(0)
     model = Toy()
-    engine = engine_of(model, ds_file(stage), groups=groups(model))
-    average = WeightAverage(engine, DECAY)
+    engine = engine_of(model, ds_config(stage), groups=groups(model))
+    average = ExponentialMovingAverage(engine, DECAY)
     expected: dict[str, Tensor] = {}
-    assert average.whole(full_weights(engine), WORLD).keys() == full_weights(engine).keys()  # of no step yet
+    assert average.gather(full_weights(engine), WORLD).keys() == full_weights(engine).keys()  # of no step yet
     for step in range(1, 4):
         train(engine, average, range(step, step + 1))
         now, decay = full_weights(engine), min(DECAY, (1 + step) / (10 + step))
         expected = {name: decay * expected.get(name, now[name]) + (1 - decay) * now[name] for name in now}
-    torch.testing.assert_close(average.whole(now, WORLD), expected)
+    torch.testing.assert_close(average.gather(now, WORLD), expected)
     dispose(engine)
