@@ -31,7 +31,7 @@ from coma.training.setup import Prepared, device_name, prepare
 from coma.training.tasks.pretraining import Pretraining
 
 if TYPE_CHECKING:
-    from coma.model.coma import MaskedAutoencoder
+    from coma.model.autoencoder import MaskedAutoencoder
 
 _ROUNDS = 3
 _TURN_S = 2.0

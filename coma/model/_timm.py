@@ -13,9 +13,9 @@ from types import ModuleType
 
 
 def register_when_imported() -> None:
-    """Import `coma.model.dyvit`, whose import registers its models, as soon as timm is there."""
+    """Import `coma.model.dyvit_variants`, whose import registers its models, as soon as timm is there."""
     if "timm" in sys.modules:
-        import_module("coma.model.dyvit")
+        import_module("coma.model.dyvit_variants")
     elif not any(isinstance(finder, _TimmFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _TimmFinder())
 
@@ -42,4 +42,4 @@ class _ThenRegister(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        import_module("coma.model.dyvit")
+        import_module("coma.model.dyvit_variants")

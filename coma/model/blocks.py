@@ -1,6 +1,6 @@
-"""What DyViT is made of: patch embedding, merging, blocks, stages, and how they start.
+"""Parts of DyViT: patch embedding, merging, transformer block, stage, and their initial weights.
 
-Without timm, whose import waits for `coma.model.dyvit`, which needs this module.
+None of them imports timm, whose import ends with that of `coma.model.dyvit`, which needs this module.
 
 Legend: B images, V mask units, T tokens of a unit, N = V·T tokens, P values of a patch, C channels.
 """

@@ -1,10 +1,8 @@
 """DyViT: a hierarchical vision transformer with dynamic multi-window self-attention.
 
 Four stages at strides 4, 8, 16, 32 (patch size times 1, 2, 4, 8). Attention stays inside mask units of 32 px
-(8 patches) in stages 1 and 2, and inside a view from stage 3 on, so that one dense forward encodes several
+(8 patches) in stages 1 and 2, and inside a view from stage 3 on, so that one dense forward pass encodes several
 views of an image at once and pre-training computes exactly what downstream use computes.
-
-Importing this module registers the variants with timm.
 
 Legend: B images, U mask units, V encoded units, T tokens of a unit, N = V·T tokens, C channels.
 """
@@ -14,7 +12,6 @@ from typing import Any
 
 import torch
 from timm.layers import ClassifierHead, to_2tuple
-from timm.models import adapt_input_conv, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -33,8 +30,7 @@ class DyViT(nn.Module):
     """Hierarchical vision transformer whose tokens can be encoded in complementary views.
 
     Args:
-        img_size: the usual input in pixels (height, width or both); any other whose sides are multiples of
-        the
+        img_size: the usual input in pixels, one side or (height, width); any other whose sides are multiples of the
             unit is taken too.
         patch_size: pixels of a patch's side, the stride of stage 1.
         in_chans: image channels.
@@ -60,7 +56,7 @@ class DyViT(nn.Module):
 
     pretrained_cfg: dict[str, Any]  # timm's builder sets it
     output_fmt = "NHWC"
-    """Of `forward_features`."""
+    """Layout of what `forward_features` returns, for timm."""
 
     def __init__(
         self,
@@ -325,99 +321,3 @@ def _stage_tokens(unit_size: int, patch_size: int, heads: Heads) -> tuple[int, .
                     f"stage {s + 1}: a window of {window} tokens does not fit the {tokens[s]} of a unit"
                 )
     return tokens
-
-
-# -- variants ------------------------------------------------------------------------------------
-
-
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": (),  # patches are embedded by a linear layer, which `_fit_channels` sees to
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-        **kwargs,
-    }
-
-
-default_cfgs = generate_default_cfgs(
-    {f"dyvit_{size}.coma_in1k": _cfg() for size in ("nano", "tiny", "small", "base", "large")}
-)
-
-
-def _fit_channels(weights: dict[str, Tensor], model: DyViT) -> dict[str, Tensor]:
-    """Fit weights to another number of image channels, as timm does with those of a first convolution."""
-    name, side = "patch_embed.proj.weight", model.patch_size
-    kernel = weights[name].reshape(-1, side, side, weights[name].shape[1] // side**2)
-    kernel = kernel.permute(0, 3, 1, 2)  # [C, channels, side, side]
-    if kernel.shape[1] == model.in_chans:
-        return weights
-    fitted = adapt_input_conv(model.in_chans, kernel)
-    return {**weights, name: fitted.permute(0, 2, 3, 1).flatten(1)}
-
-
-def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> DyViT:
-    model = build_model_with_cfg(
-        DyViT,
-        name,
-        pretrained,
-        pretrained_filter_fn=_fit_channels,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **kwargs,
-    )
-    if isinstance(model, DyViT):  # not a feature extractor
-        model.pretrained_cfg["input_size"] = (model.in_chans, *model.img_size)
-    return model  # type: ignore[no-any-return]
-
-
-@register_model  # type: ignore[untyped-decorator]
-def dyvit_nano(pretrained: bool = False, **kwargs: Any) -> DyViT:
-    """1.6 M parameters: for `coma demo`, tests and first tries on a CPU; every kind of head group is there."""
-    shape = {
-        "dims": (32, 64, 128, 256),
-        "depths": (1, 1, 4, 1),
-        "head_dims": (16, 16, 32, 32),
-        "heads": (((16, 1), (64, 1)), ((4, 2), (16, 2)), ((4, 1), (None, 3)), ((None, 8),)),
-    }
-    return _create("dyvit_nano", pretrained, shape | kwargs)
-
-
-@register_model  # type: ignore[untyped-decorator]
-def dyvit_tiny(pretrained: bool = False, **kwargs: Any) -> DyViT:
-    """8.0 M parameters, 1.47 G multiply-adds at 224 px."""
-    shape = {
-        "dims": (64, 128, 256, 512),
-        "depths": (1, 1, 6, 1),
-        "heads": (((16, 1), (64, 1)), ((4, 2), (16, 2)), ((4, 1), (None, 3)), ((None, 8),)),
-    }
-    return _create("dyvit_tiny", pretrained, shape | kwargs)
-
-
-@register_model  # type: ignore[untyped-decorator]
-def dyvit_small(pretrained: bool = False, **kwargs: Any) -> DyViT:
-    """26.7 M parameters, 4.08 G multiply-adds at 224 px."""
-    return _create("dyvit_small", pretrained, {"depths": (1, 1, 8, 2)} | kwargs)
-
-
-@register_model  # type: ignore[untyped-decorator]
-def dyvit_base(pretrained: bool = False, **kwargs: Any) -> DyViT:
-    """42.6 M parameters, 6.66 G multiply-adds at 224 px."""
-    return _create("dyvit_base", pretrained, {"depths": (1, 2, 14, 3)} | kwargs)
-
-
-@register_model  # type: ignore[untyped-decorator]
-def dyvit_large(pretrained: bool = False, **kwargs: Any) -> DyViT:
-    """94.9 M parameters, 16.7 G multiply-adds at 224 px."""
-    shape = {
-        "dims": (144, 288, 576, 1152),
-        "depths": (1, 2, 18, 2),
-        "head_dims": (48, 48, 64, 64),
-        "heads": (((16, 1), (64, 2)), ((4, 2), (16, 4)), ((4, 3), (None, 6)), ((None, 18),)),
-    }
-    return _create("dyvit_large", pretrained, shape | kwargs)

@@ -26,6 +26,7 @@ class Encoder(Protocol):
     """Something that encodes mask units in views that do not see each other; `DyViT` explains each member."""
 
     unit_size: int
+    patch_size: int
     in_chans: int
     stage_dims: tuple[int, ...]
     stage_tokens: tuple[int, ...]
@@ -43,9 +44,13 @@ class Encoder(Protocol):
     ) -> list[Tensor]: ...
 
 
-def predicted_tokens(encoder: Encoder) -> int:
-    """Patches of a unit that a decoder predicts: those of stage 3 (16 px), or of the only stage."""
-    return encoder.stage_tokens[min(2, len(encoder.stage_tokens) - 1)]
+def predicted_patches(encoder: Encoder) -> tuple[int, int]:
+    """Return how many patches of a unit a decoder predicts, and how many values a patch has.
+
+    They are those of stage 3 (16 px for patches of 4), or of the only stage.
+    """
+    tokens = encoder.stage_tokens[min(2, len(encoder.stage_tokens) - 1)]
+    return tokens, encoder.unit_size**2 * encoder.in_chans // tokens
 
 
 def build_backbone(name: str, img_size: int | tuple[int, int], **kwargs: Any) -> DyViT | VisionTransformer:

@@ -4,42 +4,33 @@ Each view sees as many units as CoMA's does, drawn anew from the whole image, an
 many as CoMA's does. Everything else is CoMA's own code, so that the two differ in nothing but whether what one
 view hides is what the others see.
 
-Legend: B images, K views, U mask units.
+Legend: B images, K views, U mask units, V_k visible and W_k hidden units of view k.
 """
-
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from coma.model.coma import CoMA
-from coma.model.decoder import Painting, units_in
 from coma.pipeline.counter import hash_torch
-from coma.pipeline.views import view_sizes
 
 
 class IndependentMasks(CoMA):
-    """CoMA with a random mask of its own for each view; takes what `CoMA` takes.
+    """CoMA with a random mask of its own for each view; takes what `CoMA` takes."""
 
-    The units of all views that are seen lie first, U of them, some twice and some never; then, view after view,
-    those that it hides. So it encodes as many tokens and makes as many predictions as CoMA does.
-    """
+    def split_units(self, units: Tensor, predict_all: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """Each view sees the first units of a permutation of its own, and predicts those that follow.
 
-    def lay_units(self, units: Tensor) -> Tensor:
-        """[B, U] to [B, K·U]: what each view sees, then what each view hides."""
-        draws = torch.ops.coma.independent_units(units, self.views).unbind(1)  # K of [B, U]
-        sizes = view_sizes(units.shape[1], self.views)
-        seen = [draw[:, :size] for draw, size in zip(draws, sizes, strict=True)]
-        hidden = [draw[:, size:] for draw, size in zip(draws, sizes, strict=True)]
-        return torch.cat([*seen, *hidden], dim=1)
+        It sees and predicts as many as CoMA's view does, so as many tokens are encoded and predicted.
 
-    def paintings(self, units: int, every: bool = False) -> tuple[Painting, ...]:
-        """CoMA's, but what a view predicts is taken from what it hides itself."""
-        own, start = [], units
-        for painting in super().paintings(units, every):
-            own.append(replace(painting, hidden=((start, start + units_in(painting.hidden)),)))
-            start += units - units_in([painting.visible])
-        return tuple(own)
+        Returns:
+            `visible`, K of [B, V_k], and `hidden`, K of [B, W_k]: raster indices of units.
+        """
+        permutations = torch.ops.coma.independent_units(units, self.views).unbind(1)  # K of [B, U]
+        visible, hidden = [], []
+        for own, seen, unseen in zip(permutations, *super().split_units(units, predict_all), strict=True):
+            visible.append(own[:, : seen.shape[1]])
+            hidden.append(own[:, seen.shape[1] : seen.shape[1] + unseen.shape[1]])
+        return visible, hidden
 
 
 def independent_units(units: Tensor, views: int) -> Tensor:

@@ -14,7 +14,7 @@ from coma.model.encoders import give_weights
 from coma.training.config.options import PretrainConfig
 
 if TYPE_CHECKING:
-    from coma.model.coma import MaskedAutoencoder
+    from coma.model.autoencoder import MaskedAutoencoder
 
 
 def check(export: Export, config: PretrainConfig) -> None:

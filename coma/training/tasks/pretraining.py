@@ -19,7 +19,7 @@ from coma.training.tasks.scorer import Evaluator
 from coma.training.tasks.task import Task, parameter_count
 
 if TYPE_CHECKING:
-    from coma.model.coma import MaskedAutoencoder
+    from coma.model.autoencoder import MaskedAutoencoder
 
 
 class Pretraining(Task):
@@ -74,12 +74,11 @@ class Pretraining(Task):
 
     def facts(self) -> dict[str, Any]:
         """Return the size of the network, and the views that it encodes."""
+        visible, _ = self.model.split_units(torch.arange(self.model.units)[None])
         return {
             "parameters": parameter_count(self.model),
             "units": self.model.units,
-            "view_sizes": [
-                seen.shape[1] for seen in self.model.seen_units(torch.arange(self.model.units)[None])
-            ],
+            "view_sizes": [view.shape[1] for view in visible],
         }
 
     def opening(self) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from coma.shards.files import write_atomically
 from coma.shards.manifest import Manifest
 
 if TYPE_CHECKING:
-    from coma.model.coma import MaskedAutoencoder
+    from coma.model.autoencoder import MaskedAutoencoder
 
 PREVIEWS_NAME = "previews"
 IMAGES = 4

@@ -18,7 +18,7 @@ from coma.training.processes.world import World
 from coma.training.tasks.task import Scorer
 
 if TYPE_CHECKING:
-    from coma.model.coma import MaskedAutoencoder
+    from coma.model.autoencoder import MaskedAutoencoder
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from coma.errors import UsageError
-from coma.model.coma import CoMA, normalise_patches
+from coma.model.autoencoder import normalise_patches
+from coma.model.coma import CoMA
 from coma.model.decoder import take, units_in
 from coma.model.independent import IndependentMasks, independent_units
 from coma.pipeline.views import partition_units, view_sizes

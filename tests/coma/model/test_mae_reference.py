@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, ViTMAEConfig, ViTMAEForPreTraining
 
-from coma.model.coma import normalise_patches
+from coma.model.autoencoder import normalise_patches
 from coma.model.mae import MAE
 
 
