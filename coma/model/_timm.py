@@ -1,4 +1,4 @@
-"""Register DyViT with timm the moment timm itself is imported, before or after coma, and not before.
+"""Registration of DyViT with timm as soon as timm is imported, before or after coma, and not before.
 
 `import coma` must make `timm.create_model("dyvit_base")` work, and must not import torch (the command, and the
 sharding workers, need neither). A finder on `sys.meta_path` reconciles the two.

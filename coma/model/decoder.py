@@ -24,7 +24,7 @@ HEAD_DIM = 32
 
 
 class Memory(nn.Module):
-    """LN(Σ_s Linear_s(resample(LN(f_s)))): the features of the last `stages` stages as one memory [B, M, D].
+    """Fusion of the last `stages` stages' features to one memory [B, M, D]: LN(Σ_s Linear_s(resample(LN(f_s)))).
 
     Finer stages are resampled by laying the tokens of a coarse one side by side (consecutive in Morton
     order), coarser ones by repeating. The last stage comes normed from the backbone.
@@ -48,7 +48,7 @@ class Memory(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Features of all stages, [B, V·T_s, C_s], to [B, V·T, D]."""
+        """Fuse the features of all stages, [B, V·T_s, C_s], to [B, M, D]."""
         features = features[-self.stages :]
         b = features[0].shape[0]
         units = features[0].shape[1] // self.stage_tokens[0]
@@ -64,7 +64,7 @@ class Memory(nn.Module):
 
 
 class Queries(nn.Module):
-    """A mask token at each hidden patch: units [B, W] to [B, W·T, D]."""
+    """Queries of the decoder: the mask token plus its position, for each hidden patch."""
 
     def __init__(self, dim: int, side: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Queries(nn.Module):
         self.position = SinCosPosition(dim, side)
 
     def forward(self, units: Tensor, grid: Grid) -> Tensor:
-        """Positions of the patches of `units` [B, W] plus the mask token, in its dtype."""
+        """Make the queries of `units` [B, W], [B, W·T, D] in the dtype of the mask token."""
         queries: Tensor = self.position(self.mask_token, grid, units)
         return queries
 
@@ -91,7 +91,10 @@ class CrossBlock(nn.Module):
         self.mlp = Mlp(dim, 4 * dim)
 
     def forward(self, x: Tensor, memory: Tensor, lengths: Sequence[tuple[int, int]]) -> Tensor:
-        """x [B, Q, D], memory [B, M, D]; `lengths`: each view's number of queries and of memory tokens."""
+        """Let queries x [B, Q, D] attend to the memory [B, M, D] of their own view.
+
+        `lengths` holds the numbers of queries and of memory tokens of each view.
+        """
         k, v = torch.split(self.kv(memory), x.shape[-1], dim=-1)
         x = x + self.proj(self._attend_views(self.q(self.norm1(x)), k, v, lengths))
         x = x + self.mlp(self.norm2(x))

@@ -119,7 +119,7 @@ class DyViT(nn.Module):
         self.to(device=device, dtype=dtype)
 
     def init_weights(self) -> None:
-        """As in MAE: Xavier-uniform matrices, zero biases; the gates start at zero."""
+        """Initialise all weights: Xavier-uniform matrices and zero biases, as in MAE, and zero gates."""
         self.apply(init_weights)
         nn.init.trunc_normal_(self.patch_embed.position, std=0.02)
         if isinstance(self.head.fc, nn.Linear):
@@ -132,7 +132,7 @@ class DyViT(nn.Module):
         return unit_grid(height, width, self.unit_size, "or the patch size (a unit is 8 patches)")
 
     def unit_patches(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] to [B, U, T, P]: units in raster order, their patches in Morton order, raw pixels."""
+        """Cut images [B, 3, H, W] into [B, U, T, P], units in raster order and their patches in Morton order."""
         if images.ndim != 4 or images.shape[1] != self.in_chans:
             raise UsageError(
                 f"images of shape {list(images.shape)}: this model takes [images, {self.in_chans} channels, height,"
@@ -144,7 +144,7 @@ class DyViT(nn.Module):
     def encode(
         self, images: Tensor, units: Tensor | None = None, view_sizes: Sequence[int] | None = None
     ) -> list[Tensor]:
-        """Features of the four stages, units laid in the given order; views do not see each other.
+        """Encode units in views that do not see each other.
 
         Args:
             images: [B, 3, H, W], normalised.
@@ -153,8 +153,8 @@ class DyViT(nn.Module):
             view_sizes: lengths of the views that lie side by side in `units`, their sum V; None: one view.
 
         Returns:
-            Four tensors [B, V·T_s, C_s], T_s = 64, 16, 4, 1 for units of 8 patches, C_s = `stage_dims`; the
-            last has gone through the final norm.
+            The features of the four stages, [B, V·T_s, C_s] with units in the given order; T_s = 64, 16, 4, 1 for
+            units of 8 patches, C_s = `stage_dims`. The last has gone through the final norm.
         """
         grid = self.unit_grid(*images.shape[-2:])
         patches = take_units(self.unit_patches(images), units)
@@ -167,10 +167,10 @@ class DyViT(nn.Module):
         units: Tensor | None = None,
         view_sizes: Sequence[int] | None = None,
     ) -> list[Tensor]:
-        """`encode` for patches [B, V, T, P] that already lie in the order of `units`.
+        """Encode patches [B, V, T, P] that already lie in the order of `units`, as `encode` does.
 
-        Laying out pixels instead of features (stage 3 is the first that could tell) costs no backward pass
-        and gives every stage's features in view order.
+        Gathering pixels, not features (views matter from stage 3 on only), costs nothing in the backward pass and
+        gives every stage's features in the order of the views.
         """
         features = list(self._stages(patches, grid, units, view_sizes))
         return [*features[:-1], self.norm(features[-1])]
@@ -194,7 +194,7 @@ class DyViT(nn.Module):
             yield x
 
     def _whole(self, images: Tensor, grid: Grid) -> Iterator[Tensor]:
-        """Features of the stages of whole images, units in raster order; in windows where these are asked for."""
+        """Features of each stage for whole images, units in raster order, windowed on large grids if asked for."""
         patches, side = self.unit_patches(images), self.window_units
         if side is None or max(grid) <= side:
             yield from self._stages(patches, grid)
@@ -209,18 +209,18 @@ class DyViT(nn.Module):
     # -- the interface timm's models share --------------------------------------------------------
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] to [B, h, w, C] at stride 32 (8 patches), normed."""
+        """Encode images [B, 3, H, W] to a feature map [B, h, w, C] at stride 32 (8 patches), normed."""
         grid = self.unit_grid(*x.shape[-2:])
         *_, tokens = self._whole(x, grid)
         return to_map(self.norm(tokens), grid)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """[B, h, w, C] to logits [B, num_classes], or pooled features [B, C]."""
+        """Classify a feature map [B, h, w, C]: logits [B, num_classes], or pooled features [B, C]."""
         out: Tensor = self.head(x, pre_logits=pre_logits)
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] to logits [B, num_classes]."""
+        """Classify images [B, 3, H, W]: logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -232,13 +232,13 @@ class DyViT(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Feature maps of the stages, as timm's models give them.
+        """Return the feature maps of the stages, as timm's models do.
 
         Args:
             x: [B, 3, H, W].
             indices: the last n stages if int, all if None, else those listed.
             norm: put the last stage's features through the final norm.
-            stop_early: leave after the last stage asked for.
+            stop_early: stop after the last stage asked for.
             output_fmt: "NCHW" or "NHWC".
             intermediates_only: return the list alone, not (`forward_features(x)`, list).
         """
@@ -278,7 +278,7 @@ class DyViT(nn.Module):
         return classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier of `num_classes` outputs, 0 for none."""
+        """Replace the classifier by a new one of `num_classes` outputs, 0 for none."""
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
         like = self.patch_embed.proj.weight
@@ -290,7 +290,7 @@ class DyViT(nn.Module):
             stage.grad_checkpointing = enable  # type: ignore[assignment]
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are matrices in shape only."""
+        """Names of the parameters without weight decay: positions, which are matrices in shape only."""
         return {"patch_embed.position"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -306,7 +306,7 @@ class DyViT(nn.Module):
 
 
 def _stage_tokens(unit_size: int, patch_size: int, heads: Heads) -> tuple[int, ...]:
-    """Tokens of a unit in each stage."""
+    """Tokens of a unit in each stage; UsageError if the unit, the patch and the windows do not fit each other."""
     side, least = unit_size // patch_size, 2 ** (len(heads) - 1)
     if unit_size % patch_size or side < least or side & (side - 1):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""The control for complementarity: K views of an image that are independent random masks.
+"""The control for complementarity: CoMA with an independent random mask for each view.
 
 Each view sees as many units as CoMA's does, drawn anew from the whole image, and predicts from what it hides as
 many as CoMA's does. Everything else is CoMA's own code, so that the two differ in nothing but whether what one
@@ -34,7 +34,7 @@ class IndependentMasks(CoMA):
 
 
 def independent_units(units: Tensor, views: int) -> Tensor:
-    """K independent permutations for each image, all drawn from the one that the stream gives.
+    """Derive K independent permutations for each image from the one that the stream gives.
 
     They are ranked by a hash of (the given permutation, view, unit), so they are as repeatable as it is: the same
     for the same seed, epoch and sample, whatever else is in the batch. Of U units there are U! permutations to
@@ -42,7 +42,7 @@ def independent_units(units: Tensor, views: int) -> Tensor:
 
     Args:
         units: [B, U] int64, a random permutation of 0..U-1 a row.
-        views: K.
+        views: K, the number of permutations.
 
     Returns:
         [B, K, U] int64.

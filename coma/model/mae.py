@@ -67,8 +67,7 @@ class MAE(MaskedAutoencoder):
     Args:
         backbone: a timm ViT or a DyViT, or its timm name.
         img_size: image size in pixels, (height, width) if not square.
-        decoder_depth, decoder_dim: blocks and channels (a multiple of 32) of the decoder; None: by the
-        backbone.
+        decoder_depth, decoder_dim: blocks and channels (a multiple of 32) of the decoder; None: by the backbone.
         memory_stages: how many of a DyViT's last stages the decoder sees; None: all. A ViT has one.
         backbone_kwargs: for the backbone, if it is given by name.
 
@@ -100,8 +99,8 @@ class MAE(MaskedAutoencoder):
 
     def split_units(self, units: Tensor, predict_all: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """One view sees the first quarter of `units` [B, U] and predicts the rest, `predict_all` or not."""
-        visible = units.shape[1] // VIEWS
-        return [units[:, :visible]], [units[:, visible:]]
+        seen = units.shape[1] // VIEWS
+        return [units[:, :seen]], [units[:, seen:]]
 
     @staticmethod
     def _default_unit_size(backbone: nn.Module) -> int | None:

@@ -89,7 +89,7 @@ def test_mae_costs_what_the_page_says(size: str) -> None:
 def test_symbols_are_those_of_the_legends() -> None:
     table = [row for row in rows(r"[A-Zp](, \w+)*|[A-Z]") if len(row) == 3]
     symbols = {symbol for row in table for symbol in row[0].split(", ")}
-    assert symbols == {"B", "K", "U", "V", "T", "P", "p", "N", "C", "G", "H_g", "D", "w", "M", "Q"}
+    assert symbols == {"B", "K", "U", "V", "W", "T", "P", "p", "N", "C", "G", "H_g", "D", "w", "M", "Q"}
     for names, _, place in table:
         docstring = ast.get_docstring(ast.parse((ROOT / place.strip("`")).read_text()))
         assert docstring
