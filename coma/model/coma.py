@@ -65,15 +65,11 @@ class CoMA(MaskedAutoencoder):
         self.decoder = cross_attention_decoder(self.encoder, decoder_dim, decoder_depth, memory_stages)
 
     def split_units(self, units: Tensor, predict_all: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-        """Cut `units` [B, U] into K views; view k predicts views k + 1 ... k + `predict`, cyclically.
-
-        Returns:
-            `visible`, K of [B, V_k], and `hidden`, K of [B, W_k]: raster indices of units.
-        """
+        """Cut `units` [B, U] into K views; view k predicts views k + 1 ... k + `predict`, cyclically."""
         visible = list(torch.split(units, list(view_sizes(units.shape[1], self.views)), dim=1))
         predict = self.views - 1 if predict_all else self.predict
-        hidden = []
-        for k in range(self.views):
-            following = [visible[(k + i) % self.views] for i in range(1, predict + 1)]
-            hidden.append(torch.cat(following, dim=1))
+        hidden = [
+            torch.cat([visible[(k + i) % self.views] for i in range(1, predict + 1)], dim=1)
+            for k in range(self.views)
+        ]
         return visible, hidden

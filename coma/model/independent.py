@@ -21,9 +21,6 @@ class IndependentMasks(CoMA):
         """Each view sees the first units of a permutation of its own, and predicts those that follow.
 
         It sees and predicts as many as CoMA's view does, so as many tokens are encoded and predicted.
-
-        Returns:
-            `visible`, K of [B, V_k], and `hidden`, K of [B, W_k]: raster indices of units.
         """
         permutations = torch.ops.coma.independent_units(units, self.views).unbind(1)  # K of [B, U]
         visible, hidden = [], []
