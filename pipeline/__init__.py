@@ -1,7 +1,7 @@
-"""From shards to batches of complementary views on the device.
+"""The data stream: from shards to batches of complementary views on the device.
 
-`Stream` is the way in, `views` the masks alone. Importing this package imports nothing heavy; the names below
-are fetched when they are used.
+`Stream` is the entry point, `views` the partition of mask units alone. Importing this package imports nothing heavy;
+the names below are imported when they are used.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Fetching remote shards ahead of the samples that will be read from them."""
+"""Prefetching of remote shards, ahead of the samples that will be read from them."""
 
 import logging
 from collections import OrderedDict
@@ -21,13 +21,13 @@ _SCAN_SAMPLES = 4096
 
 
 class Upcoming:
-    """Which shards the samples from a position on need, in the order in which they first need them.
+    """The shards that samples from a position on will need, in the order of first need.
 
     Args:
-        planner: what is read in which order.
-        manifest: which shard each sample is in.
+        planner: the order in which samples are read.
+        manifest: tells which shard each sample is in.
         start_sample: the first position.
-        look_ahead: samples from the position on that are looked at: a window's and the next one's.
+        look_ahead: number of samples from the position on that are looked at: a window's and the next one's.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Upcoming:
         self._last_need: OrderedDict[int, int] = OrderedDict()  # by shard, in the order of first need
 
     def at(self, position: int) -> list[int]:
-        """The shards that the samples from `position` on need; positions may only grow."""
+        """Return the shards that the samples from `position` on need; positions may only grow."""
         while self._scanned < position + self._look_ahead:
             step = self._planner.at(self._scanned)
             if step is None:
@@ -57,12 +57,12 @@ class Upcoming:
 class FetchAhead:
     """Threads that fill a cache with the shards that will be needed next.
 
-    What fails here is only logged: whoever needs the shard tries again, and hears of it.
+    A failure here is only logged: the reader that needs the shard tries again, and raises.
 
     Args:
-        cache: where the shards go. It is stopped with this.
-        upcoming: which will be needed.
-        start_sample: where reading begins.
+        cache: where the shards go; `close` stops it too.
+        upcoming: the shards that will be needed.
+        start_sample: the position at which reading begins.
     """
 
     def __init__(self, cache: ShardCache, upcoming: Upcoming, start_sample: int) -> None:
@@ -88,7 +88,7 @@ class FetchAhead:
             thread.start()
 
     def advance(self, position: int) -> None:
-        """Say that the samples before `position` have been read."""
+        """Note that the samples before `position` have been read."""
         with self._changed:
             self._wanted = self._upcoming.at(position)
             self._asked.intersection_update(self._wanted)
@@ -122,7 +122,9 @@ class FetchAhead:
                 wanted = self._wanted
             try:
                 while shard in wanted and not self._cache.fetch(shard, wanted):
-                    wanted = self._wanted_after(wanted)  # full of what is needed: until some of it is read
+                    wanted = self._wanted_after(
+                        wanted
+                    )  # the cache is full of needed shards: wait until one is read
             except Stopped:
                 return
             except DataError as error:

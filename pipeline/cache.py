@@ -1,11 +1,11 @@
-"""Remote shards on the local disk: each is downloaded once a machine, whatever the number of processes and
+"""Cache of remote shards on the local disk: each is downloaded once a machine, whatever the number of processes and
 runs, and kept while there is room.
 
-    FOLDER/shards/FINGERPRINT/SHARD    whole shards; their times of modification say when they were last used
-    FOLDER/partial/NAME.BYTES.RANDOM/  downloads under way, and the room that each will need; RANDOM.over if
-                                       one was let in past the budget
-    FOLDER/locks/NAME                  held by whoever downloads; NAME stands for (fingerprint, shard)
-    FOLDER/locks/room                  held for a moment by whoever counts bytes and makes room
+    FOLDER/shards/FINGERPRINT/SHARD    whole shards; their modification times say when they were last used
+    FOLDER/partial/NAME.BYTES.RANDOM/  downloads under way, with the bytes that each will need; RANDOM.over if one was
+                                       let in past the budget
+    FOLDER/locks/NAME                  lock of the process that downloads; NAME stands for (fingerprint, shard)
+    FOLDER/locks/room                  short lock of the process that counts bytes and evicts shards
 """
 
 import logging
@@ -22,7 +22,7 @@ from pathlib import Path
 import xxhash
 
 from coma.errors import DataError, UsageError
-from coma.pipeline.download import Patience, Stopped, download
+from coma.pipeline.download import RetryPolicy, Stopped, download
 from coma.shards.locks import file_lock
 from coma.shards.manifest import Manifest
 from coma.shards.manifest.column_files import default_folder
@@ -38,18 +38,18 @@ _ROOM = re.compile(r"(?P<name>[0-9a-f]{16}-[0-9a-f]{16})\.(?P<size>\d+)\.[0-9a-f
 
 
 class ShardCache:
-    """The shards of one remote split, as local files. For any number of threads.
+    """The shards of one remote split as local files; thread-safe.
 
     Args:
         manifest: the split; its folder is a UPath.
         folder: where the shards go; by default $COMA_CACHE, $XDG_CACHE_HOME/coma or ~/.cache/coma.
-        budget_bytes: what all shards in the folder may take together, of this and of other data sets; by
+        budget_bytes: the most that all shards in the folder may take together, of this and of other data sets; by
             default $COMA_CACHE_BYTES, or 64 GiB but no more than half of what the disk has room for. The
-            least recently used ones make way. It is passed by one shard at most.
-        patience: how long a download goes on hoping.
+            least recently used shards are evicted. One shard at most may exceed the budget.
+        retry: limits of a download.
 
     Raises:
-        UsageError: the folder cannot be made or the budget is none.
+        UsageError: the folder cannot be made, or the budget is below 1 byte.
     """
 
     def __init__(
@@ -57,20 +57,20 @@ class ShardCache:
         manifest: Manifest,
         folder: Path | None = None,
         budget_bytes: int | None = None,
-        patience: Patience | None = None,
+        retry: RetryPolicy | None = None,
     ) -> None:
         self._manifest = manifest
-        self._patience = patience or Patience()
+        self._retry = retry or RetryPolicy()
         self._stopped = threading.Event()
-        self._failures: dict[int, tuple[float, DataError]] = {}  # when, and what
+        self._failures: dict[int, tuple[float, DataError]] = {}  # by shard, the time and the error
         root = default_folder() if folder is None else folder
         self._shards = root / "shards" / manifest.fingerprint
         self._all_shards, self._partial, self._locks = self._shards.parent, root / "partial", root / "locks"
         try:
             for made in (self._shards, self._partial, self._locks):
                 made.mkdir(parents=True, exist_ok=True)
-            with suppress(OSError):  # for reading only
-                self._under_way()  # none is ours yet; the leavings of killed processes go
+            with suppress(OSError):  # a read-only folder
+                self._under_way()  # removes what killed processes have left
             self.budget_bytes = _default_budget(root) if budget_bytes is None else budget_bytes
         except OSError as error:
             raise UsageError(
@@ -84,36 +84,36 @@ class ShardCache:
         """[S] bytes that each shard has at least: its tar's end marks come on top."""
 
     def open(self, shard: int) -> int:
-        """A file descriptor of a shard, which is downloaded first if it is not there.
+        """Return a file descriptor of a shard, which is downloaded first if it is not in the cache.
 
         Raises:
             DataError: it cannot be downloaded, or the disk is full.
             Stopped: `stop` was called.
         """
-        found = self._present(shard)
-        if found is not None:
-            return found
+        descriptor = self._present(shard)
+        if descriptor is not None:
+            return descriptor
         began = time.monotonic()
         with self._locked(shard):
-            found = self._present(shard)  # another process may have been faster
-            if found is None and shard in self._failures and self._failures[shard][0] > began:
-                raise self._failures[shard][1]  # another thread has just lost its patience: not once more
-            return self._download(shard) if found is None else found
+            descriptor = self._present(shard)  # another process may have been faster
+            if descriptor is None and shard in self._failures and self._failures[shard][0] > began:
+                raise self._failures[shard][1]  # another thread has just used up all tries
+            return self._download(shard) if descriptor is None else descriptor
 
     def fetch(self, shard: int, keep: Collection[int]) -> bool:
         """Download a shard ahead of its use, unless someone does so already.
 
         Args:
             shard: its number.
-            keep: shards that are not to make way for it.
+            keep: shards that must not be evicted for it.
 
         Returns:
             False if there is no room.
 
         Raises:
-            DataError, Stopped: as `open`.
+            DataError, Stopped: as in `open`.
         """
-        if self._path(shard).exists():  # no lock is needed then, nor to be had in a folder for reading only
+        if self._path(shard).exists():  # a read-only folder gives no lock, nor is one needed
             return True
         with self._lock(self._name(shard)) as lock:
             if lock is None or self._path(shard).exists():
@@ -124,23 +124,23 @@ class ShardCache:
             return room is not None
 
     def renew(self, shard: int, descriptor: int) -> bool:
-        """Download a shard again, one of whose samples is not what the manifest says.
+        """Download a shard again because one of its samples is not what the manifest says.
 
         Args:
             shard: its number.
-            descriptor: the one that the bad bytes were read from.
+            descriptor: file descriptor from which the bad bytes were read.
 
         Returns:
-            False if it was downloaded again before: then the store's own copy is bad.
+            False if it has been downloaded again before: then the store's own copy is bad.
 
         Raises:
-            DataError, Stopped: as `open`.
+            DataError, Stopped: as in `open`.
         """
         bad = os.fstat(descriptor).st_ino
         with self._locked(shard) as lock:
             path = self._path(shard)
             if path.exists() and path.stat().st_ino != bad:
-                return True  # another process did
+                return True  # another process has done so
             if os.pread(lock, 32, 0).strip() == str(bad).encode():
                 return False
             log.warning("shard %s in the cache is damaged; downloading it again", path.name)
@@ -150,7 +150,7 @@ class ShardCache:
             return True
 
     def stop(self) -> None:
-        """End all downloads; nothing can be downloaded afterwards."""
+        """End all downloads; the cache starts none afterwards."""
         self._stopped.set()
 
     def _present(self, shard: int) -> int | None:
@@ -182,7 +182,7 @@ class ShardCache:
             return file
 
         try:
-            whole = download(source, fresh, self.least_bytes[shard], self._patience, self._stopped)
+            whole = download(source, fresh, self.least_bytes[shard], self._retry, self._stopped)
             descriptor = os.open(whole, os.O_RDONLY | os.O_CLOEXEC)  # ours, whoever makes room next
             try:
                 whole.replace(self._path(shard))
@@ -199,9 +199,9 @@ class ShardCache:
             shutil.rmtree(room, ignore_errors=True)
 
     def _reserve(self, shard: int, keep: Collection[Path], *, ahead: bool) -> Path | None:
-        """Make room for a shard, and a folder to download it into; None if there is no room now.
+        """Evict shards and make the folder to download a shard into; None if there is no room now.
 
-        A shard that is waited for is let in even past the budget, which may be smaller than it: one at a time.
+        A shard that a reader waits for is let in even past the budget, which may be smaller than it, one at a time.
         """
         name, size = self._name(shard), self.least_bytes[shard]
         cache = self._all_shards.parent
@@ -214,13 +214,13 @@ class ShardCache:
                 kept = sum(size for path, _, size in files if path in keep)
                 over = used + kept + size > limit
                 if over and (ahead or any(room["over"] for room in under_way)):
-                    return None  # and nothing makes way for what does not come
+                    return None  # before anything is evicted
                 used += sum(size for _, _, size in files)
                 for path, _, freed in files:
                     if used + size <= limit:
                         break
                     if path not in keep:
-                        path.unlink(missing_ok=True)  # who has it open can go on reading
+                        path.unlink(missing_ok=True)  # a process that has it open can go on reading
                         used -= freed
                 room = self._partial / f"{name}.{size}.{os.urandom(4).hex()}{'.over' if over else ''}"
                 room.mkdir()
@@ -229,19 +229,19 @@ class ShardCache:
             return room
 
     def _under_way(self) -> list[re.Match[str]]:
-        """The rooms of downloads; what killed processes have left is removed."""
-        found = []
+        """The folders of downloads under way; those that killed processes have left are removed."""
+        rooms = []
         for room in self._partial.iterdir():
             if match := _ROOM.fullmatch(room.name):
                 with file_lock(self._locks / match["name"]) as lock:
                     if lock is None:
-                        found.append(match)
+                        rooms.append(match)
                     else:
                         shutil.rmtree(room, ignore_errors=True)
-        return found
+        return rooms
 
     def _disk_bytes(self, files: list[tuple[Path, int, int]]) -> int:
-        """What the cache could take if nothing else on its disk changed."""
+        """Bytes that the cache could take if nothing else on its disk changed."""
         ours = [*files, *_files(self._partial)]
         return shutil.disk_usage(self._partial).free + sum(size for _, _, size in ours)
 
@@ -253,7 +253,7 @@ class ShardCache:
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[int | None]:
-        """A lock, None if somebody else has it."""
+        """Take a lock, or yield None if another process or thread holds it."""
         with ExitStack() as stack:
             try:
                 lock = stack.enter_context(file_lock(self._locks / name))
@@ -262,7 +262,7 @@ class ShardCache:
             yield lock
 
     def _locked(self, shard: int) -> AbstractContextManager[int]:
-        """Hold a shard's lock; whoever holds it now is waited for as long as it gets on."""
+        """Hold a shard's lock, waiting for the present holder as long as its download makes progress."""
         name = self._name(shard)
         return self._held(
             name,
@@ -272,7 +272,7 @@ class ShardCache:
 
     @contextmanager
     def _held(self, name: str, trouble: str, progress: Callable[[], object] = lambda: None) -> Iterator[int]:
-        """Hold a lock; whoever holds it now is waited for while `progress` changes."""
+        """Hold a lock, waiting for the present holder while `progress` returns changing values."""
         seen, since = None, time.monotonic()
         while True:
             with self._lock(name) as lock:
@@ -309,23 +309,25 @@ def _default_budget(root: Path) -> int:
 
 
 def _cached(folder: Path) -> list[tuple[Path, int, int]]:
-    """The shards in the cache, the least recently used first. Nothing else that somebody may have put there.
+    """The shards in the cache, the least recently used first; other files in the folder are left out.
 
-    A time yet to come is a wrong clock's, and would keep a shard for good.
+    A time in the future comes from a wrong clock and counts as the oldest: else the shard would never be evicted.
     """
     now_ns = time.time_ns()
-    found = [file for data in folder.iterdir() if _FINGERPRINT.fullmatch(data.name) for file in _files(data)]
-    return sorted(found, key=lambda file: file[1] if file[1] <= now_ns else 0)
+    files = [file for data in folder.iterdir() if _FINGERPRINT.fullmatch(data.name) for file in _files(data)]
+    return sorted(files, key=lambda file: file[1] if file[1] <= now_ns else 0)
 
 
 def _files(folder: Path) -> list[tuple[Path, int, int]]:
-    """The files in a folder: path, time of modification in ns, bytes. Others may remove files and folders
-    meanwhile: `os.walk` passes over those, as `Path.rglob` does not."""
-    found = []
+    """The files in a folder: path, modification time in ns, bytes.
+
+    Other processes may remove files and folders meanwhile: `os.walk` skips those, `Path.rglob` does not.
+    """
+    files = []
     for parent, _, names in os.walk(folder):
         for path in (Path(parent, name) for name in names):
             with suppress(FileNotFoundError):
                 status = path.stat()
                 if stat.S_ISREG(status.st_mode):
-                    found.append((path, status.st_mtime_ns, status.st_size))
-    return found
+                    files.append((path, status.st_mtime_ns, status.st_size))
+    return files

@@ -1,4 +1,4 @@
-"""A bounded queue between two threads that either of them can end."""
+"""A bounded queue between two threads that either of them can close."""
 
 from collections import deque
 from threading import Condition
@@ -8,9 +8,9 @@ T = TypeVar("T")
 
 
 class Channel(Generic[T]):
-    """Items from one thread to another, at most `capacity` of them waiting.
+    """Queue of at most `capacity` items from one thread to another.
 
-    `queue.Queue` cannot wake a thread that waits in it when the other one is gone; this can, at both ends.
+    Unlike `queue.Queue`, it wakes a thread that waits at either end when the other thread finishes or closes it.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -31,7 +31,7 @@ class Channel(Generic[T]):
             return not self._closed
 
     def finish(self, error: BaseException | None = None) -> None:
-        """Say that no more items come; `error` is raised to whoever asks past the last one."""
+        """Add no more items; `get` raises `error`, if there is one, after the last item."""
         with self._changed:
             self._finished, self._error = True, error
             self._changed.notify_all()
@@ -48,7 +48,7 @@ class Channel(Generic[T]):
             return None
 
     def close(self) -> None:
-        """Throw away what is waiting and wake everybody."""
+        """Drop all waiting items and wake both threads."""
         with self._changed:
             self._closed = True
             self._items.clear()

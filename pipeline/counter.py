@@ -1,12 +1,11 @@
-"""Randomness without a history: a counter-based hash that gives the same bits in numpy and in torch.
+"""Counter-based random numbers: a hash of keys that gives the same bits in numpy and in torch.
 
-A generator's next number depends on all it gave before, so resuming means replaying. Here every random number
-is a function of its keys, `hash(seed, epoch, sample, ...)`, and can be asked for in any order, on any rank,
-on any device.
+The next number of an ordinary generator depends on all that it gave before, so resuming means replaying. Here every
+random number is a function of its keys, `hash(seed, epoch, sample, ...)`, and can be computed in any order, on any
+rank, on any device.
 
-The function is SplitMix64 (`coma.shards.splitmix64`).
-Folding in a key k takes output number k of the SplitMix64 generator whose state is the hash so far: h' =
-mix(h + (k + 1) * GOLDEN).
+The function is SplitMix64 (`coma.shards.splitmix64`). Folding in a key k takes output number k of the SplitMix64
+generator whose state is the hash so far: h' = mix(h + (k + 1) * GOLDEN).
 
 numpy computes in uint64. torch has no arithmetic for uint64 on every device, so it computes in int64, whose
 sums and products wrap to the same bits; only the shift has to be made logical, by masking.

@@ -1,7 +1,9 @@
-"""Which window of an image a sample shows, and whether it is mirrored: pure functions of keys and sizes.
+"""Crop windows and horizontal flips of samples: pure functions of keys and image sizes.
 
-Windows are computed from the manifest's width and height, before anything is decoded, so that the decoder
-reads only what is shown. n samples.
+Windows are computed from the manifest's width and height, before anything is decoded, so that the decoder decodes
+only what is shown.
+
+Legend: n samples.
 """
 
 import math
@@ -17,14 +19,14 @@ IntArray = npt.NDArray[np.integer]
 
 RATIO = (3 / 4, 4 / 3)
 CROP_SCALE = (0.2, 1.0)
-"""Of a training crop, in parts of the image's area: that of MAE's pre-training (arXiv 2111.06377)."""
+"""Least and greatest area of a training crop over that of the image, as in MAE's pre-training (arXiv 2111.06377)."""
 _TRIES = 10
 _EVAL_FRACTION = 224 / 256  # of the resized shorter side, as ImageNet is evaluated since AlexNet
 
 
 @dataclass(frozen=True, eq=False)
 class Crops:
-    """Windows in pixels of the displayed image (after EXIF orientation). n samples."""
+    """Windows in pixels of the displayed images (after EXIF orientation) of n samples."""
 
     start: npt.NDArray[np.int32]  # [n, 2] top, left
     shape: npt.NDArray[np.int32]  # [n, 2] height, width
@@ -35,7 +37,7 @@ class Crops:
         return len(self.flip)
 
     def __getitem__(self, index: slice | Int64Array) -> "Crops":
-        """Some of the crops."""
+        """Return some of the crops."""
         return Crops(self.start[index], self.shape[index], self.flip[index])
 
 
@@ -59,7 +61,7 @@ def random_resized_crops(
     Args:
         samples, epochs: [n] keys.
         width, height: [n] sizes of the displayed images in pixels.
-        seed: the run's.
+        seed: random seed of the run.
         scale: least and greatest part of the area.
         ratio: least and greatest width / height.
 
@@ -78,22 +80,22 @@ def random_resized_crops(
     tried_h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     fits = (tried_w > 0) & (tried_w <= w[:, None]) & (tried_h > 0) & (tried_h <= h[:, None])
     row, first = np.arange(len(w)), fits.argmax(axis=1)
-    found = fits.any(axis=1)
+    any_fits = fits.any(axis=1)
 
     whole_w, whole_h = _largest_allowed(w, h, ratio)
-    crop_w = np.where(found, tried_w[row, first], whole_w)
-    crop_h = np.where(found, tried_h[row, first], whole_h)
+    crop_w = np.where(any_fits, tried_w[row, first], whole_w)
+    crop_h = np.where(any_fits, tried_h[row, first], whole_h)
     top_draw, left_draw, flip_draw = draws[:, -3], draws[:, -2], draws[:, -1]
-    top = np.where(found, np.floor(top_draw * (h - crop_h + 1)).astype(np.int64), (h - crop_h) // 2)
-    left = np.where(found, np.floor(left_draw * (w - crop_w + 1)).astype(np.int64), (w - crop_w) // 2)
+    top = np.where(any_fits, np.floor(top_draw * (h - crop_h + 1)).astype(np.int64), (h - crop_h) // 2)
+    left = np.where(any_fits, np.floor(left_draw * (w - crop_w + 1)).astype(np.int64), (w - crop_w) // 2)
     return _crops(top, left, crop_h, crop_w, flip_draw < 0.5)
 
 
 def center_crops(width: IntArray, height: IntArray, *, image_size: int) -> Crops:
-    """The evaluation window: resize the shorter side to image_size * 256 / 224, then cut the centre square.
+    """Evaluation windows: those of resizing the shorter side to image_size * 256 / 224 and cutting the centre square.
 
-    Said as a window of the original, image_size / resized_shorter of its shorter side, so that training and
-    evaluation share one graph. Whole pixels: at most half a pixel of the original from resizing first.
+    Each is expressed as a window of the original, image_size / resized_shorter of its shorter side, so that training
+    and evaluation share one graph. Rounding to whole pixels moves it by half a pixel of the original at most.
 
     Args:
         width, height: [n] sizes of the displayed images in pixels.
@@ -115,7 +117,7 @@ def _columns(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.uint64]
 def _largest_allowed(
     w: Int64Array, h: Int64Array, ratio: tuple[float, float]
 ) -> tuple[Int64Array, Int64Array]:
-    """The largest window of an allowed ratio, for images so long or so high that ten tries failed."""
+    """Sizes of the largest windows of an allowed ratio, for images so wide or so high that all tries failed."""
     actual = w / h
     crop_w = np.where(actual > ratio[1], np.rint(h * ratio[1]).astype(np.int64), w)
     crop_h = np.where(actual < ratio[0], np.rint(w / ratio[0]).astype(np.int64), h)

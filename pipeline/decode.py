@@ -1,4 +1,4 @@
-"""From encoded bytes to normalised images, on a CPU or on a GPU. The only user of DALI.
+"""Decoding of encoded images to normalised tensors with DALI, on a CPU or on a GPU.
 
 DALI's graph decodes no more of an image than the window it shows (`image_slice`). On a GPU the JPEGs are decoded
 there (`mixed`), on the hardware engine where there is one, and the graph resizes, mirrors and normalises as well:
@@ -31,12 +31,12 @@ class DecodeError(Exception):
 
 
 class _OutOfStep(Exception):
-    """The graph asked for another batch than the next: a bug, never the data's fault."""
+    """The graph asked for a batch out of order, which is a bug and not a fault of the data."""
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What the graph needs to make a batch. n images."""
+    """The graph's input for a batch of n images."""
 
     data: Sequence[npt.NDArray[np.uint8]]  # n files, each [bytes]
     crops: Crops  # [n]
@@ -47,9 +47,8 @@ class Decoder:
     """Runs the graph over the batches that `source` gives, in order.
 
     Args:
-        source: called for each batch, up to `depth` batches ahead of the one that `run` returns; None ends
-        the run.
-        batch_size: the most images in a batch.
+        source: called for each batch, up to `depth` batches ahead of the one that `run` returns; None ends the run.
+        batch_size: number of images in a batch, at most.
         device: where the images end up.
         decode_on_gpu: whether they are decoded there, if it is a GPU.
         threads: CPU threads.
@@ -84,16 +83,15 @@ class Decoder:
         `stream`.
 
         Raises:
-            DecodeError: if any image of this batch cannot be decoded. The next call goes on with the next
-            batch.
+            DecodeError: an image of this batch cannot be decoded. The next call goes on with the next batch.
         """
         return self._run(self._batches)
 
     def decode_one(self, data: npt.NDArray[np.uint8], crop: Crops, side: int) -> Tensor:
-        """One image through the same graph, [1, 3, side, side], apart from the batches under way.
+        """Decode one image, [1, 3, side, side], with the same graph, apart from the batches under way.
 
         Raises:
-            DecodeError: if it cannot be decoded.
+            DecodeError: the image cannot be decoded.
         """
         if self._single is None:
             self._single = self._build(lambda: self._single_input.pop(), 1, threads=1, depth=1)
@@ -103,13 +101,13 @@ class Decoder:
         return image
 
     def close(self) -> None:
-        """End the threads that are not the graph's own; its own end with it."""
+        """End the resizing threads; those of the graph end with it."""
         if self._squares is not None:
             self._squares.close()
 
     @property
     def stream(self) -> "torch.cuda.Stream | None":
-        """The CUDA stream that batches are made on, None on a CPU."""
+        """The CUDA stream on which batches are made; None on a CPU."""
         return self._stream
 
     def _run(self, pipeline: Pipeline) -> Tensor | None:
@@ -135,7 +133,7 @@ class Decoder:
             return from_dlpack(images.as_tensor()).clone().permute(0, 3, 1, 2)
 
     def _squares_of(self, side: int) -> Squares:
-        """Those of the last batch, unless its side was another."""
+        """The resizer of this side, kept from the last batch if that had the same."""
         if self._squares is None or self._squares.side != side:
             self.close()
             self._squares = Squares(side, self._threads)
@@ -144,12 +142,12 @@ class Decoder:
     def _build(
         self, source: Callable[[], Encoded | None], batch_size: int, threads: int, depth: int
     ) -> Pipeline:
-        """The graph; its outputs are images, which of them are mirrored, and their sides."""
+        """Build the graph, whose outputs are images, flags of those to mirror, and their sides."""
         fed = 0
 
         def feed(index: int) -> tuple[Any, ...]:
             nonlocal fed
-            if index != fed:  # a graph that starts over would repeat data without a word
+            if index != fed:  # a graph that starts over would repeat data silently
                 raise _OutOfStep(f"the decoder asked for batch {index}, expected {fed}")
             batch = source()
             if batch is None:
@@ -197,7 +195,7 @@ class Decoder:
 
 
 class HeaderCheck:
-    """Asks DALI's own parsers about encoded images before they are put into a batch.
+    """Checks the headers of encoded images with DALI's own parsers before they are put into a batch.
 
     An image that fails while it is decoded costs its batch and no more. But one whose header cannot be
     parsed, or whose window lies outside of it, takes the whole process down (DALI 2.4 leaves the function
@@ -205,7 +203,7 @@ class HeaderCheck:
     for some 20 microseconds each.
 
     Args:
-        batch_size: the most images asked about at a time.
+        batch_size: number of images checked at a time, at most.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -223,14 +221,14 @@ class HeaderCheck:
     def faults(
         self, data: Sequence[npt.NDArray[np.uint8]], width: IntArray, height: IntArray
     ) -> dict[int, str]:
-        """Which of n images the graph cannot take, and why.
+        """Find those of n images that the graph cannot take.
 
         Args:
             data: n encoded images.
             width, height: [n] their displayed sizes, as the manifest has them.
 
         Returns:
-            reasons by position; empty if all is well.
+            the reason for each of them, by position.
         """
         faults: dict[int, str] = {}
         for position, encoded in enumerate(data):
@@ -239,17 +237,17 @@ class HeaderCheck:
             except Exception as error:
                 faults[position] = f"the header cannot be parsed ({_cause(str(error))})"
         parsed = [position for position in range(len(data)) if position not in faults]
-        for position, found in zip(parsed, self._displayed([data[p] for p in parsed]), strict=True):
+        for position, displayed in zip(parsed, self._displayed([data[p] for p in parsed]), strict=True):
             expected = (int(height[position]), int(width[position]))
-            if isinstance(found, str):
-                faults[position] = f"the header cannot be parsed ({found})"
-            elif found != expected:
-                shape, manifest_shape = f"{found[1]}x{found[0]}", f"{expected[1]}x{expected[0]}"
+            if isinstance(displayed, str):
+                faults[position] = f"the header cannot be parsed ({displayed})"
+            elif displayed != expected:
+                shape, manifest_shape = f"{displayed[1]}x{displayed[0]}", f"{expected[1]}x{expected[0]}"
                 faults[position] = f"it is displayed {shape} pixels, not the manifest's {manifest_shape}"
         return faults
 
     def _displayed(self, data: Sequence[npt.NDArray[np.uint8]]) -> list[tuple[int, int] | str]:
-        """Height and width after EXIF orientation, or why there are none."""
+        """Height and width after EXIF orientation of each image, or the reason why there are none."""
         if not data:
             return []
         self._input[:] = [data]
@@ -263,7 +261,7 @@ class HeaderCheck:
 
 
 def _cause(report: str) -> str:
-    """The one line of DALI's report (operator, traceback, reason, advice) that says what was wrong."""
+    """The line of DALI's report (operator, traceback, reason, advice) that gives the reason."""
     lines = [line.strip() for line in report.splitlines() if line.strip()]
     reason = lines[lines.index("encountered:") + 1] if "encountered:" in lines[:-1] else " ".join(lines[:1])
     return reason.removesuffix(":").strip() or "unknown reason"

@@ -1,8 +1,7 @@
-"""One remote file to one local file: whole, or an error that says what failed. Bounded in time whatever the
-server does.
+"""Download of one remote file: whole, or an error that says what failed, in bounded time whatever the server does.
 
-The store is reached through the `UPath` of the data set, which brings its credentials by the ecosystem's own
-means (environment, profiles, instance roles). They are never in a message: URLs lose user info and query.
+The store is reached through the `UPath` of the data set, which takes its credentials from where the store's library
+looks for them (environment, profiles, instance roles). Messages never show them: URLs lose user info and query.
 """
 
 import asyncio
@@ -36,36 +35,36 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long a download goes on hoping."""
+class RetryPolicy:
+    """Limits of a download: tries, timeouts and the pauses in between."""
 
     tries: int = 5
     stall_s: float = 15.0
-    """A connection that brings too little for so long is given up."""
+    """Seconds after which a connection that is too slow is given up."""
     least_bytes_per_s: float = 4096.0
-    """Less than that, over `stall_s`, is too little. A link of 1 Mbit/s that 30 downloads share brings as much to
-    each; what a network of today brings less of is a fault, and a shard would take most of a day."""
+    """A connection below this rate over `stall_s` is too slow. A link of 1 Mbit/s that 30 downloads share brings as
+    much to each; below that, a shard would take most of a day."""
     total_s: float = 45.0
-    """No further try once so much time has gone by in vain."""
+    """Seconds without success after which there is no further try."""
     first_pause_s: float = 0.5
-    """Before the second try; doubled before each further one, and jittered."""
+    """Seconds before the second try; doubled before each further one, with jitter."""
 
 
 class Stopped(Exception):
-    """Nobody waits for the download any more."""
+    """The download was ended from outside."""
 
 
 def download(
-    source: Path, fresh: Callable[[], Path], least_bytes: int, patience: Patience, stopped: threading.Event
+    source: Path, fresh: Callable[[], Path], least_bytes: int, retry: RetryPolicy, stopped: threading.Event
 ) -> Path:
     """Copy a remote file to a local one.
 
     Args:
         source: the remote file, a UPath.
-        fresh: makes an empty local file, another one at each call: what writes to the one before may be
-            beyond recall.
-        least_bytes: a shorter file is no good.
-        patience: how often, how long.
+        fresh: makes an empty local file, another one at each call, as a thread that was given up may still write
+            to the one before.
+        least_bytes: bytes that the file has at least.
+        retry: limits of tries and time.
         stopped: ends the download from another thread.
 
     Returns:
@@ -77,26 +76,26 @@ def download(
         Stopped: once `stopped` is set.
     """
     name, silent_s, reason = without_credentials(str(source)), 0.0, ""
-    for number in range(1, patience.tries + 1):
-        allowed_s, began = min(patience.stall_s, patience.total_s - silent_s), time.monotonic()
-        watch = _Watch(allowed_s, patience.least_bytes_per_s * allowed_s, stopped)
+    for number in range(1, retry.tries + 1):
+        allowed_s, began = min(retry.stall_s, retry.total_s - silent_s), time.monotonic()
+        watch = _Watch(allowed_s, retry.least_bytes_per_s * allowed_s, stopped)
         try:
             return _copy(source, fresh(), least_bytes, watch)
         except Exception as caught:
             error = _cause(caught)
             if isinstance(error, Stopped) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
                 raise
-            if not (reason and isinstance(error, TimeoutError)):  # what was said tells more than silence
+            if not (reason and isinstance(error, TimeoutError)):  # an answer tells more than a timeout
                 reason = _reason(error)
             final = _is_final(error)
-        pause_s = patience.first_pause_s * 2 ** (number - 1) * _JITTER.uniform(0.5, 1.5)
+        pause_s = retry.first_pause_s * 2 ** (number - 1) * _JITTER.uniform(0.5, 1.5)
         silent_s += min(time.monotonic() - began, 2 * allowed_s) + pause_s
-        if final or number == patience.tries or silent_s >= patience.total_s:
+        if final or number == retry.tries or silent_s >= retry.total_s:
             tries = "1 try" if number == 1 else f"{number} tries"
             raise DataError(
                 f"shard {name} cannot be downloaded ({tries}): {reason}; "
                 "see to it that the file can be read, then start again"
-            ) from None  # the library's own error may show what must not be seen
+            ) from None  # the library's own error may show credentials
         log.warning("shard %s: %s; trying again in %.1f s", name, reason, pause_s)
         if stopped.wait(pause_s):
             break
@@ -105,14 +104,14 @@ def download(
 
 @dataclass(frozen=True)
 class _Watch:
-    """What one request must bring, and in what time, so as not to be given up."""
+    """Timeout of one request: it is given up if too few bytes come in the time allowed."""
 
     allowed_s: float
     needed_bytes: float
     stopped: threading.Event
 
     def result(self, future: "Future[Any]", arrived: Callable[[], int] = lambda: 0) -> Any:
-        """Wait for an answer; TimeoutError once `arrived` has grown by too few bytes in the time allowed."""
+        """Wait for a result; TimeoutError once `arrived` has grown by too few bytes in the time allowed."""
         seen, since = arrived(), time.monotonic()
         while not wait([future], _TICK_S).done:
             now, current = time.monotonic(), arrived()
@@ -134,17 +133,17 @@ class _Watch:
 
 
 def _copy(source: Path, target: Path, least_bytes: int, watch: _Watch) -> Path:
-    """One try; `target` when all of it is there."""
+    """Try once; return `target` when it is whole."""
     remote: Any = source
     store, path, counter = remote.fs, remote.path, Callback()
-    store.invalidate_cache()  # of listings: the file may have been put right since
+    store.invalidate_cache()  # the listings, as the file may have been replaced since
     told = watch.result(_asked(store, "info", path)).get("size")
     expected = least_bytes if told is None else int(told)
     if expected < least_bytes:
         raise OSError(f"it is cut short: it has {expected} bytes, its manifest needs {least_bytes}")
 
     def arrived() -> int:
-        """Bytes so far. Not every store counts them; the size alone would not do, for files are written in blocks."""
+        """Bytes so far: by the callback, which not every store calls, or by the size, which grows in blocks."""
         size = 0
         with suppress(FileNotFoundError):  # gcsfs removes what it could not complete
             size = target.stat().st_size
@@ -158,18 +157,20 @@ def _copy(source: Path, target: Path, least_bytes: int, watch: _Watch) -> Path:
 
 
 def _transfer(store: Any, path: str, target: Path, counter: Callback) -> "Future[Any]":
-    """Begin to copy a file, in the way in which the store delivers bytes as they come, for as long as they come."""
+    """Begin to copy a file so that progress shows: each store needs other options for that."""
     if "hf" in _protocols(store):  # its `get_file` shows nothing for 10 MB at a time
         return _in_thread(_stream, store, path, target, counter)
     options: dict[str, Any] = {"callback": counter}
     if not {"http", "https"}.isdisjoint(_protocols(store)):
         import aiohttp
 
-        options["timeout"] = aiohttp.ClientTimeout(total=None)  # it ends any download after 5 minutes else
+        options["timeout"] = aiohttp.ClientTimeout(
+            total=None
+        )  # by default it ends any download after 5 minutes
     elif not {"gs", "gcs"}.isdisjoint(_protocols(store)):
-        options["concurrency"] = 1  # it shows nothing for 16 MB at a time else
+        options["concurrency"] = 1  # by default it shows nothing for 16 MB at a time
     elif store.async_impl and "max_concurrency" in inspect.signature(store._get_file).parameters:
-        options["max_concurrency"] = 1  # s3fs shows nothing until it has 500 MB else
+        options["max_concurrency"] = 1  # by default s3fs shows nothing until it has 500 MB
     return _asked(store, "get_file", path, str(target), **options)
 
 
@@ -208,7 +209,7 @@ def _protocols(store: Any) -> set[str]:
 
 
 def _cause(error: Exception) -> BaseException:
-    """fsspec calls whatever an HTTP server answers to a question of size a FileNotFoundError."""
+    """The cause of an error: fsspec raises FileNotFoundError for any HTTP error met when it asks for a size."""
     return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
 
 
@@ -227,11 +228,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _status(error: BaseException) -> int | None:
-    """Of an HTTP answer, as the libraries of http, hf and gs have it."""
+    """HTTP status of an error, as the libraries of http, hf and gs carry it."""
     response = getattr(error, "response", None)
-    for found in (getattr(error, "status", None), getattr(response, "status_code", None)):
-        if isinstance(found, int):
-            return found
+    for status in (getattr(error, "status", None), getattr(response, "status_code", None)):
+        if isinstance(status, int):
+            return status
     code = str(getattr(error, "code", ""))
     return int(code) if code.isdigit() else None
 

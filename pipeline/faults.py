@@ -1,5 +1,4 @@
-"""What happens to a sample that cannot be shown: a substitute, a line in the ledger, a count against a
-budget."""
+"""Handling of damaged samples: substitutes, the ledger that records them, and the fault budget."""
 
 import json
 import logging
@@ -20,7 +19,7 @@ _TRIES_ANYWHERE = 8
 
 @dataclass(frozen=True)
 class Substitution:
-    """One sample of one step that another was shown for."""
+    """A sample of a step in whose place another was shown."""
 
     step: int  # from 1
     sample: int  # the one asked for
@@ -29,9 +28,9 @@ class Substitution:
 
 
 def candidates(manifest: Manifest, seed: int, epoch: int, sample: int) -> Iterator[int]:
-    """The samples to try instead of a bad one, in order: keyed, so that each run takes the same.
+    """Candidates to substitute for a damaged sample, in the order to try them, the same in every run.
 
-    First from the bad sample's own shard, which is open or fetched already, then from anywhere. Finite.
+    The first eight are from the sample's own shard, which is open or downloaded already, the others from anywhere.
     """
     shard = int(manifest.shard_id[sample])
     length = int(manifest.shard_lengths[shard])
@@ -45,21 +44,21 @@ def candidates(manifest: Manifest, seed: int, epoch: int, sample: int) -> Iterat
 
 
 def default_budget(samples: int) -> int:
-    """Bad samples that a rank puts up with: a thousandth of the data set, and ten at least."""
+    """Number of damaged samples that a rank tolerates: a thousandth of the data set, at least ten."""
     return max(10, samples // 1000)
 
 
 class Ledger:
-    """Writes down every substitution, and ends the run when too many different samples are bad.
+    """Record of all substitutions, which ends the run when too many different samples are damaged.
 
-    A sample that is bad in every epoch gets a line each time and counts once: the budget measures how much of
+    A sample that is damaged in every epoch gets a line each time and counts once: the budget measures how much of
     the data set is damaged, not how long the run is. Each rank counts what it sees itself, from the start of
     its process.
 
     Args:
-        path: ledger.jsonl, to which lines are appended; None keeps no file (the log still tells).
+        path: ledger.jsonl, to which lines are appended; None: no file, the log alone.
         manifest: for the keys and shards of the samples.
-        budget: different bad samples that are put up with.
+        budget: number of different damaged samples that are tolerated.
     """
 
     def __init__(self, path: Path | None, manifest: Manifest, budget: int) -> None:
@@ -69,11 +68,11 @@ class Ledger:
         self._bad: set[int] = set()
 
     def record(self, substitutions: tuple[Substitution, ...]) -> None:
-        """Append a line for each.
+        """Append a line for each substitution.
 
         Raises:
             ComaError: the file cannot be written.
-            DataError: past the budget, after the lines are written.
+            DataError: the budget is exceeded; the lines are written first.
         """
         for entry in substitutions:
             key, substitute = self._manifest.keys([entry.sample, entry.substitute])
@@ -99,7 +98,7 @@ class Ledger:
 
 
 def _append(path: Path, line: str) -> None:
-    """Write a line in one short call in append mode, so that ranks may share the file."""
+    """Append a line in one short write, so that ranks may share the file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:

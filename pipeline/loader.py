@@ -1,10 +1,11 @@
-"""The threads behind a stream: one reads ahead, one decodes ahead, and a consumer takes what is ready.
+"""Threads of a stream: one reads ahead, one decodes ahead, and the consumer takes batches that are ready.
 
     plan → read and check → [encoded batch] → decode → [ready batches] → consumer
 
-Whatever fails in a thread is raised in the consumer, after the batches that came before it. No thread refers
-to the stream that the user holds, so a forgotten stream is collected and its threads end. b: samples of this
-rank's part of a global batch.
+An error in a thread is raised in the consumer, after the batches that came before it. No thread refers to the stream
+that the user holds, so a forgotten stream is collected and its threads end.
+
+Legend: b samples of this rank's part of a global batch.
 """
 
 import atexit
@@ -43,7 +44,7 @@ _JOIN_S = 10.0
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """What a loader has to know beside the manifest and the plan. Checked when made: UsageError."""
+    """Options of a loader; UsageError if they do not fit each other."""
 
     batch_size: int  # global
     sizes: CropSizes
@@ -59,12 +60,12 @@ class LoaderOptions:
     prefetch: int  # ready batches
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Validate the options; raise UsageError."""
         if not 0 <= self.rank < self.world_size:
             raise UsageError(f"rank {self.rank} is not one of the {self.world_size} ranks from 0 on")
         if self.batch_size < 1 or self.batch_size % self.world_size:
             raise UsageError(
-                f"a global batch of {self.batch_size} is not to be shared by {self.world_size} processes; "
+                f"a global batch of {self.batch_size} cannot be shared by {self.world_size} processes; "
                 f"give a multiple of {self.world_size}"
             )
         units = self.sizes.units(self.sizes.first)
@@ -93,20 +94,20 @@ class LoaderOptions:
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """A batch on the device. b samples."""
+    """A batch of b samples on the device."""
 
     images: Tensor  # [b, 3, H, W]
     units: Tensor  # [b, U]
     labels: Tensor | None  # [b]
     samples: Tensor  # [b]
-    stop_sample: int  # samples consumed, by all ranks together, once this batch is
+    stop_sample: int  # samples consumed by all ranks together after this batch
     substitutions: tuple[Substitution, ...]
-    event: "torch.cuda.Event | None"  # the device is done making the batch
+    event: "torch.cuda.Event | None"  # recorded when the batch is complete on the device
 
 
 @dataclass(frozen=True, eq=False)
 class _Fetched:
-    """A batch's encoded images. b samples."""
+    """The encoded images of a batch of b samples."""
 
     step: Step
     samples: Int64Array  # [b] asked for
@@ -117,7 +118,7 @@ class _Fetched:
 
 
 class Loader:
-    """Prepares batches from `start_sample` on, ahead of the consumer."""
+    """Preparation of batches from `start_sample` on, ahead of the consumer."""
 
     def __init__(
         self, manifest: Manifest, planner: Planner, options: LoaderOptions, start_sample: int
@@ -144,11 +145,11 @@ class Loader:
             thread.start()
 
     def get(self) -> Ready | None:
-        """Wait for the next batch; None at the end of a single pass. Raises what a thread failed with."""
+        """Wait for the next batch; None at the end of a single pass. Errors of the threads are raised here."""
         return self._ready.get()
 
     def close(self) -> None:
-        """End all threads: at once, but for the read or the batch under way."""
+        """End all threads, after the read or the batch under way at most."""
         self._closing = True
         self._fetched.close()
         self._ready.close()
@@ -182,13 +183,13 @@ class Loader:
 
     def _fetch(self, reader: SampleReader, step: Step, samples: Int64Array, epochs: Int64Array) -> _Fetched:
         shown, data, substitutions = samples.copy(), list[Bytes](), dict[int, Substitution]()
-        for position, found in enumerate(reader.read(samples)):
-            if not isinstance(found, Unreadable):
-                data.append(found)
+        for position, image in enumerate(reader.read(samples)):
+            if not isinstance(image, Unreadable):
+                data.append(image)
                 continue
             sample, epoch = int(samples[position]), int(epochs[position])
             substitutions[position], instead = self._substitute(
-                step, sample, epoch, found.reason, reader.read_one
+                step, sample, epoch, image.reason, reader.read_one
             )
             shown[position] = substitutions[position].substitute
             data.append(instead)
@@ -199,7 +200,7 @@ class Loader:
     def _substitute(
         self, step: Step, sample: int, epoch: int, reason: str, attempt: Callable[[int], T | None]
     ) -> tuple[Substitution, T]:
-        """The first candidate that `attempt` makes something of, and what it made."""
+        """The substitution by the first candidate for which `attempt` returns something, and what it returned."""
         for candidate in candidates(self._manifest, self._options.seed, epoch, sample):
             if (made := attempt(candidate)) is not None:
                 return Substitution(step.number, sample, candidate, reason), made
@@ -209,7 +210,7 @@ class Loader:
         )
 
     def _crops(self, samples: IntArray, epochs: IntArray, shown: Int64Array, side: int) -> Crops:
-        """Windows keyed by the samples asked for, in the images shown."""
+        """Crop windows in the images shown, with the randomness of the samples asked for."""
         width, height = self._manifest.width[shown], self._manifest.height[shown]
         if not self._options.training:
             return center_crops(width, height, image_size=side)
@@ -259,11 +260,11 @@ class Loader:
             self._ready.finish(error)
 
     def _decode_singly(self, decoder: Decoder, fetched: _Fetched) -> tuple[_Fetched, Tensor]:
-        """A lost batch again, image by image, with substitutes for those that cannot be decoded."""
+        """Decode a failed batch again, image by image, with substitutes for those that cannot be decoded."""
         side = fetched.encoded.side
 
         def attempt(position: int, sample: int) -> Tensor | None:
-            """The image of a candidate, in the window of the sample asked for."""
+            """Decode a candidate, in a window drawn as for the sample asked for."""
             with closing(SampleReader(self._manifest, 1, self._cache)) as reader:
                 data = reader.read_one(sample)
             at = slice(position, position + 1)

@@ -1,4 +1,4 @@
-"""Which samples are in step t: pure functions of (shard lengths, seed, position).
+"""Order of samples: which of them are in step t, as pure functions of (shard lengths, seed, position).
 
 An epoch's order is made in two keyed shuffles. The shards are permuted, and the permuted list is cut into
 windows of neighbouring shards; then the samples of each window are permuted among themselves. So
@@ -6,7 +6,7 @@ windows of neighbouring shards; then the samples of each window are permuted amo
 - every epoch is exactly a permutation of the samples, another one each epoch;
 - it does not depend on the number of ranks, workers or prefetched batches: a rank takes its part of a global
   batch;
-- any position is reached by computing it, never by replay: the samples' permutation is a function that is
+- any position is computed, never reached by replay: the samples' permutation is a function that is
   evaluated where it is asked for, and only that of the shards is built;
 - only a window's shards are read at a time, so that remote data is fetched once an epoch and few files are
   open.
@@ -17,8 +17,8 @@ ImageNet's classes, then mix as well as all would. A data set of fewer samples (
 single window: a full shuffle. The windows of an epoch have nearly the same number of shards, so no small one
 is left over at its end.
 
-Shards that others made may be sorted by class, and no window of less than all of them mixes those. `mixed`
-tells; their samples are one window, and every shard is in use all the time.
+Shards that other tools made may be sorted by class, and only a window of all of them mixes those. `mixed` detects
+them; their samples are one window, and every shard is in use all the time.
 """
 
 import math
@@ -42,14 +42,14 @@ WINDOW_SAMPLES = 2**15
 WINDOW_SHARDS = 64
 _EPOCHS_KEPT = 2
 _FEISTEL_ROUNDS = 8  # at least
-_FEISTEL_BITS = 48.0  # that the rounds hash together, a root's worth each
+_FEISTEL_BITS = 48.0  # hashed by all rounds together, log2(root) by each
 _LABELS_LOOKED_AT = 2**17  # of a shard
 _CLASSES_KEPT = 2**12
-_FAR = 8.0  # standard deviations: sorted shards are hundreds away
+_FAR = 8.0  # standard deviations; sorted shards are hundreds away
 
 
 class HasShardLengths(Protocol):
-    """What an order needs to know of a manifest."""
+    """A manifest, as far as an order needs it."""
 
     @property
     def shard_lengths(self) -> Int64Array:
@@ -58,7 +58,7 @@ class HasShardLengths(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Epoch:
-    """The shards of one epoch, permuted and cut. S shards, W windows that have samples."""
+    """The shards of one epoch, permuted and cut into windows. S shards, W windows that have samples."""
 
     shards: Int64Array  # [S] shard numbers
     starts: Int64Array  # [S + 1] positions in the epoch that they begin at, before the samples are permuted
@@ -72,12 +72,12 @@ class SampleOrder:
 
     Args:
         shard_lengths: samples in each shard, or an object with a `shard_lengths` of that kind (a manifest).
-        seed: another seed, another order.
-        window_shards: shards in a window; by default as the module says.
+        seed: random seed of the order.
+        window_shards: shards in a window; by default as the module's docstring says.
         mixed: whether each shard is a random draw of the data set. If not, all of them are one window.
 
     Raises:
-        ValueError: if there are no samples.
+        ValueError: there are no samples.
     """
 
     def __init__(
@@ -113,26 +113,26 @@ class SampleOrder:
         if not 0 <= start <= stop <= self.samples_per_epoch:
             raise IndexError(f"positions {start} to {stop} of an epoch of {self.samples_per_epoch} samples")
         with self._lock:
-            plan = self._epoch(epoch)
+            layout = self._epoch(epoch)
         places = np.arange(start, stop)
-        first = int(np.searchsorted(plan.windows, start, side="right")) - 1
-        last = int(np.searchsorted(plan.windows, stop, side="left"))
+        first = int(np.searchsorted(layout.windows, start, side="right")) - 1
+        last = int(np.searchsorted(layout.windows, stop, side="left"))
         for window in range(first, last):
-            begin, end = plan.windows[window : window + 2].tolist()
+            begin, end = layout.windows[window : window + 2].tolist()
             part = slice(max(begin - start, 0), end - start)
             key = hash_numpy(Purpose.SAMPLES, self.seed, epoch, window)
             places[part] = begin + _permuted(places[part] - begin, end - begin, key)
-        at = np.searchsorted(plan.starts, places, side="right") - 1
-        return self._first_sample[plan.shards[at]] + places - plan.starts[at]
+        at = np.searchsorted(layout.starts, places, side="right") - 1
+        return self._first_sample[layout.shards[at]] + places - layout.starts[at]
 
     def global_batch(self, start_sample: int, batch_size: int) -> tuple[Int64Array, Int64Array]:
-        """The batch that begins `start_sample` samples after the very first one.
+        """The batch that begins `start_sample` samples after the first sample of the first epoch.
 
         It goes on into the next epoch where one ends: nothing is dropped or padded.
 
         Returns:
             samples: [B] int64 ids.
-            epochs: [B] int64, from 0: which pass over the data each of them belongs to.
+            epochs: [B] int64, the epoch of each sample, counted from 0.
         """
         samples, epochs = [], []
         position, stop = start_sample, start_sample + batch_size
@@ -162,7 +162,7 @@ class SampleOrder:
 def sample_order(
     shard_lengths: Sequence[int] | Int64Array | HasShardLengths, seed: int, epoch: int
 ) -> Int64Array:
-    """One epoch's whole order.
+    """The order of one whole epoch.
 
     Returns:
         [N] int64: a permutation of the sample ids 0..N-1.
@@ -172,13 +172,12 @@ def sample_order(
 
 
 def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
-    """A rank's contiguous part of a global batch; the parts differ by one sample at most and follow each
-    other."""
+    """A rank's contiguous part of a global batch; the parts of two ranks differ by one sample at most."""
     return slice(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
 
 
 def mixed(labels: npt.NDArray[np.integer], shard_lengths: Int64Array) -> bool:
-    """Whether the classes lie in the shards as they would in random draws, by 64 of the shards at most.
+    """Whether each shard is a random draw of the data set, judged by the classes in 64 of the shards at most.
 
     The measure is Pearson's chi-square of shards against classes, in standard deviations of what random draws
     give (Haldane's variance for small counts). The order depends on it, so it is part of the checkpoint
@@ -204,7 +203,7 @@ def mixed(labels: npt.NDArray[np.integer], shard_lengths: Int64Array) -> bool:
 
 
 def _permuted(positions: Int64Array, count: int, key: UInt64Array) -> Int64Array:
-    """Where a keyed permutation of 0..count-1 takes some of them.
+    """Images of some positions under a keyed permutation of 0..count-1.
 
     A Feistel network over pairs of numbers below a root of `count`, and what leaves the range goes through it
     again until it is back ("cycle walking": Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA
@@ -214,15 +213,15 @@ def _permuted(positions: Int64Array, count: int, key: UInt64Array) -> Int64Array
     root = (math.isqrt(count - 1) // 2 + 1) * 2
     rounds = max(_FEISTEL_ROUNDS, math.ceil(_FEISTEL_BITS / math.log2(root)))
     shifts = below(hash_on(key, np.arange(rounds)[:, None], np.arange(root)), root)
-    found = positions.copy()
-    outside = np.arange(len(found))
+    permuted = positions.copy()
+    outside = np.arange(len(permuted))
     while len(outside):
-        left, right = np.divmod(found[outside], root)
+        left, right = np.divmod(permuted[outside], root)
         for shift in shifts:
             left, right = right, (left + shift[right]) % root
-        found[outside] = left * root + right
-        outside = outside[found[outside] >= count]
-    return found
+        permuted[outside] = left * root + right
+        outside = outside[permuted[outside] >= count]
+    return permuted
 
 
 def _window_count(lengths: Int64Array, window_shards: int | None) -> int:
@@ -245,11 +244,11 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Planner:
-    """What is in each step: a pure function of the position, so that any step can be asked for.
+    """The samples of each step, as a pure function of the position in the run.
 
     Args:
         order: the endless order of a training run, or None for one pass over the manifest as it stands.
-        samples_per_epoch: N.
+        samples_per_epoch: N, the samples of the split.
         batch_size: samples in a global batch.
     """
 

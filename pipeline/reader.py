@@ -1,4 +1,4 @@
-"""Byte ranges out of the shards of one split, checked against the manifest before anything decodes them."""
+"""Reading of samples from the shards of a split, checked against the manifest before anything decodes them."""
 
 import errno
 import logging
@@ -27,21 +27,21 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Unreadable:
-    """One sample that is not what the manifest says; the others are not affected."""
+    """A sample that is not what the manifest says, with the reason."""
 
     reason: str
 
 
 class ShardReader:
-    """Reads samples of shards on this disk, or of remote ones by way of a cache on it. For one thread at a time.
+    """Reader of samples from local shards, or from remote ones through a local cache; not thread-safe.
 
     A sample whose bytes cannot be read, or do not have the manifest's hash, is `Unreadable`. A shard that is
     gone or cut short is a DataError: the data set is damaged, and no substitute makes up for a missing shard.
-    Before either is said of a cached shard it is downloaded once more.
+    A cached shard is downloaded once more before either.
 
     Args:
         manifest: the split.
-        open_files: at most as many shards are kept open, the least recently used is closed.
+        open_files: number of shards kept open, at most; the least recently used is closed.
         cache: of a remote split; by default one in the default folder.
     """
 
@@ -52,22 +52,22 @@ class ShardReader:
         self._files: OrderedDict[int, int] = OrderedDict()  # shard number → file descriptor
 
     def read(self, samples: Sequence[int] | Int64Array) -> list[Bytes | Unreadable]:
-        """The encoded images of these samples, each [bytes] uint8, in the order asked for.
+        """Read the encoded images of these samples, each [bytes] uint8, in the order asked for.
 
         Raises:
-            DataError: naming the shard, if one is missing or too short.
+            DataError: a shard is missing or too short; the message names it.
         """
         for sample in samples:
             self._advise(int(sample))
         return [self._read_one(int(sample)) for sample in samples]
 
     def close(self) -> None:
-        """Close the shards."""
+        """Close all open shards."""
         while self._files:
             os.close(self._files.popitem()[1])
 
     def _advise(self, sample: int) -> None:
-        """Let the kernel start on the whole batch, so that a cold disk sees many requests at a time."""
+        """Ask the kernel to read ahead, so that a cold disk gets the requests of a whole batch at once."""
         m = self._manifest
         descriptor = self._descriptor(int(m.shard_id[sample]))
         os.posix_fadvise(descriptor, int(m.offset[sample]), int(m.size[sample]), os.POSIX_FADV_WILLNEED)
@@ -75,17 +75,17 @@ class ShardReader:
     def _read_one(self, sample: int) -> Bytes | Unreadable:
         shard = int(self._manifest.shard_id[sample])
         try:
-            found = self._read_checked(sample)
+            data = self._read_checked(sample)
         except _CutShort:
             if not self._renewed(shard):
                 raise
             return self._read_checked(sample)
-        if isinstance(found, Unreadable) and self._renewed(shard):
+        if isinstance(data, Unreadable) and self._renewed(shard):
             return self._read_checked(sample)
-        return found
+        return data
 
     def _renewed(self, shard: int) -> bool:
-        """Whether a cached shard was downloaded again, so that reading again may help."""
+        """Download a cached shard again; False if that cannot help or fails."""
         if self._cache is None:
             return False
         try:
@@ -109,9 +109,9 @@ class ShardReader:
                 f"shard {self._place(shard)} is cut short: a sample lacks its last "
                 f"{size - len(data)} bytes; copy the shard again, or shard again"
             )
-        found, expected = xxhash.xxh3_64_intdigest(data), int(m.xxh3_64[sample])
-        if found != expected:
-            return Unreadable(f"hash {found:016x} is not the manifest's {expected:016x}")
+        actual, expected = xxhash.xxh3_64_intdigest(data), int(m.xxh3_64[sample])
+        if actual != expected:
+            return Unreadable(f"hash {actual:016x} is not the manifest's {expected:016x}")
         return np.frombuffer(data, np.uint8)
 
     def _descriptor(self, shard: int) -> int:
@@ -142,7 +142,7 @@ class _CutShort(DataError):
 
 
 class SampleReader:
-    """Reads samples that the decoder can be given: of the right hash, with a header it understands."""
+    """Reader of samples that the decoder can be given: with the right hash and a header that it understands."""
 
     def __init__(self, manifest: Manifest, batch_size: int, cache: ShardCache | None = None) -> None:
         self._manifest = manifest
@@ -150,28 +150,28 @@ class SampleReader:
         self._headers = HeaderCheck(batch_size)
 
     def read(self, samples: Int64Array) -> list[Bytes | Unreadable]:
-        """As `ShardReader.read`. b samples, at most `batch_size`."""
-        found = self._reader.read(samples)
-        whole = [position for position, data in enumerate(found) if not isinstance(data, Unreadable)]
-        data = [data for data in found if not isinstance(data, Unreadable)]
+        """Read samples as `ShardReader.read` does, at most `batch_size`; faulty headers make them `Unreadable` too."""
+        images = self._reader.read(samples)
+        whole = [position for position, data in enumerate(images) if not isinstance(data, Unreadable)]
+        data = [data for data in images if not isinstance(data, Unreadable)]
         ids = samples[whole]
         faults = self._headers.faults(data, self._manifest.width[ids], self._manifest.height[ids])
         for at, reason in faults.items():
-            found[whole[at]] = Unreadable(f"decoding failed: {reason}")
-        return found
+            images[whole[at]] = Unreadable(f"decoding failed: {reason}")
+        return images
 
     def read_one(self, sample: int) -> Bytes | None:
-        """One sample, None if it is no good."""
-        (found,) = self.read(np.array([sample], np.int64))
-        return None if isinstance(found, Unreadable) else found
+        """Read one sample; None if it is `Unreadable`."""
+        (data,) = self.read(np.array([sample], np.int64))
+        return None if isinstance(data, Unreadable) else data
 
     def close(self) -> None:
-        """Close the shards."""
+        """Close all open shards."""
         self._reader.close()
 
 
 def _open_file(path: Path) -> int:
-    """A descriptor of a regular file. A folder would open, and a pipe wait for its writer."""
+    """Open a regular file; OSError for anything else, as a folder would open and a pipe wait for its writer."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -180,7 +180,7 @@ def _open_file(path: Path) -> int:
 
 
 def _pread(descriptor: int, offset: int, size: int) -> bytes:
-    """Read a range that one call may return in parts; short only at the end of the file."""
+    """Read a range of a file, by several calls if need be; the result is short only at the end of the file."""
     data = os.pread(descriptor, size, offset)
     if len(data) == size or not data:
         return data

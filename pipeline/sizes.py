@@ -1,4 +1,4 @@
-"""How large crops are: the same all along, or growing over a run, which makes its early steps cheaper.
+"""Sizes of crops: constant, or growing over a run, which makes its early steps cheaper.
 
 A pure function of the position in the run, like everything else that a step sees.
 """
@@ -17,7 +17,7 @@ class CropSizes:
     Args:
         first, last: sides in pixels of the first crops and of those in the last fifth of the run.
         unit_size: side of a mask unit in pixels.
-        samples: that the run sees, over all epochs.
+        samples: number of samples that the run sees, over all epochs.
 
     Raises:
         UsageError: sides that are no multiples of the unit, or shrink.
@@ -29,7 +29,7 @@ class CropSizes:
     samples: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Validate the sizes; raise UsageError."""
         unit = self.unit_size
         for name, size in (("image size", self.last), ("start size", self.first)):
             if unit < 1 or size < 1 or size % unit:

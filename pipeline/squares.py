@@ -1,9 +1,11 @@
-"""Decoded windows to the squares of a batch, on a CPU: resized, mirrored, normalised.
+"""Resizing, mirroring and normalisation of decoded windows to the squares of a batch, on a CPU.
 
 This was half of the work of a batch. torch resizes uint8 images in vector instructions, several times as fast as
 DALI's or PIL's CPU code, and fastest where the channels lie side by side, as the decoder leaves them; so they stay
-like that (docs/experiments.md). The result is PIL's antialiased bilinear filter, torchvision's default, to one or two
-grey levels. n windows, S the side of a square.
+like that (docs/experiments.md). The result is that of PIL's antialiased bilinear filter, torchvision's default, to one
+or two grey levels.
+
+Legend: n windows, S side of a square.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +25,11 @@ _SERIAL = 2**15  # values up to which torch takes no second thread, whose waitin
 
 
 class Squares:
-    """Makes batches of squares, on threads of its own.
+    """Maker of batches of squares, with threads of its own.
 
     Args:
-        side: S in pixels.
-        threads: how many windows are resized at a time.
+        side: S, in pixels.
+        threads: number of windows resized at a time.
     """
 
     def __init__(self, side: int, threads: int) -> None:
@@ -39,7 +41,7 @@ class Squares:
         self._shift = (-torch.tensor(MEAN) / torch.tensor(STD)).repeat(side)
 
     def normalised(self, windows: Sequence[Tensor], mirrored: npt.NDArray[np.integer]) -> Tensor:
-        """The finished batch.
+        """Resize, mirror and normalise a batch.
 
         Args:
             windows: n of [height, width, 3] uint8.
@@ -60,7 +62,7 @@ class Squares:
         return batch.permute(0, 3, 1, 2)
 
     def raw(self, windows: Sequence[Tensor], mirrored: npt.NDArray[np.integer]) -> Tensor:
-        """As `normalised`, but uint8 in pinned memory, for a GPU to `normalise`."""
+        """Resize and mirror a batch, left as uint8 in pinned memory for a GPU to `normalise`."""
         pinned = torch.cuda.is_available()
         batch = torch.empty(len(windows), self.side, self.side, 3, dtype=torch.uint8, pin_memory=pinned)
 
@@ -77,7 +79,7 @@ class Squares:
             self._pool.shutdown()
 
     def _square(self, window: Tensor, mirrored: bool) -> Iterator[tuple[slice, Tensor]]:
-        """A window's square, some rows at a time, each [rows, S, 3] uint8."""
+        """Resize and mirror a window; yield its rows in parts, each [rows, S, 3] uint8."""
         size = (self.side, self.side)
         planes = window[None].permute(0, 3, 1, 2)  # by these strides torch knows them as channels-last
         square = torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True)
@@ -88,7 +90,7 @@ class Squares:
             yield slice(top, top + step), part.flip(1) if mirrored else part
 
     def _each(self, count: int, place: Callable[[int], None]) -> None:
-        """Call `place` for 0..count-1."""
+        """Call `place` for 0..count-1, shared among the threads."""
 
         def share(first: int) -> None:
             for at in range(first, count, self._threads):
@@ -101,6 +103,6 @@ class Squares:
 
 
 def normalise(squares: Tensor) -> Tensor:
-    """[n, 3, S, S] uint8 to float32 normalised with `MEAN` and `STD`, on the tensor's own device."""
+    """Normalise [n, 3, S, S] uint8 to float32 with `MEAN` and `STD`, on the tensor's own device."""
     mean, std = (torch.tensor(values, device=squares.device).view(3, 1, 1) * 255 for values in (MEAN, STD))
     return squares.float().sub_(mean).div_(std)

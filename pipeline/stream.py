@@ -26,10 +26,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One rank's part of a global batch, on the device. B images of it, U mask units, K views.
+    """One rank's part of a global batch, on the device: B images of U mask units, in K views.
 
-    View k sees the units `units[:, sum(view_sizes[:k]) : sum(view_sizes[:k + 1])]`, in raster order of the
-    grid.
+    View k sees the units `units[:, sum(view_sizes[:k]) : sum(view_sizes[:k + 1])]`, raster indices into the grid.
     """
 
     images: Tensor
@@ -37,7 +36,7 @@ class Batch:
     units: Tensor
     """[B, U] int64: a permutation of 0..U-1 that lays the K views side by side."""
     view_sizes: tuple[int, ...]
-    """K numbers of units, which add up to U."""
+    """Number of units of each of the K views; they add up to U."""
     labels: Tensor | None
     """[B] int64, or None for unlabelled data."""
     samples: Tensor
@@ -52,18 +51,18 @@ class Stream:
     `training=False` the stream is one pass in the manifest's order with centre crops; its last batch may be
     short, and a rank whose part of it is empty ends one batch earlier.
 
-    A sample that cannot be read or decoded is replaced by another one, the same in every run, and written
-    down.
+    A sample that cannot be read or decoded is replaced by another one, the same in every run, and the ledger records
+    it.
 
     Args:
         data: a sharded data set, one split's folder, or its manifest; a URL such as s3://bucket/photos-shards
             is read by way of a cache on this machine's disk.
-        split: which split of the data set.
+        split: name of the split.
         batch_size: samples in a global batch, over all ranks.
         image_size: side of the images in pixels, or `CropSizes`, which grow over a run and name the unit themselves.
         views: K, complementary views of each image.
         unit_size: side of a mask unit in pixels.
-        seed: orders, crops, flips and masks follow from it.
+        seed: random seed of order, crops, flips and views.
         rank, world_size: this process takes part `rank` of `world_size` of each global batch.
         device: where batches end up.
         decode: where images are decoded: "cpu", "gpu" (only if the device is one), or "auto", on the device.
@@ -73,11 +72,11 @@ class Stream:
         workers: decoder threads; by default this process's share of the machine's cores.
         prefetch: batches kept ready ahead of the consumer.
         ledger: JSON-lines file that substitutions are appended to (step, key, shard, reason, substitute).
-        fault_budget: different damaged samples this rank puts up with; by default a thousandth of the
+        fault_budget: number of different damaged samples that this rank tolerates; by default a thousandth of the
             samples, at least 10.
 
     Raises:
-        UsageError: batch_size not a multiple of world_size, image_size not of unit_size, absurd numbers.
+        UsageError: batch_size is no multiple of world_size, image_size none of unit_size, or a number is out of range.
         DataError: the data set is missing or damaged; while iterating, a shard vanished or the fault budget
             is used up.
         ComaError: while iterating, the ledger cannot be written.
@@ -141,15 +140,15 @@ class Stream:
         self._closed = False
 
     def _mixed(self) -> bool:
-        """Whether the shards are random draws, as far as their labels say."""
+        """Whether each shard is a random draw of the data set, judged by the labels."""
         label = self.manifest.label
-        found = label is None or mixed(label, self.manifest.shard_lengths)
-        if not found:
+        is_mixed = label is None or mixed(label, self.manifest.shard_lengths)
+        if not is_mixed:
             folder = without_credentials(str(self.manifest.folder))
             log.info(
                 "the shards of %s are sorted by class: samples are drawn from all of them at a time", folder
             )
-        return found
+        return is_mixed
 
     @property
     def samples_per_epoch(self) -> int:
@@ -165,25 +164,25 @@ class Stream:
         """The global batch of a step, without reading anything.
 
         Args:
-            step: from 1, counted in this stream's batch size from the first sample of the first epoch.
+            step: number of the step, from 1, in batches of this stream's size since the first sample.
 
         Returns:
             its samples and epochs, each [batch_size] int64 (a single pass's last step may be short).
 
         Raises:
-            IndexError: if there is no such step.
+            IndexError: there is no such step.
         """
-        found = self._planner.at((step - 1) * self._planner.batch_size) if step >= 1 else None
-        if found is None:
+        planned = self._planner.at((step - 1) * self._planner.batch_size) if step >= 1 else None
+        if planned is None:
             raise IndexError(f"no step {step} in one pass over {self.samples_per_epoch} samples")
-        return found
+        return planned
 
     def __iter__(self) -> Self:
         """Return the stream itself: there is one position, and each batch is handed out once."""
         return self
 
     def __next__(self) -> Batch:
-        """Wait for the next batch. The class says what is raised."""
+        """Wait for the next batch; the class's docstring lists what is raised."""
         if self._closed:
             raise UsageError("the stream is closed")
         loader = self._loader or self._start()
@@ -193,7 +192,7 @@ class Stream:
         try:
             self._ledger.record(ready.substitutions)
         except ComaError:
-            self._stop()  # the next call would meet the same batch again, and not go on behind it
+            self._stop()  # else the next call would skip this batch
             raise
         self._consumed = ready.stop_sample
         if ready.event is not None:
@@ -202,8 +201,7 @@ class Stream:
         return Batch(ready.images, ready.units, sizes, ready.labels, ready.samples)
 
     def state_dict(self) -> dict[str, str | int]:
-        """Where the stream stands: fingerprint of the manifest, seed, samples consumed. Nothing else is
-        needed."""
+        """The whole state of the stream: fingerprint of the manifest, seed, samples consumed."""
         return {
             "fingerprint": self.manifest.fingerprint,
             "seed": self._options.seed,
@@ -211,11 +209,11 @@ class Stream:
         }
 
     def load_state_dict(self, state: dict[str, str | int]) -> None:
-        """Go on from another stream's `state_dict`, whatever its world size, batch size or workers were.
+        """Resume from another stream's `state_dict`, whatever its world size, batch size or workers were.
 
         Raises:
-            DataError: if it was taken of other data.
-            UsageError: if it was taken with another seed.
+            DataError: the state is of other data.
+            UsageError: the state is of another seed.
         """
         if state["fingerprint"] != self.manifest.fingerprint:
             raise DataError(
@@ -232,8 +230,9 @@ class Stream:
         self._consumed = int(state["samples"])
 
     def close(self) -> None:
-        """End the threads and close the shards; any thread may. Nothing can be taken from the stream afterwards,
-        and a loop that waits for it ends.
+        """End the threads and close the shards; any thread may call this.
+
+        The stream gives no batches afterwards, and a loop that waits for one ends.
         """
         self._closed = True
         self._stop()
@@ -241,9 +240,9 @@ class Stream:
     def _start(self) -> Loader:
         loader = Loader(self.manifest, self._planner, self._options, self._consumed)
         finalizer = weakref.finalize(self, loader.close)  # a forgotten stream ends its threads
-        finalizer.atexit = False  # the loader sees to that itself
+        finalizer.atexit = False  # the loader has an exit handler of its own
         self._loader, self._finalizer = loader, finalizer
-        if self._closed:  # by another thread, which may have found nothing to stop yet
+        if self._closed:  # by another thread meanwhile, which may have had no loader to stop
             self._stop()
         return loader
 
@@ -254,7 +253,7 @@ class Stream:
             finalizer()
 
     def __enter__(self) -> Self:
-        """Close the stream at the end of the block."""
+        """Return the stream, which is closed at the end of the block."""
         return self
 
     def __exit__(
@@ -274,14 +273,14 @@ def _hand_over(event: torch.cuda.Event, *tensors: Tensor | None) -> None:
 
 
 def _device(device: torch.device | str) -> torch.device:
-    """The device, with its number if it is a GPU: threads do not inherit the current one."""
+    """The device, with its index if it is a GPU, as threads do not inherit the current one."""
     if str(device) == "cuda":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device(device)
 
 
 def _share_of_cores(world_size: int) -> int:
-    """Cores this process may use, divided among the ranks of this machine that may use them as well."""
+    """Number of cores that this process may use, divided among the ranks of this machine that share them."""
     told, cores = os.environ, len(os.sched_getaffinity(0))
     local_ranks = told.get("LOCAL_WORLD_SIZE") or told.get("LOCAL_SIZE")  # torchrun's, DeepSpeed's launcher's
     if local_ranks is None and int(told.get("SLURM_STEP_NUM_TASKS", "1")) > 1:

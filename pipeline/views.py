@@ -1,9 +1,10 @@
-"""Complementary views: which mask units each of K views of an image sees. On the images' device, in torch
-alone.
+"""Complementary views: the mask units that each of K views of an image sees, computed on the device of the samples.
 
 An image is a grid of U mask units (7 x 7 units of 32 px at 224). Its units are ranked by a hash of (seed,
 epoch, sample, unit) and the ranking is cut into K parts as equal as can be: every unit is in exactly one
-view. What one view hides is what the others see. B images, U units, K views.
+view. What one view hides is what the others see.
+
+Legend: B images, U mask units, K views.
 """
 
 import torch
@@ -13,7 +14,7 @@ from coma.pipeline.counter import Purpose, hash_torch
 
 
 def view_sizes(units: int, views: int) -> tuple[int, ...]:
-    """Units in each view: as equal as can be, larger ones first.
+    """Number of units in each view: as equal as can be, larger views first.
 
     >>> view_sizes(49, 2), view_sizes(49, 4)
     ((25, 24), (13, 12, 12, 12))
@@ -27,7 +28,7 @@ def view_sizes(units: int, views: int) -> tuple[int, ...]:
 
 
 def partition_units(samples: Tensor, epochs: Tensor, *, seed: int, units: int) -> Tensor:
-    """The permutation that lays each image's views side by side.
+    """Permute each image's units so that its views lie side by side.
 
     View k sees `result[:, sum(sizes[:k]) : sum(sizes[:k + 1])]` with `sizes = view_sizes(units, views)`. The
     permutation does not depend on K, nor on which other images are in the batch.
@@ -35,7 +36,7 @@ def partition_units(samples: Tensor, epochs: Tensor, *, seed: int, units: int) -
     Args:
         samples: [B] int64 global sample ids.
         epochs: [B] int64, on the same device.
-        seed: the run's.
+        seed: random seed of the run.
         units: U, mask units in an image.
 
     Returns:

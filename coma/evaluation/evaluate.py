@@ -30,7 +30,7 @@ from coma.shards.files import folder_at, is_remote, is_there, without_credential
 from coma.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from coma.model.coma import MaskedAutoencoder
+    from coma.model.autoencoder import MaskedAutoencoder
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from coma.errors import UsageError
 from coma.forecast.memory import StateMemory, checkpoint_bytes, metrics_bytes, state_memory
 from coma.measure import kept_bytes
-from coma.model.coma import MaskedAutoencoder
+from coma.model.autoencoder import MaskedAutoencoder
 from coma.pipeline.views import partition_units
 from coma.runs.names import checkpoint_step
 from coma.runs.read import latest_checkpoint

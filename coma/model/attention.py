@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """Heads that share one key/value head and a window of consecutive tokens (None: the whole view)."""
+    """Heads that share one key and value head and attend in windows of `window` tokens (None: the whole view)."""
 
     window: int | None
     heads: int
@@ -45,12 +45,17 @@ class MultiWindowAttention(nn.Module):
         self.init_gate()
 
     def init_gate(self) -> None:
-        """Start as plain concatenation of the groups."""
+        """Set the gate to zero, so that the layer starts as plain concatenation of the groups."""
         if self.gate is not None:
             nn.init.zeros_(self.gate.weight)
 
     def forward(self, x: Tensor, view_tokens: Sequence[int]) -> Tensor:
-        """x [B, N, C]; `view_tokens`: the lengths of the views that lie side by side in N, their sum N."""
+        """Mix tokens inside windows and views.
+
+        Args:
+            x: [B, N, C], the tokens of all views side by side.
+            view_tokens: tokens of each view, N in all.
+        """
         kv = torch.split(self.kv(x), self.head_dim, dim=-1)  # 2G of [B, N, D]
         mixed = []
         for g, (group, project) in enumerate(zip(self.groups, self.q, strict=True)):

@@ -1,6 +1,6 @@
-"""What DyViT is made of: patch embedding, merging, blocks, stages, and how they start.
+"""Parts of DyViT: patch embedding, merging, transformer block, stage, and their initial weights.
 
-Without timm, whose import waits for `coma.model.dyvit`, which needs this module.
+None of them imports timm, whose import ends with that of `coma.model.dyvit`, which needs this module.
 
 Legend: B images, V mask units, T tokens of a unit, N = V·T tokens, P values of a patch, C channels.
 """
@@ -33,7 +33,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, ...]."""
+        """Drop or scale the branch x [B, ...] of each image."""
         if not self.training:
             return x
         keep = 1 - self.rate
@@ -42,7 +42,7 @@ class DropPath(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Linear patches and a learned position inside the unit: [B, V, T, P] to [B, V·T, C]."""
+    """Linear embedding of patches plus a learned position inside the unit: [B, V, T, P] to [B, V·T, C]."""
 
     def __init__(self, patch_values: int, unit_tokens: int, dim: int) -> None:
         super().__init__()
@@ -50,13 +50,13 @@ class PatchEmbed(nn.Module):
         self.position = nn.Parameter(torch.zeros(unit_tokens, dim))
 
     def forward(self, patches: Tensor) -> Tensor:
-        """[B, V, T, P] to [B, V·T, C], in the dtype of the weights."""
+        """Embed patches [B, V, T, P] as tokens [B, V·T, C], in the dtype of the weights."""
         x: Tensor = self.proj(patches.to(self.proj.weight.dtype))
         return (x + self.position.to(x.dtype)).flatten(1, 2)
 
 
 class Merge(nn.Module):
-    """2x2 tokens, consecutive in Morton order, become one: [B, N, C] to [B, N/4, 2C]."""
+    """Patch merging: 2x2 tokens, consecutive in Morton order, become one of twice the channels."""
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Merge(nn.Module):
         self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, N, C] to [B, N/4, 2C]."""
+        """Merge tokens [B, N, C] to [B, N/4, 2C]."""
         b, n, c = x.shape
         merged: Tensor = self.reduction(self.norm(x.reshape(b, n // 4, 4 * c)))
         return merged
@@ -84,14 +84,14 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, view_tokens: Sequence[int]) -> Tensor:
-        """x [B, N, C]; `view_tokens`: lengths of the views in N."""
+        """Transform tokens x [B, N, C] of views with `view_tokens` tokens each."""
         x = x + self.drop_path(self.attn(self.norm1(x), view_tokens))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
 
 
 class Stage(nn.Module):
-    """Merge (except in the first stage), positions (in the third), blocks."""
+    """One resolution of DyViT: merging (but in the first stage), positions (in the third), blocks."""
 
     def __init__(self, merge: nn.Module, position: SinCosPosition | None, blocks: Sequence[Block]) -> None:
         super().__init__()
@@ -108,9 +108,10 @@ class Stage(nn.Module):
         view_sizes: Sequence[int],
         window_sizes: Sequence[int] | None = None,
     ) -> Tensor:
-        """x [B, N, C] to [B, N or N/4, C or 2C]; `units` and `view_sizes` as in `DyViT.encode`.
+        """Transform tokens x [B, N, C] to [B, N, C], or to [B, N/4, 2C] where the stage merges.
 
-        With `window_sizes`, of the same units as the views, most blocks attend in those instead.
+        `units` and `view_sizes` are those of `DyViT.encode`. With `window_sizes`, which cut the same units into
+        windows, most blocks attend in those instead of the views.
         """
         x = self.merge(x)
         if self.position is not None:
@@ -126,12 +127,12 @@ class Stage(nn.Module):
         return x
 
     def stays_global(self, block: int) -> bool:
-        """Every fourth block and the last, so that windows hear of each other (as ViTDet's, arXiv 2203.16527)."""
+        """Whether a block attends beyond windows: every fourth and the last, as in ViTDet (arXiv 2203.16527)."""
         return block % 4 == 3 or block == len(self.blocks) - 1
 
 
 def init_weights(module: nn.Module) -> None:
-    """For `Module.apply`: Xavier-uniform matrices and zero biases, as in MAE; the gates start at zero."""
+    """Initialise a module, for `Module.apply`: Xavier-uniform matrices and zero biases, as in MAE, and zero gates."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""Make the network of a run from the names that the command takes."""
+"""The network of a run, made from the names of its method and its backbone."""
 
 from typing import Any
 
@@ -23,17 +23,16 @@ def build(
     memory_stages: int | None = None,
     **backbone_kwargs: Any,
 ) -> CoMA | MAE:
-    """The autoencoder for `--model`, `--method`, `--views` and the image size.
+    """Make the autoencoder for `--model`, `--method`, `--views` and the image size.
 
     Args:
-        model: timm name of the backbone: dyvit_tiny, ..., dyvit_large, or a plain ViT such as
-        vit_base_patch16_224.
+        model: timm name of the backbone: dyvit_tiny, ..., dyvit_large, or a plain ViT such as vit_base_patch16_224.
         method: "coma", "mae", or "independent", CoMA with a random mask of its own for each view.
         views: views an image (not MAE).
         image_size: pixels, (height, width) if not square.
         patch_size: pixels of a DyViT's patch; None: 4. A mask unit is 8 patches.
         predict: how many other views each view predicts (not MAE); None: all.
-        decoder_depth, decoder_dim: None: by the backbone.
+        decoder_depth, decoder_dim: blocks and channels of the decoder; None: by the backbone.
         memory_stages: how many of the backbone's last stages the decoder sees; None: all.
         backbone_kwargs: for the backbone (`drop_path_rate`, ...).
 

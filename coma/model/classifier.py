@@ -1,4 +1,4 @@
-"""A pre-trained backbone with a linear classifier on its averaged tokens, and the loss that both are trained by.
+"""A backbone with a linear classifier on its averaged tokens, and its loss, for fine-tuning.
 
 Legend: B images, N classes.
 """
@@ -15,11 +15,11 @@ _HEAD_DEVIATION = 2e-5
 
 
 class Classifier(nn.Module):
-    """What fine-tuning trains; `backbone` is an ordinary timm model with its classifier.
+    """The network that fine-tuning trains; `backbone` is an ordinary timm model with its classifier.
 
     Args:
         model: timm name of the backbone, a DyViT or a plain ViT.
-        classes: N.
+        classes: N, the number of classes.
         img_size: side of the images in pixels.
         patch_size: side of a patch in pixels; None: the model's own.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0.
@@ -51,19 +51,19 @@ class Classifier(nn.Module):
 
         Args:
             images: [B, 3, H, W], normalised.
-            targets: [B, N] float, what share of each image is of which class; a row adds up to 1.
+            targets: [B, N] float, the share of each class in an image; a row adds up to 1.
         """
         logits = self.logits(images)
         return -(targets.float() * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
     def logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] → [B, N] float32."""
+        """Classify images [B, 3, H, W]: [B, N] float32."""
         logits: Tensor = self.backbone(images.to(next(self.parameters()).dtype))
         return logits.float()
 
     @property
     def crop_unit(self) -> int:
-        """What the side of an image has to be a multiple of, in pixels."""
+        """Pixels of which an image's side has to be a multiple."""
         if (unit := getattr(self.backbone, "unit_size", None)) is not None:
             return int(unit)
         patches: Any = self.backbone.patch_embed

@@ -1,49 +1,30 @@
-"""The decoder: hidden patches ask the visible tokens of one view by cross-attention, and are painted.
+"""The cross-attention decoder: each hidden patch is predicted from the visible tokens of one view.
 
 It sees features at a common stride, that of stage 3 (16 px for patches of 4), and predicts patches of that
 size.
 
-Legend: B images, V encoded units, T tokens of a unit at the predicted stride, M = V·T memory tokens, Q
-queries, D decoder channels, C encoder channels.
+Legend: B images, K views, V_k visible and W_k hidden units of view k, V and W their sums over the views, T tokens of
+a unit at the predicted stride, M = V·T memory tokens, Q = W·T queries, D decoder channels, C encoder channels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
+from coma.errors import UsageError
 from coma.model.attention import attend
-from coma.model.blocks import Mlp
+from coma.model.blocks import Mlp, init_weights
+from coma.model.encoders import Encoder, predicted_patches
 from coma.model.layout import Grid, SinCosPosition
 
 HEAD_DIM = 32
-
-Range = tuple[int, int]
-"""Units [start, stop) in the order in which they were laid."""
-
-
-@dataclass(frozen=True)
-class Painting:
-    """One view's part: it sees `visible` and predicts the units in the ranges of `hidden`."""
-
-    visible: Range
-    hidden: tuple[Range, ...]
-
-
-def take(x: Tensor, ranges: Sequence[Range], tokens: int = 1) -> Tensor:
-    """Concatenate ranges of units along dimension 1, `tokens` rows of it a unit."""
-    return torch.cat([x[:, start * tokens : stop * tokens] for start, stop in ranges], dim=1)
-
-
-def units_in(ranges: Sequence[Range]) -> int:
-    """How many units the ranges hold."""
-    return sum(stop - start for start, stop in ranges)
+"""Channels of an attention head."""
 
 
 class Memory(nn.Module):
-    """LN(Σ_s Linear_s(resample(LN(f_s)))): the features of the last `stages` stages as one memory [B, M, D].
+    """Fusion of the last `stages` stages' features to one memory [B, M, D]: LN(Σ_s Linear_s(resample(LN(f_s)))).
 
     Finer stages are resampled by laying the tokens of a coarse one side by side (consecutive in Morton
     order), coarser ones by repeating. The last stage comes normed from the backbone.
@@ -67,7 +48,7 @@ class Memory(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Features of all stages, [B, V·T_s, C_s], to [B, V·T, D]."""
+        """Fuse the features of all stages, [B, V·T_s, C_s], to [B, M, D]."""
         features = features[-self.stages :]
         b = features[0].shape[0]
         units = features[0].shape[1] // self.stage_tokens[0]
@@ -83,7 +64,7 @@ class Memory(nn.Module):
 
 
 class Queries(nn.Module):
-    """A mask token at each hidden patch: units [B, W] to [B, W·T, D]."""
+    """Queries of the decoder: the mask token plus its position, for each hidden patch."""
 
     def __init__(self, dim: int, side: int) -> None:
         super().__init__()
@@ -91,7 +72,7 @@ class Queries(nn.Module):
         self.position = SinCosPosition(dim, side)
 
     def forward(self, units: Tensor, grid: Grid) -> Tensor:
-        """Positions of the patches of `units` [B, W] plus the mask token, in its dtype."""
+        """Make the queries of `units` [B, W], [B, W·T, D] in the dtype of the mask token."""
         queries: Tensor = self.position(self.mask_token, grid, units)
         return queries
 
@@ -110,7 +91,10 @@ class CrossBlock(nn.Module):
         self.mlp = Mlp(dim, 4 * dim)
 
     def forward(self, x: Tensor, memory: Tensor, lengths: Sequence[tuple[int, int]]) -> Tensor:
-        """x [B, Q, D], memory [B, M, D]; `lengths`: each view's number of queries and of memory tokens."""
+        """Let queries x [B, Q, D] attend to the memory [B, M, D] of their own view.
+
+        `lengths` holds the numbers of queries and of memory tokens of each view.
+        """
         k, v = torch.split(self.kv(memory), x.shape[-1], dim=-1)
         x = x + self.proj(self._attend_views(self.q(self.norm1(x)), k, v, lengths))
         x = x + self.mlp(self.norm2(x))
@@ -170,28 +154,69 @@ class Decoder(nn.Module):
         self.head = nn.Linear(dim, patch_values)
 
     def forward(
-        self, features: Sequence[Tensor], grid: Grid, units: Tensor, paintings: Sequence[Painting]
+        self, features: Sequence[Tensor], grid: Grid, visible: Sequence[Tensor], hidden: Sequence[Tensor]
     ) -> Tensor:
-        """Predict every painting's hidden patches, one after the other.
+        """Predict the hidden patches of each view from what it sees.
 
         Args:
-            features: stage features [B, V·T_s, C_s] of the units that the paintings see, in their order.
+            features: stage features [B, V·T_s, C_s] of the visible units, view after view.
             grid: mask units down and across the image.
-            units: [B, U] int64, the units in laid order, to which the paintings' ranges refer.
-            paintings: what each view sees and predicts.
+            visible: K of [B, V_k] int64, raster indices of the units that each view sees.
+            hidden: K of [B, W_k] int64, of those that it predicts.
 
         Returns:
-            [B, Q, patch_values], Q = T x the sum of the paintings' hidden units.
+            [B, Q, patch_values], Q = W·T, view after view.
         """
-        memory = self.memory(features)  # [B, V·T, D]
+        memory = self.memory(features)  # [B, M, D]
         # Keys that say where they lie let a query find its neighbours from the first step on (docs/experiments.md).
-        memory = self.position(memory, grid, units[:, : memory.shape[1] // self.tokens])
-        x = self.queries(torch.cat([take(units, painting.hidden) for painting in paintings], dim=1), grid)
+        memory = self.position(memory, grid, torch.cat(list(visible), dim=1))
+        x = self.queries(torch.cat(list(hidden), dim=1), grid)  # [B, Q, D]
         lengths = [
-            (self.tokens * units_in(painting.hidden), self.tokens * units_in([painting.visible]))
-            for painting in paintings
+            (self.tokens * unseen.shape[1], self.tokens * seen.shape[1])
+            for seen, unseen in zip(visible, hidden, strict=True)
         ]
         for block in self.blocks:
             x = block(x, memory, lengths)
         pixels: Tensor = self.head(self.norm(x))
         return pixels
+
+
+def cross_attention_decoder(
+    encoder: Encoder, dim: int | None = None, depth: int | None = None, memory_stages: int | None = None
+) -> Decoder:
+    """Make the decoder that fits an encoder.
+
+    Args:
+        encoder: whose features it is to take.
+        dim: channels, a multiple of 32; None: a quarter of the encoder's last stage, or a third of 768 and more.
+        depth: blocks; None: one, as two were no better in small experiments (docs/experiments.md), and cost more.
+        memory_stages: how many of the encoder's last stages it sees; None: all.
+
+    Raises:
+        UsageError: sizes that cannot be.
+    """
+    encoder_dim, stages = encoder.stage_dims[-1], len(encoder.stage_dims)
+    if dim is None:
+        dim = max(1, round(encoder_dim / (4 if encoder_dim < 768 else 3) / HEAD_DIM)) * HEAD_DIM
+    depth = 1 if depth is None else depth
+    check_decoder_size(dim, depth)
+    memory_stages = stages if memory_stages is None else memory_stages
+    if not 1 <= memory_stages <= stages:
+        raise UsageError(
+            f"memory of {memory_stages} stages: this backbone has {stages}, take 1 or more of them"
+        )
+    tokens, patch_values = predicted_patches(encoder)
+    decoder = Decoder(
+        encoder.stage_dims, encoder.stage_tokens, tokens, patch_values, dim, depth, memory_stages
+    )
+    decoder.apply(init_weights)
+    return decoder
+
+
+def check_decoder_size(dim: int, depth: int) -> None:
+    """Raise UsageError if a decoder cannot have so many channels or blocks."""
+    if dim % HEAD_DIM or dim < HEAD_DIM or depth < 1:
+        raise UsageError(
+            f"decoder of {depth} block(s) of {dim} channels: take one block or more,"
+            f" and a multiple of {HEAD_DIM} channels"
+        )

@@ -1,10 +1,8 @@
 """DyViT: a hierarchical vision transformer with dynamic multi-window self-attention.
 
 Four stages at strides 4, 8, 16, 32 (patch size times 1, 2, 4, 8). Attention stays inside mask units of 32 px
-(8 patches) in stages 1 and 2, and inside a view from stage 3 on, so that one dense forward encodes several
+(8 patches) in stages 1 and 2, and inside a view from stage 3 on, so that one dense forward pass encodes several
 views of an image at once and pre-training computes exactly what downstream use computes.
-
-Importing this module registers the variants with timm.
 
 Legend: B images, U mask units, V encoded units, T tokens of a unit, N = V·T tokens, C channels.
 """
@@ -14,7 +12,6 @@ from typing import Any
 
 import torch
 from timm.layers import ClassifierHead, to_2tuple
-from timm.models import adapt_input_conv, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -33,8 +30,7 @@ class DyViT(nn.Module):
     """Hierarchical vision transformer whose tokens can be encoded in complementary views.
 
     Args:
-        img_size: the usual input in pixels (height, width or both); any other whose sides are multiples of
-        the
+        img_size: the usual input in pixels, one side or (height, width); any other whose sides are multiples of the
             unit is taken too.
         patch_size: pixels of a patch's side, the stride of stage 1.
         in_chans: image channels.
@@ -60,7 +56,7 @@ class DyViT(nn.Module):
 
     pretrained_cfg: dict[str, Any]  # timm's builder sets it
     output_fmt = "NHWC"
-    """Of `forward_features`."""
+    """Layout of what `forward_features` returns, for timm."""
 
     def __init__(
         self,
@@ -123,7 +119,7 @@ class DyViT(nn.Module):
         self.to(device=device, dtype=dtype)
 
     def init_weights(self) -> None:
-        """As in MAE: Xavier-uniform matrices, zero biases; the gates start at zero."""
+        """Initialise all weights: Xavier-uniform matrices and zero biases, as in MAE, and zero gates."""
         self.apply(init_weights)
         nn.init.trunc_normal_(self.patch_embed.position, std=0.02)
         if isinstance(self.head.fc, nn.Linear):
@@ -136,7 +132,7 @@ class DyViT(nn.Module):
         return unit_grid(height, width, self.unit_size, "or the patch size (a unit is 8 patches)")
 
     def unit_patches(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] to [B, U, T, P]: units in raster order, their patches in Morton order, raw pixels."""
+        """Cut images [B, 3, H, W] into [B, U, T, P], units in raster order and their patches in Morton order."""
         if images.ndim != 4 or images.shape[1] != self.in_chans:
             raise UsageError(
                 f"images of shape {list(images.shape)}: this model takes [images, {self.in_chans} channels, height,"
@@ -148,7 +144,7 @@ class DyViT(nn.Module):
     def encode(
         self, images: Tensor, units: Tensor | None = None, view_sizes: Sequence[int] | None = None
     ) -> list[Tensor]:
-        """Features of the four stages, units laid in the given order; views do not see each other.
+        """Encode units in views that do not see each other.
 
         Args:
             images: [B, 3, H, W], normalised.
@@ -157,8 +153,8 @@ class DyViT(nn.Module):
             view_sizes: lengths of the views that lie side by side in `units`, their sum V; None: one view.
 
         Returns:
-            Four tensors [B, V·T_s, C_s], T_s = 64, 16, 4, 1 for units of 8 patches, C_s = `stage_dims`; the
-            last has gone through the final norm.
+            The features of the four stages, [B, V·T_s, C_s] with units in the given order; T_s = 64, 16, 4, 1 for
+            units of 8 patches, C_s = `stage_dims`. The last has gone through the final norm.
         """
         grid = self.unit_grid(*images.shape[-2:])
         patches = take_units(self.unit_patches(images), units)
@@ -171,10 +167,10 @@ class DyViT(nn.Module):
         units: Tensor | None = None,
         view_sizes: Sequence[int] | None = None,
     ) -> list[Tensor]:
-        """`encode` for patches [B, V, T, P] that already lie in the order of `units`.
+        """Encode patches [B, V, T, P] that already lie in the order of `units`, as `encode` does.
 
-        Laying out pixels instead of features (stage 3 is the first that could tell) costs no backward pass
-        and gives every stage's features in view order.
+        Gathering pixels, not features (views matter from stage 3 on only), costs nothing in the backward pass and
+        gives every stage's features in the order of the views.
         """
         features = list(self._stages(patches, grid, units, view_sizes))
         return [*features[:-1], self.norm(features[-1])]
@@ -198,7 +194,7 @@ class DyViT(nn.Module):
             yield x
 
     def _whole(self, images: Tensor, grid: Grid) -> Iterator[Tensor]:
-        """Features of the stages of whole images, units in raster order; in windows where these are asked for."""
+        """Features of each stage for whole images, units in raster order, windowed on large grids if asked for."""
         patches, side = self.unit_patches(images), self.window_units
         if side is None or max(grid) <= side:
             yield from self._stages(patches, grid)
@@ -213,18 +209,18 @@ class DyViT(nn.Module):
     # -- the interface timm's models share --------------------------------------------------------
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] to [B, h, w, C] at stride 32 (8 patches), normed."""
+        """Encode images [B, 3, H, W] to a feature map [B, h, w, C] at stride 32 (8 patches), normed."""
         grid = self.unit_grid(*x.shape[-2:])
         *_, tokens = self._whole(x, grid)
         return to_map(self.norm(tokens), grid)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """[B, h, w, C] to logits [B, num_classes], or pooled features [B, C]."""
+        """Classify a feature map [B, h, w, C]: logits [B, num_classes], or pooled features [B, C]."""
         out: Tensor = self.head(x, pre_logits=pre_logits)
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] to logits [B, num_classes]."""
+        """Classify images [B, 3, H, W]: logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -236,13 +232,13 @@ class DyViT(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Feature maps of the stages, as timm's models give them.
+        """Return the feature maps of the stages, as timm's models do.
 
         Args:
             x: [B, 3, H, W].
             indices: the last n stages if int, all if None, else those listed.
             norm: put the last stage's features through the final norm.
-            stop_early: leave after the last stage asked for.
+            stop_early: stop after the last stage asked for.
             output_fmt: "NCHW" or "NHWC".
             intermediates_only: return the list alone, not (`forward_features(x)`, list).
         """
@@ -282,7 +278,7 @@ class DyViT(nn.Module):
         return classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier of `num_classes` outputs, 0 for none."""
+        """Replace the classifier by a new one of `num_classes` outputs, 0 for none."""
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
         like = self.patch_embed.proj.weight
@@ -294,7 +290,7 @@ class DyViT(nn.Module):
             stage.grad_checkpointing = enable  # type: ignore[assignment]
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are matrices in shape only."""
+        """Names of the parameters without weight decay: positions, which are matrices in shape only."""
         return {"patch_embed.position"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -310,7 +306,7 @@ class DyViT(nn.Module):
 
 
 def _stage_tokens(unit_size: int, patch_size: int, heads: Heads) -> tuple[int, ...]:
-    """Tokens of a unit in each stage."""
+    """Tokens of a unit in each stage; UsageError if the unit, the patch and the windows do not fit each other."""
     side, least = unit_size // patch_size, 2 ** (len(heads) - 1)
     if unit_size % patch_size or side < least or side & (side - 1):
         raise UsageError(
@@ -325,99 +321,3 @@ def _stage_tokens(unit_size: int, patch_size: int, heads: Heads) -> tuple[int, .
                     f"stage {s + 1}: a window of {window} tokens does not fit the {tokens[s]} of a unit"
                 )
     return tokens
-
-
-# -- variants ------------------------------------------------------------------------------------
-
-
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": (),  # patches are embedded by a linear layer, which `_fit_channels` sees to
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-        **kwargs,
-    }
-
-
-default_cfgs = generate_default_cfgs(
-    {f"dyvit_{size}.coma_in1k": _cfg() for size in ("nano", "tiny", "small", "base", "large")}
-)
-
-
-def _fit_channels(weights: dict[str, Tensor], model: DyViT) -> dict[str, Tensor]:
-    """Fit weights to another number of image channels, as timm does with those of a first convolution."""
-    name, side = "patch_embed.proj.weight", model.patch_size
-    kernel = weights[name].reshape(-1, side, side, weights[name].shape[1] // side**2)
-    kernel = kernel.permute(0, 3, 1, 2)  # [C, channels, side, side]
-    if kernel.shape[1] == model.in_chans:
-        return weights
-    fitted = adapt_input_conv(model.in_chans, kernel)
-    return {**weights, name: fitted.permute(0, 2, 3, 1).flatten(1)}
-
-
-def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> DyViT:
-    model = build_model_with_cfg(
-        DyViT,
-        name,
-        pretrained,
-        pretrained_filter_fn=_fit_channels,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **kwargs,
-    )
-    if isinstance(model, DyViT):  # not a feature extractor
-        model.pretrained_cfg["input_size"] = (model.in_chans, *model.img_size)
-    return model  # type: ignore[no-any-return]
-
-
-@register_model  # type: ignore[untyped-decorator]
-def dyvit_nano(pretrained: bool = False, **kwargs: Any) -> DyViT:
-    """1.6 M parameters: for `coma demo`, tests and first tries on a CPU; every kind of head group is there."""
-    shape = {
-        "dims": (32, 64, 128, 256),
-        "depths": (1, 1, 4, 1),
-        "head_dims": (16, 16, 32, 32),
-        "heads": (((16, 1), (64, 1)), ((4, 2), (16, 2)), ((4, 1), (None, 3)), ((None, 8),)),
-    }
-    return _create("dyvit_nano", pretrained, shape | kwargs)
-
-
-@register_model  # type: ignore[untyped-decorator]
-def dyvit_tiny(pretrained: bool = False, **kwargs: Any) -> DyViT:
-    """8.0 M parameters, 1.47 G multiply-adds at 224 px."""
-    shape = {
-        "dims": (64, 128, 256, 512),
-        "depths": (1, 1, 6, 1),
-        "heads": (((16, 1), (64, 1)), ((4, 2), (16, 2)), ((4, 1), (None, 3)), ((None, 8),)),
-    }
-    return _create("dyvit_tiny", pretrained, shape | kwargs)
-
-
-@register_model  # type: ignore[untyped-decorator]
-def dyvit_small(pretrained: bool = False, **kwargs: Any) -> DyViT:
-    """26.7 M parameters, 4.08 G multiply-adds at 224 px."""
-    return _create("dyvit_small", pretrained, {"depths": (1, 1, 8, 2)} | kwargs)
-
-
-@register_model  # type: ignore[untyped-decorator]
-def dyvit_base(pretrained: bool = False, **kwargs: Any) -> DyViT:
-    """42.6 M parameters, 6.66 G multiply-adds at 224 px."""
-    return _create("dyvit_base", pretrained, {"depths": (1, 2, 14, 3)} | kwargs)
-
-
-@register_model  # type: ignore[untyped-decorator]
-def dyvit_large(pretrained: bool = False, **kwargs: Any) -> DyViT:
-    """94.9 M parameters, 16.7 G multiply-adds at 224 px."""
-    shape = {
-        "dims": (144, 288, 576, 1152),
-        "depths": (1, 2, 18, 2),
-        "head_dims": (48, 48, 64, 64),
-        "heads": (((16, 1), (64, 2)), ((4, 2), (16, 4)), ((4, 3), (None, 6)), ((None, 18),)),
-    }
-    return _create("dyvit_large", pretrained, shape | kwargs)

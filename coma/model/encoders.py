@@ -1,4 +1,4 @@
-"""What a backbone must offer to be pre-trained on mask units, and timm's ViT seen that way.
+"""The interface of a backbone for pre-training on mask units, and timm's ViT under it.
 
 DyViT encodes units itself; `ViTEncoder` gives a plain vision transformer the same interface, so that masking
 and backbone can be combined freely.
@@ -23,39 +23,49 @@ from coma.model.layout import Grid, SinCosPosition, from_units, to_units, unit_g
 
 
 class Encoder(Protocol):
-    """Something that encodes mask units in views that do not see each other; `DyViT` explains each member."""
+    """A backbone that encodes mask units in views that do not see each other; `DyViT` explains each member."""
 
     unit_size: int
+    patch_size: int
     in_chans: int
     stage_dims: tuple[int, ...]
+    """Channels of each stage."""
     stage_tokens: tuple[int, ...]
+    """Tokens of a unit in each stage."""
 
-    def unit_grid(self, height: int, width: int) -> Grid: ...  # noqa: D102
+    def unit_grid(self, height: int, width: int) -> Grid:
+        """Mask units down and across an image of this many pixels."""
 
-    def unit_patches(self, images: Tensor) -> Tensor: ...  # noqa: D102
+    def unit_patches(self, images: Tensor) -> Tensor:
+        """Cut images [B, 3, H, W] into patches [B, U, T, P]."""
 
-    def encode_patches(  # noqa: D102
+    def encode_patches(
         self,
         patches: Tensor,
         grid: Grid,
         units: Tensor | None = None,
         view_sizes: Sequence[int] | None = None,
-    ) -> list[Tensor]: ...
+    ) -> list[Tensor]:
+        """Encode patches [B, V, T, P] of `units` [B, V] to the features of each stage s, [B, V·T_s, C_s]."""
 
 
-def predicted_tokens(encoder: Encoder) -> int:
-    """Patches of a unit that a decoder predicts: those of stage 3 (16 px), or of the only stage."""
-    return encoder.stage_tokens[min(2, len(encoder.stage_tokens) - 1)]
+def predicted_patches(encoder: Encoder) -> tuple[int, int]:
+    """Return how many patches of a unit a decoder predicts, and how many values a patch has.
+
+    They are those of stage 3 (16 px for patches of 4), or of the only stage.
+    """
+    tokens = encoder.stage_tokens[min(2, len(encoder.stage_tokens) - 1)]
+    return tokens, encoder.unit_size**2 * encoder.in_chans // tokens
 
 
 def build_backbone(name: str, img_size: int | tuple[int, int], **kwargs: Any) -> DyViT | VisionTransformer:
-    """A DyViT or a ViT by its timm name, without classifier, ready for `encoder_of`.
+    """Make a DyViT or a ViT by its timm name, without classifier, ready for `encoder_of`.
 
     A ViT gets MAE's fixed sine-cosine positions (as a buffer) and no class token: its features are pooled by
     averaging, and every parameter is used inside the module that owns it, as partitioned training requires.
 
     Raises:
-        UsageError: no such model, named with the closest ones.
+        UsageError: there is no such model; the closest names are given.
     """
     if name not in model_names():
         hint = did_you_mean(name, model_names(), most=3) or "choose dyvit_base, vit_base_patch16_224, ..."
@@ -78,14 +88,15 @@ def build_backbone(name: str, img_size: int | tuple[int, int], **kwargs: Any) ->
 
 
 def give_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
-    """Give a backbone of `build_backbone` weights under timm's names, but for a classifier's; what they lack of one
-    stays as it is.
+    """Load weights under timm's names into a backbone of `build_backbone`; a classifier's are left out.
 
     Args:
-        where: the weights are from, for the error.
+        backbone: what to load them into; its own classifier, if it has one, stays as it is.
+        weights: tensors by name.
+        where: the file that they are from, for the error.
 
     Raises:
-        DataError: they are another network's.
+        DataError: the weights are another network's.
     """
     classifier = f"{backbone.pretrained_cfg['classifier']}."  # type: ignore[index]
     fixed = isinstance(backbone, VisionTransformer)  # the positions follow from the image's size
@@ -103,13 +114,13 @@ def give_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: Path
 
 
 def model_names() -> list[str]:
-    """The backbones that can be pre-trained."""
+    """Names of the backbones that can be pre-trained."""
     names: list[str] = timm.list_models("dyvit_*") + timm.list_models("vit_*_patch*_[0-9]*")
     return [name for name in names if "reg" not in name and "clip" not in name]
 
 
 def encoder_of(backbone: nn.Module, unit_size: int | None = None) -> Encoder:
-    """The backbone as an `Encoder`; `unit_size` in pixels for a ViT (a DyViT has its own)."""
+    """Return the backbone as an `Encoder`; `unit_size` in pixels for a ViT (a DyViT has its own)."""
     if isinstance(backbone, DyViT):
         if unit_size not in (None, backbone.unit_size):
             raise UsageError(
@@ -124,7 +135,7 @@ def encoder_of(backbone: nn.Module, unit_size: int | None = None) -> Encoder:
 
 
 class ViTEncoder:
-    """timm's ViT as an `Encoder`: the patches of each view alone go through its blocks.
+    """timm's ViT as an `Encoder`: its blocks are given the patches of each view alone.
 
     It owns no parameters and calls the ViT's own modules, so the ViT is what is trained and saved.
     """
@@ -149,7 +160,7 @@ class ViTEncoder:
         return unit_grid(height, width, self.unit_size)
 
     def unit_patches(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] to [B, U, T, P]."""
+        """Cut images [B, 3, H, W] into [B, U, T, P], units in raster order."""
         self.unit_grid(*images.shape[-2:])
         return to_units(images, self.unit_size, self.patch_size)
 
@@ -160,8 +171,9 @@ class ViTEncoder:
         units: Tensor | None = None,
         view_sizes: Sequence[int] | None = None,
     ) -> list[Tensor]:
-        """Patches [B, V, T, P] to one normed feature [B, V·T, C]; the rest as in `DyViT.encode`."""
+        """Encode patches [B, V, T, P] as a list of one feature tensor [B, V·T, C], normed; see `DyViT.encode`."""
         b, v, t, _ = patches.shape
+        # The patches in a row make an image for timm's convolutional embedding.
         strip = from_units(patches.reshape(b, v * t, 1, -1), (1, v * t), self.patch_size)  # [B, 3, p, V·T·p]
         embed = self.vit.patch_embed
         x = embed.proj(strip.to(embed.proj.weight.dtype)).flatten(2).transpose(1, 2)  # [B, V·T, C]

@@ -1,49 +1,37 @@
-"""The control for complementarity: K views of an image that are independent random masks.
+"""The control for complementarity: CoMA with an independent random mask for each view.
 
 Each view sees as many units as CoMA's does, drawn anew from the whole image, and predicts from what it hides as
 many as CoMA's does. Everything else is CoMA's own code, so that the two differ in nothing but whether what one
 view hides is what the others see.
 
-Legend: B images, K views, U mask units.
+Legend: B images, K views, U mask units, V_k visible and W_k hidden units of view k.
 """
-
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from coma.model.coma import CoMA
-from coma.model.decoder import Painting, units_in
 from coma.pipeline.counter import hash_torch
-from coma.pipeline.views import view_sizes
 
 
 class IndependentMasks(CoMA):
-    """CoMA with a random mask of its own for each view; takes what `CoMA` takes.
+    """CoMA with a random mask of its own for each view; takes what `CoMA` takes."""
 
-    The units of all views that are seen lie first, U of them, some twice and some never; then, view after view,
-    those that it hides. So it encodes as many tokens and makes as many predictions as CoMA does.
-    """
+    def split_units(self, units: Tensor, predict_all: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """Each view sees the first units of a permutation of its own, and predicts those that follow.
 
-    def lay_units(self, units: Tensor) -> Tensor:
-        """[B, U] to [B, K·U]: what each view sees, then what each view hides."""
-        draws = torch.ops.coma.independent_units(units, self.views).unbind(1)  # K of [B, U]
-        sizes = view_sizes(units.shape[1], self.views)
-        seen = [draw[:, :size] for draw, size in zip(draws, sizes, strict=True)]
-        hidden = [draw[:, size:] for draw, size in zip(draws, sizes, strict=True)]
-        return torch.cat([*seen, *hidden], dim=1)
-
-    def paintings(self, units: int, every: bool = False) -> tuple[Painting, ...]:
-        """CoMA's, but what a view predicts is taken from what it hides itself."""
-        own, start = [], units
-        for painting in super().paintings(units, every):
-            own.append(replace(painting, hidden=((start, start + units_in(painting.hidden)),)))
-            start += units - units_in([painting.visible])
-        return tuple(own)
+        It sees and predicts as many as CoMA's view does, so as many tokens are encoded and predicted.
+        """
+        permutations = torch.ops.coma.independent_units(units, self.views).unbind(1)  # K of [B, U]
+        visible, hidden = [], []
+        for own, seen, unseen in zip(permutations, *super().split_units(units, predict_all), strict=True):
+            visible.append(own[:, : seen.shape[1]])
+            hidden.append(own[:, seen.shape[1] : seen.shape[1] + unseen.shape[1]])
+        return visible, hidden
 
 
 def independent_units(units: Tensor, views: int) -> Tensor:
-    """K independent permutations for each image, all drawn from the one that the stream gives.
+    """Derive K independent permutations for each image from the one that the stream gives.
 
     They are ranked by a hash of (the given permutation, view, unit), so they are as repeatable as it is: the same
     for the same seed, epoch and sample, whatever else is in the batch. Of U units there are U! permutations to
@@ -51,7 +39,7 @@ def independent_units(units: Tensor, views: int) -> Tensor:
 
     Args:
         units: [B, U] int64, a random permutation of 0..U-1 a row.
-        views: K.
+        views: K, the number of permutations.
 
     Returns:
         [B, K, U] int64.

@@ -1,9 +1,10 @@
-"""Where tokens lie: mask units in raster order, patches inside a unit in Morton (Z) order.
+"""Order of tokens: mask units in raster order, patches inside a unit in Morton (Z) order.
 
 In this order every window of 4, 16 or 64 tokens and every 2x2 merge is a run of consecutive tokens, so a
 reshape.
 
-Legend: B images, U mask units, T patches of a unit, P values of a patch (p·p·3), p patch pixels, C channels.
+Legend: B images, U mask units, V of them chosen, T patches of a unit, P values of a patch (p·p·3), p patch pixels, C
+channels.
 """
 
 import torch
@@ -56,7 +57,7 @@ def to_map(tokens: Tensor, grid: Grid) -> Tensor:
 
 
 def take_units(x: Tensor, units: Tensor | None) -> Tensor:
-    """Lay units of [B, U, T, P] in the order of `units` [B, V] (None: as they are): [B, V, T, P]."""
+    """Choose `units` [B, V] of x [B, U, T, P], in their order (None: all, as they are): [B, V, T, P]."""
     if units is None:
         return x
     b, u = x.shape[:2]
@@ -99,7 +100,7 @@ def sincos_2d(grid: Grid, side: int, dim: int, device: torch.device | None = Non
 
 
 class SinCosPosition(nn.Module):
-    """`sincos_2d` for any grid, the last one kept: no parameters, nothing in the state dict."""
+    """Fixed positions of `sincos_2d`, for any grid; the last grid's are kept, and none are in the state dict."""
 
     def __init__(self, dim: int, side: int) -> None:
         super().__init__()
@@ -115,7 +116,7 @@ class SinCosPosition(nn.Module):
         return x + positions.flatten(1, 2)
 
     def table(self, grid: Grid, device: torch.device) -> Tensor:
-        """[U, side², dim] float32 on `device`."""
+        """Positions of all units, [U, side², dim] float32 on `device`."""
         exporting = getattr(torch.compiler, "is_exporting", bool)  # torch 2.7
         if exporting():  # what is kept is of one grid, and the program may be for any
             return sincos_2d(grid, self.side, self.dim, device)

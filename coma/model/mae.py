@@ -1,8 +1,8 @@
-"""MAE (arXiv 2111.06377), for comparison: one random quarter of the units is seen, the rest predicted.
+"""MAE (arXiv 2111.06377), for comparison: one random quarter of the units is visible, the rest is predicted.
 
-The same stream feeds it: of four complementary views it uses the first.
+The same stream feeds it: of the four views that the stream cuts it sees the first.
 
-Legend: B images, U mask units, V visible units, T patches of a unit, Q hidden patches, C, D channels.
+Legend: B images, U mask units, V visible and W hidden units, T patches of a unit, C, D channels.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,10 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from coma.errors import UsageError
+from coma.model.autoencoder import MaskedAutoencoder
 from coma.model.blocks import init_weights
-from coma.model.coma import MaskedAutoencoder
-from coma.model.decoder import HEAD_DIM, Painting
+from coma.model.decoder import HEAD_DIM, check_decoder_size, cross_attention_decoder
+from coma.model.encoders import Encoder, predicted_patches
 from coma.model.layout import Grid, SinCosPosition
 
 VIEWS = 4
@@ -40,13 +41,16 @@ class SelfAttentionDecoder(nn.Module):
         self.tokens = tokens
 
     def forward(
-        self, features: Sequence[Tensor], grid: Grid, units: Tensor, paintings: Sequence[Painting]
+        self, features: Sequence[Tensor], grid: Grid, visible: Sequence[Tensor], hidden: Sequence[Tensor]
     ) -> Tensor:
-        """The last of `features` [B, V·T, C], `units` [B, U], the V seen first, to [B, Q, patch_values]."""
-        visible = self.embed(features[-1])
-        b, seen, d = visible.shape
-        masks = self.mask_token.to(visible.dtype).expand(b, units.shape[1] * self.tokens - seen, d)
-        x = self.position(torch.cat([visible, masks], dim=1), grid, units)
+        """Predict [B, W·T, patch_values] from the last of `features`, [B, V·T, C].
+
+        `visible` and `hidden` hold one view's units, [B, V] and [B, W] raster indices.
+        """
+        x = self.embed(features[-1])  # [B, V·T, D]
+        b, seen, d = x.shape
+        mask_tokens = self.mask_token.to(x.dtype).expand(b, hidden[0].shape[1] * self.tokens, d)
+        x = self.position(torch.cat([x, mask_tokens], dim=1), grid, torch.cat([visible[0], hidden[0]], dim=1))
         for block in self.blocks:
             x = block(x)
         pixels: Tensor = self.head(self.norm(x[:, seen:]))
@@ -63,8 +67,7 @@ class MAE(MaskedAutoencoder):
     Args:
         backbone: a timm ViT or a DyViT, or its timm name.
         img_size: image size in pixels, (height, width) if not square.
-        decoder_depth, decoder_dim: blocks and channels (a multiple of 32) of the decoder; None: by the
-        backbone.
+        decoder_depth, decoder_dim: blocks and channels (a multiple of 32) of the decoder; None: by the backbone.
         memory_stages: how many of a DyViT's last stages the decoder sees; None: all. A ViT has one.
         backbone_kwargs: for the backbone, if it is given by name.
 
@@ -88,35 +91,31 @@ class MAE(MaskedAutoencoder):
                 f"{self.units} mask unit(s) of {self.encoder.unit_size} pixels: MAE shows one in {VIEWS},"
                 " so larger images or smaller patches are needed"
             )
+        self.views = VIEWS
         if isinstance(self.backbone, VisionTransformer):
-            self.decoder: nn.Module = self._self_attention_decoder(decoder_dim, decoder_depth)
+            self.decoder: nn.Module = self_attention_decoder(self.encoder, decoder_dim, decoder_depth)
         else:
-            self.decoder = self._cross_attention_decoder(decoder_dim, decoder_depth, memory_stages)
+            self.decoder = cross_attention_decoder(self.encoder, decoder_dim, decoder_depth, memory_stages)
 
-    @property
-    def view_sizes(self) -> tuple[int, int]:
-        """Units that the encoder sees, and those that it does not."""
-        return self.units // VIEWS, self.units - self.units // VIEWS
-
-    def paintings(self, units: int, every: bool = False) -> tuple[Painting, ...]:
-        """The first quarter is seen, the rest predicted."""
-        visible = units // VIEWS
-        return (Painting((0, visible), ((visible, units),)),)
-
-    def stream_views(self) -> int:
-        """Four views, whose first is seen."""
-        return VIEWS
+    def split_units(self, units: Tensor, predict_all: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """One view sees the first quarter of `units` [B, U] and predicts the rest, `predict_all` or not."""
+        seen = units.shape[1] // VIEWS
+        return [units[:, :seen]], [units[:, seen:]]
 
     @staticmethod
     def _default_unit_size(backbone: nn.Module) -> int | None:
         """A ViT's patch."""
         return backbone.patch_embed.patch_size[0] if isinstance(backbone, VisionTransformer) else None
 
-    def _self_attention_decoder(self, dim: int | None, depth: int | None) -> SelfAttentionDecoder:
-        encoder_dim = self.encoder.stage_dims[-1]
-        dim = min(512, round(encoder_dim * 2 / 3 / HEAD_DIM) * HEAD_DIM) if dim is None else dim
-        depth = (8 if encoder_dim >= 768 else 4) if depth is None else depth
-        self._check_decoder(dim, depth)
-        decoder = SelfAttentionDecoder(encoder_dim, self.tokens, self.patch_values, dim, depth)
-        decoder.apply(init_weights)
-        return decoder
+
+def self_attention_decoder(
+    encoder: Encoder, dim: int | None = None, depth: int | None = None
+) -> SelfAttentionDecoder:
+    """Make MAE's decoder for an encoder: by default 8 blocks of 512 channels, smaller for those below ViT-B."""
+    encoder_dim = encoder.stage_dims[-1]
+    dim = min(512, round(encoder_dim * 2 / 3 / HEAD_DIM) * HEAD_DIM) if dim is None else dim
+    depth = (8 if encoder_dim >= 768 else 4) if depth is None else depth
+    check_decoder_size(dim, depth)
+    decoder = SelfAttentionDecoder(encoder_dim, *predicted_patches(encoder), dim, depth)
+    decoder.apply(init_weights)
+    return decoder

@@ -1,6 +1,6 @@
-"""What a DyViT sees, as a picture: its features' colours, which window its heads prefer where, what they attend to.
+"""Pictures of what a DyViT computes: its features as colours, the windows its heads prefer, and its attention.
 
-Taken by hooks from the very modules that train; nothing in the network knows of it.
+Hooks on the modules that were trained take the maps; the network itself has no code for them.
 
 Legend: B images, N tokens, C channels, G head groups, T tokens of a unit, h x w the map of a stage.
 """
@@ -20,16 +20,8 @@ from coma.errors import UsageError
 from coma.model.attention import MultiWindowAttention
 from coma.model.dyvit import DyViT
 from coma.model.layout import Grid, to_map
-from coma.pictures.reconstruct import (
-    TILE_PX,
-    Column,
-    Pixels,
-    check_picture,
-    enlarge,
-    images_to_show,
-    lay_out,
-    to_pixels,
-)
+from coma.pictures.columns import TILE_PX, Column, check_picture_name, enlarge, lay_out
+from coma.pictures.images import Pixels, images_to_show, to_pixels
 from coma.runs.names import LOOK_NAME
 from coma.runs.read import load_autoencoder, run_of
 
@@ -39,25 +31,26 @@ _MARK = (255, 0, 80)
 
 @dataclass(frozen=True)
 class Gate:
-    """How much a block's narrower heads count: the mean of their weight α over images and tokens, 1 as at the start."""
+    """How much each head group of a block counts: its weight α, mean over images and tokens; 1 at initialisation."""
 
     stage: int
     block: int
     windows: tuple[int | None, ...]
     """Tokens of each group's window; None: the whole view."""
     weights: tuple[float, ...]
-    """Of the groups; they add up to their number."""
+    """Mean weight of each group; together they add up to the number of groups."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """Maps of a batch, stage by stage, and the blocks' gates in the order of depth."""
+    """Maps of a batch, stage by stage, and the gates of the blocks from the first to the last."""
 
-    features: list[Tensor]  # [B, h, w, C] of each stage
-    preference: list[
-        Tensor | None
-    ]  # [B, h, w] in -1 (narrowest window alone) ... 1 (widest), mean over the blocks
-    attended: Tensor  # [B, h, w], sums to 1: where the middle token looks in the last block of stage 3
+    features: list[Tensor]
+    """Feature map [B, h, w, C] of each stage."""
+    preference: list[Tensor | None]
+    """Of each stage with a gate [B, h, w], from -1 (narrowest window alone) to 1 (widest), mean over its blocks."""
+    attended: Tensor
+    """Attention [B, h, w] of the middle token in the last block of stage 3; it sums to 1."""
     gates: list[Gate]
 
 
@@ -85,7 +78,9 @@ def look(backbone: DyViT, images: Tensor) -> Sight:
             if s == third and i == len(stage.blocks) - 1:  # type: ignore[arg-type]
                 hooks.append(
                     attention.register_forward_pre_hook(
-                        lambda module, inputs: attended.append(_from_the_middle(module, inputs[0], grid))
+                        lambda module, inputs: attended.append(
+                            _attention_of_the_middle(module, inputs[0], grid)
+                        )
                     )
                 )
     was_training = backbone.training
@@ -98,9 +93,9 @@ def look(backbone: DyViT, images: Tensor) -> Sight:
             hook.remove()
     preference: list[Tensor | None] = []
     for s in range(len(backbone.stages)):
-        leaning = [_leaning(alpha) for (stage, _), alpha in alphas.items() if stage == s]
+        preferences = [_preference(alpha) for (stage, _), alpha in alphas.items() if stage == s]
         preference.append(
-            to_map(torch.stack(leaning).mean(dim=0)[..., None], grid)[..., 0] if leaning else None
+            to_map(torch.stack(preferences).mean(dim=0)[..., None], grid)[..., 0] if preferences else None
         )
     gates = [
         Gate(s + 1, i + 1, _windows(backbone, s, i), tuple(alpha.mean(dim=(0, 1)).tolist()))
@@ -139,9 +134,8 @@ def columns_of(backbone: DyViT, images: Tensor, sight: Sight) -> list[Column]:
         columns.append(Column(f"features {s + 1}", _blown_up(colours, height, width)))
     for s, preference in enumerate(sight.preference):
         if preference is not None:
-            title = (
-                f"{_names(backbone, s)} ±{preference.abs().max():.2f}"  # the colours are stretched to this
-            )
+            # The colours are stretched to the strongest preference, which the title gives.
+            title = f"{_names(backbone, s)} ±{preference.abs().max():.2f}"
             columns.append(Column(title, _blown_up(_diverging(preference), height, width)))
     columns.append(Column("attention", _spotlight(original, sight.attended)))
     return columns
@@ -170,7 +164,7 @@ def look_at(
         UsageError: the backbone is no DyViT, `out` is no name of a picture, or a size does not fit.
     """
     run, checkpoint = run_of(run_or_checkpoint)
-    out = check_picture(run / LOOK_NAME if out is None else out)
+    out = check_picture_name(run / LOOK_NAME if out is None else out)
     autoencoder = load_autoencoder(checkpoint, device)
     backbone = autoencoder.backbone
     if not isinstance(backbone, DyViT):
@@ -184,8 +178,8 @@ def look_at(
     return out, sight.gates
 
 
-def _from_the_middle(attention: nn.Module, x: Tensor, grid: Grid) -> Tensor:
-    """softmax(q kᵀ / √D) of the token in the middle, mean over the widest group's heads: [B, N, C] to [B, h, w]."""
+def _attention_of_the_middle(attention: nn.Module, x: Tensor, grid: Grid) -> Tensor:
+    """Attention of the middle token, softmax(q kᵀ / √D), mean over the widest group's heads: [B, N, C] to [B, h, w]."""
     assert isinstance(attention, MultiWindowAttention)
     g, d = len(attention.groups) - 1, attention.head_dim
     keys = torch.split(attention.kv(x), d, dim=-1)[2 * g]  # [B, N, D]
@@ -197,8 +191,8 @@ def _from_the_middle(attention: nn.Module, x: Tensor, grid: Grid) -> Tensor:
     return to_map(weights[..., None], grid)[..., 0]
 
 
-def _leaning(alpha: Tensor) -> Tensor:
-    """Weights [B, N, G] that add up to G, narrowest group first, to -1 ... 1, 0 where all weigh the same."""
+def _preference(alpha: Tensor) -> Tensor:
+    """Turn weights [B, N, G] that add up to G, narrowest group first, into [B, N] from -1 to 1; 0 if all are equal."""
     groups = alpha.shape[-1]
     places = torch.linspace(-1, 1, groups, device=alpha.device)
     return (alpha / groups) @ places
@@ -221,7 +215,7 @@ def _blown_up(tiles: Pixels, height: int, width: int) -> Pixels:
 
 
 def _diverging(preference: Tensor) -> Pixels:
-    """-1 blue, 0 white, 1 orange, stretched so that the strongest preference of all is a full colour."""
+    """Colour -1 blue, 0 white and 1 orange, stretched so that the strongest preference is a full colour."""
     x = preference.cpu().numpy()[..., None]
     x = x / max(float(np.abs(x).max()), 1e-6)
     narrow, even, wide = (np.array(colour, dtype=np.float64) for colour in (_NARROW, _EVEN, _WIDE))
@@ -229,7 +223,7 @@ def _diverging(preference: Tensor) -> Pixels:
 
 
 def _spotlight(original: Pixels, attended: Tensor) -> Pixels:
-    """Darken what is not looked at; the token that looks, in the middle, wears a frame."""
+    """Darken what is not attended to, and frame the token in the middle, whose attention it is."""
     height, width = original.shape[1:3]
     h, w = attended.shape[1:]
     maps = (attended / attended.amax(dim=(1, 2), keepdim=True)).sqrt().cpu().numpy()

@@ -1,7 +1,9 @@
-"""Which images were in step N of a run, in which crops and views: computed, never replayed.
+"""The content of one step of a run: which images it saw, in which crops and views.
 
-What a step sees is a function of (data, seed, step), so it can be asked for any step without reading one
-before it, without a checkpoint and without DeepSpeed. B samples in a global batch, U mask units, K views.
+All of it is computed from (data, seed, step), so any step can be asked for without replaying those before it,
+without a checkpoint and without DeepSpeed.
+
+Legend: B samples of a global batch, K views, U mask units, V_k visible units of view k.
 """
 
 from __future__ import annotations
@@ -58,18 +60,18 @@ class Row:
     """One place of a batch."""
 
     asked: Sample
-    """Whose turn it was."""
+    """The sample that the order of the data asks for."""
     epoch: int
-    """Passes over the data that were complete before, from 0."""
+    """The epoch, counted from 0, for which it is asked."""
     crop: Window
-    """Of the image shown."""
+    """Crop of the image that was shown."""
     flipped: bool
     views: tuple[tuple[int, ...], ...]
-    """Of each view the mask units that it sees, ascending, in raster order from 0."""
+    """The mask units that each view sees, ascending raster indices from 0."""
     substitute: Sample | None = None
     """What was shown instead, if the run could not read or decode the image."""
     reason: str | None = None
-    """Why it could not."""
+    """The reason why the image that was asked for could not be shown."""
 
     @property
     def shown(self) -> Sample:
@@ -83,19 +85,19 @@ class StepContents:
 
     run: Path
     step: int
-    """From 1."""
+    """Number of the step, counted from 1."""
     steps: int
-    """That the run has when it is finished."""
+    """Number of steps of the whole run."""
     image_size: int
     """Side of the crops in pixels."""
     units: int
-    """Mask units of an image."""
+    """U, the mask units of an image."""
     rows: tuple[Row, ...]
     """[B] in the order of the batch."""
     batch_digest: str
-    """Of the sample ids computed here."""
+    """Digest of the sample ids computed here."""
     recorded_digest: str | None
-    """What the run wrote into metrics.jsonl; None for a step that it has not taken, or lost."""
+    """The digest in metrics.jsonl; None for a step that the run has not taken, or whose line is lost."""
     manifest: Manifest = field(repr=False)
 
     @property
@@ -105,7 +107,7 @@ class StepContents:
 
     @property
     def epochs(self) -> float:
-        """Passes over the data that are behind the run after this step, as in metrics.jsonl."""
+        """Fractional epoch after this step, as in metrics.jsonl."""
         return self.step * len(self.rows) / len(self.manifest)
 
     @property
@@ -115,7 +117,7 @@ class StepContents:
 
     @property
     def substituted(self) -> int:
-        """How many images were replaced."""
+        """Number of images that were replaced by a substitute."""
         return sum(row.substitute is not None for row in self.rows)
 
     def check(self) -> None:
@@ -171,7 +173,7 @@ def read_step(run: Path, step: int) -> StepContents:
         raise UsageError(f"{run} has {resolved['steps']} steps: step {step} is none of them")
     manifest = _data_of(run, resolved)
     batch_size, seed = resolved["batch_size"], int(config["seed"])
-    options, seen_units = _task(config, resolved)
+    options, split_units = _stream_and_views(config, resolved)
     with Stream(manifest, batch_size=batch_size, seed=seed, **options) as stream:
         plan = stream.plan(step)
         image_size = stream.sizes.at(plan.stop_sample)
@@ -193,7 +195,7 @@ def read_step(run: Path, step: int) -> StepContents:
     units = partition_units(
         torch.from_numpy(plan.samples), torch.from_numpy(plan.epochs), seed=seed, units=units_in_all
     )
-    views = [seen.sort(dim=1).values.tolist() for seen in seen_units(units)]  # K of [B, V]
+    visible = [view.sort(dim=1).values.tolist() for view in split_units(units)]  # K of [B, V_k]
 
     rows = tuple(
         Row(
@@ -201,7 +203,7 @@ def read_step(run: Path, step: int) -> StepContents:
             int(plan.epochs[place]),
             Window(left, top, width, height),
             bool(crops.flip[place]),
-            tuple(tuple(seen[place]) for seen in views),
+            tuple(tuple(view[place]) for view in visible),
             *replaced.get(place, (None, None)),
         )
         for place, ((top, left), (height, width)) in enumerate(
@@ -225,7 +227,7 @@ def read_step(run: Path, step: int) -> StepContents:
 
 
 def steps_of(run: Path) -> int:
-    """Return how many steps a run has when it is finished. Raises DataError if it is no run of ours."""
+    """Return the number of steps of a whole run; DataError if `run` is no run folder."""
     return int(_read_run(run)[1]["steps"])
 
 
@@ -240,10 +242,13 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, resolved
 
 
-def _task(
+def _stream_and_views(
     config: dict[str, Any], resolved: dict[str, Any]
 ) -> tuple[dict[str, Any], Callable[[Tensor], list[Tensor]]]:
-    """The arguments of a run's stream, and which units each view sees of images with `units`; a classifier sees all."""
+    """The arguments of a run's stream, and what splits `units` [B, U] into those that each view sees.
+
+    In fine-tuning there is one view, which sees all units.
+    """
     if (network := resolved.get("network")) is not None:
         options = {
             "views": 1,
@@ -254,11 +259,12 @@ def _task(
         return options, lambda units: [units]
     with torch.device("meta"):  # its sizes are wanted, not its weights
         model = build_model(config)
-    return training_stream(model, config, resolved["steps"] * resolved["batch_size"]), model.seen_units
+    options = training_stream(model, config, resolved["steps"] * resolved["batch_size"])
+    return options, lambda units: model.split_units(units)[0]
 
 
 def _data_of(run: Path, resolved: dict[str, Any]) -> Manifest:
-    """The manifest that the run was trained on, and no other."""
+    """The manifest of the run's data; DataError if they are gone or have changed since."""
     data = folder_at(str(resolved["data"]))
     if not is_remote(data) and not data.is_dir():
         raise DataError(
@@ -276,7 +282,7 @@ def _data_of(run: Path, resolved: dict[str, Any]) -> Manifest:
 def _samples(manifest: Manifest, ids: Sequence[int] | np.ndarray[Any, Any]) -> list[Sample]:
     names = class_captions(manifest)
     labels = [None] * len(ids) if manifest.label is None else manifest.label[ids].tolist()
-    found = zip(ids, manifest.keys(ids), manifest.sources(ids), labels, strict=True)
+    columns = zip(ids, manifest.keys(ids), manifest.sources(ids), labels, strict=True)
     return [
         Sample(
             int(sample),
@@ -286,18 +292,18 @@ def _samples(manifest: Manifest, ids: Sequence[int] | np.ndarray[Any, Any]) -> l
             label,
             names[label] if names is not None and label is not None else None,
         )
-        for sample, key, source, label in found
+        for sample, key, source, label in columns
     ]
 
 
 def _substitutes(
     manifest: Manifest, seed: int, plan: Step, asked: Sequence[Sample], ledger: Sequence[dict[str, Any]]
 ) -> dict[int, tuple[Sample, str]]:
-    """What the ledger says was shown instead, and why, by place in the batch.
+    """The substitutes that the ledger records, each with the reason, by place in the batch.
 
-    It names the substitute by its key, which the samples that were tried in its place tell apart.
+    The ledger names a substitute by its key alone, so it is looked up among the samples that the stream would try.
     """
-    found = {}
+    substitutes = {}
     for place, sample in enumerate(asked):
         for line in ledger:
             if (line.get("key"), line.get("shard")) != (sample.key, sample.shard):
@@ -305,6 +311,6 @@ def _substitutes(
             tried = list(candidates(manifest, seed, int(plan.epochs[place]), sample.sample))
             for key, candidate in zip(manifest.keys(tried), tried, strict=True):
                 if key == line.get("substitute"):
-                    found[place] = (_samples(manifest, [candidate])[0], str(line.get("reason")))
+                    substitutes[place] = (_samples(manifest, [candidate])[0], str(line.get("reason")))
                     break
-    return found
+    return substitutes

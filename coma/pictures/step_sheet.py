@@ -1,4 +1,4 @@
-"""The images of a step on one page: each original with its window, the crop, and what each view sees of it."""
+"""A page with the images of one training step: each original with its crop window, the crop, and each view."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from coma.errors import UsageError
-from coma.pictures.reconstruct import hidden_pixels, to_pixels
+from coma.pictures.columns import hidden_pixels
+from coma.pictures.images import to_pixels
 from coma.pictures.step import Row, StepContents, Window
 from coma.pipeline.crops import Crops
 from coma.pipeline.decode import DecodeError, Decoder
@@ -25,19 +26,19 @@ from coma.shards.files import write_atomically
 from coma.shards.manifest import Manifest
 
 SHEET_IMAGES = 32
-"""At most so many are on a sheet."""
+"""Number of images on a sheet, at most."""
 
-_TILE_PX = 144  # about: a whole number of pixels for each mask unit
+_TILE_PX = 144  # rounded to a whole number of pixels for each mask unit
 _GAP_PX, _LINE_PX, _GROUP_GAP_PX, _MARGIN_PX = 4, 18, 28, 24
-_SHAPE = 1.0  # width to height that a page comes near
+_SHAPE = 1.0  # width over height that the page is laid out for
 _PAGE, _MAT, _RULE = "#ffffff", "#f4f4f5", "#d4d4d8"
 _INK, _SOFT, _MARK, _ALARM = "#27272a", "#71717a", "#0b6bcb", "#c2410c"
 HIDDEN_GREY = 160
-"""Lighter than in `coma.pictures.reconstruct`: this page has no paintings that it could be taken for."""
+"""Grey of hidden units; lighter than in `coma.pictures.columns`, as this page has no reconstructions."""
 
 
 def write_step_sheet(contents: StepContents, path: Path) -> int:
-    """Write the page as a PNG and return how many images are on it. UsageError if it cannot be written."""
+    """Write the page as a PNG and return the number of images on it; UsageError if it cannot be written."""
     png = io.BytesIO()
     step_sheet(contents).save(png, "PNG")
     try:
@@ -124,12 +125,12 @@ def _crops(crop: Window, flipped: bool) -> Crops:
 
 
 def _groups(images: int, across: int, down: int) -> int:
-    """How many images side by side bring the page nearest to its shape."""
+    """The number of images side by side that brings the page nearest to `_SHAPE`."""
 
-    def off(groups: int) -> float:
+    def distance(groups: int) -> float:
         return abs(math.log(groups * across / (math.ceil(images / groups) * down) / _SHAPE))
 
-    return min(range(1, images + 1), key=off)
+    return min(range(1, images + 1), key=distance)
 
 
 def _head(draw: ImageDraw.ImageDraw, contents: StepContents, images: int, width: int) -> None:
@@ -164,7 +165,7 @@ def _caption(draw: ImageDraw.ImageDraw, row: Row, place: int, left: int, top: in
 
 
 def _original(manifest: Manifest, row: Row, tile: int) -> Image.Image:
-    """The whole image in a square, what is outside of the window faded."""
+    """The whole image in a square, faded outside the crop window."""
     whole = displayed(manifest, row.shown.sample, tile)
     if whole is None:
         return _empty(tile)
@@ -187,9 +188,15 @@ def _original(manifest: Manifest, row: Row, tile: int) -> Image.Image:
 
 
 def view_tiles(crop: Image.Image, views: Sequence[Sequence[int]], grid: int, tile: int) -> list[Image.Image]:
-    """The crop of `grid` x `grid` mask units, `tile` pixels wide (a multiple of `grid`), and what each view sees.
+    """Draw a crop, and what each view sees of it, as tiles of `tile` pixels.
 
-    Enlarged or reduced before units are greyed, so that their edges are sharp.
+    The crop is resized before units are greyed, so that their edges are sharp.
+
+    Args:
+        crop: a square image of `grid` x `grid` mask units.
+        views: raster indices of the units that each view sees.
+        grid: mask units of a side.
+        tile: side of a tile in pixels, a multiple of `grid`.
     """
     crop = crop.resize((tile, tile), Image.Resampling.LANCZOS)
     pixels = np.asarray(crop)

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from coma.model.autoencoder import MaskedAutoencoder
     from coma.model.classifier import Classifier
-    from coma.model.coma import CoMA, MaskedAutoencoder
+    from coma.model.coma import CoMA
     from coma.model.mae import MAE
 
 FORMAT = 2

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from coma.errors import DataError, UsageError
 from coma.pipeline.ahead import FetchAhead, Upcoming
 from coma.pipeline.cache import DEFAULT_BUDGET_BYTES, ShardCache, default_folder
-from coma.pipeline.download import Patience, Stopped, download
+from coma.pipeline.download import RetryPolicy, Stopped, download
 from coma.pipeline.order import Planner, SampleOrder
 from coma.shards.files import folder_at
 from coma.shards.locks import file_lock
@@ -254,7 +254,7 @@ def test_what_fails_ahead_fails_where_it_is_needed(
     remote: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (remote.folder / remote.shards[0]).unlink()
-    cache = ShardCache(remote, tmp_path, LARGE, Patience(first_pause_s=0.01))
+    cache = ShardCache(remote, tmp_path, LARGE, RetryPolicy(first_pause_s=0.01))
     planner = Planner(SampleOrder(remote, 0), len(remote), 8)
     ahead = FetchAhead(cache, Upcoming(planner, remote, 0), 0)
     while len(kept(tmp_path)) < len(remote.shards) - 1 or "fetching ahead" not in caplog.text:

@@ -19,12 +19,12 @@ from servers import Server, bucket_of, serving
 from coma.errors import DataError
 from coma.pipeline import Stream
 from coma.pipeline.cache import ShardCache
-from coma.pipeline.download import Patience
+from coma.pipeline.download import RetryPolicy
 from coma.pipeline.reader import ShardReader, Unreadable
 from coma.shards.files import folder_at, without_credentials
 from coma.shards.manifest import Manifest, read_manifest
 
-HASTY = Patience(stall_s=0.5, first_pause_s=0.01)
+HASTY = RetryPolicy(stall_s=0.5, first_pause_s=0.01)
 OPTIONS = {"batch_size": 8, "image_size": 64, "unit_size": 16, "workers": 1, "seed": 4}
 
 
@@ -122,7 +122,7 @@ TROUBLE = ["500", "cut", "stall", "well", "500", "500", "well", "cut", "cut", "5
 
 def test_trouble_that_passes_costs_nothing(server: Server, remote: Manifest, manifest: Manifest) -> None:
     server.faults.extend(TROUBLE)
-    assert read_all(remote, ShardCache(remote, patience=HASTY)) == read_all(manifest)
+    assert read_all(remote, ShardCache(remote, retry=HASTY)) == read_all(manifest)
     assert not server.faults
 
 
@@ -132,7 +132,7 @@ def test_trouble_of_a_bucket_that_passes_costs_nothing(
     proxy, url = bucket
     remote = read_manifest(folder_at(url))
     proxy.faults.extend(TROUBLE)
-    assert read_all(remote, ShardCache(remote, patience=HASTY)) == read_all(manifest)
+    assert read_all(remote, ShardCache(remote, retry=HASTY)) == read_all(manifest)
     assert not proxy.faults
 
 
@@ -147,7 +147,7 @@ REASONS = {
 @pytest.mark.parametrize("trouble", REASONS)
 def test_trouble_that_stays_is_named(server: Server, remote: Manifest, trouble: str) -> None:
     server.always, server.trickle = trouble, (100, 0.1)
-    reader = ShardReader(remote, cache=ShardCache(remote, patience=HASTY))
+    reader = ShardReader(remote, cache=ShardCache(remote, retry=HASTY))
     with pytest.raises(
         DataError, match=rf"{remote.shards[0]} cannot be downloaded \({REASONS[trouble]}"
     ) as caught:
@@ -164,7 +164,7 @@ def test_trouble_of_a_bucket_that_stays_is_named(
     remote = read_manifest(folder_at(url))
     proxy.always = trouble
     try:
-        reader = ShardReader(remote, cache=ShardCache(remote, patience=Patience(stall_s=2, total_s=5)))
+        reader = ShardReader(remote, cache=ShardCache(remote, retry=RetryPolicy(stall_s=2, total_s=5)))
         with pytest.raises(DataError, match=f"{url}/train/{remote.shards[0]} cannot be downloaded"):
             reader.read([0])
     finally:
@@ -178,8 +178,8 @@ def test_a_link_is_slow_or_at_fault_by_what_it_brings(
 ) -> None:
     """Each piece is more than a file's buffer: something always comes, and it is a matter of how much."""
     server.always, server.trickle = "trickle", (10_000, 0.2)
-    patience = Patience(2, stall_s=0.6, first_pause_s=0.01, least_bytes_per_s=least_bytes_per_s)
-    cache = ShardCache(remote, patience=patience)
+    retry = RetryPolicy(2, stall_s=0.6, first_pause_s=0.01, least_bytes_per_s=least_bytes_per_s)
+    cache = ShardCache(remote, retry=retry)
     if least_bytes_per_s < 50_000:
         os.close(cache.open(0))
     else:
@@ -196,8 +196,8 @@ def test_a_server_that_trickles_ends_a_run_within_a_minute(server: Server, remot
     assert time.monotonic() - began_s < 60
 
 
-def test_with_the_patience_of_a_run_the_end_comes_within_a_minute() -> None:
-    usual = Patience()
+def test_with_the_retry_policy_of_a_run_the_end_comes_within_a_minute() -> None:
+    usual = RetryPolicy()
     assert usual.total_s + usual.stall_s <= 60
     assert sum(1.5 * usual.first_pause_s * 2**number for number in range(usual.tries - 1)) < usual.total_s
 
@@ -205,11 +205,11 @@ def test_with_the_patience_of_a_run_the_end_comes_within_a_minute() -> None:
 def test_what_was_said_tells_more_than_the_silence_after_it(server: Server, remote: Manifest) -> None:
     server.faults.extend(["500", "stall", "stall", "stall", "stall"])
     with pytest.raises(DataError, match=r"5 tries\): the server answers 500"):
-        ShardCache(remote, patience=HASTY).open(0)
+        ShardCache(remote, retry=HASTY).open(0)
 
 
 def test_a_server_that_dies_ends_the_stream_with_the_shard(server: Server, remote: Manifest) -> None:
-    cache = ShardCache(remote, patience=HASTY)
+    cache = ShardCache(remote, retry=HASTY)
     reader = ShardReader(remote, cache=cache)
     reader.read(np.flatnonzero(remote.shard_id < 2))
     server.die()
@@ -238,7 +238,7 @@ def test_a_shard_cut_short_at_the_store_is_named(damaged: Path) -> None:
         path = damaged / "train" / remote.shards[0]
         path.write_bytes(path.read_bytes()[:20_000])
         with pytest.raises(DataError, match=rf"{remote.shards[0]} .*cut short: it has 20000 bytes"):
-            ShardReader(remote, cache=ShardCache(remote, patience=HASTY)).read([0])
+            ShardReader(remote, cache=ShardCache(remote, retry=HASTY)).read([0])
 
 
 def test_credentials_are_in_no_message_and_no_log(
@@ -248,7 +248,7 @@ def test_credentials_are_in_no_message_and_no_log(
     remote = read_manifest(folder_at(url))
     server.always = "500"
     with pytest.raises(DataError) as caught:
-        ShardReader(remote, cache=ShardCache(remote, patience=HASTY)).read([0])
+        ShardReader(remote, cache=ShardCache(remote, retry=HASTY)).read([0])
     shown = str(caught.value) + caplog.text
     assert "trying again" in caplog.text
     assert remote.shards[0] in shown
@@ -360,7 +360,7 @@ def test_two_runs_share_a_cache_too_small_for_either(two_processes, manifest: Ma
 
 def test_who_waits_for_a_download_that_fails_does_not_begin_again(server: Server, remote: Manifest) -> None:
     server.always = "stall"
-    cache = ShardCache(remote, patience=HASTY)
+    cache = ShardCache(remote, retry=HASTY)
     with ThreadPoolExecutor(1) as other:
         ahead = other.submit(cache.fetch, 0, [])
         while not server.downloads:

@@ -14,12 +14,12 @@ from servers import Server, serving
 from coma.errors import DataError
 from coma.pipeline import Stream
 from coma.pipeline.cache import ShardCache
-from coma.pipeline.download import Patience
+from coma.pipeline.download import RetryPolicy
 from coma.pipeline.reader import ShardReader, Unreadable
 from coma.shards.files import folder_at
 from coma.shards.manifest import Manifest, read_manifest
 
-HASTY = Patience(stall_s=2.0, total_s=5.0, first_pause_s=0.01)
+HASTY = RetryPolicy(stall_s=2.0, total_s=5.0, first_pause_s=0.01)
 OPTIONS = {"batch_size": 8, "image_size": 64, "unit_size": 16, "workers": 1, "seed": 4}
 Store = tuple[Server, str]
 
@@ -90,7 +90,7 @@ def test_trouble_that_passes_costs_nothing(store: Store, manifest: Manifest) -> 
     server, url = store
     remote = read_manifest(folder_at(url))
     server.faults.extend(["500", "cut", "well", "stall", "well", "cut"])
-    reader = ShardReader(remote, cache=ShardCache(remote, patience=HASTY))
+    reader = ShardReader(remote, cache=ShardCache(remote, retry=HASTY))
     found, expected = (r.read(range(len(manifest))) for r in (reader, ShardReader(manifest)))
     assert not server.faults
     assert not any(isinstance(item, Unreadable) for item in found)
@@ -106,7 +106,7 @@ def test_trouble_that_stays_is_named(store: Store, trouble: str, cache: Path) ->
     with pytest.raises(
         DataError, match=f"{url}/train/{remote.shards[0]} cannot be downloaded .*{reason}"
     ) as caught:
-        ShardReader(remote, cache=ShardCache(remote, patience=HASTY)).read([0])
+        ShardReader(remote, cache=ShardCache(remote, retry=HASTY)).read([0])
     assert "\n" not in str(caught.value)
     assert not [path for path in cache.rglob("*") if path.is_file() and path.parent.name != "locks"]
 
@@ -118,7 +118,7 @@ def test_a_missing_shard_is_named(store: Store, manifest: Manifest, data: Path) 
     with pytest.raises(
         DataError, match=rf"{url}/train/gone.tar cannot be downloaded \(1 try\): no such file"
     ):
-        ShardCache(gone, patience=HASTY).open(0)
+        ShardCache(gone, retry=HASTY).open(0)
 
 
 WITHOUT = """

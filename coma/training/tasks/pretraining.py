@@ -19,7 +19,7 @@ from coma.training.tasks.start_from import check_init, load_init
 from coma.training.tasks.task import Task, parameter_count
 
 if TYPE_CHECKING:
-    from coma.model.coma import MaskedAutoencoder
+    from coma.model.autoencoder import MaskedAutoencoder
 
 
 class Pretraining(Task):
@@ -74,12 +74,11 @@ class Pretraining(Task):
 
     def facts(self) -> dict[str, Any]:
         """Return the number of parameters, of mask units, and of units that each view sees."""
+        visible, _ = self.model.split_units(torch.arange(self.model.units)[None])
         return {
             "parameters": parameter_count(self.model),
             "units": self.model.units,
-            "view_sizes": [
-                seen.shape[1] for seen in self.model.seen_units(torch.arange(self.model.units)[None])
-            ],
+            "view_sizes": [view.shape[1] for view in visible],
         }
 
     def describe(self) -> list[tuple[str, str]]:

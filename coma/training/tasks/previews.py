@@ -18,7 +18,7 @@ from coma.shards.manifest import Manifest
 from coma.training.tasks.task import network_with
 
 if TYPE_CHECKING:
-    from coma.model.coma import MaskedAutoencoder
+    from coma.model.autoencoder import MaskedAutoencoder
 
 IMAGES = 4
 

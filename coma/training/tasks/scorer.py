@@ -23,8 +23,8 @@ from coma.training.processes.world import World
 from coma.training.tasks.task import Scorer, network_with
 
 if TYPE_CHECKING:
+    from coma.model.autoencoder import MaskedAutoencoder
     from coma.model.classifier import Classifier
-    from coma.model.coma import MaskedAutoencoder
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from coma.runs.read import read_config, read_weights, run_of
 from coma.training.config.options import PretrainConfig
 
 if TYPE_CHECKING:
-    from coma.model.coma import MaskedAutoencoder
+    from coma.model.autoencoder import MaskedAutoencoder
 
 _PREFIX = "backbone."
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from predictions import predict_pixels
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,10 +12,9 @@ import coma.model.attention
 import coma.model.decoder
 from coma import CoMA
 from coma.errors import UsageError
-from coma.model.coma import complementary, normalise_patches
-from coma.model.decoder import units_in
+from coma.model.autoencoder import normalise_patches
 from coma.model.dyvit import DyViT
-from coma.pipeline.views import partition_units, view_sizes
+from coma.pipeline.views import partition_units
 
 NARROW: dict[str, Any] = {
     "dims": (16, 32, 32, 64),
@@ -76,46 +76,48 @@ def test_multiply_adds_of_a_training_pass(name: str, macs: float, monkeypatch: p
 
 @pytest.mark.parametrize("views", [2, 3, 4, 7])
 def test_each_unit_is_predicted_by_every_other_view(views: int) -> None:
-    sizes = view_sizes(49, views)
-    for predict in range(1, views):
-        paintings = complementary(sizes, predict)
-        seen = [unit for p in paintings for unit in range(*p.visible)]
-        assert seen == list(range(49))
-        predicted = [unit for p in paintings for start, stop in p.hidden for unit in range(start, stop)]
-        assert sorted(predicted) == sorted(list(range(49)) * predict)
-        for p in paintings:
-            assert not {u for r in p.hidden for u in range(*r)} & set(range(*p.visible))
+    model = make((224, 224), views=views)
+    units = partition_units(torch.arange(2), torch.zeros(2).long(), seed=0, units=49)
+    everyone = torch.arange(49).expand(2, 49)
+    for times in range(1, views):
+        model.predict = times
+        visible, hidden = model.split_units(units)
+        assert torch.equal(torch.cat(visible, dim=1), units)
+        assert torch.equal(torch.cat(hidden, dim=1).sort(dim=1).values, everyone.repeat_interleave(times, 1))
+        for seen, unseen in zip(visible, hidden, strict=True):
+            assert all(set(s).isdisjoint(u) for s, u in zip(seen.tolist(), unseen.tolist(), strict=True))
+        for seen, unseen in zip(*model.split_units(units, predict_all=True), strict=True):
+            assert torch.equal(torch.cat([seen, unseen], dim=1).sort(dim=1).values, everyone)
 
 
 def test_a_view_predicts_those_that_follow_it() -> None:
-    first, second, last = complementary((3, 2, 2), 1)
-    assert (first.visible, first.hidden) == ((0, 3), ((3, 5),))
-    assert (second.visible, second.hidden) == ((3, 5), ((5, 7),))
-    assert (last.visible, last.hidden) == ((5, 7), ((0, 3),))
+    units = torch.arange(7).flip(0)[None]
+    visible, hidden = make((32, 224), views=3, predict=1).split_units(units)
+    assert [view.tolist() for view in visible] == [[[6, 5, 4]], [[3, 2]], [[1, 0]]]
+    assert [view.tolist() for view in hidden] == [[[3, 2]], [[1, 0]], [[6, 5, 4]]]
 
 
 @pytest.mark.parametrize(("views", "predict"), [(2, None), (3, None), (4, None), (4, 1), (3, 2), (5, 2)])
 def test_predictions_and_their_order(views: int, predict: int | None) -> None:
     model = make(views=views, predict=predict)
     images, units = batch(model)
-    predicted = model.predict_pixels(images, units)
+    predicted = predict_pixels(model, images, units)
     times = views - 1 if predict is None else predict
     assert predicted.shape == (2, times * 6 * 4, 16 * 16 * 3)
     # The loss is the mean over them against the right targets: recomputed here view by view, patch by patch.
     raster = images.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 4, 5, 1)  # [B, h, w, 16, 16, 3]
     errors, q = [], 0
-    for painting in model.paintings(6):
-        for start, stop in painting.hidden:
-            for unit in units[:, start:stop].T:  # [B]
-                for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
-                    rows, columns = unit // 3 * 2 + y, unit % 3 * 2 + x
-                    target = raster[torch.arange(2), rows, columns]
-                    cells = target.unfold(1, 4, 4).unfold(2, 4, 4)  # [B, 4, 4, 3, 4, 4]: patches of 4 px
-                    z = [(r, c) for R in (0, 2) for C in (0, 2) for r in (R, R + 1) for c in (C, C + 1)]
-                    pixels = torch.cat([cells[:, r, c].permute(0, 2, 3, 1).flatten(1) for r, c in z], dim=1)
-                    std, mean = torch.std_mean(pixels, dim=1, keepdim=True)
-                    errors.append((predicted[:, q] - (pixels - mean) / (std**2 + 1e-6).sqrt()).square())
-                    q += 1
+    for hidden in model.split_units(units)[1]:
+        for unit in hidden.T:  # [B]
+            for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                rows, columns = unit // 3 * 2 + y, unit % 3 * 2 + x
+                target = raster[torch.arange(2), rows, columns]
+                cells = target.unfold(1, 4, 4).unfold(2, 4, 4)  # [B, 4, 4, 3, 4, 4]: patches of 4 px
+                z = [(r, c) for R in (0, 2) for C in (0, 2) for r in (R, R + 1) for c in (C, C + 1)]
+                pixels = torch.cat([cells[:, r, c].permute(0, 2, 3, 1).flatten(1) for r, c in z], dim=1)
+                std, mean = torch.std_mean(pixels, dim=1, keepdim=True)
+                errors.append((predicted[:, q] - (pixels - mean) / (std**2 + 1e-6).sqrt()).square())
+                q += 1
     assert q == predicted.shape[1]
     torch.testing.assert_close(model(images, units), torch.stack(errors).mean())
 
@@ -132,31 +134,30 @@ def test_a_view_predicts_without_seeing_what_it_hides(
     model = make(size, backbone, views=views, predict=predict)
     images, units = batch(model, images=1)
     images.requires_grad_()
-    predicted = model.predict_pixels(images, units)
+    visible, hidden = model.split_units(units)
+    predicted = predict_pixels(model, images, units)
+    predictions = torch.split(predicted, [model.tokens * view.shape[1] for view in hidden], dim=1)
     memory = model.decoder.memory(model.backbone.encode(images, units, model.view_sizes))
-    start = 0
-    for view, painting in enumerate(model.paintings(model.units)):
-        queries = model.tokens * units_in(painting.hidden)
-        a, b = (model.tokens * stop for stop in painting.visible)
-        for out in (predicted[:, start : start + queries], memory[:, a:b]):
+    memories = torch.split(memory, [model.tokens * size for size in model.view_sizes], dim=1)
+    for view, outputs in enumerate(zip(predictions, memories, strict=True)):
+        for out in outputs:
             (grad,) = torch.autograd.grad(out.square().sum(), images, retain_graph=True)
             assert (hidden_pixels(model, grad, units, model.view_sizes, view) == 0).all()
-            seen = model.backbone.unit_patches(grad)[0][units[0, slice(*painting.visible)]]
+            seen = model.backbone.unit_patches(grad)[0][visible[view][0]]
             assert (seen.abs().amax(dim=(1, 2)) > 0).all()
-        start += queries
 
 
 def test_hidden_pixels_change_no_prediction_and_visible_ones_do() -> None:
     model = make(views=2).eval()
     images, units = batch(model, images=1)
-    before = model.predict_pixels(images, units)
+    before = predict_pixels(model, images, units)
     changed = images.clone()
     patches = model.backbone.unit_patches(changed)
     unit = int(units[0, -1])  # seen by the second view alone
     row, column = 32 * (unit // 3), 32 * (unit % 3)
     changed[:, :, row : row + 32, column : column + 32] += 1
     assert not torch.equal(patches, model.backbone.unit_patches(changed))
-    after = model.predict_pixels(changed, units)
+    after = predict_pixels(model, changed, units)
     first = 3 * 4  # the first view's queries: three hidden units
     assert torch.equal(before[:, :first], after[:, :first])
     assert not torch.allclose(before[:, first:], after[:, first:], atol=1e-3)

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import coma.model.attention
 from coma.errors import UsageError
-from coma.model.dyvit import DyViT, dyvit_base, dyvit_large, dyvit_small, dyvit_tiny
+from coma.model.dyvit import DyViT
+from coma.model.dyvit_variants import dyvit_base, dyvit_large, dyvit_small, dyvit_tiny
 from coma.pipeline.views import view_sizes
 
 NARROW: dict[str, Any] = {

@@ -4,13 +4,14 @@ import itertools
 
 import pytest
 import torch
+from predictions import predict_pixels
 from torch import Tensor
 
 from coma.errors import UsageError
-from coma.model.coma import CoMA, normalise_patches
-from coma.model.decoder import take, units_in
+from coma.model.autoencoder import normalise_patches
+from coma.model.coma import CoMA
 from coma.model.independent import IndependentMasks, independent_units
-from coma.pipeline.views import partition_units, view_sizes
+from coma.pipeline.views import partition_units
 
 
 def make(views: int = 3, predict: int | None = None) -> IndependentMasks:
@@ -69,14 +70,15 @@ def test_a_view_predicts_as_much_as_comas_and_only_what_it_hides(views: int, pre
     model = make(views, predict)
     coma = CoMA(model.backbone, img_size=(64, 96), views=views, predict=predict)
     units = given(8, 6)
-    laid = model.lay_units(units)
-    for mine, theirs in zip(model.paintings(6), coma.paintings(6), strict=True):
-        assert mine.visible == theirs.visible
-        assert units_in(mine.hidden) == units_in(theirs.hidden)
-        both = torch.cat([take(laid, [mine.visible]), take(laid, mine.hidden)], dim=1)
+    visible, hidden = model.split_units(units)
+    assert [[view.shape for view in part] for part in (visible, hidden)] == [
+        [view.shape for view in part] for part in coma.split_units(units)
+    ]
+    for seen, unseen in zip(visible, hidden, strict=True):
+        both = torch.cat([seen, unseen], dim=1)
         assert all(len(set(row)) == len(row) for row in both.tolist())  # nothing is both seen and predicted
-    for painting in model.paintings(6, every=True):
-        whole = torch.cat([take(laid, [painting.visible]), take(laid, painting.hidden)], dim=1)
+    for seen, unseen in zip(*model.split_units(units, predict_all=True), strict=True):
+        whole = torch.cat([seen, unseen], dim=1)
         assert torch.equal(whole.sort(dim=1).values, torch.arange(6).expand(8, 6))
 
 
@@ -84,19 +86,20 @@ def test_a_view_predicts_as_much_as_comas_and_only_what_it_hides(views: int, pre
 def test_nothing_leaks_from_what_a_view_hides(views: int, predict: int | None) -> None:
     model = make(views, predict)
     images, units = torch.randn(1, 3, 64, 96, requires_grad=True), given(1, 6, seed=3)
-    laid, predicted = model.lay_units(units), model.predict_pixels(images, units)
-    parts = [model.tokens * units_in(painting.hidden) for painting in model.paintings(6)]
-    for painting, part in zip(model.paintings(6), torch.split(predicted, parts, 1), strict=True):
+    visible, hidden = model.split_units(units)
+    parts = [model.tokens * view.shape[1] for view in hidden]
+    predicted = torch.split(predict_pixels(model, images, units), parts, 1)
+    for seen, part in zip(visible, predicted, strict=True):
         (grad,) = torch.autograd.grad(part.square().sum(), images, retain_graph=True)
         felt = (model.encoder.unit_patches(grad)[0] != 0).flatten(1).any(dim=1)
-        assert sorted(felt.nonzero().flatten().tolist()) == sorted(laid[0, slice(*painting.visible)].tolist())
+        assert sorted(felt.nonzero().flatten().tolist()) == sorted(seen[0].tolist())
 
 
 def test_the_loss_is_the_mean_over_all_predictions() -> None:
     model = make(3)
     images, units = torch.randn(2, 3, 64, 96), given(2, 6)
-    laid, predicted = model.lay_units(units), model.predict_pixels(images, units)
-    hidden = torch.cat([take(laid, painting.hidden) for painting in model.paintings(6)], dim=1)  # [B, 12]
+    predicted = predict_pixels(model, images, units)
+    hidden = torch.cat(model.split_units(units)[1], dim=1)  # [B, 12]
     patches = model.encoder.unit_patches(images)
     own = torch.stack([patches[i, hidden[i]] for i in range(2)]).reshape(2, 12 * model.tokens, -1)
     expected = (predicted - normalise_patches(own)[0]).square().mean()
@@ -111,7 +114,7 @@ def test_it_encodes_and_predicts_as_many_tokens_as_coma(views: int, predict: int
     for model in (mine, theirs):
         seen: list[tuple[int, ...]] = []
         hook = model.backbone.norm.register_forward_hook(lambda _, x, __, seen=seen: seen.append(x[0].shape))
-        seen.append(model.predict_pixels(torch.randn(2, 3, 64, 96), given(2, 6)).shape)
+        seen.append(predict_pixels(model, torch.randn(2, 3, 64, 96), given(2, 6)).shape)
         hook.remove()
         counts.append(seen)
     assert counts[0] == counts[1] == [(2, 6, 256), (2, (predict or views - 1) * 24, 768)]
@@ -121,23 +124,22 @@ def test_views_encode_what_they_would_alone() -> None:
     """Units that several views see are encoded for each of them."""
     model = make(2).eval()
     images, units = torch.randn(2, 3, 64, 96), given(2, 6)
-    laid, sizes = model.lay_units(units), view_sizes(6, 2)
-    joint = model.backbone.encode(images, laid[:, :6], sizes)[-1]
-    torch.testing.assert_close(
-        joint[:, 3:], model.backbone.encode(images, laid[:, 3:6])[-1], atol=1e-5, rtol=1e-4
-    )
+    visible, _ = model.split_units(units)
+    joint = model.backbone.encode(images, torch.cat(visible, dim=1), (3, 3))[-1]
+    alone = model.backbone.encode(images, visible[1])[-1]
+    torch.testing.assert_close(joint[:, 3:], alone, atol=1e-5, rtol=1e-4)
 
 
 def test_pictures_keep_what_each_view_sees() -> None:
     model = make(3).eval()
     images, units = torch.randn(2, 3, 64, 96), given(2, 6)
-    pictures, laid = model.reconstruct(images, units), model.lay_units(units)
+    pictures, (visible, _) = model.reconstruct(images, units), model.split_units(units)
     assert pictures.shape == (2, 3, 3, 64, 96)
-    for view, painting in enumerate(model.paintings(6)):
+    for view, seen in enumerate(visible):
         true, made = (model.encoder.unit_patches(x) for x in (images, pictures[:, view]))
         for i in range(2):
             same = (true[i] == made[i]).flatten(1).all(dim=1).nonzero().flatten().tolist()
-            assert same == sorted(laid[i, slice(*painting.visible)].tolist())
+            assert same == sorted(seen[i].tolist())
 
 
 def test_one_view_is_refused_as_by_coma() -> None:

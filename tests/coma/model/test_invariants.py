@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import coma.model.attention
 from coma import CoMA
 from coma.model.attention import MultiWindowAttention, attend_within
-from coma.model.coma import complementary
 from coma.model.dyvit import DyViT
 from coma.pipeline.views import partition_units, view_sizes
 
@@ -58,23 +57,24 @@ def assert_same(a: Tensor, b: Tensor) -> None:
 
 
 def places(sizes: tuple[int, ...]) -> list[slice]:
-    return [slice(*painting.visible) for painting in complementary(sizes, 0)]
+    stops = [sum(sizes[: k + 1]) for k in range(len(sizes))]
+    return [slice(stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
 
 
-@pytest.mark.parametrize("views", VIEWS)
-def test_every_unit_is_in_one_view_and_predicted_by_all_others(network: CoMA, views: int) -> None:
-    _, units = batch(network, 16)
-    sizes = view_sizes(network.units, views)
-    visible = torch.zeros(16, network.units)
-    for place in places(sizes):
-        visible.scatter_add_(1, units[:, place], torch.ones(16, network.units))
-    assert (visible == 1).all()
-    for predict in range(views):
-        predicted = torch.zeros(network.units)
-        for painting in complementary(sizes, predict):
-            for start, stop in painting.hidden:
-                predicted[start:stop] += 1
-        assert (predicted == predict).all()
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("views", VIEWS[1:])
+def test_every_unit_is_in_one_view_and_predicted_by_all_others(name: str, views: int) -> None:
+    with torch.device("meta"):
+        network = CoMA(name, img_size=SIZES[name], views=views)
+    units = partition_units(torch.arange(16), torch.zeros(16).long(), seed=0, units=network.units)
+    for times in range(1, views):
+        network.predict = times
+        visible, hidden = (
+            torch.zeros(16, network.units, dtype=torch.long).scatter_add(1, each, torch.ones_like(each))
+            for each in (torch.cat(part, dim=1) for part in network.split_units(units))
+        )
+        assert (visible == 1).all()
+        assert (hidden == times).all()
 
 
 @pytest.mark.parametrize("views", VIEWS)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from predictions import predict_pixels
 from torch import Tensor, nn
 
 from coma.errors import UsageError
@@ -89,13 +90,15 @@ def test_it_is_maes_own_shape_for_vit_base() -> None:
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(
         111.65e6, rel=0.005
     )  # without positions
-    assert model.view_sizes == (49, 147)
+    visible, hidden = model.split_units(torch.arange(196)[None])
+    assert (visible[0].shape, hidden[0].shape) == ((1, 49), (1, 147))
 
 
 def test_the_stream_it_asks_for_lays_the_visible_quarter_first() -> None:
     model = make(img_size=224)
     assert model.stream_options() == {"views": 4, "unit_size": 16, "image_size": 224}
-    assert model.view_sizes[0] == view_sizes(196, 4)[0] == 49
+    ((visible,), _) = model.split_units(torch.arange(196)[None])
+    assert visible.shape[1] == view_sizes(196, 4)[0] == 49
 
 
 @pytest.mark.parametrize("name", [TINY, "dyvit_tiny"])
@@ -103,11 +106,11 @@ def test_predictions_do_not_see_hidden_pixels(name: str) -> None:
     model = make(name, img_size=(96, 64) if name == "dyvit_tiny" else 64)
     images, units = batch(model, 1)
     images.requires_grad_()
-    (grad,) = torch.autograd.grad(model.predict_pixels(images, units).square().sum(), images)
+    (grad,) = torch.autograd.grad(predict_pixels(model, images, units).square().sum(), images)
     by_unit = model.encoder.unit_patches(grad)[0]
-    seen = model.view_sizes[0]
-    assert (by_unit[units[0, seen:]] == 0).all()
-    assert (by_unit[units[0, :seen]].abs().amax(dim=(1, 2)) > 0).all()
+    ((visible,), (hidden,)) = model.split_units(units)
+    assert (by_unit[hidden[0]] == 0).all()
+    assert (by_unit[visible[0]].abs().amax(dim=(1, 2)) > 0).all()
 
 
 @pytest.mark.parametrize("name", [TINY, "dyvit_tiny"])
@@ -121,7 +124,7 @@ def test_every_parameter_learns_and_pictures_keep_what_is_seen(name: str) -> Non
     true, made = (model.encoder.unit_patches(x) for x in (images, pictures[:, 0]))
     for i in range(2):
         same = (true[i] == made[i]).flatten(1).all(dim=1).nonzero().flatten()
-        assert sorted(same.tolist()) == sorted(units[i, : model.view_sizes[0]].tolist())
+        assert sorted(same.tolist()) == sorted(units[i, : model.units // 4].tolist())
 
 
 def test_vit_encodes_downstream_what_it_was_trained_on() -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from predictions import predict_pixels
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, ViTMAEConfig, ViTMAEForPreTraining
 
-from coma.model.coma import normalise_patches
+from coma.model.autoencoder import normalise_patches
 from coma.model.mae import MAE
 
 
@@ -116,7 +117,7 @@ def test_predictions_loss_and_gradients_are_theirs(
     assert reference.mask.bool().gather(1, hidden).all()
 
     expected = reference.logits.gather(1, hidden[..., None].expand(-1, -1, 768))
-    torch.testing.assert_close(ours.predict_pixels(images, units), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(predict_pixels(ours, images, units), expected, atol=1e-5, rtol=1e-5)
     loss = ours(images, units)
     torch.testing.assert_close(loss, reference.loss, atol=1e-6, rtol=1e-6)
 

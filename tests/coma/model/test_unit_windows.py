@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import coma.model.attention
 from coma.errors import UsageError
-from coma.model.dyvit import DyViT, dyvit_base
+from coma.model.dyvit import DyViT
+from coma.model.dyvit_variants import dyvit_base
 from coma.model.layout import unit_windows
 
 SHAPE: dict[str, Any] = {

@@ -9,18 +9,9 @@ from coma.errors import DataError
 from coma.model.coma import CoMA
 from coma.model.independent import IndependentMasks
 from coma.model.mae import MAE
-from coma.pictures.reconstruct import (
-    HIDDEN_GREY,
-    TILE_PX,
-    columns_of,
-    enlarge,
-    from_pixels,
-    hidden_pixels,
-    lay_out,
-    load_images,
-    picture,
-    to_pixels,
-)
+from coma.pictures.columns import HIDDEN_GREY, TILE_PX, enlarge, hidden_pixels, lay_out
+from coma.pictures.images import from_pixels, load_images, to_pixels
+from coma.pictures.reconstruct import columns_of, picture
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +103,7 @@ def test_independent_views_show_what_each_of_them_sees():
     images, units = _images(3, 64, 64), torch.arange(16).repeat(3, 1)
     original, view1, painted1, view2, _ = (column.tiles for column in columns_of(model, images, units))
     side = original.shape[1] // 4
-    for tiles, seen in zip((view1, view2), model.seen_units(units), strict=True):
+    for tiles, seen in zip((view1, view2), model.split_units(units)[0], strict=True):
         corners = (tiles == HIDDEN_GREY).all(-1)[:, side // 2 :: side, side // 2 :: side].reshape(3, 16)
         assert [(~row).nonzero()[0].tolist() for row in corners] == seen.sort(dim=1).values.tolist()
     grey = (view1 == HIDDEN_GREY).all(-1)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from coma.errors import DataError, UsageError
-from coma.pictures.reconstruct import to_pixels
+from coma.pictures.images import to_pixels
 from coma.pictures.step import StepContents, read_step
 from coma.pictures.step_sheet import HIDDEN_GREY, network_images, step_sheet, view_tiles, write_step_sheet
 from coma.pipeline import Stream

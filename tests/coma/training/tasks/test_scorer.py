@@ -15,7 +15,7 @@ from small_runs import course, lines, same_weights, small
 from coma.errors import DataError, Preempted
 from coma.evaluation.evaluate import score
 from coma.evaluation.sample import few_of
-from coma.model.coma import MaskedAutoencoder
+from coma.model.autoencoder import MaskedAutoencoder
 from coma.pipeline import Stream
 from coma.runs.read import load_autoencoder
 from coma.shards.manifest import read_manifest
