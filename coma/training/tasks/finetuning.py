@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coma.errors import DataError
 from coma.evaluation.accuracy import accuracy
-from coma.evaluation.evaluate import split_folder
+from coma.evaluation.score import has_split
 from coma.model.classifier import Classifier
 from coma.model.encoders import give_weights
 from coma.pipeline import Batch, Stream
@@ -171,7 +171,7 @@ class AccuracyScorer:
                 **self._stream,
             ) as stream:
                 found = accuracy(model.to(self._device).eval(), stream, after_batch)
-        line = found.line(step)
+        line = found.metrics_line(step)
         logger.info("step %d: %s", step, found)
         return line
 
@@ -182,7 +182,7 @@ def tested_on(manifest: Manifest) -> Manifest | None:
     Raises:
         DataError: its classes are others.
     """
-    if manifest.split != "train" or not split_folder(manifest.folder.parent, "val"):
+    if manifest.split != "train" or not has_split(manifest.folder.parent, "val"):
         return None
     val = read_manifest(manifest.folder.parent, "val")
     if val.label is None or val.class_names != manifest.class_names:

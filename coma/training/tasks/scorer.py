@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from coma.errors import DataError
-from coma.evaluation.evaluate import metrics_line, score_splits, split_folder
 from coma.evaluation.sample import few_of
+from coma.evaluation.score import has_split, score
 from coma.shards.manifest import Manifest, read_manifest
 from coma.training.config.resolve import ResolvedRun
 from coma.training.processes.world import World
@@ -67,7 +67,7 @@ class Evaluator:
         self._labelled = labels is not None and bool((labels != labels[0]).any())
         if not self._labelled:
             logger.info("%s has no labels to tell apart: RankMe alone is evaluated", data.folder)
-        elif data.split == "train" and split_folder(data.folder.parent, "val"):
+        elif data.split == "train" and has_split(data.folder.parent, "val"):
             val = few_of(read_manifest(data.folder.parent, "val"), VAL_IMAGES)
             self._val = None if val.label is None else val
 
@@ -77,7 +77,7 @@ class Evaluator:
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             model = self._build()
             model.load_state_dict(weights)
-            scores = score_splits(
+            scores = score(
                 model.to(self._device).eval(),
                 self._train,
                 self._val,
@@ -87,7 +87,7 @@ class Evaluator:
                 progress=lambda *_: after_batch(),
                 **self._decoding,
             )
-        line = metrics_line(step, scores)
+        line = scores.metrics_line(step)
         shown = [f"{name} {line[key]:.1f}{unit}" for key, name, unit in _SHOWN if key in line]
         logger.info("step %d: %s", step, ", ".join(shown))
         return line
