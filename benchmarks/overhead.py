@@ -36,12 +36,12 @@ BAR = 1.02
 HELD = 4
 """Batches that are gone through again and again."""
 _ENDLESS = 1_000_000
-"""Steps of the run, of which a round takes a few: nothing falls due in one."""
+"""Steps of the run, of which a round takes a few: no evaluation and no checkpoint falls due in one."""
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Held:
-    """In the place of a stream: gives the batches again and again, and notes when each was asked for."""
+    """Stand-in for a stream: gives the batches again and again, and notes when each was asked for."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self._batches = itertools.cycle(batches)
@@ -57,7 +57,7 @@ class Held:
         return next(self._batches)
 
     def steps_s(self) -> dict[str, list[float]]:
-        """The length of each step but the first and the last, by each clock."""
+        """Return the length of each step but the first and the last, by each clock."""
         return {
             name: [after[name] - before[name] for before, after in itertools.pairwise(self._asked[1:])]
             for name in _CLOCKS
@@ -67,7 +67,7 @@ class Held:
 def measure(config: PretrainConfig, steps: int, rounds: int) -> dict[str, Any]:
     """Take `rounds` times `steps` steps in either loop, after one round of each that does not count."""
     config = dataclasses.replace(config, steps=_ENDLESS, save_every=_ENDLESS, stop_after=steps + 2)
-    found: dict[str, list[dict[str, list[float]]]] = {"bare": [], "coma": []}
+    times: dict[str, list[dict[str, list[float]]]] = {"bare": [], "coma": []}
     """Of each round the length of its steps, by each clock."""
     with StopRequests() as stop, joined(find_place({})) as world:
         from coma.training import loop  # imports DeepSpeed, which looks at the environment
@@ -108,21 +108,20 @@ def measure(config: PretrainConfig, steps: int, rounds: int) -> dict[str, Any]:
                                 session.run_steps()
                             state = dataclasses.replace(state, step=state.step + steps + 2)
                         if number > 0:
-                            found[name].append(held.steps_s())
+                            times[name].append(held.steps_s())
             finally:
                 dispose(engine)
         device = prepared.facts["device_name"]
     medians = {
         name: {
-            clock: statistics.median(chain.from_iterable(times[clock] for times in taken))
-            for clock in _CLOCKS
+            clock: statistics.median(chain.from_iterable(one[clock] for one in taken)) for clock in _CLOCKS
         }
-        for name, taken in found.items()
+        for name, taken in times.items()
     }
     added = {
         clock: [
             statistics.median(coma[clock]) - statistics.median(bare[clock])
-            for bare, coma in zip(found["bare"], found["coma"], strict=True)
+            for bare, coma in zip(times["bare"], times["coma"], strict=True)
         ]
         for clock in _CLOCKS
     }
@@ -173,8 +172,8 @@ def main() -> None:
     parser.add_argument("--patch-size", type=int, help="pixels (default: the model's)")
     parser.add_argument("--batch-size", type=int, default=32, help="images a step (default 32)")
     parser.add_argument("--ds-config", default="zero1")
-    parser.add_argument("--steps", type=int, default=10, help="of a round (default 10)")
-    parser.add_argument("--rounds", type=int, default=5, help="of each loop, in turn (default 5)")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a round (default 10)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each loop, in turn (default 5)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="coma-overhead-") as scratch:

@@ -116,7 +116,7 @@ def write_data(folder: Path, samples: int, shard_samples: int, in_order: bool) -
 
 
 def resident_bytes(name: str) -> int:
-    """VmHWM, the most that this process had in memory, or VmRSS, what it has."""
+    """Return this process's VmHWM (the most that it had in memory) or VmRSS (what it has now)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
@@ -149,8 +149,8 @@ def _memory(phase: dict[str, Any]) -> str:
 def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description="What very many samples cost before the first batch.")
-    parser.add_argument("--samples", type=int, default=10**8, help="how many (default 1e8)")
-    parser.add_argument("--shard-samples", type=int, default=2300, help="of a shard (default 2300)")
+    parser.add_argument("--samples", type=int, default=10**8, help="number of samples (default 1e8)")
+    parser.add_argument("--shard-samples", type=int, default=2300, help="samples of a shard (default 2300)")
     parser.add_argument("--sorted", action="store_true", help="shards sorted by class")
     parser.add_argument("--folder", type=Path, help="where the scratch folder goes")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")

@@ -40,7 +40,7 @@ BARS = {"pass-through / TarWriter": 0.9, "checked / decoding alone": 0.9}
 
 @dataclass(frozen=True)
 class Timing:
-    """One way, in every round."""
+    """Seconds of one way in every round."""
 
     cpu_s: tuple[float, ...]
     wall_s: tuple[float, ...]
@@ -88,11 +88,11 @@ def measure(folder: Path, images: int, rounds: int) -> dict[str, Any]:
 
 
 def _copies(folder: Path, to: Path, images: int) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if is_image_name(path.name))
-    if not found:
+    pictures = sorted(path for path in folder.rglob("*") if is_image_name(path.name))
+    if not pictures:
         raise SystemExit(f"no images in {folder}")
     files = []
-    for number, path in enumerate(itertools.islice(itertools.cycle(found), images)):
+    for number, path in enumerate(itertools.islice(itertools.cycle(pictures), images)):
         files.append(to / path.parent.name / f"{number:06d}{path.suffix}")
         files[-1].parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, files[-1])
@@ -115,7 +115,7 @@ def _alternating(ways: dict[str, Callable[[Path], None]], rounds: int, scratch: 
 
 
 def _ratio(ours: Timing, theirs: Timing) -> float:
-    """How many images we do in the CPU time of one of theirs."""
+    """Return how many images we pack in the CPU time of one of theirs."""
     return round(statistics.median(t / o for o, t in zip(ours.cpu_s, theirs.cpu_s, strict=True)), 3)
 
 
@@ -155,7 +155,7 @@ def _listed(root: Path, files: Sequence[Path]) -> Iterator[SourceImage]:
 
 
 def _both_busy(scratch: Path, image_bytes: int) -> tuple[float, float]:
-    """Shard the files in worker processes: their CPU seconds, and the seconds that it all took."""
+    """Shard the files in worker processes; return their CPU seconds, and the wall seconds of it all."""
     out = scratch / "out"
     before, begun_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     shard(scratch / "source", out, ShardOptions(shard_bytes=max(1, image_bytes // 16), workers=WORKERS))
@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument(
         "--images", type=int, default=2000, help="how many; files are repeated (default 2000)"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="of all ways (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of all ways (default 5)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")
     given = parser.parse_args()
     result = measure(given.folder, given.images, given.rounds)

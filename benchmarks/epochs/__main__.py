@@ -27,7 +27,7 @@ from typing import TypeVar
 from benchmarks.epochs.images import load
 from benchmarks.epochs.plot import write_plot
 from benchmarks.epochs.report import conclusions, rows_of, table, verdicts
-from benchmarks.epochs.runs import Settings, append_line, found_in, read_lines
+from benchmarks.epochs.runs import Settings, append_line, line_of, read_lines
 from benchmarks.epochs.side_by_side import run_all, say
 from benchmarks.epochs.variants import Variant, variant
 from coma.errors import ComaError, UsageError
@@ -36,7 +36,7 @@ Number = TypeVar("Number", int, float)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, run what is missing, print what it comes to."""
+    """Read the command line, run what is missing, print the results."""
     given = _parser().parse_args(arguments)
     try:
         _compare(given)
@@ -65,7 +65,7 @@ def _compare(given: argparse.Namespace) -> None:
         )
     )
     done = read_lines(given.out)
-    missing = [run for run in settings if found_in(done, run) is None]
+    missing = [run for run in settings if line_of(done, run) is None]
     say(
         f"{len(data.train):,} images, {len(data.test):,} to test on ({data.tested_on}); "
         f"{len(settings)} runs, {len(settings) - len(missing)} of them done before"
@@ -73,13 +73,13 @@ def _compare(given: argparse.Namespace) -> None:
     for line in run_all(missing, data, partial(load, given.data, given.images), jobs=given.jobs):
         append_line(given.out, line)
     done = read_lines(given.out)
-    rows = rows_of([line for run in settings if (line := found_in(done, run))])
+    rows = rows_of([line for run in settings if (line := line_of(done, run))])
     goal = next(row for row in rows if row.variant == reference.name and row.epochs == given.mae_epochs)
-    found = verdicts(rows, goal)
-    summary = {"rows": [asdict(row) for row in rows], "verdicts": [asdict(verdict) for verdict in found]}
+    judged = verdicts(rows, goal)
+    summary = {"rows": [asdict(row) for row in rows], "verdicts": [asdict(verdict) for verdict in judged]}
     (given.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     write_plot(given.out / "epochs.png", rows, goal)
-    print(table(rows, goal), conclusions(found, goal), f"plot  {given.out / 'epochs.png'}", sep="\n\n")
+    print(table(rows, goal), conclusions(judged, goal), f"plot  {given.out / 'epochs.png'}", sep="\n\n")
 
 
 def plan(
@@ -93,13 +93,13 @@ def plan(
     image_size: int,
     data: str,
 ) -> Iterator[Settings]:
-    """All runs of a comparison, a seed at a time; the reference's full length comes first."""
+    """Yield all runs of a comparison, a seed at a time; the reference's full length comes first."""
     stops = sorted({round(mae_epochs * part, 3) for part in fractions})
     before = [stop for stop in stops if stop < mae_epochs]
     for seed in seeds:
         for row in {row.name: row for row in (reference, *variants)}.values():
             after = [*before, mae_epochs] if row.name == reference.name else stops
-            # A constant rate knows no end: the scores on the way are those of shorter runs.
+            # A constant rate does not depend on the length: the scores on the way are those of shorter runs.
             runs = [tuple(after)] if row.schedule == "constant" else [(stop,) for stop in reversed(after)]
             for scored_after in runs:
                 yield Settings(row, seed, scored_after[-1], scored_after, images, image_size, data)
@@ -111,12 +111,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("data", type=Path, metavar="DATA", help="sharded, labelled, small images")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where runs are kept")
-    parser.add_argument("--mae-epochs", type=_positive, default=40.0, help="of the reference (default 40)")
     parser.add_argument(
-        "--fractions", type=_list(_positive), default=[0.05, 0.12, 0.18, 0.25, 0.37], help="of these epochs"
+        "--mae-epochs", type=_positive, default=40.0, help="epochs of the reference (default 40)"
     )
     parser.add_argument(
-        "--images", type=_count, default=10_000, help="of train, and at most of the test (10000)"
+        "--fractions",
+        type=_list(_positive),
+        default=[0.05, 0.12, 0.18, 0.25, 0.37],
+        help="shares of these epochs, after which variants are scored",
+    )
+    parser.add_argument(
+        "--images",
+        type=_count,
+        default=10_000,
+        help="images of train, and at most of the test (default 10000)",
     )
     parser.add_argument("--seeds", type=_list(int), default=[0, 1, 2], help="default 0,1,2")
     parser.add_argument(
