@@ -9,7 +9,7 @@ from coma.cli import console
 from coma.errors import UsageError
 
 if TYPE_CHECKING:
-    from coma.shards.write.summary import ShardPlanSummary
+    from coma.shards.write.dry_run import DryRun
 
 _SOURCE, _SHARDS, _IMAGES, _RUNNING = "Source", "Shards", "Images", "Running"
 
@@ -144,10 +144,11 @@ def shard(
     the same command goes on where it was.
     """
     from coma.cli.accounts import summary_as_json, summary_as_lines
+    from coma.shards.byte_sizes import parse_bytes
     from coma.shards.files import folder_at
-    from coma.shards.units import parse_bytes
-    from coma.shards.write import prepare
+    from coma.shards.write.dry_run import dry_run as preview
     from coma.shards.write.options import ShardOptions, parse_part
+    from coma.shards.write.run import default_out
     from coma.shards.write.writer import shard as write
 
     if quality is not None and resize is None:
@@ -169,11 +170,11 @@ def shard(
         root=root,
         **{name: value for name, value in given.items() if value is not None},
     )
-    place = prepare.default_out(source) if out is None else folder_at(out)
+    place = default_out(source) if out is None else folder_at(out)
     result: dict[str, Any]
     with _Bar() as bar:
         if dry_run:
-            plan = prepare.plan_shards(source, place, options, bar.show)
+            plan = preview(source, place, options, bar.show)
             result = _plan_as_json(plan) if json else _plan_as_lines(plan)
         else:
             summary = write(source, place, options, bar.show)
@@ -226,13 +227,13 @@ class _Bar:
         )
 
 
-def _plan_as_json(plan: "ShardPlanSummary") -> dict[str, Any]:
+def _plan_as_json(plan: "DryRun") -> dict[str, Any]:
     from dataclasses import asdict
 
     return {"dry_run": True} | asdict(plan)
 
 
-def _plan_as_lines(plan: "ShardPlanSummary") -> dict[str, str]:
+def _plan_as_lines(plan: "DryRun") -> dict[str, str]:
     from rich.filesize import decimal
 
     lines = {"found": f"{plan.found:,} images in {plan.source} ({plan.layout})"}

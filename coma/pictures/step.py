@@ -23,7 +23,7 @@ from coma.pipeline.faults import candidates
 from coma.pipeline.order import Step, digest, digest_limbs
 from coma.pipeline.views import partition_units
 from coma.runs.read import build_model, read_config, training_stream
-from coma.shards.describe.sheet import class_captions
+from coma.shards.describe.contact_sheet import class_captions
 from coma.shards.files import folder_at, is_remote
 from coma.shards.manifest import Manifest, load_manifest
 from coma.training.logs.metrics import METRICS_NAME

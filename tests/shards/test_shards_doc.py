@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coma.shards.sources.model import LAYOUTS
+from coma.shards.sources.listing import LAYOUTS
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.writer import shard
 

@@ -7,8 +7,13 @@ import pytest
 from PIL import Image
 
 from coma.shards.describe.card import data_card
+from coma.shards.describe.contact_sheet import (
+    balanced_choice,
+    contact_sheet,
+    read_displayed,
+    write_contact_sheet,
+)
 from coma.shards.describe.describe import as_json, describe
-from coma.shards.describe.sheet import balanced_choice, contact_sheet, displayed, write_contact_sheet
 from coma.shards.manifest import read_manifest
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.writer import shard
@@ -121,7 +126,7 @@ def test_a_sheet_of_unlabelled_images_of_which_one_does_not_decode(tmp_path, ima
     data = bytearray(path.read_bytes())
     data[manifest.offset[3] : manifest.offset[3] + 200] = bytes(200)
     path.write_bytes(data)
-    assert displayed(manifest, 3, 40) is None
+    assert read_displayed(manifest, 3, 40) is None
     write_contact_sheet(tmp_path / "out", tmp_path / "sheet.png")
     sheet = Image.open(tmp_path / "sheet.png")
     assert sheet.size == (3 * 136 - 8 + 32, 2 * 136 - 8 + 32)
@@ -138,7 +143,7 @@ def test_an_image_is_shown_upright_and_in_8_bits(tmp_path, image):
     (tmp_path / "odd/deep.png").write_bytes(deep.getvalue())
     shard(tmp_path / "odd", tmp_path / "out", ShardOptions(workers=1))
     manifest = read_manifest(tmp_path / "out")
-    shown = {manifest.sources([row])[0]: displayed(manifest, row, 64) for row in (0, 1)}
+    shown = {manifest.sources([row])[0]: read_displayed(manifest, row, 64) for row in (0, 1)}
     turned, grey = (
         next(image for name, image in shown.items() if name.endswith(end)) for end in ("jpg", "png")
     )

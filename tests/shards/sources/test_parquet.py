@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources.parquet.listing import list_parquet
+from coma.shards.sources.parquet.images import list_parquet
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -237,14 +237,14 @@ def test_imagenet_is_called_as_in_every_other_layout(tmp_path, caplog):
 
 
 def test_imagenet_is_the_same_as_its_tree(tmp_path):
-    from coma.shards.sources.find import find_sources
+    from coma.shards.sources.detect import list_source
 
     sources = list_parquet(write_imagenet(tmp_path / "hf"))
     for one in sources.splits:
         for path, size in zip(one.paths, one.sizes, strict=True):
             (tmp_path / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "tree" / path).write_bytes(bytes(size))
-    tree = find_sources(tmp_path / "tree")
+    tree = list_source(tmp_path / "tree")
     assert sources.class_names == tree.class_names
     for one, other in zip(sources.splits, tree.splits, strict=True):
         assert (one.name, one.paths, one.sizes.tolist()) == (other.name, other.paths, other.sizes.tolist())
@@ -394,8 +394,8 @@ LIST = """
 import resource, sys
 from pathlib import Path
 from coma.errors import DataError
-from coma.shards.sources.parquet.confined import ConfinedReader
-with ConfinedReader() as reader:
+from coma.shards.sources.parquet.sandbox import SandboxedReader
+with SandboxedReader() as reader:
     for file in map(Path, sys.argv[1:]):
         try:
             reader.contents(file)

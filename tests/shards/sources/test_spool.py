@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coma.errors import ComaError, DataError
-from coma.shards.sources.parquet.confined import ConfinedReader
-from coma.shards.sources.parquet.listing import list_parquet
-from coma.shards.sources.parquet.rows import copy, rows
+from coma.shards.sources.parquet.images import list_parquet
+from coma.shards.sources.parquet.read import copy, rows
+from coma.shards.sources.parquet.sandbox import SandboxedReader
 from coma.shards.sources.parquet.spool import remove_spool, spool, spool_bytes
-from coma.shards.sources.read import SourceReader
+from coma.shards.sources.reader import SourceReader
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -152,7 +152,7 @@ def test_too_little_space_is_said_before_anything_is_written(source, tmp_path, m
 
 def test_a_place_that_cannot_be_written_is_one_line(source, tmp_path):
     with (
-        ConfinedReader() as reader,
+        SandboxedReader() as reader,
         pytest.raises(ComaError, match=r"cannot write .*nowhere.*x.bin: No such file"),
     ):
         list(
@@ -178,7 +178,7 @@ def test_nothing_but_spools_is_removed(tmp_path):
 
 
 def test_a_process_that_dies_is_one_line(source):
-    with ConfinedReader() as reader:
+    with SandboxedReader() as reader:
         reader.contents(source / "val-0.parquet")
         reader._process.kill()
         with pytest.raises(

@@ -25,7 +25,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 role, count = os.environ["COMA_KILL"].split(":")
-mine = "worker" if any("serve_at" in word for word in sys.orig_argv) else "parent"
+mine = "worker" if any("import serve" in word for word in sys.orig_argv) else "parent"
 rename, seen = Path.replace, 0
 def replace(self, target):
     global seen
@@ -134,7 +134,7 @@ def test_a_limit_on_file_sizes_is_one_line_and_the_run_goes_on(pets, tmp_path, c
     )
     last = process.stderr.strip().splitlines()[-1]
     assert re.fullmatch(
-        r"coma\.errors\.ComaError: cannot write .*\.tar: File too large; .* goes on from there", last
+        r"coma\.errors\.ComaError: cannot write .*\.tar: File too large; .* resumes from them", last
     )
     assert not list(out.rglob("*.tar"))
     assert not list(out.rglob("*.coma-tmp"))

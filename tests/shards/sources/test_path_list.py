@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources.entries import as_labels
-from coma.shards.sources.lists import holds_images, list_paths
-from coma.shards.sources.tables import numbered, split_named
+from coma.shards.sources.labels import numbered, split_named
+from coma.shards.sources.path_list import holds_images, list_paths
+from coma.shards.sources.path_list_formats import as_labels
 
 
 @pytest.fixture
@@ -76,7 +76,9 @@ def test_parquet_is_a_list_too(folder):
     pq.write_table(pa.table({"image": [b"a"], "path": ["a.jpg"]}), folder / "x.parquet")
     assert holds_images(folder / "x.parquet")
     pq.write_table(table, folder / "x.parquet")
-    with pytest.raises(UsageError, match=r"no text in the column label; say with --image-column"):
+    with pytest.raises(
+        UsageError, match=r"no text in the column label; name a column of paths with --image-column"
+    ):
         list_paths(folder / "x.parquet", "label")
 
 
@@ -98,7 +100,7 @@ def test_columns_that_are_asked_for(folder):
     with pytest.raises(UsageError, match=r"--label-column what: .* \(there are path, label, copy, rank\)"):
         listed(folder, text, label_column="what")
     with pytest.raises(
-        UsageError, match=r"no column of paths \(there are a, b\); say which with --image-column"
+        UsageError, match=r"no column of paths \(there are a, b\); name one with --image-column"
     ):
         listed(folder, "a,b\n1,2\n")
 
@@ -112,7 +114,7 @@ def test_splits(folder):
         "val": ["b.jpg", "scan"],
     }
     assert sources.splits[0].name == "train"
-    with pytest.raises(DataError, match=r"splits that are none \('', 'dev'\); they are called train, val"):
+    with pytest.raises(DataError, match=r"unknown splits \('', 'dev'\); splits are called train, val"):
         listed(folder, text + "my cat.jpg,1,dev\ndeep/er/d.jpg,1,\n")
     assert [s.name for s in listed(folder, "a.jpg 1", "val.txt").splits] == ["val"]
 

@@ -1,7 +1,7 @@
-"""Check one shard against its manifest, in one pass from its first byte to its last.
+"""Check of one shard against its manifest, in one pass from its first byte to its last.
 
-A tar that we wrote is held to every byte that matters: members, labels, what the .json says, the ending and
-the .idx. A tar that was only indexed is somebody else's: its images alone are looked at.
+Everything is checked of a tar that `coma shard` wrote: members, images, labels, .json files, its ending and its .idx.
+Of a tar that somebody else wrote and `coma index` indexed, only the images are checked.
 """
 
 import json
@@ -16,19 +16,19 @@ import numpy as np
 import xxhash
 
 from coma.shards import tar
-from coma.shards.check.walk import Window, index_line, samples, suffix
-from coma.shards.files import as_local, reaching
+from coma.shards.check.tar_reader import TarReader, extension_of, index_line, samples
+from coma.shards.files import as_local, store_errors_as_oserror
 from coma.shards.images.prepare import EXTENSIONS, BadImageError, ImageFacts
 from coma.shards.manifest import Manifest
 
-_MAX_STRANGERS = 1000  # that are named, of one shard
+_MAX_NAMED = 1000  # samples of one shard that are not in the manifest
 
 Decode = Callable[[bytes], ImageFacts]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that differs; `key` is empty when it is the whole shard, `shard` when it is the split."""
+    """A difference. `key` is empty if it concerns the whole shard, `shard` if it concerns the split or data set."""
 
     split: str
     shard: str
@@ -38,7 +38,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What the manifest says of a sample."""
+    """A sample's row in the manifest."""
 
     key: str
     offset: int
@@ -53,158 +53,158 @@ class _Row:
 
 
 def check_shard(
-    manifest: Manifest, shard: int, own: bool, decode: Decode | None, advance: Callable[[int], None]
+    manifest: Manifest, shard: int, indexed: bool, decode: Decode | None, advance: Callable[[int], None]
 ) -> list[Problem]:
-    """Return what differs in shard number `shard`, an `own` one or one that was only indexed.
+    """Return what differs in shard number `shard`; `indexed` says that `coma shard` did not write it.
 
-    `decode` looks at an image, and may raise BadImageError; `advance` is told the bytes of images as they are
+    `decode` decodes an image and may raise BadImageError; `advance` is called with the bytes of each image that was
     checked.
     """
     path = manifest.folder / manifest.shards[shard]
-    audit = _Audit(_rows(manifest, shard), decode, advance)
-    check = audit.own if own else audit.foreign
+    check = _ShardCheck(_rows(manifest, shard), decode, advance)
+    check_tar = check.check_indexed_tar if indexed else check.check_tar
     try:
         with as_local(path) as local:
-            descriptor = os.open(local, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not hold us up
+            descriptor = os.open(local, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe must not block
             try:
-                check(descriptor)
+                check_tar(descriptor)
             finally:
                 os.close(descriptor)
-        if own:
-            audit.index(path.with_suffix(".idx"))
+        if not indexed:
+            check.check_dali_index(path.with_suffix(".idx"))
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError)  # a store's has no strerror
-        audit.add("", f"cannot be read: {'no such file' if missing else error.strerror or error}")
-    return [Problem(manifest.split, path.name, key, reason) for key, reason in audit.found]
+        missing = isinstance(error, FileNotFoundError)  # a store's error has no strerror
+        check.add("", f"cannot be read: {'no such file' if missing else error.strerror or error}")
+    return [Problem(manifest.split, path.name, key, reason) for key, reason in check.problems]
 
 
-class _Audit:
-    """One shard under examination; `found` collects (key, reason)."""
+class _ShardCheck:
+    """The check of one shard; `problems` collects (key, reason)."""
 
     def __init__(self, rows: list[_Row], decode: Decode | None, advance: Callable[[int], None]) -> None:
         self.rows = rows
         self.decode = decode
         self.advance = advance
-        self.found: list[tuple[str, str]] = []
+        self.problems: list[tuple[str, str]] = []
         self.index_lines: list[str] = []
-        self.damaged = False  # the walk did not reach the tar's end
+        self.damaged = False  # the end of the tar was not reached
 
     def add(self, key: str, reason: str) -> None:
-        self.found.append((key, reason))
+        self.problems.append((key, reason))
 
-    def own(self, descriptor: int) -> None:
+    def check_tar(self, descriptor: int) -> None:
         """Check a tar that `coma shard` wrote."""
-        window = Window(descriptor)
+        reader = TarReader(descriptor)
         rows = {row.key: row for row in self.rows}
         missing = dict(rows)
-        end = strangers = 0
+        end = unlisted = 0
         try:
-            for key, members in samples(window):
+            for key, members in samples(reader):
                 end = members[-1].offset + members[-1].size + -members[-1].size % tar.BLOCK_BYTES
                 self.index_lines.append(index_line(members))
                 if (row := missing.pop(key, None)) is not None:
-                    self._sample(window, row, members)
+                    self._check_sample(reader, row, members)
                 else:
-                    strangers += 1
-                    if strangers <= _MAX_STRANGERS:
+                    unlisted += 1
+                    if unlisted <= _MAX_NAMED:
                         self.add(key, "is in the tar twice" if key in rows else "is not in the manifest")
-            self._ending(window, end)
+            self._check_ending(reader, end)
         except tar.TarError as error:
-            self._damage(error)
-        if strangers > _MAX_STRANGERS:
-            self.add(
-                "", f"{strangers:,} samples are not in the manifest; the first {_MAX_STRANGERS:,} are named"
-            )
-        self._unreached(window, missing.values())
+            self._add_damage(error)
+        if unlisted > _MAX_NAMED:
+            self.add("", f"{unlisted:,} samples are not in the manifest; the first {_MAX_NAMED:,} are named")
+        self._check_unreached(reader, missing.values())
 
-    def foreign(self, descriptor: int) -> None:
-        """Check the images of a tar that was only indexed."""
-        window = Window(descriptor)
+    def check_indexed_tar(self, descriptor: int) -> None:
+        """Check the images of a tar that somebody else wrote."""
+        reader = TarReader(descriptor)
         missing = {row.offset: row for row in self.rows}
         try:
             for member in tar.members(descriptor):
                 row = missing.pop(member.offset, None) if member.kind == "file" else None
                 if row is not None:
-                    self._image(window, row, member.size)
+                    self._check_image(reader, row, member.size)
         except tar.TarError as error:
-            self._damage(error)
-        self._unreached(window, missing.values())
+            self._add_damage(error)
+        self._check_unreached(reader, missing.values())
 
-    def index(self, path: Path) -> None:
-        """Check DALI's index against what the walk found."""
+    def check_dali_index(self, path: Path) -> None:
+        """Check DALI's index against the members of the tar."""
         try:
-            with reaching(path):
+            with store_errors_as_oserror(path):
                 lines = path.read_bytes().decode("utf-8", "replace").split("\n")
         except FileNotFoundError:
-            self.add("", f"{path.name} is missing: DALI reads the tar by it")
+            self.add("", f"{path.name} is missing: DALI needs it to read the tar")
             return
         except OSError as error:
             self.add("", f"{path.name} cannot be read: {error.strerror or error}")
             return
-        due = [f"v1.2 {len(self.index_lines)}", *self.index_lines, ""]
-        if lines != due and not self.damaged:
-            common = zip(lines, due, strict=False)
-            number = next((i for i, (line, other) in enumerate(common) if line != other), len(due) - 1)
+        expected = [f"v1.2 {len(self.index_lines)}", *self.index_lines, ""]
+        if lines != expected and not self.damaged:
+            common = zip(lines, expected, strict=False)
+            number = next((i for i, (line, other) in enumerate(common) if line != other), len(expected) - 1)
             self.add("", f"{path.name} is not the tar's index: line {number + 1} differs")
 
-    def _sample(self, window: Window, row: _Row, members: list[tar.Member]) -> None:
+    def _check_sample(self, reader: TarReader, row: _Row, members: list[tar.Member]) -> None:
         extension = EXTENSIONS.get(row.format, row.format)
-        due = {extension, "json"} if row.label is None else {extension, "json", "cls"}
-        files = {suffix(member): member for member in members if member.kind == "file"}
-        complain = partial(self.add, row.key)
-        if files.keys() != due or len(members) != len(due):
-            for one in sorted(due - files.keys()):
-                complain(f"lacks its .{one}")
-            for one in sorted({suffix(member) for member in members} - due):
-                complain(f"has a member too many: .{one}")
+        expected = {extension, "json"} if row.label is None else {extension, "json", "cls"}
+        files = {extension_of(member): member for member in members if member.kind == "file"}
+        add = partial(self.add, row.key)
+        if files.keys() != expected or len(members) != len(expected):
+            for one in sorted(expected - files.keys()):
+                add(f"lacks its .{one}")
+            for one in sorted({extension_of(member) for member in members} - expected):
+                add(f"has a member too many: .{one}")
             if len(members) > len({member.name for member in members}):
-                complain("has a member twice")
+                add("has a member twice")
         for each in members:
-            if window.read(each.offset + each.size, len(zeros := tar.padding(each.size))) != zeros:
-                complain(f"something follows its .{suffix(each)} that is not zero")
+            if reader.read(each.offset + each.size, len(zeros := tar.padding(each.size))) != zeros:
+                add(f"something follows its .{extension_of(each)} that is not zero")
         if (image := files.get(extension)) is not None:
             if image.offset == row.offset:
-                self._image(window, row, image.size)
+                self._check_image(reader, row, image.size)
             else:
-                complain(f"its image lies at byte {image.offset:,} of the tar, not at {row.offset:,}")
+                add(f"its image lies at byte {image.offset:,} of the tar, not at {row.offset:,}")
         if row.label is not None and (member := files.get("cls")) is not None:
-            label = bytes(window.read(member.offset, member.size))
+            label = bytes(reader.read(member.offset, member.size))
             if label != str(row.label).encode():
-                complain(f"its .cls says {label[:20].decode('utf-8', 'replace')}, not {row.label}")
+                add(f"its .cls says {label[:20].decode('utf-8', 'replace')}, not {row.label}")
         if (member := files.get("json")) is not None:
-            reason = _json_differs(bytes(window.read(member.offset, member.size)), row)
+            reason = _json_difference(bytes(reader.read(member.offset, member.size)), row)
             if reason is not None:
-                complain(reason)
+                add(reason)
 
-    def _image(self, window: Window, row: _Row, size: int) -> None:
+    def _check_image(self, reader: TarReader, row: _Row, size: int) -> None:
         if size != row.size:
             self.add(row.key, f"its image has {size:,} bytes in the tar, not {row.size:,}")
-        elif (reason := _image_differs(window.read(row.offset, row.size), row, self.decode)) is not None:
+        elif (reason := _image_difference(reader.read(row.offset, row.size), row, self.decode)) is not None:
             self.add(row.key, reason)
         self.advance(row.size)
 
-    def _ending(self, window: Window, end: int) -> None:
-        """The zeros after the last member at byte `end`."""
-        after = window.stop - end
-        due = len(tar.ending(end))
-        if after < due:
-            self.add("", f"cut short: {due - after:,} of the zeros at its end are missing")
-        elif after > due or any(window.read(end, due)):
-            junk = after - due if after > due else due
+    def _check_ending(self, reader: TarReader, end: int) -> None:
+        """Check the zeros that follow the last member, which ends at byte `end`."""
+        after = reader.stop - end
+        expected = len(tar.ending(end))
+        if after < expected:
+            self.add("", f"cut short: {expected - after:,} of the zeros at its end are missing")
+        elif after > expected or any(reader.read(end, expected)):
+            junk = after - expected if after > expected else expected
             self.add("", f"{junk:,} bytes of something else follow its end")
 
-    def _damage(self, error: tar.TarError) -> None:
+    def _add_damage(self, error: tar.TarError) -> None:
         self.damaged = True
         self.add("", str(error))
 
-    def _unreached(self, window: Window, rows: Iterable[_Row]) -> None:
-        """Samples that the walk did not meet: is their image whole at least?"""
+    def _check_unreached(self, reader: TarReader, rows: Iterable[_Row]) -> None:
+        """Check the images of samples that were not met in the tar, at the bytes that the manifest gives."""
         whole = []
         for row in rows:
-            lost = row.offset + row.size - window.stop
+            lost = row.offset + row.size - reader.stop
             if lost > 0:
                 self.add(row.key, f"the shard ends {lost:,} bytes before the image does")
-            elif (reason := _image_differs(window.read(row.offset, row.size), row, self.decode)) is not None:
+            elif (
+                reason := _image_difference(reader.read(row.offset, row.size), row, self.decode)
+            ) is not None:
                 self.add(row.key, reason)
             else:
                 whole.append(row.key)
@@ -240,7 +240,7 @@ def _rows(manifest: Manifest, shard: int) -> list[_Row]:
     ]
 
 
-def _image_differs(image: memoryview, row: _Row, decode: Decode | None) -> str | None:
+def _image_difference(image: memoryview, row: _Row, decode: Decode | None) -> str | None:
     if xxhash.xxh3_64_intdigest(image) != row.xxh3_64:
         return "its bytes are not what they were (the hash differs)"
     if decode is not None:
@@ -255,7 +255,7 @@ def _image_differs(image: memoryview, row: _Row, decode: Decode | None) -> str |
     return None
 
 
-def _json_differs(data: bytes, row: _Row) -> str | None:
+def _json_difference(data: bytes, row: _Row) -> str | None:
     try:
         about = json.loads(data)
     except (ValueError, RecursionError):
