@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,41 +149,38 @@ def _is_complete(out: Path, root: Path, tars: list[ListedTar], record: dict[str,
 
 def _index_tars(jobs: list[IndexJob], workers: int | None, progress: Callable[[IndexProgress], None]) -> int:
     """Index the tars that are not indexed yet; return how many were indexed before."""
-    images = set_aside = tars = tar_bytes = 0
-    total_bytes = sum(job.tar.size for job in jobs)
+    done, total_bytes = Tally(), sum(job.tar.size for job in jobs)
     missing = []
     for job in jobs:
         counts = read_counts(job)
         if counts is None:
             missing.append(job)
-            continue
-        images += counts.kept + counts.set_aside
-        set_aside += counts.set_aside
-        tar_bytes += job.tar.size
-        tars += 1
-    kept_tars = tars
+        else:
+            done += Tally(counts.kept + counts.set_aside, job.tar.size, counts.set_aside)
+    kept_tars = tars = len(jobs) - len(missing)
     if kept_tars:
         log.info("resuming a run that was stopped: %d of %d tars are indexed", kept_tars, len(jobs))
     problems: list[str] = []
     damaged = False
-    now = partial(IndexProgress, total_tars=len(jobs), total_tar_bytes=total_bytes)
-    progress(now(images, set_aside, tars, tar_bytes=tar_bytes))
+
+    def report() -> None:
+        progress(IndexProgress(done.images, done.set_aside, tars, len(jobs), done.source_bytes, total_bytes))
+
+    report()
     with closing(run_jobs(missing, workers)) as events:
         for event in events:
             if isinstance(event, Tally):
-                images += event.images
-                set_aside += event.set_aside
-                tar_bytes += event.source_bytes
+                done += event
             else:
-                done, problem = event
-                assert isinstance(done, IndexJob)
+                indexed, problem = event
+                assert isinstance(indexed, IndexJob)
                 tars += 1
                 if problem is not None:
                     problems.append(problem[0])
                     damaged = damaged or problem[1]
                 else:
-                    tar_bytes += done.tar.size - _require_counts(done).image_bytes
-            progress(now(images, set_aside, tars, tar_bytes=tar_bytes))
+                    done += Tally(source_bytes=indexed.tar.size - _require_counts(indexed).image_bytes)
+            report()
     if problems:
         raise DataError(
             f"{len(problems)} {'tar' if len(problems) == 1 else 'tars'} cannot be read: {', '.join(sorted(problems))}; "

@@ -17,7 +17,7 @@ from coma.errors import ComaError, DataError
 from coma.shards.files import replacing, write_atomically
 from coma.shards.images.prepare import BadImageError, check_image
 from coma.shards.sources.listing import SourceImage, printable
-from coma.shards.sources.reader import RefusedError, SourceReader
+from coma.shards.sources.reader import SourceReader
 from coma.shards.sources.webdataset import ClassNames, WdsSample, samples
 from coma.shards.tar import PackedTarError, TarError, has_ending
 from coma.shards.write.layout import ShardLayout
@@ -116,25 +116,16 @@ class IndexJob:
         names = ClassNames()
         fields = ("kept", "set_aside", "without_label", "without_image", "image_bytes")
         counts: dict[str, Any] = dict.fromkeys(fields, 0)
-        reported = Tally()
-        reported_s = time.monotonic()
+        tally, reported_s = Tally(), time.monotonic()
         reader = SourceReader(self.root)
-
-        def report_progress() -> None:
-            nonlocal reported, reported_s
-            aside, size = counts["set_aside"], counts["image_bytes"]
-            images = counts["kept"] + aside
-            report(Tally(images - reported.images, size - reported.source_bytes, aside - reported.set_aside))
-            reported, reported_s = Tally(images, size, aside), time.monotonic()
-
         with closing(reader), pq.ParquetWriter(file, PART_SCHEMA, compression="zstd") as writer:
             for sample in samples(descriptor):
                 if sample.image is None:
                     counts["without_image"] += 1
                     continue
-                rows.append(self._row(reader, sample))
+                rows.append(row := self._row(reader, sample))
                 counts["image_bytes"] += sample.image.size
-                if "reason" in rows[-1]:
+                if "reason" in row:
                     counts["set_aside"] += 1
                 else:
                     counts["kept"] += 1
@@ -144,8 +135,10 @@ class IndexJob:
                 if len(rows) == _ROWS:
                     writer.write_table(pa.Table.from_pylist(rows, PART_SCHEMA))
                     rows = []
+                tally += Tally(1, sample.image.size, "reason" in row)
                 if time.monotonic() - reported_s > REPORT_EVERY_S:
-                    report_progress()
+                    report(tally)
+                    tally, reported_s = Tally(), time.monotonic()
             writer.write_table(pa.Table.from_pylist(rows, PART_SCHEMA))
             if counts["kept"]:
                 write_atomically(self.index, index.text())
@@ -154,7 +147,7 @@ class IndexJob:
             state = (self.tar.size, self.tar.mtime_ns, self.decode, has_ending(descriptor))
             tar_counts = TarCounts(*state, **counts, names=names.names)
             writer.add_key_value_metadata({PART_KEY: json.dumps(asdict(tar_counts))})
-        report_progress()
+        report(tally)
 
     def _row(self, reader: SourceReader, sample: WdsSample) -> dict[str, Any]:
         """Return the sample's row of the part file, for the manifest or the quarantine."""
@@ -174,7 +167,7 @@ class IndexJob:
                 )
             )
             facts = check_image(data, decode=self.decode)
-        except (BadImageError, RefusedError) as error:
+        except BadImageError as error:
             return {"source": printable(source), "reason": str(error), "bytes": image.size}
         return {
             "key": printable(sample.key),

@@ -19,7 +19,7 @@ import pyarrow as pa
 from coma.errors import DataError
 from coma.shards.files import folder_at, is_remote, is_there, retrying, without_credentials
 from coma.shards.manifest.column_files import load_columns
-from coma.shards.manifest.columns import CLASS_NAMES_KEY, SCHEMA, open_manifest, open_parquet
+from coma.shards.manifest.columns import CLASS_NAMES_KEY, DTYPES, SCHEMA, open_manifest, open_parquet
 
 MANIFEST_NAME = "manifest.parquet"
 INFO_NAME = "_info.json"
@@ -141,13 +141,7 @@ def load_manifest(data: Path, split: str = "train") -> Manifest:
         shards=summary.shards,
         shard_lengths=np.array(summary.shard_lengths, np.int64),
         least_bytes=np.array(summary.least_bytes, np.int64),
-        shard_id=arrays["shard_id"],
-        offset=arrays["offset"],
-        size=arrays["size"],
-        width=arrays["width"],
-        height=arrays["height"],
-        label=arrays.get("label"),
-        xxh3_64=arrays["xxh3_64"],
+        **{name: arrays.get(name) for name in DTYPES},  # type: ignore[arg-type]
         class_names=summary.class_names,
         fingerprint=columns.fingerprint,
     )

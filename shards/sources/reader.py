@@ -6,13 +6,10 @@ from collections import OrderedDict
 from pathlib import Path
 
 from coma.errors import DataError
+from coma.shards.images.formats import BadImageError
 from coma.shards.sources.listing import MAX_IMAGE_BYTES, WHOLE_FILE, SourceImage, printable
 
 _OPEN_CONTAINERS = 16
-
-
-class RefusedError(Exception):
-    """An image that is refused, or has changed since it was listed; the message is the reason for the quarantine."""
 
 
 class SourceReader:
@@ -25,13 +22,13 @@ class SourceReader:
     def read(self, image: SourceImage) -> bytes:
         """Read one image.
 
-        Raises RefusedError if it is to be set aside unread or has changed since it was listed, OSError if it cannot
+        Raises BadImageError if it is to be set aside unread or has changed since it was listed, OSError if it cannot
         be read (pipes are not, as they would block), DataError if the container that it is in has changed.
         """
         if image.refused is not None:
-            raise RefusedError(image.refused)
+            raise BadImageError(image.refused)
         if image.size > MAX_IMAGE_BYTES:
-            raise RefusedError(f"bomb: {image.size} bytes, the limit is {MAX_IMAGE_BYTES}")
+            raise BadImageError(f"bomb: {image.size} bytes, the limit is {MAX_IMAGE_BYTES}")
         if image.offset != WHOLE_FILE:
             return self._read_range(image)
         descriptor = os.open(self._root / image.file, os.O_RDONLY | os.O_NONBLOCK)
@@ -40,16 +37,16 @@ class SourceReader:
             if not stat.S_ISREG(status.st_mode):
                 raise OSError("not a regular file")
             if status.st_size != image.size:
-                raise RefusedError(
+                raise BadImageError(
                     f"changed: {image.size} bytes when it was listed, {status.st_size} when read"
                 )
             data = _read_bytes(descriptor, image.size + 1, None)
         finally:
             os.close(descriptor)
         if len(data) != image.size:
-            raise RefusedError("changed: while it was read")
+            raise BadImageError("changed: while it was read")
         if status.st_mtime_ns != image.mtime_ns:
-            raise RefusedError("changed: written to since it was listed")
+            raise BadImageError("changed: written to since it was listed")
         return data
 
     def close(self) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from coma.shards.images.formats import BadImageError
 from coma.shards.sources.listing import SourceImage, SourceListing, SplitListing, printable
-from coma.shards.sources.reader import RefusedError, SourceReader
+from coma.shards.sources.reader import SourceReader
 from coma.shards.write.pool import run_jobs
 from coma.shards.write.worker import Job, Tally
 
@@ -52,7 +53,7 @@ class HashJob:
     def _digest(reader: SourceReader, image: SourceImage) -> bytes | None:
         try:
             return xxhash.xxh3_128_digest(reader.read(image))
-        except (OSError, RefusedError):
+        except (OSError, BadImageError):
             return None  # the job that writes the shard records the reason
 
 

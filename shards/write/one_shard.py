@@ -22,7 +22,7 @@ from coma.shards.files import replacing, write_atomically
 from coma.shards.images.prepare import EXTENSIONS, BadImageError, PixelOptions, Prepared, prepare_image
 from coma.shards.manifest.columns import SCHEMA
 from coma.shards.sources.listing import SourceImage, printable
-from coma.shards.sources.reader import RefusedError, SourceReader
+from coma.shards.sources.reader import SourceReader
 from coma.shards.write.layout import ShardLayout
 from coma.shards.write.worker import REPORT_EVERY_S, Tally
 
@@ -102,8 +102,7 @@ def _write_tar(
     """Write the members of a tar; return the rows of the part file and the lines of the index."""
     rows: list[dict[str, Any]] = []
     index_lines: list[str] = []
-    images = source_bytes = set_aside = 0
-    reported_s = time.monotonic()
+    tally, reported_s = Tally(), time.monotonic()
     reader = SourceReader(job.root)
     try:
         for i, image in enumerate(job.images):
@@ -113,29 +112,25 @@ def _write_tar(
                 rows.append(
                     {"source": printable(image.path), "reason": str(error), "bytes": max(0, image.size)}
                 )
-                set_aside += 1
+                tally += Tally(set_aside=1)
             else:
                 rows.append(
                     _add_sample(file, f"{job.layout.start + i:09d}", image, prepared, job, index_lines)
                 )
-            images += 1
-            source_bytes += max(0, image.size)
+            tally += Tally(1, max(0, image.size))
             if time.monotonic() - reported_s > REPORT_EVERY_S:
-                report(Tally(images, source_bytes, set_aside))
-                images = source_bytes = set_aside = 0
-                reported_s = time.monotonic()
+                report(tally)
+                tally, reported_s = Tally(), time.monotonic()
     finally:
         reader.close()
     file.write(tar.ending(file.tell()))
-    report(Tally(images, source_bytes, set_aside))
+    report(tally)
     return rows, index_lines
 
 
 def _read_and_prepare(job: ShardJob, reader: SourceReader, image: SourceImage) -> Prepared:
     try:
         data = reader.read(image)
-    except RefusedError as error:
-        raise BadImageError(str(error)) from None
     except OSError as error:
         if not job.root.exists():
             raise ComaError(

@@ -146,7 +146,4 @@ def _run_on_ray(jobs: Iterable[Job], workers: int | None) -> Generator[Tally | t
 def _run_counted(job: Job) -> tuple[Tally, Any]:
     tallies: list[Tally] = []
     result = job.run(tallies.append)
-    images, source_bytes, set_aside = (
-        sum(getattr(tally, name) for tally in tallies) for name in ("images", "source_bytes", "set_aside")
-    )
-    return Tally(images, source_bytes, set_aside), result
+    return sum(tallies, Tally()), result

@@ -14,11 +14,19 @@ REPORT_EVERY_S = 0.1
 
 @dataclass(frozen=True)
 class Tally:
-    """Progress of a job since its last report."""
+    """Progress of a job since its last report, or a sum of such progress."""
 
     images: int = 0
     source_bytes: int = 0
     set_aside: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        """Return the sum of two tallies."""
+        return Tally(
+            self.images + other.images,
+            self.source_bytes + other.source_bytes,
+            self.set_aside + other.set_aside,
+        )
 
 
 class Job(Protocol):

@@ -91,23 +91,20 @@ def _warn_of_space(run: ShardRun) -> None:
 
 def _write_shards(run: ShardRun) -> int:
     """Write the shards that are not finished yet; return how many were finished before."""
-    images = source_bytes = set_aside = shards_done = 0
+    done, total = Tally(), Tally()
     missing: list[tuple[SplitLayout, ShardLayout]] = []
     wanted = run.shards()
-    total_images = sum(layout.stop - layout.start for _, layout in wanted)
-    total_source_bytes = sum(run.source_bytes(split, layout) for split, layout in wanted)
     for split in run.splits:
         make_folder(run.out / split.name)
     for split, layout in wanted:
+        all_of_it = Tally(layout.stop - layout.start, run.source_bytes(split, layout))
+        total += all_of_it
         counts = finished_counts(run.out, layout)
         if counts is None:
             missing.append((split, layout))
-            continue
-        shards_done += 1
-        images += layout.stop - layout.start
-        source_bytes += run.source_bytes(split, layout)
-        set_aside += counts["set_aside"]
-    kept_shards = shards_done
+        else:
+            done += all_of_it + Tally(set_aside=counts["set_aside"])
+    kept_shards = shards_done = len(wanted) - len(missing)
     if kept_shards:
         log.info("resuming a run that was stopped: %d of %d shards are done", kept_shards, len(wanted))
     if not missing:
@@ -117,8 +114,9 @@ def _write_shards(run: ShardRun) -> int:
         run = _make_readable(run, missing, stack)
 
         def report() -> None:
-            totals = (total_images, source_bytes, total_source_bytes, set_aside, shards_done, len(wanted))
-            run.progress(ShardProgress("sharding", images, *totals))
+            images, source_bytes = (done.images, total.images), (done.source_bytes, total.source_bytes)
+            shards = (shards_done, len(wanted))
+            run.progress(ShardProgress("sharding", *images, *source_bytes, done.set_aside, *shards))
 
         report()
         try:
@@ -126,9 +124,7 @@ def _write_shards(run: ShardRun) -> int:
             with closing(jobs) as events:
                 for event in events:
                     if isinstance(event, Tally):
-                        images += event.images
-                        source_bytes += event.source_bytes
-                        set_aside += event.set_aside
+                        done += event
                     else:
                         shards_done += 1
                     report()
@@ -158,23 +154,23 @@ def _make_readable(
         total = spool_bytes(listing, wanted)
         done = 0
 
-        def spooled(count: int) -> None:
+        def report_spooled(count: int) -> None:
             nonlocal done
             done += count
             run.progress(ShardProgress("spooling", 0, len(listing), done, total))
 
-        listing = spool(listing, folder, wanted, spooled)
+        listing = spool(listing, folder, wanted, report_spooled)
     if options.dedupe:
-        images = source_bytes = 0
+        hashed = Tally()
         total_bytes = sum(int(np.maximum(split.sizes, 0).sum()) for split in listing.splits)
 
-        def hashed(tally: Tally) -> None:
-            nonlocal images, source_bytes
-            images += tally.images
-            source_bytes += tally.source_bytes
-            run.progress(ShardProgress("hashing", images, len(listing), source_bytes, total_bytes))
+        def report_hashed(tally: Tally) -> None:
+            nonlocal hashed
+            hashed += tally
+            done = hashed.source_bytes
+            run.progress(ShardProgress("hashing", hashed.images, len(listing), done, total_bytes))
 
-        listing, duplicates = refuse_duplicates(listing, options.workers, options.engine, hashed)
+        listing, duplicates = refuse_duplicates(listing, options.workers, options.engine, report_hashed)
         log.info("found %s exact duplicates", f"{duplicates:,}" if duplicates else "no")
     return replace(run, listing=listing)
 

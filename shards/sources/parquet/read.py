@@ -32,6 +32,8 @@ _FREE_BYTES = 256 << 20  # bytes that images may unpack to whatever the file's s
 _MAX_EXPANSION = 100  # images hardly compress
 _BATCH_BYTES = 8 << 20
 _BATCH_ROWS = 4096
+_TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view())
+_BYTES_TYPES = (pa.binary(), pa.large_binary(), pa.binary_view())
 _BUFFER_BYTES = 1 << 20  # makes Arrow read pages as they are needed instead of whole row groups
 
 
@@ -211,32 +213,15 @@ def _batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 def _kind(arrow_type: pa.DataType) -> str:
     if pa.types.is_dictionary(arrow_type):
-        arrow_type = arrow_type.value_type
-        if not (pa.types.is_integer(arrow_type) or _is_text(arrow_type)):
-            return "other"
+        kind = _kind(arrow_type.value_type)
+        return kind if kind in ("integer", "text") else "other"
     if pa.types.is_struct(arrow_type):
         return "struct"
     if pa.types.is_integer(arrow_type):
         return "integer"
-    if _is_text(arrow_type):
+    if arrow_type in _TEXT_TYPES:
         return "text"
-    return "bytes" if _is_bytes(arrow_type) else "other"
-
-
-def _is_text(arrow_type: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(arrow_type)
-        or pa.types.is_large_string(arrow_type)
-        or pa.types.is_string_view(arrow_type)
-    )
-
-
-def _is_bytes(arrow_type: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_binary(arrow_type)
-        or pa.types.is_large_binary(arrow_type)
-        or pa.types.is_binary_view(arrow_type)
-    )
+    return "bytes" if arrow_type in _BYTES_TYPES else "other"
 
 
 def _features(metadata: bytes | None) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:

@@ -48,12 +48,12 @@ def spool(
     if listing.image_column is None:
         return listing
     report = progress or (lambda _: None)
-    files, places = _places(listing)
+    places = _places_by_file(listing)
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporaries(folder)
     spools = [
-        _Spool.lay_out(listing, file, places[file], folder.absolute() / f"{number:05d}.bin", wanted)
-        for number, file in enumerate(files)
+        _Spool.lay_out(listing, file, places_in_file, folder.absolute() / f"{number:05d}.bin", wanted)
+        for number, (file, places_in_file) in enumerate(places.items())
     ]
     missing = [each for each in spools if not each.is_complete]
     _require_space(folder, sum(each.data_bytes for each in missing))
@@ -182,8 +182,8 @@ def _needed(split: SplitListing, wanted: Wanted | None) -> npt.NDArray[np.bool_]
     return needed & (split.sizes >= 0)
 
 
-def _places(listing: SourceListing) -> tuple[list[str], dict[str, _Places]]:
-    """Return the files in the order of their names, and which images of which splits are in each."""
+def _places_by_file(listing: SourceListing) -> dict[str, _Places]:
+    """Return which images of which splits are in each file, the files in the order of their names."""
     places: dict[str, _Places] = {}
     for s, split in enumerate(listing.splits):
         number: dict[str, int] = {}
@@ -194,7 +194,7 @@ def _places(listing: SourceListing) -> tuple[list[str], dict[str, _Places]]:
         groups = np.split(order, np.searchsorted(codes[order], np.arange(1, len(number))))
         for file, group in zip(number, groups, strict=False):
             places.setdefault(file, {})[s] = group
-    return sorted(places, key=os.fsencode), places
+    return {file: places[file] for file in sorted(places, key=os.fsencode)}
 
 
 def _relocated(
@@ -204,10 +204,10 @@ def _relocated(
     files = [list(split.files) for split in listing.splits]
     offsets = [split.offsets.copy() for split in listing.splits]
     mtimes_ns = [split.mtimes_ns.copy() for split in listing.splits]
-    for file, each in zip(sorted(places, key=os.fsencode), spools, strict=True):
+    for each, places_in_file in zip(spools, places.values(), strict=True):
         target, starts = str(each.target), each.starts()
         mtime_ns = each.target.stat().st_mtime_ns if each.target.exists() else 0
-        for s, images in places[file].items():
+        for s, images in places_in_file.items():
             for i in images.tolist():
                 files[s][i] = target
             offsets[s][images] = starts[offsets[s][images]]

@@ -11,7 +11,7 @@ from miniatures import WORDS, folders, hugging_face, imagenet, kaggle, official
 
 from coma.errors import DataError, UsageError
 from coma.shards.manifest import read_manifest
-from coma.shards.sources.detect import SourceOptions, list_source
+from coma.shards.sources.detect import list_source
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.writer import shard
 
@@ -125,7 +125,7 @@ def test_folders_of_any_depth_without_labels(tmp_path, images):
 def test_a_folder_of_parquet_can_be_told_to_be_something_else(tmp_path, images):
     hugging_face(tmp_path / "data", images)
     with pytest.raises(DataError, match=r"no images in .*6 files \(6 \.parquet\)"):
-        list_source(tmp_path / "data", SourceOptions(layout="folder"))
+        list_source(tmp_path / "data", layout="folder")
 
 
 @pytest.mark.parametrize(
@@ -151,4 +151,4 @@ def test_refusals(tmp_path, name, options, says):
     for file in ("one.jpg", "all.zip", "all.tar.gz", "thesis.tex", "folder/one.jpg"):
         (tmp_path / file).write_bytes(b"x")
     with pytest.raises(UsageError, match=says):
-        list_source(tmp_path / name, SourceOptions(**options))
+        list_source(tmp_path / name, **options)

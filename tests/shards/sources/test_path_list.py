@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources.labels import numbered, split_named
+from coma.shards.sources.labels import number_labels, split_from_name
 from coma.shards.sources.path_list import holds_images, list_paths
 from coma.shards.sources.path_list_formats import as_labels
 
@@ -149,7 +149,7 @@ def test_labels_as_pandas_writes_them():
     assert as_labels(["3.5", "12"]) == ["3.5", "12"]
     assert as_labels(["n01", "007"]) == ["n01", "007"]
     with pytest.raises(DataError, match="the label 2147483648; labels go from 0 to 2147483647"):
-        numbered("x.csv", {"train": [1, 2**31]})
+        number_labels("x.csv", {"train": [1, 2**31]})
 
 
 def test_paths_that_lead_elsewhere_are_refused_by_name(folder, tmp_path):
@@ -291,4 +291,4 @@ def test_labels_survive_every_way_of_quoting(folder, rows, tab):
 
 @given(st.text(max_size=30))
 def test_every_name_has_a_split(name):
-    assert split_named(name) in ("train", "val", "test")
+    assert split_from_name(name) in ("train", "val", "test")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from coma.errors import ComaError, DataError
 from coma.shards.sources.parquet.images import list_parquet
-from coma.shards.sources.parquet.read import copy, rows
+from coma.shards.sources.parquet.read import copy_rows, read_rows
 from coma.shards.sources.parquet.sandbox import SandboxedReader
 from coma.shards.sources.parquet.spool import remove_spool, spool, spool_bytes
 from coma.shards.sources.reader import SourceReader
@@ -204,10 +204,10 @@ def test_any_rows_are_copied_as_they_are(tmp_path, data, group, struct, large, d
     file = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": column}), file, row_group_size=group, use_dictionary=dictionary)
     name = "image.bytes" if struct else "image"
-    lengths = np.concatenate([batch.lengths for batch in rows(file, name, ())])
+    lengths = np.concatenate([batch.lengths for batch in read_rows(file, name, ())])
     assert lengths.tolist() == [-1 if value is None else len(value) for value in values]
     wanted = np.array([chosen for _, chosen in data])
-    copied = sum(copy(file, name, lengths, wanted, tmp_path / "x.bin", b"end"))
+    copied = sum(copy_rows(file, name, lengths, wanted, tmp_path / "x.bin", b"end"))
     parts = b"".join(value for value, chosen in data if chosen and value is not None)
     assert (tmp_path / "x.bin").read_bytes() == parts + b"end"
     assert copied == len(parts)

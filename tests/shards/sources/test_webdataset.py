@@ -16,7 +16,7 @@ from coma.shards.sources.webdataset import (
     list_webdataset,
     samples,
     split_name,
-    split_of,
+    split_of_tar,
 )
 
 
@@ -87,7 +87,7 @@ def test_splits_and_class_names(tmp_path):
     ],
 )
 def test_split_of(tar, split):
-    assert split_of(tar) == split
+    assert split_of_tar(tar) == split
 
 
 @pytest.mark.parametrize(
