@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from coma.errors import DataError, UsageError
 from coma.shards.sources.labels import number_labels, split_from_name
 from coma.shards.sources.path_list import holds_images, list_paths
-from coma.shards.sources.path_list_formats import as_labels
+from coma.shards.sources.path_list_formats import parse_labels
 
 
 @pytest.fixture
@@ -145,9 +145,9 @@ def test_names_beside_the_labels(folder, caplog):
 
 
 def test_labels_as_pandas_writes_them():
-    assert as_labels(["3.0", " 12", "", "-1"]) == [3, 12, None, -1]
-    assert as_labels(["3.5", "12"]) == ["3.5", "12"]
-    assert as_labels(["n01", "007"]) == ["n01", "007"]
+    assert parse_labels(["3.0", " 12", "", "-1"]) == [3, 12, None, -1]
+    assert parse_labels(["3.5", "12"]) == ["3.5", "12"]
+    assert parse_labels(["n01", "007"]) == ["n01", "007"]
     with pytest.raises(DataError, match="the label 2147483648; labels go from 0 to 2147483647"):
         number_labels("x.csv", {"train": [1, 2**31]})
 
@@ -273,7 +273,7 @@ WORDS = st.text(string.ascii_letters + "0123456789 ,;\"'\t-äß", max_size=12)
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=10), tab=st.booleans())
 def test_labels_survive_every_way_of_quoting(folder, rows, tab):
-    labels = as_labels([label for label, _ in rows])
+    labels = parse_labels([label for label, _ in rows])
     assume(not any(isinstance(label, int) and label < -1 for label in labels))  # is refused
     file = io.StringIO()
     writer = csv.writer(file, delimiter="\t" if tab else ",")
