@@ -283,7 +283,7 @@ def test_an_index_that_stands_is_complete_and_others_are_refused(tmp_path, jpegs
     with pytest.raises(UsageError, match="not an index of these tars"):
         index(source, out, decode=False)
     shutil.copytree(source, tmp_path / "copy/photos")
-    with pytest.raises(UsageError, match="an index of these tars as they were"):
+    with pytest.raises(UsageError, match="which have changed since"):
         index(tmp_path / "copy/photos", out)
     os.utime(source / "photos-0000.tar", ns=(1, 1))
     with pytest.raises(UsageError, match="which have changed since"):

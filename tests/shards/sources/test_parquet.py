@@ -233,7 +233,7 @@ def test_imagenet_is_called_as_in_every_other_layout(tmp_path, caplog):
     assert split(sources, "val").labels.tolist() == [0, 1, 2]
     assert split(sources, "test").paths == [f"test/ILSVRC2012_test_0000000{n}.JPEG" for n in (1, 2)]
     assert split(sources, "test").labels is None
-    assert "the images are ImageNet's" in caplog.text
+    assert "the images have the paths of ImageNet" in caplog.text
 
 
 def test_imagenet_is_the_same_as_its_tree(tmp_path):

@@ -227,7 +227,7 @@ def test_names_that_would_break_what_shows_them(folder):
         ("x.csv", b"", "no column of paths"),
         ("x.csv", b"a.jpg,1,train,more\n", "has 4 columns and no header"),
         ("x.parquet", b"PAR1", "not a parquet file"),
-        ("x.doc", b"path\na.jpg\n", "not a list by its name"),
+        ("x.doc", b"path\na.jpg\n", "not a list of paths"),
     ],
 )
 def test_lists_that_are_none_are_one_line(folder, name, text, expected):
