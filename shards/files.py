@@ -28,13 +28,10 @@ _USER_INFO = re.compile(r"(\w://)[^/\s'\"]*@")
 _QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]*")
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _EXTRAS = {
-    "s3": "pip install 'coma[s3]'",
-    "s3a": "pip install 'coma[s3]'",
-    "gs": "pip install 'coma[gcs]'",
-    "gcs": "pip install 'coma[gcs]'",
+    **dict.fromkeys(("s3", "s3a"), "pip install 'coma[s3]'"),
+    **dict.fromkeys(("gs", "gcs"), "pip install 'coma[gcs]'"),
+    **dict.fromkeys(("http", "https"), "pip install aiohttp"),
     "hf": "pip install huggingface_hub",
-    "http": "pip install aiohttp",
-    "https": "pip install aiohttp",
 }
 
 
@@ -224,4 +221,5 @@ def hash_file(path: Path, hasher: Any = None) -> str:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             hasher.update(chunk)
-    return hasher.hexdigest()
+    digest: str = hasher.hexdigest()
+    return digest

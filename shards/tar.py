@@ -100,9 +100,8 @@ def members(descriptor: int, start: int = 0, stop: int | None = None) -> Iterato
             break
         kind, size, named = block[156:157], _number(block[124:136]), _name(block)
         if size is None or not _has_valid_checksum(block):
-            raise (
-                _not_a_tar(block) if at == start else TarError(f"damaged: there is no header at byte {at:,}")
-            )
+            damage = TarError(f"damaged: there is no header at byte {at:,}")
+            raise _not_a_tar(block) if at == start else damage
         extends = kind in b"LKxXg"
         if not extends and extras.size is not None:
             size = extras.size

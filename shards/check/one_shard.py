@@ -222,22 +222,11 @@ def _rows(manifest: Manifest, shard: int) -> list[_Row]:
     of = slice(start, start + len(rows))
     label: list[Any] = [None] * len(rows) if manifest.label is None else manifest.label[of].tolist()
     names = manifest.class_names
-    return [
-        _Row(*values)
-        for values in zip(
-            manifest.keys(rows),
-            manifest.offset[of].tolist(),
-            manifest.size[of].tolist(),
-            manifest.width[of].tolist(),
-            manifest.height[of].tolist(),
-            manifest.formats(rows),
-            label,
-            [None if names is None or one is None else names[one] for one in label],
-            manifest.xxh3_64[of].tolist(),
-            manifest.sources(rows),
-            strict=True,
-        )
-    ]
+    class_name = [None if names is None or one is None else names[one] for one in label]
+    numbers = (manifest.offset, manifest.size, manifest.width, manifest.height)
+    columns = [manifest.keys(rows), *(column[of].tolist() for column in numbers), manifest.formats(rows)]
+    columns += [label, class_name, manifest.xxh3_64[of].tolist(), manifest.sources(rows)]
+    return [_Row(*values) for values in zip(*columns, strict=True)]
 
 
 def _image_difference(image: memoryview, row: _Row, decode: Decode | None) -> str | None:

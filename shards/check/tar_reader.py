@@ -88,6 +88,4 @@ def extension_of(member: tar.Member) -> str:
 
 def index_line(members: list[tar.Member]) -> str:
     """Return a sample's line in DALI's index."""
-    return " ".join(
-        f"{extension_of(member)} {member.offset} {member.size} {member.name}" for member in members
-    )
+    return " ".join(f"{extension_of(each)} {each.offset} {each.size} {each.name}" for each in members)

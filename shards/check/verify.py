@@ -25,8 +25,6 @@ from coma.shards.manifest import (
 )
 from coma.shards.manifest.quarantine import count_reasons
 
-__all__ = ["Problem", "VerifyProgress", "VerifyReport", "verify"]
-
 _OWN_PREFIX = "coma-"
 _REPORT_EVERY_S = 0.2
 

@@ -112,9 +112,8 @@ def decoder_orientation(image: Image.Image, chunks: PngChunks | None) -> int | N
     exif = image.info.get("exif")
     if exif is None:
         return 1
-    blocks = [
-        body for name, body in getattr(image, "applist", ()) if name == "APP1" and body[:5] == b"Exif\0"
-    ]
+    applist = getattr(image, "applist", ())
+    blocks = [body for name, body in applist if name == "APP1" and body[:5] == b"Exif\0"]
     seen = {_exif_orientation(block.removeprefix(b"Exif\0\0")) for block in blocks or [exif]}
     return seen.pop() if len(seen) == 1 else None
 
@@ -189,9 +188,7 @@ def _tiff_conversion_reason(image: TiffImageFile) -> str | None:
         raise BadImageError("unsupported format: a camera's raw file, of which only a preview is at hand")
     bits = set(tags.get(_BITS, (1,)))
     if image.mode in ("I", "F") or (image.mode.startswith("I;16") and bits != {16}):
-        raise BadImageError(
-            f"unsupported format: TIFF of {min(bits)}-bit numbers, which have no agreed brightness"
-        )
+        raise BadImageError(f"unsupported format: {min(bits)}-bit TIFF, which has no agreed brightness")
     compression = image.info.get("compression")
     if compression not in _TIFF_COMPRESSIONS:
         return f"TIFF with {compression} compression"

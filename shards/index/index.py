@@ -97,9 +97,7 @@ def _list_tars(source: Path, out: Path) -> tuple[Path, list[ListedTar]]:
     if not source.exists():
         raise UsageError(f"no such file or folder: {source}")
     if (source / INFO_NAME).is_file() and any(source.glob(f"*/{MANIFEST_NAME}")):
-        raise UsageError(
-            f"{source} is a sharded data set already, with its manifests; see: coma inspect {source}"
-        )
+        raise UsageError(f"{source} is a data set already, with manifests; see: coma inspect {source}")
     root = (source if source.is_dir() else source.parent).absolute()
     paths = files_below(root, ".tar", out)[0] if source.is_dir() else [source.name]
     if not paths:
@@ -135,14 +133,12 @@ def _is_complete(out: Path, root: Path, tars: list[ListedTar], record: dict[str,
         plan = about.get("plan") if isinstance(about, dict) else None
     same = isinstance(plan, dict) and all(plan.get(name) == record[name] for name in record)
     if not same:
-        raise UsageError(
-            f"{out} is not empty: it holds a data set, and not an index of these tars; name another OUT"
-        )
+        raise UsageError(f"{out} holds a data set that is not an index of these tars; name another OUT")
     links = {tar: out / tar.layout.split / tar.shard for tar in tars}
     moved = any(link.is_symlink() and not _is_link_to(link, root / tar.path) for tar, link in links.items())
     if moved or plan.get("state") != state:
         raise UsageError(
-            f"{out} is an index of these tars, which have changed since; remove it, or name another OUT"
+            f"{out} indexes these tars, which have changed since; remove it, or name another OUT"
         )
     return True
 

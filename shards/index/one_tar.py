@@ -213,9 +213,8 @@ def read_counts(job: IndexJob) -> TarCounts | None:
     """Return the counts of an indexed tar; None if it is not indexed, or has changed since."""
     try:
         fields = json.loads(pq.read_metadata(job.part).metadata[PART_KEY])
-        counts = TarCounts(
-            **fields | {"names": {int(label): name for label, name in fields["names"].items()}}
-        )
+        names = {int(label): name for label, name in fields["names"].items()}
+        counts = TarCounts(**fields | {"names": names})
     except (OSError, ValueError, KeyError, TypeError):
         return None
     state = (job.tar.size, job.tar.mtime_ns, job.decode)

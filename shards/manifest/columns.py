@@ -136,9 +136,8 @@ def scan(path: Path, file: pq.ParquetFile, put_rows: PutRows) -> ManifestSummary
             if batch.column(name).null_count and not SCHEMA.field(name).nullable:
                 raise _other_type(place, name, SCHEMA.field(name).type)
         label = batch.column("label")
-        rows = {
-            name: batch.column(name).to_numpy() for name in ("offset", "size", "width", "height", "xxh3_64")
-        }
+        numbers = ("offset", "size", "width", "height", "xxh3_64")
+        rows = {name: batch.column(name).to_numpy() for name in numbers}
         rows["label"] = label.fill_null(0).to_numpy()
         ends = rows["offset"] + rows["size"]  # negative if int64 overflows
         smallest = min(rows[name].min() for name in ("size", "width", "height"))
@@ -200,9 +199,7 @@ class _Shards:
     def _number(self, name: str | None) -> int:
         if name not in self.numbers:
             if not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
-                raise DataError(
-                    f"{self._place} names the shard {name!r}, which is not a plain file name beside it"
-                )
+                raise DataError(f"{self._place} names the shard {name!r}, not a plain file name beside it")
             self.numbers[name] = len(self.numbers)
             self.lengths.append(0)
             self.least_bytes.append(0)

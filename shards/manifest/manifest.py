@@ -84,9 +84,8 @@ class Manifest:
         strings = [""] * len(wanted)
         path = self.folder / MANIFEST_NAME
         with _read_errors(path), open_manifest(path) as source, open_parquet(path, source) as file:
-            starts = np.cumsum(
-                [0] + [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-            )
+            groups = range(file.num_row_groups)
+            starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in groups)])
             group_of = np.searchsorted(starts, wanted, side="right") - 1
             for group in np.unique(group_of):
                 values = file.read_row_group(int(group), columns=[column]).column(column)
@@ -197,7 +196,7 @@ def find_data(folder: Path) -> Path:
     if data_sets:
         names = ", ".join(child.name for child in data_sets[:5]) + (", ..." if len(data_sets) > 5 else "")
         raise DataError(
-            f"{len(data_sets)} sharded data sets in {folder.resolve()}: {names}; name the one you mean"
+            f"{len(data_sets)} sharded data sets in {folder.resolve()}: {names}; name one of them"
         )
     raise DataError(f"no sharded data set in {folder.resolve()}; make one with: coma shard FOLDER_OF_IMAGES")
 

@@ -60,9 +60,7 @@ def list_source(
     def list_as(layout: str) -> SourceListing:
         if layout == "list":
             if source.is_dir():
-                raise UsageError(
-                    f"--layout list: {source} is a folder; give the .csv, .tsv, .txt or .parquet file"
-                )
+                raise UsageError(f"--layout list: {source} is a folder; give a .csv, .tsv, .txt or .parquet")
             return path_list.list_paths(source, image_column, label_column, root, progress)
         if layout == "parquet":
             return list_parquet(source, image_column, label_column, progress, exclude)
@@ -120,9 +118,7 @@ def _list_folder_or_imagenet(
 ) -> SourceListing:
     if layout == "imagenet":
         if not imagenet.is_official(source):
-            raise UsageError(
-                f"--layout imagenet: there is no ILSVRC2012_img_train.tar or _val.tar in {source}"
-            )
+            raise UsageError(f"--layout imagenet: {source} has no ILSVRC2012_img_train.tar or _val.tar")
         return imagenet.list_official(source, progress)
     if not source.is_dir():
         raise UsageError(f"--layout {layout}: {source} is a file")

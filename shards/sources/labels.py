@@ -71,9 +71,7 @@ def number_labels(
         for value in distinct:
             if not 0 <= int(value) < most:
                 limit = "2147483647" if class_names is None else f"{most - 1}, the last that has a name"
-                raise DataError(
-                    f"{source} has the label {value}; labels go from 0 to {limit}, and -1 is none"
-                )
+                raise DataError(f"{source} has the label {value}; labels go from 0 to {limit}, -1 is none")
         return NumberedLabels(
             {split: [int(v) for v in whole[split]] if split in whole else None for split in values},
             class_names if whole else None,

@@ -52,9 +52,7 @@ class _Columns:
                 raise UsageError(f"{flag} {column}: {source} has no such column (there are {columns})")
         path = path if path is not None else find_column(_PATHS, header)
         if path is None:
-            raise UsageError(
-                f"{source} has no column of paths (there are {columns}); name one with --image-column"
-            )
+            raise UsageError(f"{source} has no column of paths ({columns}); name one with --image-column")
         rest = [column for column in header if column != path]
         label = label if label is not None else find_column(_LABELS, rest)
         name = find_column(_NAMES, [column for column in rest if column != label])
@@ -113,9 +111,7 @@ def _read_csv(source: Path, path_column: str | None, label_column: str | None) -
         rows: Iterator[list[str]] = reader
         if header and is_image_name(header[0]):
             if len(header) > 3:
-                raise UsageError(
-                    f"{source} has {len(header)} columns and no header; name them in a first line"
-                )
+                raise UsageError(f"{source} has {len(header)} columns, no header; name them in a first line")
             rows = chain([header], reader)
             header = ["path", "label", "split"][: len(header)]
         header = [cell.strip() for cell in header]
@@ -165,7 +161,7 @@ def _read_parquet(source: Path, path_column: str | None, label_column: str | Non
         chosen = _Columns.choose(source, usable, path_column, label_column)
         if chosen.path not in texts:
             raise UsageError(
-                f"{source} has no text in the column {chosen.path}; name a column of paths with --image-column"
+                f"{source} has no text in the column {chosen.path}; name one with --image-column"
             )
         values: dict[str, list[str]] = {name: [] for name in chosen.names}
         for rows in reader.rows(source, None, tuple(values)):

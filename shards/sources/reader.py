@@ -37,9 +37,7 @@ class SourceReader:
             if not stat.S_ISREG(status.st_mode):
                 raise OSError("not a regular file")
             if status.st_size != image.size:
-                raise BadImageError(
-                    f"changed: {image.size} bytes when it was listed, {status.st_size} when read"
-                )
+                raise BadImageError(f"changed: {image.size} bytes when listed, {status.st_size} when read")
             data = _read_bytes(descriptor, image.size + 1, None)
         finally:
             os.close(descriptor)

@@ -110,9 +110,8 @@ def list_webdataset(
         chosen = rows[split]
         good = [labels[row] for row in chosen if row not in listing.refused]
         labelled = is_labelled(split, len(good), sum(label is None for label in good))
-        splits.append(
-            listing.split(split, chosen, [labels[row] or 0 for row in chosen] if labelled else None)
-        )
+        of_split = [labels[row] or 0 for row in chosen] if labelled else None
+        splits.append(listing.split(split, chosen, of_split))
     return SourceListing(root, "webdataset", tuple(splits), names.complete(), ignored=ignored)
 
 

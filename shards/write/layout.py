@@ -67,17 +67,13 @@ def lay_out(source: Path, listing: SourceListing, options: ShardOptions) -> list
         if names >= {"train", "val"}:
             raise UsageError(f"--val-fraction {options.val_fraction}: {source} has validation images already")
         if names.isdisjoint({"train", "val"}):
-            raise UsageError(
-                f"--val-fraction {options.val_fraction}: {source} has no training images to take from"
-            )
+            raise UsageError(f"--val-fraction {options.val_fraction}: {source} has no training images")
     orders: list[tuple[str, int, npt.NDArray[np.int64]]] = []
     for number, split in enumerate(listing.splits):
         order = shuffled_order(len(split), options.seed, split.name)
         held_out = round(options.val_fraction * len(order)) if split.name == "train" else 0
         if split.name == "train" and options.val_fraction and not 0 < held_out < len(order):
-            raise UsageError(
-                f"--val-fraction {options.val_fraction} of {len(order)} images leaves a split empty"
-            )
+            raise UsageError(f"--val-fraction {options.val_fraction} of {len(order)} leaves a split empty")
         orders.append((split.name, number, order[held_out:]))
         if held_out:
             log.info("holding out %s of them as split val", f"{held_out:,}")

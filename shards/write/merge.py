@@ -105,9 +105,8 @@ def _merge(out: Path, splits: list[SplitParts]) -> tuple[Counter[str], Counter[s
                     good = part.filter(pc.invert(is_bad)).select(manifest_schema.names)
                     bad = part.filter(is_bad)
                     manifest.add(good)
-                    quarantine.add(
-                        pa.table([bad["source"], bad["reason"], bad["bytes"]], names=QUARANTINE_SCHEMA.names)
-                    )
+                    columns = [bad["source"], bad["reason"], bad["bytes"]]
+                    quarantine.add(pa.table(columns, names=QUARANTINE_SCHEMA.names))
                     kept += len(good)
                     reasons.update(map(reason_kind, bad["reason"].to_pylist()))
                     converted.update(map(reason_kind, part["converted"].drop_null().to_pylist()))

@@ -73,9 +73,8 @@ def write_shard(job: ShardJob, report: Callable[[Tally], None]) -> None:
             rows, index_lines = _write_tar(job, file, report)
             tar_bytes = file.tell()
             if index_lines:
-                write_atomically(
-                    tar_path.with_suffix(".idx"), "\n".join([f"v1.2 {len(index_lines)}", *index_lines, ""])
-                )
+                index = "\n".join([f"v1.2 {len(index_lines)}", *index_lines, ""])
+                write_atomically(tar_path.with_suffix(".idx"), index)
             kept = len(index_lines)
             counts = {"kept": kept, "set_aside": len(rows) - kept, "tar_bytes": tar_bytes if kept else 0}
             table = pa.Table.from_pylist(rows, PART_SCHEMA.with_metadata({PART_KEY: json.dumps(counts)}))
@@ -109,14 +108,12 @@ def _write_tar(
             try:
                 prepared = _read_and_prepare(job, reader, image)
             except BadImageError as error:
-                rows.append(
-                    {"source": printable(image.path), "reason": str(error), "bytes": max(0, image.size)}
-                )
+                size = max(0, image.size)
+                rows.append({"source": printable(image.path), "reason": str(error), "bytes": size})
                 tally += Tally(set_aside=1)
             else:
-                rows.append(
-                    _add_sample(file, f"{job.layout.start + i:09d}", image, prepared, job, index_lines)
-                )
+                key = f"{job.layout.start + i:09d}"
+                rows.append(_add_sample(file, key, image, prepared, job, index_lines))
             tally += Tally(1, max(0, image.size))
             if time.monotonic() - reported_s > REPORT_EVERY_S:
                 report(tally)
@@ -133,9 +130,7 @@ def _read_and_prepare(job: ShardJob, reader: SourceReader, image: SourceImage) -
         data = reader.read(image)
     except OSError as error:
         if not job.root.exists():
-            raise ComaError(
-                f"{job.root} has gone; once it is back, the same command resumes the run"
-            ) from error
+            raise ComaError(f"{job.root} has gone; once it is back, the same command resumes") from error
         if image.size >= 0 and isinstance(error, FileNotFoundError):
             raise BadImageError("vanished: it was there when the source was listed") from None
         raise BadImageError(f"unreadable: {error.strerror or error}") from None

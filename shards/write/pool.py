@@ -56,9 +56,7 @@ class _Worker:
         log.debug("worker's last output: %s", self.output.read()[-4000:].decode(errors="replace"))
         how = f"by signal {-code} (out of memory? try fewer --workers)" if code < 0 else f"with code {code}"
         what = f" while writing {self.job.name}" if self.job is not None else ""
-        return ComaError(
-            f"a worker process ended {how}{what}; the same command resumes from the shards that are done"
-        )
+        return ComaError(f"a worker process ended {how}{what}; the same command resumes the run")
 
 
 def _run_here(jobs: Iterable[Job], workers: int) -> Generator[Tally | tuple[Job, Any]]:

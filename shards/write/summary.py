@@ -94,9 +94,7 @@ def complete(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary
             )
         )
         if len(manifest) != split["num_samples"]:
-            raise DataError(
-                f"{out}/{name} lists {len(manifest)} images, its _info.json {split['num_samples']}"
-            )
+            raise DataError(f"{out}/{name} has {len(manifest)} images, its _info.json {split['num_samples']}")
     kept, set_aside = sum(split.images for split in splits), sum(about["set_aside"].values())
     if about["found"] != kept + set_aside:
         raise DataError(f"{out} does not add up: {about['found']} found, {kept} kept, {set_aside} set aside")

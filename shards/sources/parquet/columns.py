@@ -62,7 +62,7 @@ def choose_columns(
         candidates = {leaf for each in contents.values() if (leaf := _bytes_leaf(each.kinds, image_column))}
         if not candidates:
             raise UsageError(
-                f"--image-column {image_column}: there is no such column of bytes{_all_columns(contents)}"
+                f"--image-column {image_column}: no such column of bytes{_all_columns(contents)}"
             )
     else:
         candidates = {leaf for each in contents.values() for leaf in image_columns(each)}

@@ -88,9 +88,7 @@ class SandboxedReader:
         code = self._process.wait()
         how = f"by signal {-code}" if code < 0 else f"with code {code}"
         if -code in (signal.SIGKILL, signal.SIGTERM):
-            return ComaError(
-                f"the process that reads {printable(str(file))} was ended {how} (out of memory?)"
-            )
+            return ComaError(f"the process reading {printable(str(file))} was ended {how} (out of memory?)")
         return DataError(f"{printable(str(file))} is damaged: the process that read it ended {how}")
 
 

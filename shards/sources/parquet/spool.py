@@ -143,7 +143,7 @@ class _Spool:
             ) from None
         if changed:
             raise DataError(
-                f"{printable(str(self.source))} was changed after it was listed; run the command again"
+                f"{printable(str(self.source))} changed after it was listed; run the command again"
             )
         ending = np.packbits(self.present).tobytes() + self.digest
         yield from reader.copy(self.source, image_column, self.lengths, self.present, self.target, ending)

@@ -278,9 +278,9 @@ def test_an_index_that_stands_is_complete_and_others_are_refused(tmp_path, jpegs
     before = contents(out)
     assert index(source, out, workers=1).kept == 12
     assert "is complete already: nothing to do" in caplog.text
-    with pytest.raises(UsageError, match="not an index of these tars"):
+    with pytest.raises(UsageError, match="that is not an index of these tars"):
         index(source / "photos-0000.tar", out)
-    with pytest.raises(UsageError, match="not an index of these tars"):
+    with pytest.raises(UsageError, match="that is not an index of these tars"):
         index(source, out, decode=False)
     shutil.copytree(source, tmp_path / "copy/photos")
     with pytest.raises(UsageError, match="which have changed since"):

@@ -138,7 +138,7 @@ def test_a_folder_of_parquet_can_be_told_to_be_something_else(tmp_path, images):
         ("thesis.tex", {}, "has an unknown format"),
         ("folder", {"layout": "list"}, "--layout list: .* is a folder"),
         ("folder", {"layout": "kaggle"}, "--layout kaggle: there is no ILSVRC/Data/CLS-LOC"),
-        ("folder", {"layout": "imagenet"}, "--layout imagenet: there is no ILSVRC2012_img_train.tar"),
+        ("folder", {"layout": "imagenet"}, "has no ILSVRC2012_img_train.tar"),
         ("folder", {"layout": "tar"}, "--layout tar: there is no .tar"),
         ("folder", {"layout": "webdataset"}, "--layout webdataset: there is no .tar"),
         ("one.jpg", {"layout": "folder"}, "--layout folder: .* is a file"),

@@ -371,7 +371,7 @@ LIES = {
     "a million million rows": (lambda f: liar(f, rows=10**12, values=1), "claims 1,000,000,000,000 rows in"),
     "a few rows more than it has": (lambda f: liar(f, rows=7, values=1), r"claims 7 rows, and has 1$"),
     "fewer rows than it has": (lambda f: liar(f, rows=1, groups=3, values=1), "claims 1 rows, and has"),
-    "negative rows": (lambda f: liar(f, rows=-1, values=1), "cannot be"),
+    "negative rows": (lambda f: liar(f, rows=-1, values=1), "is impossible"),
     "a page of 2 GB": (lambda f: liar(f, unpacked=2**31 - 1), "more than the limit of 880 MiB of memory"),
     "a page of -1 bytes": (lambda f: liar(f, unpacked=-1), "cannot be read as parquet"),
     "a page of a million million values": (lambda f: liar(f, values=2**31 - 1), "x.parquet"),

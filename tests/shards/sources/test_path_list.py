@@ -100,7 +100,7 @@ def test_columns_that_are_asked_for(folder):
     with pytest.raises(UsageError, match=r"--label-column what: .* \(there are path, label, copy, rank\)"):
         listed(folder, text, label_column="what")
     with pytest.raises(
-        UsageError, match=r"no column of paths \(there are a, b\); name one with --image-column"
+        UsageError, match=r"no column of paths \(a, b\); name one with --image-column"
     ):
         listed(folder, "a,b\n1,2\n")
 
@@ -225,7 +225,7 @@ def test_names_that_would_break_what_shows_them(folder):
             "line 3: 3 columns where there should be 2; quote",
         ),
         ("x.csv", b"", "no column of paths"),
-        ("x.csv", b"a.jpg,1,train,more\n", "has 4 columns and no header"),
+        ("x.csv", b"a.jpg,1,train,more\n", "has 4 columns, no header"),
         ("x.parquet", b"PAR1", "not a parquet file"),
         ("x.doc", b"path\na.jpg\n", "not a list of paths"),
     ],
