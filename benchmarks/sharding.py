@@ -28,10 +28,10 @@ import webdataset
 from PIL import Image
 
 from coma.shards.images.prepare import PixelOptions
-from coma.shards.sources.model import WHOLE_FILE, SourceImage, is_image_name
-from coma.shards.write.layout import ShardPlan
+from coma.shards.sources.listing import WHOLE_FILE, SourceImage, is_image_name
+from coma.shards.write.layout import ShardLayout
+from coma.shards.write.one_shard import ShardJob, write_shard
 from coma.shards.write.options import ShardOptions
-from coma.shards.write.worker import ShardJob, write_shard
 from coma.shards.write.writer import shard
 
 WORKERS = 2
@@ -135,7 +135,7 @@ def _decode(files: Sequence[Path]) -> None:
 
 def _coma(root: Path, files: Sequence[Path], out: Path, decode: bool) -> None:
     job = ShardJob(
-        plan=ShardPlan("train", 0, 0, len(files)),
+        layout=ShardLayout("train", 0, 0, len(files)),
         root=root,
         images=tuple(_listed(root, files)),
         class_names=None,

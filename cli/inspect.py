@@ -58,8 +58,8 @@ def inspect(
     if step is not None:
         _inspect_step(data, step, sheet, json=json)
         return
+    from coma.shards.describe.contact_sheet import write_contact_sheet
     from coma.shards.describe.describe import as_json, describe
-    from coma.shards.describe.sheet import write_contact_sheet
 
     folder = chosen_data(data)
     if _is_run(folder):
@@ -113,10 +113,10 @@ def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool)
 
 
 def _is_data(folder: Path) -> bool:
-    from coma.shards.files import reaching
+    from coma.shards.files import store_errors_as_oserror
     from coma.shards.manifest import INFO_NAME, MANIFEST_NAME
 
-    with reaching(folder):
+    with store_errors_as_oserror(folder):
         return (folder / INFO_NAME).is_file() or (folder / MANIFEST_NAME).is_file()
 
 

@@ -11,7 +11,7 @@ from coma.cli.options import Json
 from coma.shards.write.options import ShardOptions
 
 if TYPE_CHECKING:
-    from coma.shards.write.summary import ShardPlanSummary
+    from coma.shards.write.dry_run import DryRun as Preview
 
 Source = Annotated[
     Path,
@@ -39,14 +39,15 @@ def shard(
     """
     from coma.cli.summary import summary_as_json, summary_as_lines
     from coma.shards.files import folder_at
-    from coma.shards.write import prepare
+    from coma.shards.write.dry_run import dry_run as preview
+    from coma.shards.write.run import default_out
     from coma.shards.write.writer import shard as write
 
-    place = prepare.default_out(source) if out is None else folder_at(out)
+    place = default_out(source) if out is None else folder_at(out)
     result: dict[str, Any]
     with _Bar() as bar:
         if dry_run:
-            plan = prepare.plan_shards(source, place, options, bar.show)
+            plan = preview(source, place, options, bar.show)
             result = _plan_as_json(plan) if json else _plan_as_lines(plan)
         else:
             summary = write(source, place, options, bar.show)
@@ -99,13 +100,13 @@ class _Bar:
         )
 
 
-def _plan_as_json(plan: "ShardPlanSummary") -> dict[str, Any]:
+def _plan_as_json(plan: "Preview") -> dict[str, Any]:
     from dataclasses import asdict
 
     return {"dry_run": True} | asdict(plan)
 
 
-def _plan_as_lines(plan: "ShardPlanSummary") -> dict[str, str]:
+def _plan_as_lines(plan: "Preview") -> dict[str, str]:
     from rich.filesize import decimal
 
     lines = {"found": f"{plan.found:,} images in {plan.source} ({plan.layout})"}

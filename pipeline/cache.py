@@ -23,10 +23,10 @@ import xxhash
 
 from coma.errors import DataError, UsageError
 from coma.pipeline.download import RetryPolicy, Stopped, download
+from coma.shards.byte_sizes import parse_bytes
 from coma.shards.locks import file_lock
 from coma.shards.manifest import Manifest
 from coma.shards.manifest.column_files import default_folder
-from coma.shards.units import parse_bytes
 
 log = logging.getLogger(__name__)
 

@@ -1,14 +1,17 @@
 """Shards: raw images in, WebDataset tars and a manifest out.
 
-sources/    what people have (folders, tars, parquet, lists), listed as named images
-images/     one image: identify, check, measure, re-encode
-write/      the tars: options, layout, worker processes, merging, resuming
-manifest/   the index of samples, one parquet row a sample
-index/      a manifest for WebDataset tars of others
-check/      `coma verify`
-describe/   `coma inspect`, the data card, the contact sheet
-files.py    files that are whole or absent, locally and in object stores
-tar.py      tar members, written and walked
-option.py   options of commands as fields of dataclasses, for all rooms
-units.py    sizes in bytes as people write them
+sources/          listing of the images of a source: folders, tars, parquet, lists of paths
+images/           one image: format, checks, measures, conversion
+write/            `coma shard`: options, layout, worker processes, resuming, merging
+manifest/         reading of manifests and the quarantine
+index/            `coma index`: manifests for tars that somebody else wrote
+check/            `coma verify`
+describe/         `coma inspect`, the data card, the contact sheet
+files.py          atomic writes, object stores, hashes of files
+locks.py          file locks
+option.py         options of commands as fields of dataclasses
+tar.py            headers and members of tars
+child_process.py  processes that serve requests
+byte_sizes.py     sizes such as 256MiB
+splitmix64.py     the hash behind every random order
 """

@@ -1,8 +1,8 @@
-"""Files that are whole or absent, here and in object stores.
+"""Atomic writes, retries, temporary copies and hashes for local files and objects in a store.
 
-A local file is written under a hidden temporary name, synced and renamed into place; an object is written here
-first and uploaded once it is whole. A folder in a store is a `UPath` (universal_pathlib over fsspec), which has
-a Path's methods, and is called a Path here and below.
+A local file is written under a hidden temporary name, synced and renamed into place; an object is written to a
+local temporary file first and uploaded once it is whole. A folder in a store is a `UPath` (universal_pathlib over
+fsspec), which has a Path's methods and is annotated as a Path everywhere.
 """
 
 import os
@@ -19,22 +19,19 @@ from typing import Any, BinaryIO, TypeVar, cast
 from coma.errors import ComaError, UsageError
 
 T = TypeVar("T")
-_SUFFIX = ".coma-tmp"
+_TEMPORARY_SUFFIX = ".coma-tmp"
 _CHUNK_BYTES = 1 << 24
-_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
-_STALL_S = 10.0  # without a byte
-_HOPE_S = 45.0  # in which a question is put again
+_RETRY_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+_RETRY_FOR_S = 45.0
+_STALL_TIMEOUT_S = 10.0  # without a byte
 _USER_INFO = re.compile(r"(\w://)[^/\s'\"]*@")
 _QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]*")
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _EXTRAS = {
-    "s3": "pip install 'coma[s3]'",
-    "s3a": "pip install 'coma[s3]'",
-    "gs": "pip install 'coma[gcs]'",
-    "gcs": "pip install 'coma[gcs]'",
+    **dict.fromkeys(("s3", "s3a"), "pip install 'coma[s3]'"),
+    **dict.fromkeys(("gs", "gcs"), "pip install 'coma[gcs]'"),
+    **dict.fromkeys(("http", "https"), "pip install aiohttp"),
     "hf": "pip install huggingface_hub",
-    "http": "pip install aiohttp",
-    "https": "pip install aiohttp",
 }
 
 
@@ -52,7 +49,7 @@ def folder_at(text: str | Path) -> Path:
 
     try:
         place = UPath(text)
-        _give_up_stalled(place.fs)  # makes the connection's object: what is not installed says so
+        _set_stall_timeout(place.fs)  # `.fs` makes the connection object, which fails if a package is missing
     except ImportError as error:
         way_out = _EXTRAS.get(scheme, str(error))
         raise UsageError(f"{shown}: reading {scheme}:// needs another package: {way_out}") from None
@@ -61,17 +58,17 @@ def folder_at(text: str | Path) -> Path:
     return cast(Path, place)
 
 
-def _give_up_stalled(store: Any) -> None:
-    """Let a store end a connection that brings nothing; Google's would wait for ever, HTTP's for 5 minutes."""
+def _set_stall_timeout(store: Any) -> None:
+    """End connections that deliver nothing: by default Google's wait for ever and HTTP's for 5 minutes."""
     if getattr(store, "requests_timeout", 0) is None:
         from aiohttp import ClientTimeout
 
-        store.requests_timeout = ClientTimeout(sock_connect=_STALL_S, sock_read=_STALL_S)
+        store.requests_timeout = ClientTimeout(sock_connect=_STALL_TIMEOUT_S, sock_read=_STALL_TIMEOUT_S)
     elif "http" in store.protocol and hasattr(store, "client_kwargs"):
         from aiohttp import ClientTimeout
 
-        limits = ClientTimeout(total=300, sock_connect=_STALL_S, sock_read=_STALL_S)
-        store.client_kwargs.setdefault("timeout", limits)
+        timeout = ClientTimeout(total=300, sock_connect=_STALL_TIMEOUT_S, sock_read=_STALL_TIMEOUT_S)
+        store.client_kwargs.setdefault("timeout", timeout)
 
 
 def is_remote(path: Path) -> bool:
@@ -80,14 +77,14 @@ def is_remote(path: Path) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it; an object store has none to make."""
+    """Make a folder and its parents; do nothing in an object store, which has no folders."""
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a binary file that takes the name `path` when the block ends well, and leaves no trace otherwise.
+    """Open a binary file that becomes `path` when the block ends without an error, and is removed otherwise.
 
     A process killed inside the block leaves the hidden temporary behind, for `remove_temporaries`.
     """
@@ -95,7 +92,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with _uploading(path) as file:
             yield file
         return
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}{_SUFFIX}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}{_TEMPORARY_SUFFIX}")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -116,33 +113,33 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 
 def remove_temporaries(folder: Path, names: Collection[str] | None = None) -> None:
-    """Remove what killed processes left of their `replacing` in `folder`; nothing else is touched.
+    """Remove the temporary files that killed processes left in `folder` while they were in `replacing`.
 
-    With `names`, only what was to become a file of one of these names (without extension).
+    With `names`, only those of files with one of these names (without extension) are removed.
     """
     if is_remote(folder):
         return
-    for temporary in folder.glob(f".*{_SUFFIX}"):
+    for temporary in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
         if names is None or temporary.name[1:].split(".", 1)[0] in names:
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def as_local(path: Path) -> Iterator[Path]:
-    """A local file with the contents of `path`, which may lie in a store: then a copy, for as long as it is used."""
+    """Yield a local file with the contents of `path`: for a path in a store, a temporary copy."""
     if not is_remote(path):
         yield path
         return
     with tempfile.NamedTemporaryFile(suffix=path.name) as copy:
-        with reaching(path), path.open("rb") as remote:
+        with store_errors_as_oserror(path), path.open("rb") as remote:
             shutil.copyfileobj(remote, copy, 1 << 22)
         copy.flush()
         yield Path(copy.name)
 
 
 @contextmanager
-def reaching(path: Path) -> Iterator[None]:
-    """Turn whatever a store's library raises in the block into an OSError, which all callers expect."""
+def store_errors_as_oserror(path: Path) -> Iterator[None]:
+    """Raise any error of a store's library in the block as an OSError, which all callers handle."""
     try:
         yield
     except (OSError, ComaError):
@@ -154,29 +151,29 @@ def reaching(path: Path) -> Iterator[None]:
 
 
 def without_credentials(text: str) -> str:
-    """A URL, or a text with URLs in it, without user info and queries."""
+    """Remove user info and queries from a URL, or from all URLs in a text."""
     return _QUERY.sub(r"\1", _USER_INFO.sub(r"\1", text))
 
 
-def asking(path: Path, question: Callable[[], T]) -> T:
-    """The answer to a question about `path`; a store that fails to answer is asked again after a growing pause.
+def retrying(path: Path, request: Callable[[], T]) -> T:
+    """Return the result of a request about `path`; a request to a store is retried with growing pauses.
 
     Raises OSError, and FileNotFoundError only if there is no such file.
     """
     if not is_remote(path):
-        return question()
+        return request()
     began_s = time.monotonic()
-    for pause_s in (*_PAUSES_S, None):
+    for pause_s in (*_RETRY_PAUSES_S, None):
         try:
-            with reaching(path):
-                return question()
+            with store_errors_as_oserror(path):
+                return request()
         except OSError as error:
             cause = error.__cause__  # fsspec's HTTP says FileNotFoundError whatever went wrong
             failed = isinstance(cause, OSError) or getattr(cause, "status", 404) not in (404, 410)
             if isinstance(error, FileNotFoundError) and not failed:
                 raise
-            hopeless = time.monotonic() - began_s > _HOPE_S or isinstance(error, PermissionError)
-            if pause_s is None or hopeless:
+            too_late = time.monotonic() - began_s > _RETRY_FOR_S
+            if pause_s is None or too_late or isinstance(error, PermissionError):
                 text = without_credentials(" ".join(str(cause if failed and cause else error).split()))
                 raise OSError(f"the store does not answer: {text}") from None
             time.sleep(pause_s)
@@ -184,11 +181,11 @@ def asking(path: Path, question: Callable[[], T]) -> T:
 
 
 def is_there(path: Path) -> bool:
-    """Whether `path` is a file. Raises OSError if a store does not say."""
+    """Whether `path` is a file. Raises OSError if a store does not answer."""
     if not is_remote(path):
         return path.is_file()
     try:
-        return not stat.S_ISDIR(asking(path, path.stat).st_mode)
+        return not stat.S_ISDIR(retrying(path, path.stat).st_mode)
     except FileNotFoundError:
         return False
 
@@ -196,10 +193,10 @@ def is_there(path: Path) -> bool:
 @contextmanager
 def _uploading(path: Path) -> Iterator[BinaryIO]:
     store: Any = path
-    with tempfile.NamedTemporaryFile(suffix=_SUFFIX) as file:
+    with tempfile.NamedTemporaryFile(suffix=_TEMPORARY_SUFFIX) as file:
         yield cast(BinaryIO, file)
         file.flush()
-        with reaching(path):
+        with store_errors_as_oserror(path):
             store.fs.put_file(file.name, store.path)
 
 
@@ -214,10 +211,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def hash_file(path: Path, hasher: Any = None) -> str:
-    """Return the XXH3-64 of a file's bytes in hexadecimal; with an `xxhash.xxh3_64` hasher, of what it has
-    taken in before and these.
+    """Return the XXH3-64 hash of a file's bytes in hexadecimal. Raises OSError.
 
-    Raises OSError.
+    A given `hasher` (an `xxhash.xxh3_64`) is updated with them, so that the hash covers what it was fed before as well.
     """
     import xxhash
 

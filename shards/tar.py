@@ -1,7 +1,7 @@
-"""USTAR, written byte for byte as webdataset.TarWriter would, and any tar walked without trusting it.
+"""Tar files: USTAR headers, byte for byte as webdataset.TarWriter writes them, and a reader for untrusted tars.
 
-The standard library's tarfile makes an object of every member, keeps it, and believes whatever size a header
-claims; that is too dear for millions of small images, and too trusting for files that somebody else made.
+The standard library's tarfile keeps an object for every member and believes any size that a header claims, which is
+too slow for millions of small images and too trusting for files that somebody else made.
 """
 
 import os
@@ -12,13 +12,13 @@ BLOCK_BYTES = 512
 _RECORD_BYTES = 20 * BLOCK_BYTES  # a tar is padded to a multiple of this
 _MAX_USTAR_BYTES = 8**11 - 1
 _MAX_EXTRA_BYTES = 1 << 20  # of a long name or PAX records (extended attributes make them long)
-_MAX_TAIL_BYTES = 1 << 20  # looked through for another archive behind the end of one
+_MAX_TAIL_BYTES = 1 << 20  # searched for another archive after the end of one
 _BEFORE_SIZE = b"0000444\0" + b"0000000\0" * 2  # mode, user, group
 _AFTER_SUM = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)  # a plain file, no link, nobody's, no prefix
 _FIXED_SUM = sum(_BEFORE_SIZE) + sum(b"0" * 11) + 8 * ord(" ") + sum(_AFTER_SUM)  # with the time 0
 _KINDS = {b"0": "file", b"\0": "file", b"7": "file", b"5": "folder", b"1": "link", b"2": "link"}
 _WITHOUT_DATA = (
-    b"123456"  # links, devices, folders, pipes: tarfile skips no data behind them, whatever they claim
+    b"123456"  # links, devices, folders, pipes: tarfile skips no data after them, whatever they claim
 )
 _PACKED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
@@ -45,17 +45,17 @@ class Member:
     """One entry of a tar."""
 
     name: str
-    """As the archive has it; undecodable bytes as surrogates."""
+    """Name as in the archive, with undecodable bytes as surrogates."""
     kind: str
     """"file", "folder", "link" (hard or symbolic) or "special"."""
     offset: int
-    """Of the first byte of its data, in the file that was walked."""
+    """First byte of its data, in the file that was read."""
     size: int
     """Bytes of its data."""
 
 
 def header(name: bytes, size: int) -> bytes:
-    """Return the block that precedes a file's data. Raises ValueError past USTAR's limits."""
+    """Return the block that precedes a file's data. Raises ValueError for a name or size beyond USTAR's limits."""
     if not 0 < len(name) <= 100 or not 0 <= size <= _MAX_USTAR_BYTES:
         raise ValueError(f"a USTAR member cannot be called {name!r} and have {size} bytes")
     digits = b"%011o" % size
@@ -80,11 +80,11 @@ def ending(size: int) -> bytes:
 
 
 def members(descriptor: int, start: int = 0, stop: int | None = None) -> Iterator[Member]:
-    """Walk the tar that lies in the bytes [start, stop) of an open file; nothing but its headers is read.
+    """Yield the members of the tar in the bytes [start, stop) of an open file, of which only headers are read.
 
-    Reads V7, USTAR, GNU and PAX archives as tarfile does; memory is bounded whatever the headers claim. The
-    zero blocks at the end may be missing, as some tools leave it.
-    Raises TarError where the archive is damaged or ends too early, after the members that are whole.
+    V7, USTAR, GNU and PAX archives are read as tarfile does, in bounded memory whatever their headers claim. The zero
+    blocks at the end may be missing, as some tools omit them.
+    Raises TarError where the archive is damaged or truncated, after the members before that.
     """
     stop = os.fstat(descriptor).st_size if stop is None else stop
     at = start
@@ -99,10 +99,9 @@ def members(descriptor: int, start: int = 0, stop: int | None = None) -> Iterato
             _refuse_more(descriptor, at, stop)
             break
         kind, size, named = block[156:157], _number(block[124:136]), _name(block)
-        if size is None or not _sums_up(block):
-            raise (
-                _not_a_tar(block) if at == start else TarError(f"damaged: there is no header at byte {at:,}")
-            )
+        if size is None or not _has_valid_checksum(block):
+            damage = TarError(f"damaged: there is no header at byte {at:,}")
+            raise _not_a_tar(block) if at == start else damage
         extends = kind in b"LKxXg"
         if not extends and extras.size is not None:
             size = extras.size
@@ -125,14 +124,14 @@ def members(descriptor: int, start: int = 0, stop: int | None = None) -> Iterato
         at = after
 
 
-def ends(descriptor: int) -> bool:
-    """Whether an open file ends in zero blocks, as tars do; one that was cut between two members does not."""
+def has_ending(descriptor: int) -> bool:
+    """Whether an open file ends in zero blocks, as tars do unless they were cut between two members."""
     size = os.fstat(descriptor).st_size
     return size >= 2 * BLOCK_BYTES and not any(os.pread(descriptor, 2 * BLOCK_BYTES, size - 2 * BLOCK_BYTES))
 
 
 class _Extras:
-    """What the headers before a member's own say of it."""
+    """Facts about a member from the extension headers before its own."""
 
     def __init__(self) -> None:
         self.name: bytes | None = None
@@ -155,7 +154,7 @@ class _Extras:
 
 
 def _extra(descriptor: int, kind: bytes, data: int, size: int) -> bytes:
-    """Read a long name or PAX records; those of the whole archive, and the targets of links, do not matter."""
+    """Read a long name or PAX records, except for PAX records of the whole archive and targets of links."""
     if kind in b"gK":
         return b""
     if size > _MAX_EXTRA_BYTES:
@@ -174,11 +173,11 @@ def _not_a_tar(beginning: bytes) -> TarError:
 
 
 def _refuse_more(descriptor: int, end: int, stop: int) -> None:
-    """Refuse members behind the end, which tarfile and all who use it would pass over in silence."""
+    """Raise TarError if another archive follows the end, which tarfile would ignore silently."""
     for at in range(end, min(stop, end + _MAX_TAIL_BYTES) - BLOCK_BYTES + 1, BLOCK_BYTES):
         block = os.pread(descriptor, BLOCK_BYTES, at)
         if any(block):
-            if len(block) == BLOCK_BYTES and _sums_up(block):
+            if len(block) == BLOCK_BYTES and _has_valid_checksum(block):
                 raise TarError(
                     f"two archives in one: the first ends at byte {end:,}, another follows at byte {at:,}"
                 )
@@ -186,18 +185,18 @@ def _refuse_more(descriptor: int, end: int, stop: int) -> None:
 
 
 def _after_sparse_map(descriptor: int, block: bytes, at: int, stop: int) -> int:
-    """Return where the data of a GNU sparse file start: behind the blocks that go on with its map."""
-    goes_on = block[482]
-    while goes_on:
+    """Return the first byte of a GNU sparse file's data, which follows the blocks that continue its map."""
+    continues = block[482]
+    while continues:
         if at + BLOCK_BYTES > stop:
             raise TarError(f"cut short: the map of a sparse file goes on at byte {at:,}")
-        goes_on = os.pread(descriptor, BLOCK_BYTES, at)[504:505] not in (b"", b"\0")
+        continues = os.pread(descriptor, BLOCK_BYTES, at)[504:505] not in (b"", b"\0")
         at += BLOCK_BYTES
     return at
 
 
-def _sums_up(block: bytes) -> bool:
-    """Whether a header's checksum is right, over unsigned bytes or, as old tars have it, over signed ones."""
+def _has_valid_checksum(block: bytes) -> bool:
+    """Whether a header's checksum is right, over unsigned bytes or, as in old tars, over signed ones."""
     claimed = _number(block[148:156])
     unsigned = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     if claimed == unsigned:
@@ -213,7 +212,7 @@ def _name(block: bytes) -> bytes:
 
 
 def _number(field: bytes) -> int | None:
-    """Read a numeric field: octal digits, or GNU's base 256; None if it is neither, or negative."""
+    """Parse a numeric field, octal digits or GNU's base 256; return None if it is neither, or negative."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.split(b"\0", 1)[0].strip()
@@ -223,8 +222,8 @@ def _number(field: bytes) -> int | None:
 
 
 def _pax(records: bytes) -> dict[bytes, bytes]:
-    """Read PAX records, each "<length> <key>=<value>\\n" (POSIX.1-2001, pax, extended header)."""
-    found = {}
+    """Parse PAX records, each "<length> <key>=<value>\\n" (POSIX.1-2001, pax, extended header)."""
+    values = {}
     at = 0
     while at < len(records):
         digits = records[at : at + 8].partition(b" ")[0]
@@ -233,6 +232,6 @@ def _pax(records: bytes) -> dict[bytes, bytes]:
         key, equals, value = record[:-1].partition(b"=")
         if not equals or not record.endswith(b"\n") or stop > len(records):
             raise TarError(f"damaged: no PAX record in {records[at : at + 20]!r}")
-        found[key] = value
+        values[key] = value
         at = stop
-    return found
+    return values

@@ -26,7 +26,7 @@ from coma.pipeline.views import partition_units
 from coma.runs.lines import readable_lines
 from coma.runs.names import CONFIG_NAME, LEDGER_NAME, METRICS_NAME
 from coma.runs.read import build_model, read_config, training_stream
-from coma.shards.describe.sheet import class_captions
+from coma.shards.describe.contact_sheet import class_captions
 from coma.shards.files import folder_at, is_remote
 from coma.shards.manifest import Manifest, load_manifest
 

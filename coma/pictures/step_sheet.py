@@ -21,7 +21,7 @@ from coma.pictures.step import Row, StepContents, Window
 from coma.pipeline.crops import Crops
 from coma.pipeline.decode import DecodeError, Decoder
 from coma.pipeline.reader import SampleReader
-from coma.shards.describe.sheet import displayed
+from coma.shards.describe.contact_sheet import read_displayed
 from coma.shards.files import write_atomically
 from coma.shards.manifest import Manifest
 
@@ -165,8 +165,8 @@ def _caption(draw: ImageDraw.ImageDraw, row: Row, place: int, left: int, top: in
 
 
 def _original(manifest: Manifest, row: Row, tile: int) -> Image.Image:
-    """The whole image in a square, faded outside the crop window."""
-    whole = displayed(manifest, row.shown.sample, tile)
+    """Return the whole image in a square, faded outside the crop window."""
+    whole = read_displayed(manifest, row.shown.sample, tile)
     if whole is None:
         return _empty(tile)
     small = ImageOps.contain(whole, (tile, tile), Image.Resampling.LANCZOS)

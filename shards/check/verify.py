@@ -1,8 +1,7 @@
-"""Check a data set: every tar against its manifest, the manifests against what is said of them."""
+"""Verification of a data set: tars against manifests, and manifests against `_info.json` and the quarantine."""
 
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -12,32 +11,27 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from coma.errors import DataError
-from coma.shards.check.shard import Decode, Problem, check_shard
-from coma.shards.files import folder_at, is_remote, reaching
+from coma.shards.check.one_shard import Decode, Problem, check_shard
+from coma.shards.files import folder_at, store_errors_as_oserror
 from coma.shards.images.prepare import MAX_PIXELS, check_image
 from coma.shards.manifest import (
     INFO_NAME,
     MANIFEST_NAME,
     QUARANTINE_NAME,
     Manifest,
-    load_manifest,
+    load_manifests,
     read_info,
-    split_names,
 )
-from coma.shards.write.merge import kind_of
-
-__all__ = ["Problem", "VerifyProgress", "VerifyReport", "load_manifests", "verify"]
+from coma.shards.manifest.quarantine import count_reasons
 
 _OWN_PREFIX = "coma-"
-_TELL_EVERY_S = 0.2
+_REPORT_EVERY_S = 0.2
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was checked, and what differs."""
+    """Counts of what was checked, and the problems that were found."""
 
     samples: int
     shards: int
@@ -47,7 +41,7 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class VerifyProgress:
-    """How far a check is."""
+    """Progress of a verification."""
 
     shards: int
     total_shards: int
@@ -62,13 +56,12 @@ def verify(
     workers: int | None = None,
     progress: Callable[[VerifyProgress], None] | None = None,
 ) -> VerifyReport:
-    """Read a data set, or one split's folder of it, from end to end and compare it with its manifest.
+    """Read a data set, or one split's folder of it, from end to end and compare it with its manifests.
 
-    Every tar is walked from its first byte to its last, in `workers` threads (as many as there are cores,
-    unless told); with `decode` every image is decoded too. Problems are reported, not raised: a missing,
-    changed or cut shard, a label or description that disagrees, a sample or a tar that no manifest lists, an
-    .idx, `_info.json` or quarantine that does not fit. Raises DataError if there is no data set or no
-    readable manifest.
+    Every tar is read from its first byte to its last, in `workers` threads (None is one for each core); with
+    `decode` every image is decoded as well. Problems are reported, not raised: a missing, changed or truncated
+    shard, a label or description that disagrees, a sample or a tar that no manifest lists, an .idx, `_info.json` or
+    quarantine that does not fit. Raises DataError if there is no data set or no readable manifest.
     """
     data = folder_at(data)
     manifests = load_manifests(data)
@@ -77,7 +70,8 @@ def verify(
     check = partial(check_image, max_pixels=plan.get("max_pixels") or MAX_PIXELS)
     problems = [problem for manifest in manifests for problem in _unlisted(manifest)]
     if not (data / MANIFEST_NAME).is_file():
-        problems += [*_info_problems(data, manifests), *_quarantine_problems(data), *_stray(data, manifests)]
+        problems += [*_info_problems(data, manifests), *_quarantine_problems(data)]
+        problems += _stray_tars(data, manifests)
     problems += _check_shards(
         manifests,
         "index" in plan,
@@ -94,31 +88,19 @@ def verify(
     )
 
 
-def load_manifests(data: Path) -> list[Manifest]:
-    """Read the manifests of all splits of a data set, or the one of a split's folder, train first."""
-    data = folder_at(data)
-    if (data / MANIFEST_NAME).is_file():
-        return [load_manifest(data)]
-    if not is_remote(data) and not data.is_dir():
-        raise DataError(
-            f"no sharded data set at {data}: {'it is a file' if data.exists() else 'no such folder'}"
-        )
-    return [load_manifest(data, name) for name in split_names(data)]
-
-
 def _check_shards(
     manifests: list[Manifest],
     indexed: bool,
     decode: Decode | None,
     workers: int,
     progress: Callable[[VerifyProgress], None] | None,
-    found: int,
+    known_problems: int,
 ) -> list[Problem]:
-    """Check all shards in threads; `found` problems are known already."""
+    """Check all shards in threads; `known_problems` are added to the count in the progress."""
     problems: list[Problem] = []
     jobs = [(manifest, shard) for manifest in manifests for shard in range(len(manifest.shards))]
     sizes = [int(size) for manifest in manifests for size in _shard_image_bytes(manifest)]
-    checked = [0] * len(jobs)  # bytes of images; each thread has its own entry
+    checked = [0] * len(jobs)  # bytes of images; each thread writes its own entry
     stopped = threading.Event()
 
     def check(number: int) -> list[Problem]:
@@ -128,21 +110,21 @@ def _check_shards(
             checked[number] += image_bytes
 
         manifest, shard = jobs[number]
-        ours = not indexed and manifest.shards[shard].startswith(_OWN_PREFIX)
-        return check_shard(manifest, shard, ours, decode, advance)
+        foreign = indexed or not manifest.shards[shard].startswith(_OWN_PREFIX)
+        return check_shard(manifest, shard, foreign, decode, advance)
 
     pool = ThreadPoolExecutor(workers)
     try:
         numbers = {pool.submit(check, number): number for number in range(len(jobs))}
         running = set(numbers)
         while running:
-            done, running = wait(running, _TELL_EVERY_S, FIRST_COMPLETED)
+            done, running = wait(running, _REPORT_EVERY_S, FIRST_COMPLETED)
             for future in done:
                 problems += future.result()
                 checked[numbers[future]] = sizes[numbers[future]]
             if progress is not None:
-                shards = len(jobs) - len(running)
-                progress(VerifyProgress(shards, len(jobs), sum(checked), sum(sizes), found + len(problems)))
+                shards, count = len(jobs) - len(running), known_problems + len(problems)
+                progress(VerifyProgress(shards, len(jobs), sum(checked), sum(sizes), count))
     finally:
         stopped.set()
         pool.shutdown(cancel_futures=True)
@@ -150,7 +132,7 @@ def _check_shards(
 
 
 class _Stopped(Exception):
-    """Ends a thread's check when nobody waits for it any more."""
+    """Ends the check in a thread after the verification was interrupted."""
 
 
 def _shard_image_bytes(manifest: Manifest) -> list[int]:
@@ -164,12 +146,12 @@ def _unlisted(manifest: Manifest) -> Iterator[Problem]:
             yield Problem(manifest.split, path.name, "", "not in the manifest: stock readers would read it")
 
 
-def _stray(data: Path, manifests: list[Manifest]) -> Iterator[Problem]:
-    """Tars beside the splits."""
+def _stray_tars(data: Path, manifests: list[Manifest]) -> Iterator[Problem]:
+    """Yield a problem for each tar outside the splits."""
     splits = {manifest.split for manifest in manifests}
     for path in _tars(data):
         yield Problem("", path.name, "", "not in any split's folder: stock readers would read it")
-    with reaching(data):
+    with store_errors_as_oserror(data):
         try:
             folders = sorted((child for child in data.iterdir() if child.is_dir()), key=lambda at: at.name)
         except NotADirectoryError:  # a web server that lists nothing
@@ -181,12 +163,12 @@ def _stray(data: Path, manifests: list[Manifest]) -> Iterator[Problem]:
 
 
 def _tars(folder: Path) -> list[Path]:
-    with reaching(folder):
+    with store_errors_as_oserror(folder):
         return sorted(folder.glob("*.tar"), key=lambda path: path.name)
 
 
 def _info_problems(data: Path, manifests: list[Manifest]) -> Iterator[Problem]:
-    """What `_info.json` says that the manifests do not."""
+    """Yield the differences between `_info.json` and the manifests."""
     info = read_info(data)
     splits = _dict(info.get("splits"))
     about = _dict(info.get("coma"))
@@ -196,37 +178,31 @@ def _info_problems(data: Path, manifests: list[Manifest]) -> Iterator[Problem]:
             yield Problem(str(name), MANIFEST_NAME, "", f"missing, and {INFO_NAME} has this split")
     for manifest in manifests:
         says = _dict(splits.get(manifest.split))
-        due: dict[str, Any] = {
+        expected: dict[str, Any] = {
             "num_samples": len(manifest),
             "filenames": [f"{manifest.split}/{shard}" for shard in manifest.shards],
             "shard_lengths": manifest.shard_lengths.tolist(),
         }
         if about:
             says |= _dict(_dict(about.get("splits")).get(manifest.split))
-            due["fingerprint"] = manifest.fingerprint
-        for name, value in due.items():
+            expected["fingerprint"] = manifest.fingerprint
+        for name, value in expected.items():
             if says.get(name) != value:
                 yield Problem(manifest.split, INFO_NAME, "", f"{name} is not that of the manifest")
     if about:
         kept = sum(map(len, manifests))
         aside = sum(count for count in _dict(about.get("set_aside")).values() if isinstance(count, int))
         if about.get("found") != kept + aside:
-            yield Problem(
-                "",
-                INFO_NAME,
-                "",
-                f"says {about.get('found')} images were found, not {kept} + {aside} set aside",
-            )
+            difference = f"says {about.get('found')} images were found, not {kept} + {aside} set aside"
+            yield Problem("", INFO_NAME, "", difference)
 
 
 def _quarantine_problems(data: Path) -> Iterator[Problem]:
-    """What the quarantine lists and `_info.json` does not count, or the other way round."""
+    """Yield the differences between the quarantine and the counts in `_info.json`."""
     path = data / QUARANTINE_NAME
     counted = _dict(_dict(read_info(data).get("coma")).get("set_aside"))
     try:
-        with reaching(path), path.open("rb") as file:
-            reasons = pq.read_table(file, columns=["reason"])["reason"].to_pylist()
-        kinds = Counter(map(kind_of, reasons))
+        kinds = count_reasons(path)
     except FileNotFoundError:
         if counted:
             yield Problem("", QUARANTINE_NAME, "", "missing, and images were set aside")
@@ -236,12 +212,8 @@ def _quarantine_problems(data: Path) -> Iterator[Problem]:
         return
     for kind in sorted({*kinds, *counted}):
         if kinds[kind] != counted.get(kind, 0):
-            yield Problem(
-                "",
-                QUARANTINE_NAME,
-                "",
-                f"lists {kinds[kind]} images as {kind}, {INFO_NAME} counts {counted.get(kind, 0)}",
-            )
+            difference = f"lists {kinds[kind]} images as {kind}, {INFO_NAME} counts {counted.get(kind, 0)}"
+            yield Problem("", QUARANTINE_NAME, "", difference)
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A data set's description as Markdown, with the front matter that the Hugging Face Hub reads."""
+"""Data card: the description of a data set in Markdown, with the front matter that the Hugging Face Hub reads."""
 
 import re
 from pathlib import Path
@@ -8,8 +8,8 @@ from coma.shards.describe.describe import Description, describe
 from coma.shards.images.prepare import EXTENSIONS
 
 _HUB_SPLITS = {"val": "validation"}
-_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # the Hub's steps
-_MOST_NAMES = 1000  # of classes in the front matter: the Hub takes no long ones
+_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # size categories of the Hub
+_MAX_CLASS_NAMES = 1000  # in the front matter, whose length the Hub limits
 _OPTIONS = {
     "seed": "seed",
     "shard_bytes": "bytes a shard, about",
@@ -23,14 +23,10 @@ _OPTIONS = {
 
 
 def data_card(data: Path) -> str:
-    """Write the data card of a data set in Markdown: the same for the same data, wherever it lies."""
-    return card(describe(data, measured=0))
-
-
-def card(description: Description) -> str:
-    """Write a data card: nothing in it depends on when, where or by how many workers the data were made."""
+    """Return the data card of a data set, which depends on the data only: not on when, where or how they were made."""
+    description = describe(data, measured=0)
     blocks = [_front_matter(description), "# Image shards", _opening(description), _table(description)]
-    blocks += [_classes(description), _accounts(description), _options(description)]
+    blocks += [_classes(description), _counts(description), _options(description)]
     blocks += [_reading(description), _fingerprints(description)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -48,14 +44,14 @@ def _front_matter(description: Description) -> str:
 
 
 def _features(description: Description) -> list[str]:
-    """The columns: `datasets` guesses them from five samples, and gives up if these differ in format."""
+    """Declare the columns, which `datasets` would guess from five samples, failing if their formats differ."""
     labelled = any(split.labelled for split in description.splits)
     formats = {name for split in description.splits for name in split.formats}
     lines = ["dataset_info:", "  features:"]
     for extension in sorted(EXTENSIONS.get(name, name) for name in formats):
         lines += [f"  - name: {extension}", "    dtype: image"]
     names = description.class_names
-    if labelled and names is not None and len(set(names)) == len(names) <= _MOST_NAMES:
+    if labelled and names is not None and len(set(names)) == len(names) <= _MAX_CLASS_NAMES:
         lines += ["  - name: cls", "    dtype:", "      class_label:", "        names:"]
         lines += [f"          '{i}': {_quoted(name)}" for i, name in enumerate(names)]
     elif labelled:
@@ -70,7 +66,7 @@ def _features(description: Description) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """As a YAML string."""
+    """Quote a text as a YAML string."""
     plain = (each if each.isprintable() and each not in '"\\' else f"\\U{ord(each):08x}" for each in text)
     return f'"{"".join(plain)}"'
 
@@ -89,15 +85,12 @@ def _opening(description: Description) -> str:
     version = description.info.get("version")
     by = f"coma {version}" if version else "coma"
     names = description.class_names
-    classes = (
-        f" of {len(names):,} {'class' if len(names) == 1 else 'classes'}" if names else " without labels"
-    )
-    plan = description.info.get("plan")
-    done = (
-        "in WebDataset tars indexed"
-        if isinstance(plan, dict) and "index" in plan
-        else "packed into WebDataset shards"
-    )
+    classes = " without labels"
+    if names:
+        classes = f" of {len(names):,} {'class' if len(names) == 1 else 'classes'}"
+    record = description.info.get("plan")
+    indexed = isinstance(record, dict) and "index" in record
+    done = "in WebDataset tars indexed" if indexed else "packed into WebDataset shards"
     return f"{images:,} images{classes}, {done} by {by}."
 
 
@@ -130,16 +123,13 @@ def _classes(description: Description) -> str:
     ]
     if not lines:
         return ""
-    names = (
-        ["", "Class names are in `_info.json`, in the order of the labels."]
-        if description.class_names
-        else []
-    )
-    return "\n".join(["## Classes", *lines, *names])
+    if description.class_names:
+        lines += ["", "Class names are in `_info.json`, in the order of the labels."]
+    return "\n".join(["## Classes", *lines])
 
 
-def _accounts(description: Description) -> str:
-    """What became of every image that was found."""
+def _counts(description: Description) -> str:
+    """List the numbers of images found, kept, set aside and converted."""
     kept = sum(split.samples for split in description.splits)
     aside = sum(description.set_aside.values())
     lines = ["## Where every image went", f"- found: {kept + aside:,}", f"- kept: {kept:,}"]
@@ -162,18 +152,18 @@ def _kinds(counts: dict[str, int]) -> str:
 
 
 def _options(description: Description) -> str:
-    plan = description.info.get("plan")
-    if not isinstance(plan, dict):
+    record = description.info.get("plan")
+    if not isinstance(record, dict):
         return ""
-    given = {words: _said(plan.get(name)) for name, words in _OPTIONS.items() if _matters(name, plan)}
-    return "\n".join(["## Options", *(f"- {words}: {value}" for words, value in given.items())])
+    lines = [
+        f"- {words}: {_as_text(record[name])}"
+        for name, words in _OPTIONS.items()
+        if record.get(name) is not None and (name != "val_fraction" or record[name] > 0)
+    ]
+    return "\n".join(["## Options", *lines])
 
 
-def _matters(name: str, plan: dict[str, Any]) -> bool:
-    return plan.get(name) is not None and (name != "val_fraction" or plan[name] > 0)
-
-
-def _said(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)

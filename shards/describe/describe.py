@@ -1,8 +1,7 @@
-"""What is in a data set: counts, sizes, formats, balance, colours, what was set aside."""
+"""Description of a data set: counts, sizes, formats, class balance, colours, and images that were set aside."""
 
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,11 +15,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from coma.errors import DataError
-from coma.shards.check.verify import load_manifests
-from coma.shards.describe.sheet import displayed
-from coma.shards.files import folder_at, reaching
-from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, QUARANTINE_NAME, Manifest, read_info, read_manifest
-from coma.shards.write.merge import kind_of
+from coma.shards.describe.contact_sheet import read_displayed
+from coma.shards.files import folder_at, store_errors_as_oserror
+from coma.shards.manifest import (
+    INFO_NAME,
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    Manifest,
+    load_manifests,
+    read_info,
+    read_manifest,
+)
+from coma.shards.manifest.quarantine import count_reasons
 
 MEASURED_IMAGES = 512
 _MEASURED_PX = 224
@@ -28,7 +34,7 @@ _MEASURED_PX = 224
 
 @dataclass(frozen=True)
 class Spread:
-    """Smallest, middle and largest."""
+    """Smallest, median and largest value."""
 
     min: int
     median: int
@@ -41,45 +47,45 @@ class Spread:
 
 @dataclass(frozen=True)
 class ClassBalance:
-    """How evenly a split's images are spread over its classes, those that have a name and no image among them."""
+    """Distribution of a split's images over its classes, which include those that have a name but no image."""
 
     per_class: Spread
     smallest: str
     """The name of the first class that has the fewest images."""
     largest: str
     effective: float
-    """How many classes of equal size would be as varied: exp of the entropy of the label."""
+    """Effective number of classes: the exponential of the entropy of the label."""
     counts: dict[str, int]
     """Images of every class, in the order of the labels."""
 
 
 @dataclass(frozen=True)
 class Channels:
-    """Mean and standard deviation of red, green and blue in [0, 1], every image counting alike.
+    """Mean and standard deviation of red, green and blue in [0, 1], with the same weight for every image.
 
-    Taken of a random sample, which JPEG decodes at a fraction of its size, though not below 224 px.
+    They are measured on a random sample, whose JPEGs are decoded at a reduced size of at least 224 px.
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     images: int
-    """That were looked at; fewer than asked for if some do not decode."""
+    """Number of images measured; fewer than asked for if some do not decode."""
 
 
 @dataclass(frozen=True)
 class SplitDescription:
-    """One split, in numbers."""
+    """Description of one split."""
 
     split: str
     samples: int
     shards: int
     shard_bytes: int
-    """Of all its tars together."""
+    """Bytes of all its tars."""
     image_bytes: Spread
     width: Spread
     height: Spread
     formats: dict[str, int]
-    """Samples of each format, the commonest first."""
+    """Samples of each format, most frequent first."""
     labelled: bool
     classes: ClassBalance | None
     channels: Channels | None
@@ -88,21 +94,21 @@ class SplitDescription:
 
 @dataclass(frozen=True)
 class Description:
-    """A data set, in numbers."""
+    """Description of a data set."""
 
     data: Path
     splits: tuple[SplitDescription, ...]
     class_names: tuple[str, ...] | None
     set_aside: dict[str, int]
-    """Source images in the quarantine, by kind of reason, the commonest first."""
+    """Images in the quarantine by kind of reason, most frequent first."""
     converted: dict[str, int]
-    """Images whose bytes are not the source's, by kind of reason."""
+    """Images whose bytes differ from the source's, by kind of reason."""
     info: dict[str, Any]
-    """What `_info.json` has under "coma"; empty if it is not ours."""
+    """The entry "coma" of `_info.json`; empty if there is none."""
 
 
 def describe(data: Path, measured: int = MEASURED_IMAGES, seed: int = 0) -> Description:
-    """Describe a data set, or one split of it; `measured` images of a split are decoded for its colours.
+    """Describe a data set, or one split's folder of it; `measured` images of each split are decoded for its colours.
 
     Raises DataError as `read_manifest` does.
     """
@@ -113,7 +119,7 @@ def describe(data: Path, measured: int = MEASURED_IMAGES, seed: int = 0) -> Desc
     info = about if isinstance(about, dict) else {}
     return Description(
         data=data,
-        splits=tuple(_described(manifest, measured, seed) for manifest in manifests),
+        splits=tuple(_describe_split(manifest, measured, seed) for manifest in manifests),
         class_names=next((manifest.class_names for manifest in manifests if manifest.class_names), None),
         set_aside=_set_aside(root / QUARANTINE_NAME),
         converted=dict(info.get("converted") or {}),
@@ -122,19 +128,19 @@ def describe(data: Path, measured: int = MEASURED_IMAGES, seed: int = 0) -> Desc
 
 
 def as_json(description: Description) -> dict[str, Any]:
-    """The description as plain JSON types."""
+    """Return the description as plain JSON types."""
     result: dict[str, Any] = json.loads(json.dumps(asdict(description), default=str))
     del result["info"]
     result["splits"] = {split.pop("split"): split for split in result["splits"]}
     return result
 
 
-def _described(manifest: Manifest, measured: int, seed: int) -> SplitDescription:
+def _describe_split(manifest: Manifest, measured: int, seed: int) -> SplitDescription:
     return SplitDescription(
         split=manifest.split,
         samples=len(manifest),
         shards=len(manifest.shards),
-        shard_bytes=_bytes_of([manifest.folder / shard for shard in manifest.shards]),
+        shard_bytes=_total_bytes([manifest.folder / shard for shard in manifest.shards]),
         image_bytes=_spread(manifest.size),
         width=_spread(manifest.width),
         height=_spread(manifest.height),
@@ -146,8 +152,8 @@ def _described(manifest: Manifest, measured: int, seed: int) -> SplitDescription
     )
 
 
-def _bytes_of(files: Sequence[Path]) -> int:
-    with ThreadPoolExecutor(16) as pool:  # a store answers one question in the time of many
+def _total_bytes(files: Sequence[Path]) -> int:
+    with ThreadPoolExecutor(16) as pool:  # requests to a store take a round trip each
         return sum(pool.map(lambda file: file.stat().st_size, files))
 
 
@@ -157,14 +163,14 @@ def _spread(values: npt.NDArray[Any]) -> Spread:
 
 def _formats(manifest: Manifest) -> dict[str, int]:
     path = manifest.folder / MANIFEST_NAME
-    with reaching(path), path.open("rb") as file:
+    with store_errors_as_oserror(path), path.open("rb") as file:
         column = pq.read_table(file, columns=["format"], read_dictionary=["format"])["format"]
     counts = {str(entry["values"]): int(entry["counts"]) for entry in pc.value_counts(column).to_pylist()}
     return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
 def _balance(label: npt.NDArray[np.int32], class_names: Sequence[str] | None) -> ClassBalance:
-    if class_names is None:  # and the numbers may be any
+    if class_names is None:  # labels need not be consecutive
         values, counts = np.unique(label, return_counts=True)
         names: Sequence[str] = list(map(str, values.tolist()))
     else:
@@ -184,8 +190,8 @@ def _channels(manifest: Manifest, measured: int, seed: int) -> Channels | None:
     rows = np.sort(np.random.default_rng(seed).choice(len(manifest), count, replace=False))
 
     def moments(row: int) -> npt.NDArray[np.float64] | None:
-        """[2, 3] mean of x and of x squared."""
-        image = displayed(manifest, row, _MEASURED_PX)
+        """Return the means [2, 3] of x and of x squared for each colour."""
+        image = read_displayed(manifest, row, _MEASURED_PX)
         if image is None:
             return None
         histogram = np.asarray(image.histogram(), np.float64).reshape(3, 256) / (image.width * image.height)
@@ -193,12 +199,12 @@ def _channels(manifest: Manifest, measured: int, seed: int) -> Channels | None:
         return np.stack([histogram @ levels, histogram @ levels**2])
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found = [each for each in pool.map(moments, rows.tolist()) if each is not None]
-    if not found:
+        measures = [each for each in pool.map(moments, rows.tolist()) if each is not None]
+    if not measures:
         return None
-    mean, square = np.mean(found, axis=0)
+    mean, square = np.mean(measures, axis=0)
     std = np.sqrt(np.maximum(square - mean**2, 0))
-    return Channels(_rgb(mean), _rgb(std), len(found))
+    return Channels(_rgb(mean), _rgb(std), len(measures))
 
 
 def _rgb(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
@@ -210,9 +216,7 @@ def _set_aside(quarantine: Path) -> dict[str, int]:
     if not quarantine.is_file():
         return {}
     try:
-        with reaching(quarantine), quarantine.open("rb") as file:
-            reasons = pq.read_table(file, columns=["reason"])["reason"].to_pylist()
+        counts = count_reasons(quarantine)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{quarantine} cannot be read: {str(error).splitlines()[0]}") from error
-    counts = Counter(map(kind_of, reasons))
     return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))

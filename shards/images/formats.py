@@ -1,6 +1,6 @@
-"""Open an image of the formats that are taken, and say what other bytes are.
+"""Image formats: which ones are opened, and names for bytes of all others.
 
-Only these are opened: nothing that runs a program (PIL hands EPS to Ghostscript), or guesses (TGA).
+Formats whose decoding runs a program (PIL hands EPS to Ghostscript) or guesses (TGA) are not opened.
 """
 
 import functools
@@ -22,7 +22,7 @@ FORMATS = {
     "JPEG2000": "",
     "AVIF": "",
 }
-"""By PIL's name, what an image is called in the manifest; "" is always converted."""
+"""PIL's name of a format → its name in the manifest; "" is a format that is always converted."""
 
 _MAGIC = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
@@ -33,7 +33,7 @@ _MAGIC = {
     "GIF": re.compile(rb"GIF8[79]a"),
     "JPEG2000": re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  "),
 }
-_FOREIGN = (  # offset, magic, what it is
+_UNSUPPORTED = (  # offset, magic number, name of the format
     (0, b"\xff\x0a", "JPEG XL"),
     (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
     (0, b"8BPS", "PSD"),
@@ -73,18 +73,18 @@ class BadImageError(Exception):
     """
 
 
-def opened(data: bytes, max_pixels: int) -> Image.Image:
-    """Read an image's header; `max_pixels` is what a message about a bomb names.
+def open_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Read an image's header; `max_pixels` is the limit that a message about a bomb names.
 
     Raises:
-        BadImageError: if it is none of the formats that are opened, or PIL refuses its size.
-        Exception: whatever PIL raises over a damaged header.
+        BadImageError: the image has none of the formats in FORMATS, or PIL refuses its size.
+        Exception: anything that PIL raises over a damaged header.
     """
     try:
-        return Image.open(io.BytesIO(data), formats=_names())
+        return Image.open(io.BytesIO(data), formats=_pil_formats())
     except UnidentifiedImageError:
         name = next((name for name, magic in _MAGIC.items() if magic.match(data)), None)
-        raise BadImageError(_foreign(data) if name is None else _header_fault(name, data)) from None
+        raise BadImageError(_unsupported(data) if name is None else _header_fault(name, data)) from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
         raise BadImageError(f"bomb: {pixels and pixels[0]} pixels, the limit is {max_pixels}") from None
@@ -95,20 +95,21 @@ def opened(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _header_fault(name: str, data: bytes) -> str:
-    """Why PIL does not open an image of that format, which it does not say unless its plugin is asked."""
+    """Say why PIL cannot open an image of this format: only a direct call of its plugin tells."""
     try:
         Image.OPEN[name][0](io.BytesIO(data), "")
     except Exception as error:
-        said = one_line(error)
-        if said.startswith("cannot handle"):  # 12 bits, 2 components
-            return f"unsupported format: {name}, {said}"
-        if "checksum" in said:
-            return f"unreadable: {said}"
+        message = one_line(error)
+        if message.startswith("cannot handle"):  # 12 bits, 2 components
+            return f"unsupported format: {name}, {message}"
+        if "checksum" in message:
+            return f"unreadable: {message}"
     return "truncated: the header is cut"
 
 
 @functools.cache
-def _names() -> tuple[str, ...]:
+def _pil_formats() -> tuple[str, ...]:
+    """Register PIL's plugins for FORMATS and return the names of those that are there."""
     Image.preinit()
     from PIL import Jpeg2KImagePlugin, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
@@ -117,9 +118,9 @@ def _names() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _foreign(data: bytes) -> str:
-    """The reason for bytes that are none of the formats that are opened."""
-    kind = next((kind for offset, magic, kind in _FOREIGN if data.startswith(magic, offset)), None)
+def _unsupported(data: bytes) -> str:
+    """Return the reason for refusing bytes that have none of the formats in FORMATS."""
+    kind = next((kind for offset, magic, kind in _UNSUPPORTED if data.startswith(magic, offset)), None)
     if data[4:8] == b"ftyp":
         kind = _BRANDS.get(data[8:12])
         if kind is None:
@@ -136,5 +137,5 @@ def _foreign(data: bytes) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, for a reason."""
+    """Return an error's message as one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,6 +1,6 @@
-"""What the header of an image tells about the stream's decoder (DALI 2.4, nvImageCodec 0.9) as against PIL.
+"""Image headers: signs that the stream's decoder (DALI 2.4, nvImageCodec 0.9) shows an image otherwise than PIL.
 
-Each rule here stands for a difference that was measured; docs/experiments.md has them all.
+Each rule stands for a difference that was measured; docs/experiments.md lists them all.
 """
 
 import re
@@ -32,18 +32,18 @@ _JPEG_MARKER = re.compile(
 
 @dataclass(frozen=True)
 class PngChunks:
-    """What a walk over a PNG's chunks found."""
+    """Facts from a walk over the chunks of a PNG."""
 
     late_metadata: bool
-    """Something after the pixels may say how the image is turned."""
+    """A chunk after the pixels may hold an orientation."""
     exif_chunks: int
     palette: bool
     unknown_critical: str | None
-    """A chunk that a decoder must know, and libpng does not."""
+    """A chunk that is marked as critical, and that libpng does not know."""
 
 
 def png_chunks(data: bytes, checksums: bool) -> PngChunks:
-    """Walk a PNG from its signature to IEND; with `checksums`, check them. Raises BadImageError."""
+    """Walk a PNG from its signature to IEND, verifying its checksums if asked to. Raises BadImageError."""
     view = memoryview(data)
     exif_chunks = 0
     late_metadata = palette = pixels = False
@@ -72,24 +72,24 @@ def png_chunks(data: bytes, checksums: bool) -> PngChunks:
         at = end
 
 
-def tidy_jpeg(data: bytes) -> bool:
-    """Whether a JPEG's header is segment upon segment; libjpeg skips what lies between, nvImageCodec does not."""
+def _has_contiguous_segments(data: bytes) -> bool:
+    """Whether no stray bytes lie between the segments of a JPEG's header: libjpeg skips them, nvImageCodec fails."""
     at = 2
     while data[at : at + 1] == b"\xff":
         marker = data[at + 1]
-        if marker == 0xDA:  # the pixels
+        if marker == 0xDA:  # start of scan
             return True
         at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4])
     return False
 
 
-def whole_jpeg(data: bytes) -> bool:
-    """Whether the first picture of a JPEG has its end-of-image marker; libjpeg paints a lost tail in silence."""
+def has_end_marker(data: bytes) -> bool:
+    """Whether the first picture of a JPEG has its end-of-image marker; libjpeg fills in a lost tail silently."""
     if data.endswith(b"\xff\xd9"):
         return True
     at = 2
-    while (found := _JPEG_MARKER.search(data, at)) is not None:
-        at = found.end()
+    while (match := _JPEG_MARKER.search(data, at)) is not None:
+        at = match.end()
         marker = data[at - 1]
         if marker == 0xD9:
             return True
@@ -98,10 +98,10 @@ def whole_jpeg(data: bytes) -> bool:
     return False
 
 
-def seen_orientation(image: Image.Image, chunks: PngChunks | None) -> int | None:
-    """The orientation that the stream's decoder applies, 1 to 8; None if two of its parts may differ on it.
+def decoder_orientation(image: Image.Image, chunks: PngChunks | None) -> int | None:
+    """Return the orientation that the stream's decoder applies, 1 to 8; None if its parts may disagree.
 
-    Where there are two EXIF blocks they do: one half of nvImageCodec takes the first, the other the last, and
+    They disagree if there are two EXIF blocks: one half of nvImageCodec takes the first, the other the last, and
     a quarter turn between them makes it write outside its memory.
     """
     if isinstance(image, TiffImageFile):
@@ -112,18 +112,17 @@ def seen_orientation(image: Image.Image, chunks: PngChunks | None) -> int | None
     exif = image.info.get("exif")
     if exif is None:
         return 1
-    blocks = [
-        body for name, body in getattr(image, "applist", ()) if name == "APP1" and body[:5] == b"Exif\0"
-    ]
+    applist = getattr(image, "applist", ())
+    blocks = [body for name, body in applist if name == "APP1" and body[:5] == b"Exif\0"]
     seen = {_exif_orientation(block.removeprefix(b"Exif\0\0")) for block in blocks or [exif]}
     return seen.pop() if len(seen) == 1 else None
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """The orientation in the first directory of an EXIF block, read as OpenCV's parser does, which DALI uses.
+    """Return the orientation in the first directory of an EXIF block as OpenCV's parser, which DALI uses, reads it.
 
-    It takes two bytes of the first entry with that tag, whatever their type. It drops the block if some
-    entries point outside of it: None if the orientation is not 1 and any entry does.
+    The parser takes two bytes of the first entry with that tag, whatever their type. It drops the block if some
+    entries point outside of it: None is returned if the orientation is not 1 and any entry does.
     """
     if exif[:4] not in (b"II*\0", b"MM\0*"):
         return 1
@@ -133,24 +132,24 @@ def _exif_orientation(exif: bytes) -> int | None:
         return int.from_bytes(exif[at : at + size], order)
 
     directory = number(4, 4)
-    found = 0
+    orientation = 0
     whole = True
     for at in range(directory + 2, directory + 2 + 12 * number(directory, 2), 12):
-        if not found and number(at, 2) == _ORIENTATION and at + 10 <= len(exif):
-            found = number(at + 8, 2)
+        if not orientation and number(at, 2) == _ORIENTATION and at + 10 <= len(exif):
+            orientation = number(at + 8, 2)
         size = _EXIF_TYPE_BYTES.get(number(at + 2, 2), 1) * number(at + 4, 4)
         whole &= at + 12 <= len(exif) and (size <= 4 or number(at + 8, 4) + size <= len(exif))
         if at > len(exif):
             break
-    if not 2 <= found <= 8:
+    if not 2 <= orientation <= 8:
         return 1
-    return found if whole else None
+    return orientation if whole else None
 
 
-def oddity(image: Image.Image, data: bytes, chunks: PngChunks | None) -> str | None:
-    """Why the stream's decoder shows an image otherwise than PIL, or not at all; None if it shows the same.
+def conversion_reason(image: Image.Image, data: bytes, chunks: PngChunks | None) -> str | None:
+    """Say why the stream's decoder shows an image otherwise than PIL or not at all; None if both show the same.
 
-    Orientation apart. Raises BadImageError for what nobody can say the looks of.
+    Orientation is not considered. Raises BadImageError for images without one agreed look.
     """
     name = str(image.format)
     if name in ("GIF", "AVIF"):
@@ -161,19 +160,16 @@ def oddity(image: Image.Image, data: bytes, chunks: PngChunks | None) -> str | N
         # PIL and the browsers take CMYK for inverted, as Adobe writes it; libjpeg asks for Adobe's marker.
         if image.mode == "CMYK" and "adobe_transform" not in image.info:
             return "CMYK without Adobe's marker"
-        return None if tidy_jpeg(data) else "JPEG with stray bytes in its header"
+        return None if _has_contiguous_segments(data) else "JPEG with stray bytes in its header"
     if isinstance(image, TiffImageFile):
-        return _tiff_oddity(image)
+        return _tiff_conversion_reason(image)
     if chunks is not None:
         if chunks.unknown_critical == "CgBI":
             raise BadImageError("unsupported format: a PNG that Apple's tools made for iOS (CgBI)")
         if image.mode in ("P", "PA") and not chunks.palette:
             raise BadImageError("unreadable: a PNG with a palette, which is not there")
-        return (
-            None
-            if chunks.unknown_critical is None
-            else f"PNG with an unknown {chunks.unknown_critical} chunk"
-        )
+        unknown = chunks.unknown_critical
+        return None if unknown is None else f"PNG with an unknown {unknown} chunk"
     if name == "BMP":
         codec, raw_mode = _codec(image)
         plain = codec == "raw" and raw_mode not in ("BGR;15", "BGR;16")
@@ -181,20 +177,18 @@ def oddity(image: Image.Image, data: bytes, chunks: PngChunks | None) -> str | N
     if name == "PPM":
         if image.mode == "F":
             raise BadImageError("unsupported format: PFM, which has no agreed brightness")
-        # Others are text, or have another maximum than 255 or 65535, which the decoder ignores.
+        # Other codecs are for text, or for a maximum other than 255 and 65535, which the decoder ignores.
         return None if _codec(image)[0] == "raw" else "PNM that is not plain 8 or 16 bits"
     return None
 
 
-def _tiff_oddity(image: TiffImageFile) -> str | None:
+def _tiff_conversion_reason(image: TiffImageFile) -> str | None:
     tags = image.tag_v2
     if _DNG_VERSION in tags or tags.get(_SUBFILE, 0) & 1:
         raise BadImageError("unsupported format: a camera's raw file, of which only a preview is at hand")
     bits = set(tags.get(_BITS, (1,)))
     if image.mode in ("I", "F") or (image.mode.startswith("I;16") and bits != {16}):
-        raise BadImageError(
-            f"unsupported format: TIFF of {min(bits)}-bit numbers, which have no agreed brightness"
-        )
+        raise BadImageError(f"unsupported format: {min(bits)}-bit TIFF, which has no agreed brightness")
     compression = image.info.get("compression")
     if compression not in _TIFF_COMPRESSIONS:
         return f"TIFF with {compression} compression"
@@ -210,20 +204,20 @@ def _tiff_oddity(image: TiffImageFile) -> str | None:
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height before any turn; Pillow is of two minds about a TIFF's until it is decoded."""
+    """Return width and height before rotation; `Image.size` of a TIFF changes when it is decoded."""
     if isinstance(image, TiffImageFile):
         return int(image.tag_v2[_WIDTH]), int(image.tag_v2[_HEIGHT])
     return image.size
 
 
 def tile_pixels(image: Image.Image) -> int:
-    """Pixels that decoding one tile of a TIFF takes, which may be more than it has; 0 of anything else."""
+    """Return the pixels of one tile of a TIFF, possibly more than the image has; 0 for other formats."""
     if not isinstance(image, TiffImageFile):
         return 0
     return int(image.tag_v2.get(_TILE_WIDTH, 0)) * int(image.tag_v2.get(_TILE_HEIGHT, 0))
 
 
 def _codec(image: Image.Image) -> tuple[str, str]:
-    """The name of PIL's decoder and the raw mode that it is given."""
+    """Return the name of PIL's decoder and its raw mode."""
     codec, _, _, arguments = image.tile[0]  # type: ignore[attr-defined]
     return codec, str(arguments[0] if isinstance(arguments, tuple) else arguments)

@@ -1,7 +1,7 @@
-"""Give WebDataset tars that somebody else wrote a manifest, without rewriting them.
+"""Manifests for WebDataset tars that somebody else wrote, without rewriting them.
 
-OUT becomes a data set like any of ours, but its shards are links to the tars where they lie. A tar is one job; what
-was found in it waits as a part, as `coma.shards.write.worker` has them, so that a run that was stopped goes on.
+OUT becomes a data set like those of `coma shard`, but its shards are links to the tars. Each tar is one job, which
+writes a part file as in `coma.shards.write.one_shard`, so that a run that was stopped resumes.
 """
 
 import logging
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +18,36 @@ import xxhash
 
 from coma.errors import ComaError, DataError, UsageError
 from coma.shards.files import make_folder
-from coma.shards.index.job import Found, IndexedTar, IndexJob, drop_labels, found_in
-from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, QUARANTINE_NAME, read_info
-from coma.shards.sources.model import counted, printable
-from coma.shards.sources.tree import files_below
-from coma.shards.sources.webdataset import NO_IMAGE, ClassNames, is_labelled, split_of
-from coma.shards.write.jobs import Tally
-from coma.shards.write.layout import ShardPlan
-from coma.shards.write.merge import Split, merge, write_info
+from coma.shards.index.one_tar import IndexJob, ListedTar, TarCounts, drop_labels, read_counts
+from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, read_info
+from coma.shards.sources.folders import files_below
+from coma.shards.sources.listing import counted, printable, train_first
+from coma.shards.sources.webdataset import NO_IMAGE, ClassNames, is_labelled, split_of_tar
+from coma.shards.write.layout import ShardLayout
+from coma.shards.write.merge import SplitParts, finish
 from coma.shards.write.pool import run_jobs
-from coma.shards.write.state import begun, state_of
-from coma.shards.write.summary import ShardSummary, completed
+from coma.shards.write.resume import inspect_out, locked_run
+from coma.shards.write.summary import ShardSummary, complete
+from coma.shards.write.worker import Tally
 
 log = logging.getLogger(__name__)
-
-_REPORT_EVERY_S = 0.1
-_ROWS = 8192  # held as Python objects at a time
 
 
 @dataclass(frozen=True)
 class IndexProgress:
-    """How far a run is."""
+    """Progress of a run."""
 
     images: int
     set_aside: int
     tars: int
     total_tars: int
     tar_bytes: int
-    """Of the tars that are done, and of the images in the others so far."""
+    """Bytes of the tars that are done, and of the images read so far in the others."""
     total_tar_bytes: int
 
 
 def default_out(source: Path) -> Path:
-    """`<name of the source>-index` in the current folder."""
+    """Return `<name of the source>-index` in the current folder."""
     source = source.resolve()
     return Path(f"{(source.name if source.is_dir() else source.stem) or 'tars'}-index")
 
@@ -63,56 +59,54 @@ def index(
     workers: int | None = None,
     progress: Callable[[IndexProgress], None] | None = None,
 ) -> ShardSummary:
-    """Index the tars of `source`, a folder or one tar, as the data set `out`, or go on with a run that was stopped.
+    """Index the tars of `source`, a folder or one tar, as the data set `out`, or resume a run that was stopped.
 
-    Every image is hashed and checked; with `decode`, decoded in full. A bad one is listed in the quarantine and not
-    in the manifest, but it stays in its tar.
+    Every image is hashed and checked; with `decode`, it is decoded in full. A bad image is listed in the quarantine
+    instead of the manifest, but stays in its tar.
 
     Raises UsageError (no tars, names that clash, an `out` that holds something else) before anything is written;
-    DataError that names all damaged tars, or if no image is any good; ComaError when the disk is full.
+    DataError that names all damaged tars, or if all images are set aside; ComaError if the disk is full.
     """
     begun_s = time.monotonic()
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers} is less than 1")
-    root, tars = _tars(Path(source), Path(out))
-    names = repr([(tar.plan.split, tar.path) for tar in tars])
+    root, tars = _list_tars(Path(source), Path(out))
+    names = repr([(tar.layout.split, tar.path) for tar in tars])
     record = {"seed": None, "index": xxhash.xxh3_128_hexdigest(names.encode()), "decode": decode}
     state = xxhash.xxh3_128_hexdigest(repr([(tar.size, tar.mtime_ns) for tar in tars]).encode())
     if _is_complete(out, root, tars, record, state):
         log.info("%s is complete already: nothing to do", out)
-        return completed(out, None, begun_s)
+        return complete(out, None, begun_s)
     jobs = [IndexJob(root, tar, out.absolute(), decode) for tar in tars]
     try:
-        with begun(out, record):
-            for split in {tar.plan.split for tar in tars}:
+        with locked_run(out, record):
+            for split in {tar.layout.split for tar in tars}:
                 make_folder(out / split)
-            kept_tars = _run(jobs, workers, progress or (lambda _: None))
+            kept_tars = _index_tars(jobs, workers, progress or (lambda _: None))
             _finish(source, out, root, jobs, record | {"state": state})
     except KeyboardInterrupt:
-        log.warning("stopped; the same command goes on from the tars that are done")
+        log.warning("stopped; the same command resumes from the tars that are done")
         raise
     except OSError as error:
         raise ComaError(f"cannot write to {out}: {error.strerror or error}; what is done is kept") from error
-    return completed(out, kept_tars, begun_s)
+    return complete(out, kept_tars, begun_s)
 
 
-def _tars(source: Path, out: Path) -> tuple[Path, list[IndexedTar]]:
-    """Find the tars: (the folder that their paths start from, the tars by split and name)."""
+def _list_tars(source: Path, out: Path) -> tuple[Path, list[ListedTar]]:
+    """Return the folder that the paths of the tars are relative to, and the tars sorted by split and name."""
     if not source.exists():
         raise UsageError(f"no such file or folder: {source}")
     if (source / INFO_NAME).is_file() and any(source.glob(f"*/{MANIFEST_NAME}")):
-        raise UsageError(
-            f"{source} is a sharded data set already, with its manifests; see: coma inspect {source}"
-        )
+        raise UsageError(f"{source} is a data set already, with manifests; see: coma inspect {source}")
     root = (source if source.is_dir() else source.parent).absolute()
-    paths = files_below(root, ".tar", out) if source.is_dir() else [source.name]
+    paths = files_below(root, ".tar", out)[0] if source.is_dir() else [source.name]
     if not paths:
         raise UsageError(f"no .tar files in {source}")
     by_place: dict[tuple[str, str], str] = {}
     for path in paths:
-        place = (split_of(path), path.rsplit("/", 1)[-1])
+        place = (split_of_tar(path), path.rsplit("/", 1)[-1])
         if printable(path) != path:
-            raise UsageError(f"{printable(str(root / path))} has a name that is no UTF-8; rename it")
+            raise UsageError(f"{printable(str(root / path))} has a name that is not UTF-8; rename it")
         if place in by_place:
             raise UsageError(
                 f"{by_place[place]} and {path} in {root} would both be {'/'.join(place)}; rename one, or index the "
@@ -122,18 +116,16 @@ def _tars(source: Path, out: Path) -> tuple[Path, list[IndexedTar]]:
     tars = []
     numbers: Counter[str] = Counter()
     for (split, _), path in sorted(by_place.items()):
-        status = (root / path).stat()
-        tars.append(
-            IndexedTar(path, status.st_size, status.st_mtime_ns, ShardPlan(split, numbers[split], 0, 0))
-        )
+        status, layout = (root / path).stat(), ShardLayout(split, numbers[split], 0, 0)
+        tars.append(ListedTar(path, status.st_size, status.st_mtime_ns, layout))
         numbers[split] += 1
     return root, tars
 
 
-def _is_complete(out: Path, root: Path, tars: list[IndexedTar], record: dict[str, Any], state: str) -> bool:
-    """Whether OUT is this very index. Raises UsageError if it holds anything but it, whole or in part."""
+def _is_complete(out: Path, root: Path, tars: list[ListedTar], record: dict[str, Any], state: str) -> bool:
+    """Whether OUT is a complete index of these tars. Raises UsageError if it holds anything else but a part of it."""
     if not (out / INFO_NAME).is_file():
-        state_of(out, record)
+        inspect_out(out, record)
         return False
     plan: Any = None
     with suppress(DataError):
@@ -141,118 +133,101 @@ def _is_complete(out: Path, root: Path, tars: list[IndexedTar], record: dict[str
         plan = about.get("plan") if isinstance(about, dict) else None
     same = isinstance(plan, dict) and all(plan.get(name) == record[name] for name in record)
     if not same:
-        raise UsageError(
-            f"{out} is not empty: it holds a data set, and not an index of these tars; name another OUT"
-        )
-    links = {tar: out / tar.plan.split / tar.shard for tar in tars}
+        raise UsageError(f"{out} holds a data set that is not an index of these tars; name another OUT")
+    links = {tar: out / tar.layout.split / tar.shard for tar in tars}
     moved = any(link.is_symlink() and not _is_link_to(link, root / tar.path) for tar, link in links.items())
     if moved or plan.get("state") != state:
         raise UsageError(
-            f"{out} is an index of these tars as they were; they have changed since: remove it first"
+            f"{out} indexes these tars, which have changed since; remove it, or name another OUT"
         )
     return True
 
 
-def _run(jobs: list[IndexJob], workers: int | None, progress: Callable[[IndexProgress], None]) -> int:
-    """Index the tars that are not yet indexed; return how many were."""
-    images = set_aside = tars = tar_bytes = 0
-    total_bytes = sum(job.tar.size for job in jobs)
+def _index_tars(jobs: list[IndexJob], workers: int | None, progress: Callable[[IndexProgress], None]) -> int:
+    """Index the tars that are not indexed yet; return how many were indexed before."""
+    done, total_bytes = Tally(), sum(job.tar.size for job in jobs)
     missing = []
     for job in jobs:
-        found = found_in(job)
-        if found is None:
+        counts = read_counts(job)
+        if counts is None:
             missing.append(job)
-            continue
-        images += found.kept + found.set_aside
-        set_aside += found.set_aside
-        tar_bytes += job.tar.size
-        tars += 1
-    kept_tars = tars
+        else:
+            done += Tally(counts.kept + counts.set_aside, job.tar.size, counts.set_aside)
+    kept_tars = tars = len(jobs) - len(missing)
     if kept_tars:
-        log.info("going on with a run that was stopped: %d of %d tars are indexed", kept_tars, len(jobs))
+        log.info("resuming a run that was stopped: %d of %d tars are indexed", kept_tars, len(jobs))
     problems: list[str] = []
     damaged = False
-    tell = partial(IndexProgress, total_tars=len(jobs), total_tar_bytes=total_bytes)
-    progress(tell(images, set_aside, tars, tar_bytes=tar_bytes))
+
+    def report() -> None:
+        progress(IndexProgress(done.images, done.set_aside, tars, len(jobs), done.source_bytes, total_bytes))
+
+    report()
     with closing(run_jobs(missing, workers)) as events:
         for event in events:
             if isinstance(event, Tally):
-                images += event.images
-                set_aside += event.set_aside
-                tar_bytes += event.source_bytes
+                done += event
             else:
-                done, problem = event
-                assert isinstance(done, IndexJob)
+                indexed, problem = event
+                assert isinstance(indexed, IndexJob)
                 tars += 1
                 if problem is not None:
                     problems.append(problem[0])
                     damaged = damaged or problem[1]
                 else:
-                    tar_bytes += done.tar.size - _require_found(done).image_bytes
-            progress(tell(images, set_aside, tars, tar_bytes=tar_bytes))
+                    done += Tally(source_bytes=indexed.tar.size - _require_counts(indexed).image_bytes)
+            report()
     if problems:
         raise DataError(
             f"{len(problems)} {'tar' if len(problems) == 1 else 'tars'} cannot be read: {', '.join(sorted(problems))}; "
             f"{'download or copy what is damaged again, then ' if damaged else 'once that is done '}"
-            "the same command goes on from the tars that are indexed"
+            "the same command resumes from the tars that are indexed"
         )
     return kept_tars
 
 
 def _finish(source: Path, out: Path, root: Path, jobs: list[IndexJob], record: dict[str, Any]) -> None:
-    """Put parts and links together; the data set's `_info.json` is written last."""
-    found = {job: _require_found(job) for job in jobs}
-    for job in jobs:
-        if not found[job].ended:
-            log.warning("%s does not end as tars do: it may be cut short", root / job.tar.path)
-    images = sum(each.kept + each.set_aside for each in found.values())
-    without_image = sum(each.without_image for each in found.values())
+    """Link the tars and merge their part files into a data set."""
+    counts = {job: _require_counts(job) for job in jobs}
+    images = sum(each.kept + each.set_aside for each in counts.values())
+    if not images:
+        raise DataError(f"no sample in the tars of {source} has an image")
+    if without_image := sum(each.without_image for each in counts.values()):
+        log.info("passed over %s", counted(Counter({NO_IMAGE: without_image})))
     names = ClassNames()
-    for each in found.values():
-        for label, name in each.names.items():
-            names.add(label, name)
+    for job in jobs:
+        if not counts[job].ended:
+            log.warning("%s does not end like a tar: it may be cut short", root / job.tar.path)
+        for label, class_name in counts[job].names.items():
+            names.add(label, class_name)
     splits = []
-    for name in sorted({job.tar.plan.split for job in jobs}, key=lambda name: (name != "train", name)):
-        of_split = [job for job in jobs if job.tar.plan.split == name]
-        kept = sum(found[job].kept for job in of_split)
-        labelled = is_labelled(name, kept, sum(found[job].without_label for job in of_split))
+    for name in train_first({job.tar.layout.split for job in jobs}):
+        of_split = [job for job in jobs if job.tar.layout.split == name]
+        kept = sum(counts[job].kept for job in of_split)
+        labelled = is_labelled(name, kept, sum(counts[job].without_label for job in of_split))
         for job in of_split:
-            if not labelled and found[job].without_label < found[job].kept:
+            if not labelled and counts[job].without_label < counts[job].kept:
                 drop_labels(job)
             link = out / name / job.tar.shard
-            if found[job].kept:
+            if counts[job].kept:
                 _link(link, root / job.tar.path)
             else:
                 link.unlink(missing_ok=True)
-                log.warning("no image in %s is any good: it is left out", root / job.tar.path)
-        splits.append(Split(name, [job.tar.plan for job in of_split], names.found if labelled else None))
-    if without_image:
-        log.info("passed over %s", counted(Counter({NO_IMAGE: without_image})))
-    reasons, converted = merge(out, splits)
-    for split in splits:
-        with suppress(OSError):
-            (out / split.name).rmdir()  # only an empty one goes: of a split without a good image
-            log.warning("none of the images of split %s is any good: the split is left out", split.name)
-    if sum(reasons.values()) == images:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in reasons.most_common(3))
-        raise DataError(
-            f"none of the {images:,} images in the tars of {source} is any good ({kinds}); {out / QUARANTINE_NAME} "
-            "lists them"
-            if images
-            else f"no sample in the tars of {source} has an image"
-        )
-    write_info(out, splits, record | {"images": images}, reasons, converted, None)
+                log.warning("all images in %s were set aside: it is left out", root / job.tar.path)
+        class_names = names.complete() if labelled else None
+        splits.append(SplitParts(name, [job.tar.layout for job in of_split], class_names))
+    finish(out, source, splits, record | {"images": images})
 
 
-def _require_found(job: IndexJob) -> Found:
-    found = found_in(job)
-    if found is None:
-        raise ComaError(f"what was found in {job.tar.path} is gone; the same command finds it again")
-    return found
+def _require_counts(job: IndexJob) -> TarCounts:
+    counts = read_counts(job)
+    if counts is None:
+        raise ComaError(f"the part file {job.part} is gone; run the same command again to index its tar anew")
+    return counts
 
 
 def _link(link: Path, tar: Path) -> None:
-    """Make `link` a relative link to a tar; the way is counted from where the folder really is."""
+    """Make `link` a relative link to a tar, which starts from the real location of the link's folder."""
     target = os.path.relpath(tar.parent.resolve() / tar.name, link.parent.resolve())
     temporary = link.with_name(f".{link.name}.{os.getpid()}.coma-tmp")
     temporary.symlink_to(target)

@@ -1,31 +1,15 @@
-"""Manifest of a data set: one parquet row a sample, in tar order; the row number is the sample's global id."""
+"""Manifest of a data set: one parquet row per sample, in tar order; the row number is the sample's global id."""
 
-from coma.shards.manifest.manifest import (
-    CARD_NAME,
-    INFO_NAME,
-    MANIFEST_NAME,
-    QUARANTINE_NAME,
-    WORK_FOLDER,
-    Manifest,
-    find_data,
-    load_manifest,
-    read_info,
-    read_manifest,
-    schema,
-    split_names,
-)
-
-__all__ = [
-    "CARD_NAME",
-    "INFO_NAME",
-    "MANIFEST_NAME",
-    "QUARANTINE_NAME",
-    "WORK_FOLDER",
-    "Manifest",
-    "find_data",
-    "load_manifest",
-    "read_info",
-    "read_manifest",
-    "schema",
-    "split_names",
-]
+from coma.shards.manifest.manifest import CARD_NAME as CARD_NAME
+from coma.shards.manifest.manifest import INFO_NAME as INFO_NAME
+from coma.shards.manifest.manifest import MANIFEST_NAME as MANIFEST_NAME
+from coma.shards.manifest.manifest import WORK_FOLDER as WORK_FOLDER
+from coma.shards.manifest.manifest import Manifest as Manifest
+from coma.shards.manifest.manifest import find_data as find_data
+from coma.shards.manifest.manifest import load_manifest as load_manifest
+from coma.shards.manifest.manifest import load_manifests as load_manifests
+from coma.shards.manifest.manifest import read_info as read_info
+from coma.shards.manifest.manifest import read_manifest as read_manifest
+from coma.shards.manifest.manifest import schema as schema
+from coma.shards.manifest.manifest import split_names as split_names
+from coma.shards.manifest.quarantine import QUARANTINE_NAME as QUARANTINE_NAME

@@ -1,11 +1,11 @@
-"""The numbers of a large manifest as files that are mapped into memory: made once a machine, opened at once.
+"""Memory-mapped column files for large manifests, built once per machine.
 
-    FOLDER/columns/KEY/NAME.npy      a column; KEY stands for this very state of the manifest's file
-    FOLDER/columns/KEY/columns.json  the rest; its time of modification says when it was last used
-    FOLDER/columns/KEY.partial/      being written
-    FOLDER/columns/lock              held by whoever writes or removes
+    FOLDER/columns/KEY/NAME.npy      a column; KEY identifies this version of the manifest's file
+    FOLDER/columns/KEY/columns.json  the manifest's summary; its modification time is the time of its last use
+    FOLDER/columns/KEY.partial/      a folder that is being written
+    FOLDER/columns/lock              the lock that whoever writes or removes columns holds
 
-A page of a column is read when it is needed, shared by all processes, and given back when memory is short.
+The kernel reads a page of a column when it is needed, shares it among processes and drops it when memory is short.
 """
 
 import io
@@ -29,10 +29,10 @@ from coma.shards.manifest.columns import (
     DTYPES,
     Array,
     Columns,
-    Facts,
+    ManifestSummary,
     fingerprint,
-    opened,
-    parquet,
+    open_manifest,
+    open_parquet,
     read_columns,
     scan,
 )
@@ -40,64 +40,64 @@ from coma.shards.manifest.columns import (
 log = logging.getLogger(__name__)
 
 LARGE_BYTES = 2**25
-"""A manifest's file from which on its columns are kept as files: a million rows, more or less."""
+"""Size of a manifest file, about a million rows, from which its columns are kept as files."""
 UNUSED_S = 30 * 86400.0
-"""Column files that nobody has opened for so long are removed when others are written."""
+"""Column files that were not opened for this long are removed when others are written."""
 
-_ABOUT = "columns.json"
+_SUMMARY_NAME = "columns.json"
 _FORMAT = "coma columns 1"
 _FOOTER_END = b"PAR1"
 _CHUNK_BYTES = 2**22
-_VERSIONS = ("ETag", "etag", "Content-MD5", "md5Hash", "generation", "blob_id")  # as stores call them
+_VERSIONS = ("ETag", "etag", "Content-MD5", "md5Hash", "generation", "blob_id")  # names that stores use
 _TIMES = ("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "created")
 
 
 def default_folder() -> Path:
-    """$COMA_CACHE, $XDG_CACHE_HOME/coma or ~/.cache/coma."""
+    """Return the cache folder: $COMA_CACHE, $XDG_CACHE_HOME/coma or ~/.cache/coma."""
     if given := os.environ.get("COMA_CACHE"):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coma"
 
 
 def load_columns(path: Path) -> Columns:
-    """The numbers of a manifest: in memory, or mapped if it is large and there is room for files.
+    """Read the columns of a manifest into memory, or map them if it is large and the cache can hold them.
 
     Raises:
         DataError: as `scan`.
         pa.ArrowException, OSError: the file cannot be read.
     """
-    with opened(path) as source:
-        key = _key(path, source)
+    with open_manifest(path) as source:
+        key = _cache_key(path, source)
         if key is None:
             return read_columns(path, source)
         try:
-            with _keeping():
+            with _cache_errors():
                 folder = default_folder() / "columns" / key
-            return _mapped(folder) or _made(path, source, folder)
-        except _NotKeptError as error:
+            return _load_mapped(folder) or _build(path, source, folder)
+        except _CacheError as error:
             log.warning(
-                "the columns of %s cannot be kept as files (%s): all of them are read into memory, each time; "
-                "give another folder with COMA_CACHE",
+                "the columns of %s cannot be cached (%s): every start reads all of them into memory; "
+                "set COMA_CACHE to another folder",
                 *(without_credentials(str(path)), error),
             )
             return read_columns(path, source)
 
 
-class _NotKeptError(Exception):
+class _CacheError(Exception):
     """The cache folder cannot take the columns."""
 
 
 @contextmanager
-def _keeping() -> Iterator[None]:
-    """What fails in here is the cache's fault, not the manifest's."""
+def _cache_errors() -> Iterator[None]:
+    """Raise errors in the block, which come from the cache and not from the manifest, as _CacheError."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        raise _NotKeptError(str(error)) from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        raise _CacheError(str(error)) from error
 
 
-def _key(path: Path, source: Any) -> str | None:
-    """A name for the state of a manifest's file; None if it is a small one."""
+def _cache_key(path: Path, source: Any) -> str | None:
+    """Return a name for this version of a manifest's file, or None if the file is small."""
     if is_remote(path):
         store: Any = path
         info = store.fs.info(store.path)
@@ -112,7 +112,7 @@ def _key(path: Path, source: Any) -> str | None:
     end = source.read(8)
     footer_bytes = int.from_bytes(end[:4], "little") + 8
     if end[4:] != _FOOTER_END or footer_bytes > size:
-        raise pa.ArrowInvalid("it does not end as a parquet file does")
+        raise pa.ArrowInvalid("it does not end like a parquet file")
     source.seek(size - footer_bytes)
     digest = xxhash.xxh3_128(json.dumps([_FORMAT, size, *state]).encode())
     digest.update(source.read(footer_bytes))
@@ -120,81 +120,79 @@ def _key(path: Path, source: Any) -> str | None:
     return digest.hexdigest()
 
 
-def _mapped(folder: Path) -> Columns | None:
-    """The columns in a folder; None if they are not there, or not all of them."""
+def _load_mapped(folder: Path) -> Columns | None:
+    """Map the columns in a folder; return None if any is missing or of another format."""
     try:
-        about = json.loads((folder / _ABOUT).read_bytes())
+        about = json.loads((folder / _SUMMARY_NAME).read_bytes())
         if about["format"] != _FORMAT:
             return None
-        facts = Facts(**{name: _frozen(value) for name, value in about["facts"].items()})
+        fields: dict[str, Any] = about["facts"]
+        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        summary = ManifestSummary(**fields)
         arrays = {}
         for name, dtype in DTYPES.items():
-            if name != "label" or facts.labelled:
-                # A plain array: indexing a memmap one by one is several times slower.
+            if name != "label" or summary.labelled:
+                # As a plain array: indexing a memmap one by one is several times slower.
                 arrays[name] = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
-                if arrays[name].dtype != dtype or arrays[name].shape != (facts.rows,):
+                if arrays[name].dtype != dtype or arrays[name].shape != (summary.rows,):
                     return None
         with suppress(OSError):  # another user's cache may be read-only for us
-            os.utime(folder / _ABOUT)
-        return Columns(facts, arrays, about["fingerprint"])
+            os.utime(folder / _SUMMARY_NAME)
+        return Columns(summary, arrays, about["fingerprint"])
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _made(path: Path, source: Any, folder: Path) -> Columns:
-    """Make the folder of a manifest's columns, unless another process does."""
+def _build(path: Path, source: Any, folder: Path) -> Columns:
+    """Write the column files of a manifest, unless another process has just done so, and map them."""
     with ExitStack() as stack:
-        with _keeping():
+        with _cache_errors():
             folder.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_locked(folder.parent / "lock"))
-        found = _mapped(folder)
-        if found is None:
-            with _keeping():
+        columns = _load_mapped(folder)
+        if columns is None:
+            with _cache_errors():
                 _remove_unused(folder.parent)
             _write(path, source, folder)
-            found = _mapped(folder)
-        if found is None:
-            raise _NotKeptError("they are not there any more once they are written")
-        return found
+            columns = _load_mapped(folder)
+        if columns is None:
+            raise _CacheError("the files vanished after they were written")
+        return columns
 
 
 def _write(path: Path, source: Any, folder: Path) -> None:
     began, partial = time.monotonic(), folder.with_name(folder.name + ".partial")
     try:
-        with parquet(path, source) as file, ExitStack() as stack:
+        with open_parquet(path, source) as file, ExitStack() as stack:
             count = file.metadata.num_rows
             total_bytes = count * sum(dtype.itemsize for dtype in DTYPES.values())
             log.warning(
                 "writing the columns of %s to %s, once: %d samples, %.3g GB",
                 *(without_credentials(str(path)), folder, count, total_bytes / 1e9),
             )
-            with _keeping():
-                _remove(partial)  # what a killed process left
+            with _cache_errors():
+                _remove(partial)  # a killed process may have left one
                 partial.mkdir(exist_ok=True)
-                write_atomically(partial / _ABOUT, json.dumps({"format": _FORMAT}))  # ours, whatever happens
-                rows = _OnDisk(partial, count, stack)
-            facts = scan(path, file, rows)
-            with _keeping():
-                rows.sync()
-        with _keeping():
-            if not facts.labelled:
+                write_atomically(partial / _SUMMARY_NAME, json.dumps({"format": _FORMAT}))  # marks it as ours
+                column_files = _ColumnFiles(partial, count, stack)
+            summary = scan(path, file, column_files.put)
+            with _cache_errors():
+                column_files.sync()
+        with _cache_errors():
+            if not summary.labelled:
                 (partial / "label.npy").unlink()
-            digest = fingerprint(facts, lambda name: _chunks(partial / f"{name}.npy"))
-            about = {"format": _FORMAT, "facts": asdict(facts), "fingerprint": digest}
-            write_atomically(partial / _ABOUT, json.dumps(about))
-            _remove(folder)  # what was cut short
+            digest = fingerprint(summary, lambda name: _chunks(partial / f"{name}.npy"))
+            about = {"format": _FORMAT, "facts": asdict(summary), "fingerprint": digest}
+            write_atomically(partial / _SUMMARY_NAME, json.dumps(about))
+            _remove(folder)  # an incomplete one may be there
             partial.rename(folder)
     finally:
         _remove(partial)
     log.info("wrote them in %.0f s", time.monotonic() - began)
 
 
-class _OnDisk:
-    """Rows as files in numpy's format, by ordinary writes: a full disk is an error, where a map would crash."""
+class _ColumnFiles:
+    """Columns written as .npy files by ordinary writes: a full disk raises an error, where a map would crash."""
 
     def __init__(self, folder: Path, rows: int, stack: ExitStack) -> None:
         self._files: dict[str, int] = {}
@@ -208,13 +206,13 @@ class _OnDisk:
             _write_all(descriptor, header.getbuffer())
 
     def put(self, start: int, part: dict[str, Array]) -> None:
-        """Append them."""
-        with _keeping():
+        """Append rows."""
+        with _cache_errors():
             for name, values in part.items():
                 _write_all(self._files[name], np.ascontiguousarray(values).data)
 
     def sync(self) -> None:
-        """Wait until the disk has them."""
+        """Flush all files to the disk."""
         for descriptor in self._files.values():
             os.fsync(descriptor)
 
@@ -226,7 +224,7 @@ def _write_all(descriptor: int, data: memoryview) -> None:
 
 
 def _close(descriptor: int) -> None:
-    with suppress(OSError):  # what matters was said by fsync
+    with suppress(OSError):  # fsync has already reported errors that matter
         os.close(descriptor)
 
 
@@ -251,9 +249,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _remove_unused(folder: Path) -> None:
-    """Remove columns that nobody uses any more, and what killed processes left; nothing that is not ours."""
+    """Remove column folders that are unused or that killed processes left; other files are not touched."""
     for kept in folder.iterdir():
-        about = kept / _ABOUT
+        about = kept / _SUMMARY_NAME
         try:
             ours = json.loads(about.read_bytes())["format"].startswith("coma columns")
             unused_s = time.time() - about.stat().st_mtime
@@ -264,9 +262,9 @@ def _remove_unused(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of columns. Who has them mapped can go on reading."""
+    """Remove a folder of columns; processes that have mapped them can still read them."""
     with suppress(OSError):
         remove_temporaries(folder)
-        for name in (*(f"{name}.npy" for name in DTYPES), _ABOUT):
+        for name in (*(f"{name}.npy" for name in DTYPES), _SUMMARY_NAME):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()

@@ -1,4 +1,4 @@
-"""The index of samples: one parquet row a sample, in tar order. Its row number is the sample's global id.
+"""Reading of manifests: the samples of a split as arrays, checked against the sizes of its shards.
 
 Legend: N samples, S shards of one split.
 """
@@ -17,23 +17,22 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from coma.errors import DataError
-from coma.shards.files import asking, folder_at, is_remote, is_there, without_credentials
+from coma.shards.files import folder_at, is_remote, is_there, retrying, without_credentials
 from coma.shards.manifest.column_files import load_columns
-from coma.shards.manifest.columns import CLASS_NAMES_KEY, SCHEMA, opened, parquet
+from coma.shards.manifest.columns import CLASS_NAMES_KEY, DTYPES, SCHEMA, open_manifest, open_parquet
 
 MANIFEST_NAME = "manifest.parquet"
 INFO_NAME = "_info.json"
-QUARANTINE_NAME = "quarantine.parquet"
 CARD_NAME = "README.md"
 WORK_FOLDER = ".coma-shard"
-_QUESTIONS = 16  # that a store is asked at a time
+_STORE_REQUESTS = 16  # at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """One split of a sharded data set, as arrays; the strings stay in the file until asked for.
+    """One split of a sharded data set as arrays. Strings stay in the parquet file until they are asked for.
 
-    The arrays of a large one are mapped from files (`column_files`): do not go through all of them at a start.
+    The arrays of a large manifest are memory-mapped (`column_files`), so avoid full passes over them at start-up.
     """
 
     folder: Path
@@ -44,7 +43,7 @@ class Manifest:
     shard_lengths: npt.NDArray[np.int64]
     """[S] samples in each shard."""
     least_bytes: npt.NDArray[np.int64]
-    """[S] bytes that each shard has at least: where its last image ends."""
+    """[S] the least bytes that each shard may have, which is where its last image ends."""
     shard_id: npt.NDArray[np.int32]
     """[N] index into `shards`, non-decreasing."""
     offset: npt.NDArray[np.int64]
@@ -67,55 +66,51 @@ class Manifest:
         return len(self.offset)
 
     def keys(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
-        """The WebDataset keys of these samples, in the order asked for."""
+        """Return the WebDataset keys of these samples, in the order asked for."""
         return self._strings("key", indices)
 
     def sources(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
-        """The paths that these samples had in the source folder, in the order asked for."""
+        """Return the paths that these samples had in the source folder, in the order asked for."""
         return self._strings("source", indices)
 
     def formats(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
-        """What the bytes of these samples are ("jpeg", "png", ...), in the order asked for."""
+        """Return the image formats of these samples ("jpeg", "png", ...), in the order asked for."""
         return self._strings("format", indices)
 
     def _strings(self, column: str, indices: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"sample {wanted.max()} of {len(self)} in split {self.split}")
-        found = [""] * len(wanted)
-        with (
-            _reading(self.folder / MANIFEST_NAME) as path,
-            opened(path) as source,
-            parquet(path, source) as file,
-        ):
-            starts = np.cumsum(
-                [0] + [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-            )
+        strings = [""] * len(wanted)
+        path = self.folder / MANIFEST_NAME
+        with _read_errors(path), open_manifest(path) as source, open_parquet(path, source) as file:
+            groups = range(file.num_row_groups)
+            starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in groups)])
             group_of = np.searchsorted(starts, wanted, side="right") - 1
             for group in np.unique(group_of):
                 values = file.read_row_group(int(group), columns=[column]).column(column)
                 for position in np.flatnonzero(group_of == group):
-                    found[position] = values[int(wanted[position] - starts[group])].as_py()
-        return found
+                    strings[position] = values[int(wanted[position] - starts[group])].as_py()
+        return strings
 
 
 def schema(class_names: Sequence[str] | None) -> pa.Schema:
-    """The manifest's schema, with the class names in its metadata when there are any."""
+    """Return the manifest's schema, with the class names in its metadata if there are any."""
     if class_names is None:
         return SCHEMA
     return SCHEMA.with_metadata({CLASS_NAMES_KEY: json.dumps(list(class_names)).encode()})
 
 
 def read_manifest(data: Path, split: str = "train") -> Manifest:
-    """Read the index of one split and check it against the names and sizes (not the bytes) of its shards.
+    """Read the manifest of one split and check it against the names and sizes (not the bytes) of its shards.
 
-    `data` is a data set (the folder that `coma shard` wrote) or one of its split folders, and then `split` is
-    not looked at. Raises DataError when there is no such split, when `coma shard` has not finished, or when a
-    row points outside its folder or past its shard's end.
+    `data` is a data set (the folder that `coma shard` wrote) or one of its split folders; `split` is ignored for
+    the latter. Raises DataError if there is no such split, if `coma shard` has not finished, or if a row points
+    outside its folder or past its shard's end.
     """
     manifest = load_manifest(data, split)
     if is_remote(manifest.folder):
-        with ThreadPoolExecutor(_QUESTIONS) as pool:  # each takes a round trip
+        with ThreadPoolExecutor(_STORE_REQUESTS) as pool:  # each takes a round trip
             sizes = list(pool.map(partial(_shard_bytes, manifest.folder), manifest.shards))
     else:
         sizes = [_shard_bytes(manifest.folder, shard) for shard in manifest.shards]
@@ -130,37 +125,45 @@ def read_manifest(data: Path, split: str = "train") -> Manifest:
 
 
 def load_manifest(data: Path, split: str = "train") -> Manifest:
-    """Read the index as `read_manifest` does, without looking at the shards."""
+    """Read a manifest as `read_manifest` does, without looking at the shards."""
     try:
         folder = _split_folder(folder_at(data), split)
     except OSError as error:
         raise DataError(f"{without_credentials(str(data))}: {error.strerror or error}") from None
-    with _reading(folder / MANIFEST_NAME) as path:
-        columns = asking(path, lambda: load_columns(path))
-    facts, arrays = columns.facts, columns.arrays
+    path = folder / MANIFEST_NAME
+    with _read_errors(path):
+        columns = retrying(path, lambda: load_columns(path))
+    summary, arrays = columns.summary, columns.arrays
     return Manifest(
         folder=folder,
         split=folder.name,
-        shards=facts.shards,
-        shard_lengths=np.array(facts.shard_lengths, np.int64),
-        least_bytes=np.array(facts.least_bytes, np.int64),
-        shard_id=arrays["shard_id"],
-        offset=arrays["offset"],
-        size=arrays["size"],
-        width=arrays["width"],
-        height=arrays["height"],
-        label=arrays.get("label"),
-        xxh3_64=arrays["xxh3_64"],
-        class_names=facts.class_names,
+        shards=summary.shards,
+        shard_lengths=np.array(summary.shard_lengths, np.int64),
+        least_bytes=np.array(summary.least_bytes, np.int64),
+        **{name: arrays.get(name) for name in DTYPES},  # type: ignore[arg-type]
+        class_names=summary.class_names,
         fingerprint=columns.fingerprint,
     )
+
+
+def load_manifests(data: Path) -> list[Manifest]:
+    """Read the manifests of all splits of a data set, train first, or that of one split's folder.
+
+    Raises DataError as `read_manifest` does, though the shards are not looked at.
+    """
+    data = folder_at(data)
+    if (data / MANIFEST_NAME).is_file():
+        return [load_manifest(data)]
+    if not is_remote(data) and not data.is_dir():
+        raise _no_data(data)
+    return [load_manifest(data, name) for name in split_names(data)]
 
 
 def read_info(data: Path) -> dict[str, object]:
     """Read a complete data set's `_info.json`. Raises DataError if it is missing or not one of ours."""
     path = folder_at(data) / INFO_NAME
     try:
-        info = json.loads(asking(path, path.read_bytes))
+        info = json.loads(retrying(path, path.read_bytes))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not isinstance(info, dict) or not isinstance(info.get("splits"), dict):
@@ -169,7 +172,7 @@ def read_info(data: Path) -> dict[str, object]:
 
 
 def split_names(data: Path) -> list[str]:
-    """The splits of a complete data set, train first. Raises DataError when there are none."""
+    """Return the splits of a complete data set, train first. Raises DataError if there are none."""
     info = read_info(data)
     splits = info["splits"]
     assert isinstance(splits, dict)
@@ -187,13 +190,13 @@ def find_data(folder: Path) -> Path:
     if _is_data(folder):
         return folder
     children = sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
-    found = [child for child in children if _is_data(child)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(child.name for child in found[:5]) + (", ..." if len(found) > 5 else "")
+    data_sets = [child for child in children if _is_data(child)]
+    if len(data_sets) == 1:
+        return data_sets[0]
+    if data_sets:
+        names = ", ".join(child.name for child in data_sets[:5]) + (", ..." if len(data_sets) > 5 else "")
         raise DataError(
-            f"{len(found)} sharded data sets in {folder.resolve()}: {names}; name the one you mean"
+            f"{len(data_sets)} sharded data sets in {folder.resolve()}: {names}; name one of them"
         )
     raise DataError(f"no sharded data set in {folder.resolve()}; make one with: coma shard FOLDER_OF_IMAGES")
 
@@ -208,14 +211,11 @@ def _is_data(folder: Path) -> bool:
 def _split_folder(data: Path, split: str) -> Path:
     if is_there(data / MANIFEST_NAME):
         return data.absolute()
-    if not is_there(data / INFO_NAME):  # asked first: a web server need not list its folders
+    if not is_there(data / INFO_NAME):  # checked first, because a web server need not list its folders
         if not data.is_dir():
-            what = "it is a file" if data.exists() else "no such folder"
-            raise DataError(f"no sharded data set at {without_credentials(str(data))}: {what}")
+            raise _no_data(data)
         if (data / WORK_FOLDER).is_dir():
-            raise DataError(
-                f"{data} is not complete: run its `coma shard` again, it goes on where it stopped"
-            )
+            raise DataError(f"{data} is not complete: run the same `coma shard` command again to resume it")
         place = without_credentials(str(data))
         if not is_remote(data) and any(data.glob("*.tar")):
             raise DataError(
@@ -229,11 +229,16 @@ def _split_folder(data: Path, split: str) -> Path:
     return (data / split).absolute()
 
 
+def _no_data(data: Path) -> DataError:
+    reason = "it is a file" if data.exists() else "no such folder"
+    return DataError(f"no sharded data set at {without_credentials(str(data))}: {reason}")
+
+
 @contextmanager
-def _reading(path: Path) -> Iterator[Path]:
-    """Say of whatever cannot be read in here that it is no manifest."""
+def _read_errors(path: Path) -> Iterator[None]:
+    """Turn errors of reading a manifest file into DataErrors."""
     try:
-        yield path
+        yield
     except (pa.ArrowException, OSError) as error:
         place = without_credentials(str(path))
         raise DataError(f"{place} is not a manifest: {str(error).splitlines()[0]}") from error
@@ -242,7 +247,7 @@ def _reading(path: Path) -> Iterator[Path]:
 def _shard_bytes(folder: Path, shard: str) -> int:
     try:
         if is_remote(folder):
-            return asking(folder, (folder / shard).stat).st_size
+            return retrying(folder, (folder / shard).stat).st_size
         return os.stat(f"{folder}/{shard}").st_size  # noqa: PTH116  (making a Path takes five times as long)
     except OSError as error:
         raise DataError(

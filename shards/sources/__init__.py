@@ -1,1 +1,1 @@
-"""What people have, listed: folders, tars, parquet, lists → named images, each a range of bytes in a file."""
+"""Sources of images: detection of their layout and listing of their images, each a range of bytes in a file."""

@@ -1,6 +1,6 @@
-"""ImageNet as it is downloaded: the official ILSVRC2012 tars with their devkit, and Kaggle's folders with their CSV.
+"""Layouts `imagenet` (the official ILSVRC2012 tars with their devkit) and `kaggle` (Kaggle's folders with their CSV).
 
-Both are listed as the tree that people make of them by hand, train/<wnid>/, val/<wnid>/ and test/, so that all
+Both are listed as the folders that people unpack them to by hand, train/<wnid>/, val/<wnid>/ and test/, so that all
 three give the same manifest. A wnid is WordNet's number of a class, such as n01440764.
 """
 
@@ -19,15 +19,15 @@ from typing import IO
 import numpy as np
 
 from coma.errors import DataError
-from coma.shards.sources import tree
-from coma.shards.sources.model import Listing, Sources, counted, printable
-from coma.shards.sources.tars import images_in, refuse_replaced, walked
+from coma.shards.sources.folders import list_folder, split_by_folders
+from coma.shards.sources.listing import ListingBuilder, SourceListing, counted, printable
+from coma.shards.sources.tars import images_in, refuse_replaced, walk_tars
 
 log = logging.getLogger(__name__)
 
 _TAR = re.compile(r"ILSVRC2012_img_(?:(train|val)|(test)[\w-]*)\.tar", re.ASCII)
 _DEVKIT = "ILSVRC2012_devkit_t12"
-_META = "data/meta.mat"
+_SYNSETS = "data/meta.mat"
 _TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 _MAX_DEVKIT_FILE_BYTES = 64 << 20
 _KAGGLE_IMAGES = "Data/CLS-LOC"
@@ -37,34 +37,32 @@ _WNID = re.compile(r"n\d{8}", re.ASCII)
 
 
 def is_official(source: Path) -> bool:
-    """Whether a folder holds the official tars of ImageNet by name, or a file is one of them."""
+    """Whether a folder holds official tars of ImageNet, or a file is one of them, judged by name."""
     return bool(_official_tars(source))
 
 
 def is_kaggle(folder: Path) -> bool:
-    """Whether a folder is what Kaggle's download unpacks to, or the folder ILSVRC in it."""
+    """Whether a folder is Kaggle's unpacked download, or the folder ILSVRC within it."""
     return _kaggle_base(folder) is not None
 
 
-def list_official(source: Path, listed: Callable[[int], None] | None = None) -> Sources:
-    """List the images in the official tars, `source` being the folder they lie in or one of them.
+def list_official(source: Path, progress: Callable[[int], None] | None = None) -> SourceListing:
+    """List the images in the official tars; `source` is their folder or one of them.
 
     Validation images get their classes from the devkit beside them, packed or unpacked; without it they are
     unlabelled, with a warning. Test images have no labels. Raises DataError if a tar is damaged, or if the devkit is
-    or does not fit the images.
+    damaged or does not fit the images.
     """
     root = source if source.is_dir() else source.parent
     tars = _official_tars(source)
-    listing, ignored = Listing(), Counter[str]()
+    listing, ignored = ListingBuilder(progress), Counter[str]()
     val: list[int] = []
-    for tar, mtime_ns, image in walked(root, tars, lambda descriptor: images_in(descriptor, ignored)):
+    for tar, mtime_ns, image in walk_tars(root, tars, lambda descriptor: images_in(descriptor, ignored)):
         split = tars[tar]
         path = image.path if split == "train" or image.refused else image.path.rsplit("/", 1)[-1]
         if split == "val" and not image.refused:
             val.append(len(listing))
         listing.add(f"{split}/{path}", image.size, mtime_ns, tar, image.offset, image.refused)
-        if listed is not None and len(listing) % 1000 == 0:
-            listed(len(listing))
     refuse_replaced(listing)
     wnids, words = _devkit(root)
     if wnids is not None and val:
@@ -79,9 +77,9 @@ def list_official(source: Path, listed: Callable[[int], None] | None = None) -> 
 
 
 def list_kaggle(
-    folder: Path, listed: Callable[[int], None] | None = None, exclude: Path | None = None
-) -> Sources:
-    """List the images below ILSVRC/Data/CLS-LOC; the folder `exclude` is not looked into.
+    folder: Path, progress: Callable[[int], None] | None = None, exclude: Path | None = None
+) -> SourceListing:
+    """List the images below ILSVRC/Data/CLS-LOC, except for the folder `exclude`.
 
     Validation images get their classes from LOC_val_solution.csv; without it they are unlabelled, with a warning.
     Raises DataError if it is damaged or lacks an image.
@@ -89,12 +87,12 @@ def list_kaggle(
     base = _kaggle_base(folder)
     assert base is not None
     images = f"{base}{_KAGGLE_IMAGES}"
-    found, ignored = tree.list_tree(folder / images, exclude, listed)
-    has_val = any(path.startswith("val/") for path in found.paths)
+    files, ignored = list_folder(folder / images, exclude, progress)
+    has_val = any(path.startswith("val/") for path in files.paths)
     wnid_of = _kaggle_val(folder) if has_val else None
-    listing, beside = Listing(), Counter[str]()
+    listing, beside = ListingBuilder(), Counter[str]()
     lacking = []
-    for path, size, mtime_ns in zip(found.paths, found.sizes, found.mtimes_ns, strict=True):
+    for path, size, mtime_ns in zip(files.paths, files.sizes, files.mtimes_ns, strict=True):
         file = f"{images}/{path}"
         split, _, name = path.partition("/")
         if split not in ("train", "val", "test"):
@@ -122,17 +120,17 @@ def list_kaggle(
 
 
 def _sources(
-    root: Path, layout: str, listing: Listing, words: dict[str, str] | None, ignored: Counter[str]
-) -> Sources:
-    splits, class_names = tree.arranged(listing)
+    root: Path, layout: str, listing: ListingBuilder, words: dict[str, str] | None, ignored: Counter[str]
+) -> SourceListing:
+    splits, class_names = split_by_folders(listing)
     class_words = None
     if words is not None and class_names is not None:
         class_words = tuple(words.get(name, name) for name in class_names)
-    return Sources(root, layout, splits, class_names, class_words, ignored)
+    return SourceListing(root, layout, splits, class_names, class_words, ignored)
 
 
 def _official_tars(source: Path) -> dict[str, str]:
-    """Return {tar: its split}."""
+    """Return {tar: split}."""
     try:
         names = [source.name] if source.is_file() else sorted(path.name for path in source.iterdir())
     except OSError:
@@ -141,8 +139,8 @@ def _official_tars(source: Path) -> dict[str, str]:
     return {match[0]: match[1] or match[2] for match in matches if match is not None}
 
 
-def _label_val(listing: Listing, rows: list[int], wnids: list[str], root: Path) -> None:
-    """Put the validation images, whose classes come in the order of their names, into folders of their classes."""
+def _label_val(listing: ListingBuilder, rows: list[int], wnids: list[str], root: Path) -> None:
+    """Move the paths of validation images into class folders; `wnids` are their classes in the order of their names."""
     if len(wnids) != len(rows):
         raise DataError(
             f"the devkit in {root} has the classes of {len(wnids):,} validation images, the tar has {len(rows):,} "
@@ -153,30 +151,31 @@ def _label_val(listing: Listing, rows: list[int], wnids: list[str], root: Path) 
 
 
 def _devkit(root: Path) -> tuple[list[str] | None, dict[str, str] | None]:
-    """Read the wnids of the validation images, in order, and what each wnid is called; None without a devkit."""
+    """Read the wnids of the validation images, in order, and the words for each wnid; None without a devkit."""
     folder, packed = root / _DEVKIT, root / f"{_DEVKIT}.tar.gz"
     if not folder.is_dir() and not packed.is_file():
         return None, None
     try:
         if folder.is_dir():
-            meta, truth = (folder / _META).read_bytes(), (folder / _TRUTH).read_bytes()
+            table, truth = (folder / _SYNSETS).read_bytes(), (folder / _TRUTH).read_bytes()
         else:
-            meta, truth = _unpacked(packed)
-        synsets = _synsets(meta)
+            table, truth = _unpack_devkit(packed)
+        synsets = _parse_synsets(table)
         ids = [int(line) for line in truth.split()]
         if unknown := set(ids) - set(synsets):
-            raise ValueError(f"{_TRUTH} has the class {min(unknown)}, {_META} has not")
+            raise ValueError(f"{_TRUTH} has the class {min(unknown)}, {_SYNSETS} has not")
     except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
         path = folder if folder.is_dir() else packed
         raise DataError(f"the devkit {path} cannot be read ({error}); download it again") from error
     return [synsets[number][0] for number in ids], dict(synsets.values())
 
 
-def _unpacked(devkit: Path) -> tuple[bytes, bytes]:
+def _unpack_devkit(devkit: Path) -> tuple[bytes, bytes]:
+    """Return the table of synsets and the ground truth from the packed devkit."""
     wanted: dict[str, bytes] = {}
     with tarfile.open(devkit, "r|*") as archive:
         for member in archive:
-            for name in (_META, _TRUTH):
+            for name in (_SYNSETS, _TRUTH):
                 if member.name.endswith(f"/{name}") and member.isreg():
                     if member.size > _MAX_DEVKIT_FILE_BYTES:
                         raise ValueError(f"{member.name} of {member.size:,} bytes")
@@ -185,38 +184,37 @@ def _unpacked(devkit: Path) -> tuple[bytes, bytes]:
             if len(wanted) == 2:
                 break
     if len(wanted) < 2:
-        raise ValueError(f"it lacks {_TRUTH if _META in wanted else _META}")
-    return wanted[_META], wanted[_TRUTH]
+        raise ValueError(f"it lacks {_TRUTH if _SYNSETS in wanted else _SYNSETS}")
+    return wanted[_SYNSETS], wanted[_TRUTH]
 
 
-def _synsets(meta: bytes) -> dict[int, tuple[str, str]]:
-    """Read {ILSVRC2012_ID: (wnid, words)} of the classes in meta.mat, which also has the groups of classes."""
+def _parse_synsets(table: bytes) -> dict[int, tuple[str, str]]:
+    """Return {ILSVRC2012_ID: (wnid, words)} of the classes in meta.mat, which has groups of classes as well."""
     from scipy.io import loadmat  # type: ignore[import-untyped]
 
     try:
-        synsets = np.atleast_1d(
-            loadmat(io.BytesIO(meta), squeeze_me=True, variable_names=["synsets"])["synsets"]
-        )
+        contents = loadmat(io.BytesIO(table), squeeze_me=True, variable_names=["synsets"])
+        synsets = np.atleast_1d(contents["synsets"])
         classes = {
             int(synset["ILSVRC2012_ID"]): (str(synset["WNID"]), str(synset["words"]))
             for synset in synsets
             if int(synset["num_children"]) == 0
         }
-    except Exception as error:  # scipy raises what it happens to trip over
-        raise ValueError(f"{_META}: {error}") from error
+    except Exception as error:  # scipy raises many kinds of errors over a damaged file
+        raise ValueError(f"{_SYNSETS}: {error}") from error
     for wnid, _ in classes.values():
         if not _WNID.fullmatch(wnid):
-            raise ValueError(f"{_META} has the WNID {wnid!r}")
+            raise ValueError(f"{_SYNSETS} has the WNID {wnid!r}")
     return classes
 
 
 def _kaggle_base(folder: Path) -> str | None:
-    """Return what comes before Data/CLS-LOC below `folder`."""
+    """Return the path below `folder` that Data/CLS-LOC lies in ("ILSVRC/" or ""), None if there is no such folder."""
     return next((base for base in ("ILSVRC/", "") if (folder / base / _KAGGLE_IMAGES).is_dir()), None)
 
 
 def _kaggle_file(folder: Path, name: str) -> IO[str] | None:
-    """Open a file that lies beside the folder ILSVRC."""
+    """Open a file beside the folder ILSVRC."""
     for place in (folder, folder.parent):
         if (place / name).is_file():
             return (place / name).open(encoding="utf-8", errors="replace", newline="")
@@ -224,24 +222,24 @@ def _kaggle_file(folder: Path, name: str) -> IO[str] | None:
 
 
 def _kaggle_val(folder: Path) -> dict[str, str] | None:
-    """Read {validation image, without extension: wnid}, or None."""
+    """Read {validation image without extension: wnid}; warn and return None if the file is missing."""
     file = _kaggle_file(folder, _KAGGLE_VAL)
     if file is None:
         log.warning("the validation images are taken without labels: put %s into %s", _KAGGLE_VAL, folder)
         return None
-    found = {}
+    wnid_of = {}
     with file:
         lines = csv.reader(file)
         try:
             for line in lines:
                 wnid = line[1].split(" ", 1)[0] if len(line) > 1 else ""
                 if _WNID.fullmatch(wnid):
-                    found[line[0]] = wnid
+                    wnid_of[line[0]] = wnid
                 elif line != ["ImageId", "PredictionString"]:
                     raise ValueError(f"{','.join(line)[:80]!r} is not an image and its classes")
         except (ValueError, csv.Error) as error:
             raise DataError(f"{file.name}, line {lines.line_num}: {error}; download it again") from None
-    return found
+    return wnid_of
 
 
 def _kaggle_words(folder: Path) -> dict[str, str] | None:

@@ -1,4 +1,4 @@
-"""Tars that hold trees of images, read where they lie: what the folder would be, had they been unpacked."""
+"""Layout `tar`: tars of image folders, listed as if they were unpacked, and read where they lie."""
 
 import logging
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from coma.errors import DataError
-from coma.shards.sources.model import Listing, is_image_name, printable
-from coma.shards.sources.tree import CLUTTER_FOLDERS, SPLIT_OF_FOLDER
-from coma.shards.tar import PackedTarError, TarError, ends, members
+from coma.shards.sources.folders import CLUTTER_FOLDERS, SPLIT_OF_FOLDER, extension_kind
+from coma.shards.sources.listing import ListingBuilder, is_image_name, printable
+from coma.shards.tar import PackedTarError, TarError, has_ending, members
 
 log = logging.getLogger(__name__)
 
@@ -23,36 +23,34 @@ class TarImage:
     """A member that is an image by name."""
 
     path: str
-    """Where unpacking would put it; of an unsafe one, the name as it is."""
+    """Where unpacking would put it; an unsafe name is kept as it is."""
     offset: int
-    """In the file, also of an image in a tar in that file."""
+    """First byte in the outermost tar, also if the image is in a tar within it."""
     size: int
     refused: str | None
 
 
 def list_tars(
-    root: Path, tars: list[str], listed: Callable[[int], None] | None = None
-) -> tuple[Listing, Counter[str]]:
-    """List the images in `tars` (paths below `root`), and count by extension the members that are none by name.
+    root: Path, tars: list[str], progress: Callable[[int], None] | None = None
+) -> tuple[ListingBuilder, Counter[str]]:
+    """List the images in `tars` (paths below `root`), and count by extension the members that are not images by name.
 
-    Paths are those of the members, in the folders that their tar lies in. Where images lie flat in a tar, or the
-    tars are called train, val, ..., a tar counts as a folder of its name. A folder that holds everything, as tars
-    of folders have it, is left out. Raises DataError that names all tars that are damaged.
+    An image's path is the member's, below the folder of its tar. If images lie at the top of a tar, or the tars are
+    called train, val, ..., a tar counts as a folder of its name. A folder that holds everything, as in tars of one
+    folder, is left out. Raises DataError that names all damaged tars.
     """
-    listing, ignored = Listing(), Counter[str]()
-    for tar, mtime_ns, image in walked(root, tars, lambda descriptor: images_in(descriptor, ignored)):
+    listing, ignored = ListingBuilder(progress), Counter[str]()
+    for tar, mtime_ns, image in walk_tars(root, tars, lambda descriptor: images_in(descriptor, ignored)):
         listing.add(image.path, image.size, mtime_ns, tar, image.offset, image.refused)
-        if listed is not None and len(listing) % 1000 == 0:
-            listed(len(listing))
-    _place(listing, tars)
+    _set_paths(listing, tars)
     refuse_replaced(listing)
     return listing, ignored
 
 
-def walked(
+def walk_tars(
     root: Path, tars: Iterable[str], walk: Callable[[int], Iterable[T]]
 ) -> Iterator[tuple[str, int, T]]:
-    """Open one tar after the other and yield what `walk` finds in each: (tar, its time of change in ns, found).
+    """Open one tar after the other and yield everything that `walk` yields: (tar, modification time in ns, item).
 
     Raises DataError at the end that names all tars that cannot be read or are damaged.
     """
@@ -64,10 +62,10 @@ def walked(
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
                 mtime_ns = os.fstat(descriptor).st_mtime_ns
-                for found in walk(descriptor):
-                    yield tar, mtime_ns, found
-                if not ends(descriptor):
-                    log.warning("%s does not end as tars do: it may be cut short", printable(str(path)))
+                for item in walk(descriptor):
+                    yield tar, mtime_ns, item
+                if not has_ending(descriptor):
+                    log.warning("%s does not end like a tar: it may be cut short", printable(str(path)))
             finally:
                 os.close(descriptor)
         except (TarError, OSError) as error:
@@ -84,9 +82,9 @@ def walked(
 def images_in(
     descriptor: int, ignored: Counter[str], start: int = 0, stop: int | None = None, folder: str = ""
 ) -> Iterator[TarImage]:
-    """Yield the images in a tar, and in the tars in it, each of which counts as a folder of its name.
+    """Yield the images in a tar and in the tars within it, each of which counts as a folder of its name.
 
-    Members that are no images by name are counted in `ignored`; hidden ones are passed over. Raises TarError.
+    Members that are not images by name are counted in `ignored`; hidden ones are passed over. Raises TarError.
     """
     for member in members(descriptor, start, stop):
         parts = [part for part in member.name.split("/") if part not in ("", ".")]
@@ -95,7 +93,7 @@ def images_in(
         stem, extension = os.path.splitext(parts[-1])  # noqa: PTH122
         is_tar = extension.lower() == ".tar" and member.kind == "file" and not folder
         if not is_tar and not is_image_name(parts[-1]):
-            ignored[printable(extension.lower()) or "no extension"] += 1
+            ignored[extension_kind(parts[-1])] += 1
         elif (refused := unsafe(member.name)) is not None:
             yield TarImage(folder + member.name, member.offset, member.size, refused)
         elif is_tar:
@@ -117,7 +115,7 @@ def _is_hidden(parts: list[str]) -> bool:
 
 
 def unsafe(name: str) -> str | None:
-    """Return why a member's name must not be followed, or None."""
+    """Return why a member's name is unsafe, or None."""
     if name.startswith("/"):
         return "unsafe name: absolute"
     if ".." in name.split("/"):
@@ -125,8 +123,8 @@ def unsafe(name: str) -> str | None:
     return "unsafe name: it holds a zero byte" if "\0" in name else None
 
 
-def _place(listing: Listing, tars: list[str]) -> None:
-    """Make paths of the names that members have in their tars."""
+def _set_paths(listing: ListingBuilder, tars: list[str]) -> None:
+    """Turn the names of members in their tars into paths below the source's root."""
     good = [i for i in range(len(listing)) if i not in listing.refused]
     tops: dict[str, set[str]] = {tar: set() for tar in tars}
     for i in good:
@@ -134,7 +132,7 @@ def _place(listing: Listing, tars: list[str]) -> None:
         tops[listing.files[i]].add(top if slash else "")
     stems = {tar: os.path.splitext(os.path.basename(tar))[0] for tar in tars}  # noqa: PTH119, PTH122
     by_name = (len(tars) > 1 or any("/" in tar for tar in tars)) and (
-        any("" in found for found in tops.values())
+        any("" in folders for folders in tops.values())
         or any(stem.lower() in SPLIT_OF_FOLDER for stem in stems.values())
         or len({listing.paths[i] for i in good}) < len({(listing.files[i], listing.paths[i]) for i in good})
     )
@@ -150,10 +148,10 @@ def _place(listing: Listing, tars: list[str]) -> None:
 
 
 def _wrapper(paths: list[str], stem: str | None) -> str:
-    """Return the folder (with its slash) that holds all images and says nothing of them, or "".
+    """Return the folder (with its slash) that holds all images and is neither a split nor a class, or "".
 
-    A folder says something if it is called train, val, ..., or if images lie flat in it: it is a class then,
-    unless it is called as the only tar is, `stem`.
+    A folder is a split if it is called train, val, ..., and a class if images lie directly in it, unless its name is
+    `stem`, that of the only tar.
     """
     wrapper = ""
     while paths:
@@ -169,8 +167,8 @@ def _wrapper(paths: list[str], stem: str | None) -> str:
     return wrapper
 
 
-def refuse_replaced(listing: Listing) -> None:
-    """Set aside what a later member of the same name would replace, were the tar unpacked."""
+def refuse_replaced(listing: ListingBuilder) -> None:
+    """Refuse images that a later member of the same name would replace if the tar were unpacked."""
     if len(set(listing.paths)) == len(listing):
         return
     last: dict[str, int] = {}

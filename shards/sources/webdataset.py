@@ -1,6 +1,6 @@
-"""Tars of WebDataset samples: adjacent members key.jpg, key.cls, key.json belong together.
+"""Layout `webdataset`: tars of WebDataset samples, whose adjacent members key.jpg, key.cls, key.json belong together.
 
-Keys are webdataset's: the name up to the first dot of its last part (webdataset, tariterators.base_plus_ext).
+A key is the name up to the first dot of its last part, as in webdataset (tariterators.base_plus_ext).
 """
 
 import json
@@ -15,15 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from coma.shards.manifest import INFO_NAME
-from coma.shards.sources.model import IMAGE_EXTENSIONS, Listing, Sources, printable
-from coma.shards.sources.tars import unsafe, walked
-from coma.shards.sources.tree import SPLIT_OF_FOLDER
+from coma.shards.sources.folders import SPLIT_OF_FOLDER
+from coma.shards.sources.listing import (
+    IMAGE_EXTENSIONS,
+    ListingBuilder,
+    SourceListing,
+    printable,
+    train_first,
+)
+from coma.shards.sources.tars import unsafe, walk_tars
 from coma.shards.tar import Member, TarError, members
 
 log = logging.getLogger(__name__)
 
 NO_IMAGE = "sample without image"
-"""What `Sources.ignored` counts those as."""
+"""Kind of such samples in `SourceListing.ignored`."""
 
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
@@ -33,7 +39,7 @@ _SHARD_NAME = re.compile(r"-\d{3,}\.tar$", re.ASCII)
 _MAX_SIDECAR_BYTES = 1 << 20
 _MAX_MEMBERS = 1000  # of one sample
 _MAX_LABEL = 2**31 - 1
-_LOOKED_AT = 50  # members, to tell what a tar is
+_PROBED_MEMBERS = 50  # read to detect the layout of a tar
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +48,18 @@ class WdsSample:
 
     key: str
     members: tuple[tuple[str, Member], ...]
-    """(extension, member): all that it has, in the tar's order; the extension is what follows the key's dot."""
+    """(extension, member) of all members in the tar's order; the extension is what follows the key's dot."""
     image: Member | None
     label: int | None
-    """From .cls, or else "label" in .json."""
+    """Label from .cls, or else "label" in .json."""
     class_name: str | None
     """"class_name" in .json."""
     refused: str | None
-    """Why it is no good, whatever its bytes are."""
+    """Why it is set aside unread, or None."""
 
 
 def is_webdataset(root: Path, tars: list[str]) -> bool:
-    """Whether tars hold samples rather than trees of images, by the first members of the first and the names."""
+    """Whether tars hold samples rather than image folders, judged by the first members of the first tar and its name."""
     if not tars:
         return False
     path = root / tars[0]
@@ -63,58 +69,57 @@ def is_webdataset(root: Path, tars: list[str]) -> bool:
     flat = True
     try:
         with path.open("rb") as file:
-            for member in islice(members(file.fileno()), _LOOKED_AT):
+            for member in islice(members(file.fileno()), _PROBED_MEMBERS):
                 if member.kind == "file" and (named := split_name(member.name)) is not None:
                     extensions.setdefault(named[0], set()).add(named[1])
                     flat = flat and "/" not in named[0].removeprefix("./")
     except (TarError, OSError):
-        pass  # who lists it will say so
+        pass  # listing the tar will raise it
     if any(
-        not {"cls", "json", "txt"}.isdisjoint(found) and any(map(_is_image, found))
-        for found in extensions.values()
+        not {"cls", "json", "txt"}.isdisjoint(of_key) and any(map(_is_image, of_key))
+        for of_key in extensions.values()
     ):
         return True
     return bool(extensions) and flat and _SHARD_NAME.search(tars[0]) is not None
 
 
-def list_webdataset(root: Path, tars: list[str], listed: Callable[[int], None] | None = None) -> Sources:
+def list_webdataset(
+    root: Path, tars: list[str], progress: Callable[[int], None] | None = None
+) -> SourceListing:
     """List the images of the samples in `tars` (paths below `root`), with their labels.
 
-    A split is told from the word train, val, test, ... in a tar's name or folder. Raises DataError that names all
-    tars that are damaged.
+    The split is the word train, val, test, ... in a tar's name or folder. Raises DataError that names all damaged
+    tars.
     """
-    listing, ignored = Listing(), Counter[str]()
+    listing, ignored = ListingBuilder(progress), Counter[str]()
     rows: dict[str, list[int]] = {}
     labels: list[int | None] = []
     names = ClassNames()
-    for tar, mtime_ns, sample in walked(root, tars, samples):
+    for tar, mtime_ns, sample in walk_tars(root, tars, samples):
         if sample.image is None:
             ignored[NO_IMAGE] += 1
             continue
-        rows.setdefault(split_of(tar), []).append(len(listing))
+        rows.setdefault(split_of_tar(tar), []).append(len(listing))
         if sample.refused is None:
             names.add(sample.label, sample.class_name)
         labels.append(sample.label)
         image = sample.image
         listing.add(f"{tar}/{image.name}", image.size, mtime_ns, tar, image.offset, sample.refused)
-        if listed is not None and len(listing) % 1000 == 0:
-            listed(len(listing))
     splits = []
-    for split in sorted(rows, key=lambda name: (name != "train", name)):
+    for split in train_first(rows):
         chosen = rows[split]
         good = [labels[row] for row in chosen if row not in listing.refused]
         labelled = is_labelled(split, len(good), sum(label is None for label in good))
-        splits.append(
-            listing.split(split, chosen, [labels[row] or 0 for row in chosen] if labelled else None)
-        )
-    return Sources(root, "webdataset", tuple(splits), names.found, ignored=ignored)
+        of_split = [labels[row] or 0 for row in chosen] if labelled else None
+        splits.append(listing.split(split, chosen, of_split))
+    return SourceListing(root, "webdataset", tuple(splits), names.complete(), ignored=ignored)
 
 
 def samples(descriptor: int) -> Iterator[WdsSample]:
-    """Yield the samples of a tar, those without an image too. Raises TarError as `tar.members` does.
+    """Yield the samples of a tar, including those without an image. Raises TarError as `tar.members` does.
 
-    Links and other members without bytes are no part of a sample, nor are those past the first thousand; one that
-    is an image by name is yielded alone, refused.
+    Links and other members without bytes are not part of a sample, nor are those past the first thousand; if such a
+    member is an image by name, it is yielded as a refused sample of its own.
     """
     key: str | None = None
     group: list[tuple[str, Member]] = []
@@ -139,22 +144,22 @@ def samples(descriptor: int) -> Iterator[WdsSample]:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Split a member's name into key and extension; None for what webdataset passes over."""
+    """Split a member's name into key and extension; return None for members that webdataset ignores."""
     match = _KEY.fullmatch(name)
     return None if match is None or _META.match(name) else (match[1], match[2])
 
 
-def split_of(tar: str) -> str:
-    """Tell a tar's split from the last of train, val, validation, test, ... that its path has as a word."""
+def split_of_tar(tar: str) -> str:
+    """Return a tar's split: the last of train, val, validation, test, ... that its path has as a word, else train."""
     words = _SPLIT.findall(tar.lower())
     return SPLIT_OF_FOLDER[words[-1]] if words else "train"
 
 
 def is_labelled(split: str, images: int, without: int) -> bool:
-    """Whether a split of so many images, `without` of them without a label, counts as labelled; warn if by halves."""
+    """Whether a split is labelled, that is, none of its images is without a label; warn if only some are."""
     if 0 < without < images:
         log.warning(
-            "%s of %s images of split %s have no integer label: it is taken without labels",
+            "%s of %s images of split %s have no integer label: the split is taken without labels",
             f"{without:,}",
             f"{images:,}",
             split,
@@ -163,23 +168,22 @@ def is_labelled(split: str, images: int, without: int) -> bool:
 
 
 class ClassNames:
-    """The names of classes, put together from what the samples say."""
+    """Collects the names of classes from samples."""
 
     def __init__(self) -> None:
         self.names: dict[int, str | None] = {}
-        """None for a class without a name, or with several."""
+        """Label → name; None for a class without a name, or with several."""
 
     def add(self, label: int | None, name: str | None) -> None:
-        """Hear of one sample, or of one class."""
+        """Add the label and class name of a sample."""
         if label is not None:
             self.names[label] = name if self.names.get(label, name) == name else None
 
-    @property
-    def found(self) -> tuple[str, ...] | None:
-        """The names, if all classes from 0 on have one each."""
+    def complete(self) -> tuple[str, ...] | None:
+        """Return the names if all classes from 0 on have one each, else None."""
         names = [self.names.get(label) for label in range(len(self.names))]
-        found = tuple(name for name in names if name is not None)
-        return found if found and len(found) == len(self.names) == len(set(found)) else None
+        known = tuple(name for name in names if name is not None)
+        return known if known and len(known) == len(self.names) == len(set(known)) else None
 
 
 def _is_image(extension: str) -> bool:

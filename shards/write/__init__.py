@@ -1,1 +1,1 @@
-"""Writing of shards: options, layout, worker processes, merging, resuming."""
+"""Writing of shards: options, layout, worker processes, resuming and merging."""

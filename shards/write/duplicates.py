@@ -1,7 +1,7 @@
-"""Exact duplicates: images whose bytes are the same as another's, found by hashing all of them first.
+"""Exact duplicates: images with the same bytes as another, found by hashing all images before they are written.
 
-Of images that are the same, one of the test or val split is kept before one of train (an evaluation set stays
-what it is, and nothing of it is trained on), then the first by path.
+Of a set of duplicates, an image of the test or val split is kept before one of train (so that evaluation sets stay
+complete and nothing of them is trained on), then the first by path.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from coma.shards.sources.model import SourceImage, Sources, SplitSources, printable
-from coma.shards.sources.read import RefusedError, SourceReader
-from coma.shards.write.jobs import Job, Tally
+from coma.shards.images.formats import BadImageError
+from coma.shards.sources.listing import SourceImage, SourceListing, SplitListing, printable
+from coma.shards.sources.reader import SourceReader
 from coma.shards.write.pool import run_jobs
+from coma.shards.write.worker import Job, Tally
 
 _IMAGES_PER_JOB = 2048
 _KEPT_FIRST = ("test", "val")
@@ -35,11 +36,11 @@ class HashJob:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name for messages."""
         return "the list of duplicates"
 
     def run(self, report: Callable[[Tally], None]) -> list[bytes | None]:
-        """Return each image's xxh3-128, None for one that cannot be read."""
+        """Return the XXH3-128 of each image, None for one that cannot be read."""
         reader = SourceReader(self.root)
         try:
             digests = [self._digest(reader, image) for image in self.images]
@@ -52,43 +53,44 @@ class HashJob:
     def _digest(reader: SourceReader, image: SourceImage) -> bytes | None:
         try:
             return xxhash.xxh3_128_digest(reader.read(image))
-        except (OSError, RefusedError):
-            return None  # whoever writes the shard will say so
+        except (OSError, BadImageError):
+            return None  # the job that writes the shard records the reason
 
 
-def without_duplicates(
-    sources: Sources, workers: int | None, engine: str, progress: Callable[[Tally], None]
-) -> Sources:
-    """Read every image once; return the sources with all but one of each set of duplicates refused.
+def refuse_duplicates(
+    listing: SourceListing, workers: int | None, engine: str, progress: Callable[[Tally], None]
+) -> tuple[SourceListing, int]:
+    """Read every image once; refuse all but one of each set of duplicates, and return how many were refused.
 
-    16 bytes of memory an image. Raises as `run_jobs` does.
+    This takes 16 bytes of memory per image. Raises what `run_jobs` raises.
     """
-    digests = [np.zeros(len(split), [("digest", _DIGEST), ("known", bool)]) for split in sources.splits]
-    with closing(run_jobs(_jobs(sources), workers, engine)) as events:
+    digests = [np.zeros(len(split), [("digest", _DIGEST), ("known", bool)]) for split in listing.splits]
+    with closing(run_jobs(_jobs(listing), workers, engine)) as events:
         for event in events:
             if isinstance(event, Tally):
                 progress(event)
                 continue
-            job, found = event
+            job, hashes = event
             assert isinstance(job, HashJob)
-            for at, digest in enumerate(found, job.start):
+            for at, digest in enumerate(hashes, job.start):
                 digests[job.split][at] = (digest or b"", digest is not None)
-    refused = _refused(sources.splits, digests)
+    duplicates = _duplicates(listing.splits, digests)
     splits = tuple(
         replace(split, refused={**more, **split.refused})
-        for split, more in zip(sources.splits, refused, strict=True)
+        for split, more in zip(listing.splits, duplicates, strict=True)
     )
-    return replace(sources, splits=splits)
+    return replace(listing, splits=splits), sum(map(len, duplicates))
 
 
-def _jobs(sources: Sources) -> Iterator[Job]:
-    for number, split in enumerate(sources.splits):
+def _jobs(listing: SourceListing) -> Iterator[Job]:
+    for number, split in enumerate(listing.splits):
         for start in range(0, len(split), _IMAGES_PER_JOB):
             images = tuple(split.image(i) for i in range(start, min(start + _IMAGES_PER_JOB, len(split))))
-            yield HashJob(sources.root.absolute(), number, start, images)
+            yield HashJob(listing.root.absolute(), number, start, images)
 
 
-def _refused(splits: tuple[SplitSources, ...], digests: list[npt.NDArray[Any]]) -> list[dict[int, str]]:
+def _duplicates(splits: tuple[SplitListing, ...], digests: list[npt.NDArray[Any]]) -> list[dict[int, str]]:
+    """Return, for each split, the images that are duplicates, each with its reason."""
     refused: list[dict[int, str]] = [{} for _ in splits]
     ranks = {name: rank for rank, name in enumerate(_KEPT_FIRST)}
     order = sorted(range(len(splits)), key=lambda number: ranks.get(splits[number].name, len(ranks)))

@@ -1,27 +1,36 @@
-"""Which image goes where: a pure function of the file list, the seed and the sizes asked for.
+"""Layout of the shards: which image goes into which shard.
 
+It depends on the list of images, the seed and the sizes asked for, and on nothing else.
 Legend: n images of one split.
 """
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from coma.errors import UsageError
+from coma.shards.sources.listing import SourceListing
 from coma.shards.splitmix64 import GOLDEN, mix
 from coma.shards.tar import BLOCK_BYTES
+from coma.shards.write.options import ShardOptions
+
+log = logging.getLogger(__name__)
 
 _SHARD_BYTES = 256 * 2**20
 _FEW_SHARDS = 16
 _SMALL_SHARD_BYTES = 2**20
+_MAX_SHARDS = 1_000_000  # six digits
 _SIDE_FILES_BYTES = 4 * BLOCK_BYTES  # .cls and .json, each a header and a block
 _RESIZED_BYTES_PER_PIXEL = 0.35  # photographs at quality 90
 
 
 @dataclass(frozen=True)
-class ShardPlan:
-    """One shard to write: the images at positions [start, stop) of its split's shuffled list."""
+class ShardLayout:
+    """One shard: the images at positions [start, stop) of its split's shuffled list."""
 
     split: str
     number: int
@@ -34,7 +43,55 @@ class ShardPlan:
         return f"coma-{self.split}-{self.number:06d}"
 
 
-def shuffled(count: int, seed: int, split: str) -> npt.NDArray[np.int64]:
+@dataclass(frozen=True)
+class SplitLayout:
+    """One split: its images in shuffled order, cut into shards."""
+
+    name: str
+    source_split: int
+    """Index of the source's split that the images are taken from."""
+    order: npt.NDArray[np.int64]
+    """[n] numbers of the images in the source's split."""
+    shards: list[ShardLayout]
+    tar_bytes: int
+    """Estimated size of all its tars."""
+
+
+def lay_out(source: Path, listing: SourceListing, options: ShardOptions) -> list[SplitLayout]:
+    """Shuffle the splits of a source and cut them into shards; hold out images as `val` if that is asked for.
+
+    Raises UsageError, which names `source`, for a `val_fraction` that does not fit and for too many shards.
+    """
+    if options.val_fraction:
+        names = {split.name for split in listing.splits}
+        if names >= {"train", "val"}:
+            raise UsageError(f"--val-fraction {options.val_fraction}: {source} has validation images already")
+        if names.isdisjoint({"train", "val"}):
+            raise UsageError(f"--val-fraction {options.val_fraction}: {source} has no training images")
+    orders: list[tuple[str, int, npt.NDArray[np.int64]]] = []
+    for number, split in enumerate(listing.splits):
+        order = shuffled_order(len(split), options.seed, split.name)
+        held_out = round(options.val_fraction * len(order)) if split.name == "train" else 0
+        if split.name == "train" and options.val_fraction and not 0 < held_out < len(order):
+            raise UsageError(f"--val-fraction {options.val_fraction} of {len(order)} leaves a split empty")
+        orders.append((split.name, number, order[held_out:]))
+        if held_out:
+            log.info("holding out %s of them as split val", f"{held_out:,}")
+            orders.append(("val", number, order[:held_out]))
+    splits = []
+    for name, number, order in orders:
+        sizes = listing.splits[number].sizes[order]
+        shards, tar_bytes = cut_into_shards(sizes, name, options.shard_bytes, options.resize_px)
+        splits.append(SplitLayout(name, number, order, shards, tar_bytes))
+    most = max(len(split.shards) for split in splits)
+    if most > _MAX_SHARDS:
+        raise UsageError(
+            f"--shard-bytes {options.shard_bytes} makes {most} shards, more than {_MAX_SHARDS}; give a larger size"
+        )
+    return splits
+
+
+def shuffled_order(count: int, seed: int, split: str) -> npt.NDArray[np.int64]:
     """Return a permutation [n] of the images of a split, the same on every machine and with every numpy.
 
     Images are ranked by SplitMix64 of their number, keyed by seed and split.
@@ -44,15 +101,15 @@ def shuffled(count: int, seed: int, split: str) -> npt.NDArray[np.int64]:
     return np.argsort(mix(state), kind="stable")
 
 
-def cut(
+def cut_into_shards(
     sizes: npt.NDArray[np.int64], split: str, shard_bytes: int | None, resize_px: int | None = None
-) -> tuple[list[ShardPlan], int]:
+) -> tuple[list[ShardLayout], int]:
     """Cut a shuffled list of images, `sizes` [n] in source bytes, into shards of equal size.
 
-    There are as few shards as keep each at about `shard_bytes`. None means 256 MiB, but at least 16 shards if
-    those have 1 MiB each: few samples, too, are to be shared out among processes. With `resize_px` the size of
-    an image after re-encoding is guessed (it must not depend on the pixels: the plan comes before the first
-    file is read). Returns the shards, and the bytes of all their tars, about.
+    The shards are the fewest that keep each at about `shard_bytes`. None means 256 MiB, but at least 16 shards if
+    those have 1 MiB each, because few samples, too, are to be shared among processes. With `resize_px` the size of
+    an image after re-encoding is estimated (it must not depend on the pixels, as no file has been read yet).
+    Returns the shards, and the estimated bytes of all their tars.
     """
     image_bytes = np.maximum(sizes, 0)
     if resize_px is not None:
@@ -68,8 +125,8 @@ def cut(
     stops = np.unique(np.append(np.searchsorted(end, targets, side="right"), len(sizes)))
     stops = stops[stops > 0]
     starts = np.concatenate([[0], stops[:-1]])
-    plans = [
-        ShardPlan(split, number, int(start), int(stop))
+    layouts = [
+        ShardLayout(split, number, int(start), int(stop))
         for number, (start, stop) in enumerate(zip(starts, stops, strict=True))
     ]
-    return plans, total
+    return layouts, total

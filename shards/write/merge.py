@@ -1,7 +1,10 @@
-"""The end of a run: the shards' parts become the manifests, the quarantine and `_info.json`."""
+"""The end of a run: part files are merged into the manifests, the quarantine and `_info.json`."""
 
 import json
+import logging
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,32 +14,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from coma.shards.files import reaching, replacing, write_atomically
-from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, QUARANTINE_NAME, load_manifest, schema
-from coma.shards.write.layout import ShardPlan
-from coma.shards.write.state import parts_folder
+from coma.errors import DataError
+from coma.shards.files import is_remote, replacing, store_errors_as_oserror, write_atomically
+from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, load_manifest, schema
+from coma.shards.manifest.quarantine import QUARANTINE_NAME, QUARANTINE_SCHEMA, reason_kind
+from coma.shards.write.layout import ShardLayout
+from coma.shards.write.resume import parts_folder
 
-QUARANTINE_SCHEMA = pa.schema(
-    [
-        pa.field("path", pa.string(), nullable=False),  # in the source folder
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("bytes", pa.int64(), nullable=False),
-    ]
-)
+log = logging.getLogger(__name__)
+
 _ROW_GROUP_ROWS = 65_536
 
 
 @dataclass(frozen=True)
-class Split:
-    """A split's plan and the class names of its labels, None if it has no labels."""
+class SplitParts:
+    """A split whose shards are all finished."""
 
     name: str
-    shards: list[ShardPlan]
+    shards: list[ShardLayout]
     class_names: tuple[str, ...] | None
+    """Class names of its labels; None if it has no labels."""
 
 
-class _Rows:
-    """A parquet file written in row groups of even size, whatever comes in."""
+class _ParquetFile:
+    """A parquet file that is written in row groups of even size, whatever the size of the tables added to it."""
 
     def __init__(self, file: Any, file_schema: pa.Schema) -> None:
         self.writer = pq.ParquetWriter(file, file_schema, compression="zstd")
@@ -58,35 +59,57 @@ class _Rows:
         self.writer.close()
 
 
-def merge(out: Path, splits: list[Split]) -> tuple[Counter[str], Counter[str]]:
-    """Write each split's manifest.parquet and the quarantine.
+def finish(
+    out: Path,
+    source: object,
+    splits: list[SplitParts],
+    record: dict[str, Any],
+    class_words: Sequence[str] | None = None,
+) -> None:
+    """Merge the part files of all shards and complete the data set.
 
-    Returns how many images were set aside, and how many were converted, by kind. A split without a single good
-    image gets no manifest.
+    A split without a single good image is left out, with a warning. Raises DataError, which names `source`, if all
+    `record["images"]` were set aside.
     """
+    reasons, converted = _merge(out, splits)
+    if not is_remote(out):
+        for split in splits:
+            with suppress(OSError):
+                (out / split.name).rmdir()  # fails unless the folder is empty: a split without a good image
+                log.warning("all images of split %s were set aside: the split is left out", split.name)
+    if sum(reasons.values()) == record["images"]:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in reasons.most_common(3))
+        raise DataError(
+            f"none of the {record['images']:,} images of {source} is any good ({kinds}); "
+            f"{out / QUARANTINE_NAME} lists them"
+        )
+    _write_info(out, splits, record, reasons, converted, class_words)
+
+
+def _merge(out: Path, splits: list[SplitParts]) -> tuple[Counter[str], Counter[str]]:
+    """Write each split's manifest and the quarantine; count the images set aside, and those converted, by kind."""
     reasons: Counter[str] = Counter()
     converted: Counter[str] = Counter()
     with replacing(out / QUARANTINE_NAME) as quarantine_file:
-        quarantine = _Rows(quarantine_file, QUARANTINE_SCHEMA)
+        quarantine = _ParquetFile(quarantine_file, QUARANTINE_SCHEMA)
         for split in splits:
             kept = 0
             with replacing(out / split.name / MANIFEST_NAME) as manifest_file:
                 manifest_schema = schema(split.class_names)
-                manifest = _Rows(manifest_file, manifest_schema)
-                for plan in split.shards:
-                    path = parts_folder(out) / f"{plan.name}.parquet"
-                    with reaching(path), path.open("rb") as file:
+                manifest = _ParquetFile(manifest_file, manifest_schema)
+                for shard in split.shards:
+                    path = parts_folder(out) / f"{shard.name}.parquet"
+                    with store_errors_as_oserror(path), path.open("rb") as file:
                         part = pq.read_table(file).replace_schema_metadata(None)
                     is_bad = pc.is_valid(part["reason"])
                     good = part.filter(pc.invert(is_bad)).select(manifest_schema.names)
                     bad = part.filter(is_bad)
                     manifest.add(good)
-                    quarantine.add(
-                        pa.table([bad["source"], bad["reason"], bad["bytes"]], names=QUARANTINE_SCHEMA.names)
-                    )
+                    columns = [bad["source"], bad["reason"], bad["bytes"]]
+                    quarantine.add(pa.table(columns, names=QUARANTINE_SCHEMA.names))
                     kept += len(good)
-                    reasons.update(map(kind_of, bad["reason"].to_pylist()))
-                    converted.update(map(kind_of, part["converted"].drop_null().to_pylist()))
+                    reasons.update(map(reason_kind, bad["reason"].to_pylist()))
+                    converted.update(map(reason_kind, part["converted"].drop_null().to_pylist()))
                 manifest.close()
             if not kept:
                 (out / split.name / MANIFEST_NAME).unlink()
@@ -94,20 +117,15 @@ def merge(out: Path, splits: list[Split]) -> tuple[Counter[str], Counter[str]]:
     return reasons, converted
 
 
-def kind_of(reason: str) -> str:
-    """The kind of a reason: what stands before its colon."""
-    return reason.split(":", 1)[0]
-
-
-def write_info(
+def _write_info(
     out: Path,
-    splits: list[Split],
+    splits: list[SplitParts],
     record: dict[str, Any],
     reasons: Counter[str],
     converted: Counter[str],
-    class_words: tuple[str, ...] | None,
-) -> dict[str, Any]:
-    """Write `_info.json`, which says that the data set is complete: timm's fields, and ours under "coma"."""
+    class_words: Sequence[str] | None,
+) -> None:
+    """Write `_info.json`, which marks the data set as complete: timm's fields, and ours under "coma"."""
     described: dict[str, Any] = {}
     ours: dict[str, Any] = {}
     for split in splits:
@@ -141,4 +159,3 @@ def write_info(
         },
     }
     write_atomically(out / INFO_NAME, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
-    return info

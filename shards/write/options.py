@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from coma.errors import UsageError
+from coma.shards.byte_sizes import parse_bytes
 from coma.shards.images.options import PixelOptions
 from coma.shards.option import option, option_like, validate
-from coma.shards.units import parse_bytes
 
 _SOURCE, _SHARDS, _IMAGES, _RUNNING = "Source", "Shards", "Images", "Running"
 

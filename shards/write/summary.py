@@ -1,4 +1,4 @@
-"""What a run of `coma shard` comes to: planned, written in part, or complete."""
+"""Progress and summary of a run of `coma shard`."""
 
 import time
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from coma.errors import DataError
 from coma.shards.describe.card import data_card
 from coma.shards.files import write_atomically
 from coma.shards.manifest import CARD_NAME, read_info, read_manifest
-from coma.shards.write.state import clear_work
+from coma.shards.write.resume import clear_work
 
 
 @dataclass(frozen=True)
 class ShardProgress:
-    """How far a run is. While the source is being listed only `images` grows and the totals are 0."""
+    """Progress of a run. While the source is being listed only `images` grows and the totals are 0."""
 
     stage: str = "listing"
     """"listing", "hashing" (for duplicates), "spooling" (parquet rows) or "sharding"."""
@@ -28,38 +28,6 @@ class ShardProgress:
 
 
 @dataclass(frozen=True)
-class PlannedSplit:
-    """One split, before it is written."""
-
-    name: str
-    images: int
-    shards: int
-    bytes: int
-    """Of all its tars together, about."""
-    classes: int
-    """0 for a split without labels."""
-
-
-@dataclass(frozen=True)
-class ShardPlanSummary:
-    """What a run would write."""
-
-    source: Path
-    layout: str
-    out: Path
-    found: int
-    refused: int
-    """Of these, to be set aside by what the listing alone tells."""
-    splits: tuple[PlannedSplit, ...]
-    spool_bytes: int
-    """Disk that parquet rows take while the run is under way."""
-    free_bytes: int | None
-    """On the disk of OUT; None in an object store."""
-    done_shards: int
-    """That stand already."""
-
-
-@dataclass(frozen=True)
 class SplitSummary:
     """One split of a finished data set."""
 
@@ -67,13 +35,13 @@ class SplitSummary:
     images: int
     shards: int
     shard_bytes: int
-    """Of all its tars together."""
+    """Bytes of all its tars."""
     labelled: bool
 
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """A finished data set: found = kept + set aside. Or a part of one."""
+    """A finished data set, or a part of one: found = kept + set aside."""
 
     out: Path
     found: int
@@ -82,18 +50,18 @@ class ShardSummary:
     reasons: dict[str, int]
     """Images set aside, by kind of reason."""
     converted: dict[str, int]
-    """Images kept, but not byte by byte, by kind of reason."""
+    """Images kept with other bytes than the source's, by kind of reason."""
     classes: int
     splits: tuple[SplitSummary, ...]
     kept_shards: int
-    """Shards of an earlier run that were found in place."""
+    """Shards that an earlier run had finished."""
     elapsed_s: float
     part: str | None = None
     """Set if this is a part ("3/16") of a data set that is not complete yet."""
 
     @property
     def shards(self) -> int:
-        """Tars, of all splits."""
+        """Tars of all splits."""
         return sum(split.shards for split in self.splits)
 
     @property
@@ -102,17 +70,16 @@ class ShardSummary:
         return sum(split.shard_bytes for split in self.splits)
 
 
-def completed(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary:
-    """Tidy up a data set that is complete since a run that began at `begun_s` (monotonic), and sum it up."""
+def complete(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary:
+    """Write the data card of a complete data set, remove the work folder, and summarise the run.
+
+    The run began at `begun_s` (monotonic) and kept so many shards of an earlier one, all of them for None. Raises
+    DataError if `_info.json` and the manifests disagree.
+    """
     info: Any = read_info(out)
     if not (out / CARD_NAME).exists():
         write_atomically(out / CARD_NAME, data_card(out))
     clear_work(out)
-    return _summary_of(out, info, kept_shards, time.monotonic() - begun_s)
-
-
-def _summary_of(out: Path, info: dict[str, Any], kept_shards: int | None, elapsed_s: float) -> ShardSummary:
-    """Sum up a complete data set. Raises DataError if its `_info.json` and its manifests disagree."""
     about = info["coma"]
     splits = []
     for name, split in info["splits"].items():
@@ -127,9 +94,7 @@ def _summary_of(out: Path, info: dict[str, Any], kept_shards: int | None, elapse
             )
         )
         if len(manifest) != split["num_samples"]:
-            raise DataError(
-                f"{out}/{name} lists {len(manifest)} images, its _info.json {split['num_samples']}"
-            )
+            raise DataError(f"{out}/{name} has {len(manifest)} images, its _info.json {split['num_samples']}")
     kept, set_aside = sum(split.images for split in splits), sum(about["set_aside"].values())
     if about["found"] != kept + set_aside:
         raise DataError(f"{out} does not add up: {about['found']} found, {kept} kept, {set_aside} set aside")
@@ -143,5 +108,5 @@ def _summary_of(out: Path, info: dict[str, Any], kept_shards: int | None, elapse
         classes=len(about["classes"] or ()),
         splits=tuple(splits),
         kept_shards=kept_shards if kept_shards is not None else sum(split.shards for split in splits),
-        elapsed_s=elapsed_s,
+        elapsed_s=time.monotonic() - begun_s,
     )

@@ -1,189 +1,75 @@
-"""Write one shard.
+"""Worker process: runs jobs, each an object that knows how to run itself, one after another."""
 
-A shard is three files: the tar, its DALI index, and a part, which holds the shard's rows of manifest and
-quarantine until the end. The part takes its name before the tar does: all is known of a tar in place.
-"""
-
-import json
-import time
+import os
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from importlib.abc import MetaPathFinder
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import xxhash
-
-from coma.errors import ComaError
-from coma.shards import tar
-from coma.shards.files import replacing, write_atomically
-from coma.shards.images.prepare import EXTENSIONS, BadImageError, PixelOptions, Prepared, prepare_image
-from coma.shards.manifest.columns import SCHEMA
-from coma.shards.sources.model import SourceImage, printable
-from coma.shards.sources.read import RefusedError, SourceReader
-from coma.shards.write.jobs import Tally
-from coma.shards.write.layout import ShardPlan
-
-PART_SCHEMA = pa.schema(
-    [field.with_nullable(True) for field in SCHEMA]
-    + [
-        pa.field("converted", pa.string()),  # why the bytes are not the source's
-        pa.field("reason", pa.string()),  # of an image that was set aside
-        pa.field("bytes", pa.int64()),
-    ]
-)
-PART_KEY = b"coma.part"
-_REPORT_EVERY_S = 0.1
+REPORT_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """All that a worker needs to write one shard."""
+class Tally:
+    """Progress of a job since its last report, or a sum of such progress."""
 
-    plan: ShardPlan
-    root: Path
-    images: tuple[SourceImage, ...]
-    """In the shard's order."""
-    class_names: tuple[str, ...] | None
-    split_folder: Path
-    parts_folder: Path
-    pixels: PixelOptions
+    images: int = 0
+    source_bytes: int = 0
+    set_aside: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        """Return the sum of two tallies."""
+        return Tally(
+            self.images + other.images,
+            self.source_bytes + other.source_bytes,
+            self.set_aside + other.set_aside,
+        )
+
+
+class Job(Protocol):
+    """A piece of work that can be sent to another process or machine."""
 
     @property
     def name(self) -> str:
-        """The shard's."""
-        return self.plan.name
+        """What the job makes, for messages."""
 
-    def run(self, report: Callable[[Tally], None]) -> None:
-        """Write the shard."""
-        write_shard(self, report)
+    def run(self, report: Callable[[Tally], None]) -> Any:
+        """Do the work and return its result. Raises a ComaError for what the user should read."""
 
 
-def write_shard(job: ShardJob, report: Callable[[Tally], None]) -> None:
-    """Write a shard, its index and its part; nothing stands under their names before it is whole.
+@dataclass(frozen=True)
+class Done:
+    """The result of a job that ended well."""
 
-    If no image of it is any good, there is a part and no tar. Raises ComaError when the disk is full, or the
-    source folder as a whole has gone.
+    result: Any
+
+
+class _WithoutPandas(MetaPathFinder):
+    """Keeps pyarrow from importing pandas, which would cost each worker a second for nothing."""
+
+    def find_spec(self, fullname: str, *_: Any) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError("not needed here", name=fullname)
+
+
+def serve(descriptor: int) -> None:
+    """Run the jobs that arrive on an inherited connection until a None arrives or the parent has gone.
+
+    Answers with Tally (progress), Done, or the exception that ended the job.
     """
-    tar_path = job.split_folder / f"{job.plan.name}.tar"
+    sys.meta_path.insert(0, _WithoutPandas())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    connection: Connection[Any, Any] = Connection(descriptor)
     try:
-        with replacing(tar_path) as file:
-            rows, index_lines = _write_tar(job, file, report)
-            tar_bytes = file.tell()
-            if index_lines:
-                write_atomically(
-                    tar_path.with_suffix(".idx"), "\n".join([f"v1.2 {len(index_lines)}", *index_lines, ""])
-                )
-            kept = len(index_lines)
-            counts = {"kept": kept, "set_aside": len(rows) - kept, "tar_bytes": tar_bytes if kept else 0}
-            table = pa.Table.from_pylist(rows, PART_SCHEMA.with_metadata({PART_KEY: json.dumps(counts)}))
-            with replacing(job.parts_folder / f"{job.plan.name}.parquet") as part:
-                pq.write_table(table, part)
-            if not index_lines:
-                raise _NothingToKeep
-    except _NothingToKeep:
-        pass
-    except OSError as error:
-        raise ComaError(
-            f"cannot write {tar_path}: {error.strerror or error}; what is done is kept, and the same command "
-            "goes on from there"
-        ) from error
-
-
-class _NothingToKeep(Exception):
-    """Leaves `replacing` without a file."""
-
-
-def _write_tar(
-    job: ShardJob, file: BinaryIO, report: Callable[[Tally], None]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Write the members of a tar; return the part's rows and the index's lines."""
-    rows: list[dict[str, Any]] = []
-    index_lines: list[str] = []
-    images = source_bytes = set_aside = 0
-    reported_s = time.monotonic()
-    reader = SourceReader(job.root)
-    try:
-        for i, image in enumerate(job.images):
+        while (job := connection.recv()) is not None:
             try:
-                prepared = _prepared(job, reader, image)
-            except BadImageError as error:
-                rows.append(
-                    {"source": printable(image.path), "reason": str(error), "bytes": max(0, image.size)}
-                )
-                set_aside += 1
+                result = job.run(connection.send)
+            except Exception as error:
+                connection.send(error)
             else:
-                rows.append(_add_sample(file, f"{job.plan.start + i:09d}", image, prepared, job, index_lines))
-            images += 1
-            source_bytes += max(0, image.size)
-            if time.monotonic() - reported_s > _REPORT_EVERY_S:
-                report(Tally(images, source_bytes, set_aside))
-                images = source_bytes = set_aside = 0
-                reported_s = time.monotonic()
-    finally:
-        reader.close()
-    file.write(tar.ending(file.tell()))
-    report(Tally(images, source_bytes, set_aside))
-    return rows, index_lines
-
-
-def _prepared(job: ShardJob, reader: SourceReader, image: SourceImage) -> Prepared:
-    try:
-        data = reader.read(image)
-    except RefusedError as error:
-        raise BadImageError(str(error)) from None
-    except OSError as error:
-        if not job.root.exists():
-            raise ComaError(f"{job.root} has gone; once it is back, the same command goes on") from error
-        if image.size >= 0 and isinstance(error, FileNotFoundError):
-            raise BadImageError("vanished: it was there when the source was listed") from None
-        raise BadImageError(f"unreadable: {error.strerror or error}") from None
-    return prepare_image(data, job.pixels)
-
-
-def _add_sample(
-    file: BinaryIO, key: str, image: SourceImage, prepared: Prepared, job: ShardJob, index_lines: list[str]
-) -> dict[str, Any]:
-    """Append a sample's members to the tar and its line to the index; return its manifest row."""
-    xxh3_64 = xxhash.xxh3_64_intdigest(prepared.data)
-    label, facts = image.label, prepared.facts
-    about = {
-        "source": printable(image.path),
-        "width": facts.width,
-        "height": facts.height,
-        "label": label,
-        "class_name": job.class_names[label] if label is not None and job.class_names is not None else None,
-        "xxh3_64": f"{xxh3_64:016x}",
-    }
-    if prepared.converted is not None:
-        about["converted"] = prepared.converted
-    extension = EXTENSIONS[facts.format]
-    members = {extension: prepared.data, "json": json.dumps(about, ensure_ascii=False).encode()}
-    if label is not None:
-        members["cls"] = str(label).encode()
-    offset = 0
-    line = []
-    at = file.tell()
-    for suffix in sorted(members):
-        name, data = f"{key}.{suffix}", members[suffix]
-        at += file.write(tar.header(name.encode(), len(data)))
-        line.append(f"{suffix} {at} {len(data)} {name}")
-        if suffix == extension:
-            offset = at
-        at += file.write(data)
-        at += file.write(tar.padding(len(data)))
-    index_lines.append(" ".join(line))
-    return {
-        "key": key,
-        "shard": f"{job.plan.name}.tar",
-        "offset": offset,
-        "size": len(prepared.data),
-        "width": facts.width,
-        "height": facts.height,
-        "format": facts.format,
-        "label": label,
-        "xxh3_64": xxh3_64,
-        "source": about["source"],
-        "converted": prepared.converted,
-    }
+                connection.send(Done(result))
+    except (EOFError, ConnectionError):
+        os._exit(1)  # the parent was killed

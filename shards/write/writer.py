@@ -1,9 +1,9 @@
-"""A source of images → WebDataset shards: planned first, written in parallel, each on its own, then indexed.
+"""Sharding: packs the images of a source into WebDataset shards and writes their manifests.
 
-A run that was killed goes on where it stopped: shards that stand are kept as they are. The bytes of a file
-depend on the source's images, the seed and the options alone: not on the layout they came in, the engine, the
-workers, the parts, nor on where a run stopped. A shard whose images are all set aside is left out, and its
-number with it.
+All shards are laid out first and then written in parallel, independently of each other. A run that was killed
+resumes: finished shards are kept as they are. The bytes depend only on the source's images, the seed and the
+options, not on the source's layout, the engine, the workers, the parts, nor on where a run was stopped. A shard whose
+images are all set aside is left out, and its number with it.
 """
 
 import logging
@@ -12,67 +12,34 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from coma.errors import ComaError, DataError, UsageError
+from coma.errors import ComaError, UsageError
 from coma.shards.files import is_remote, make_folder, remove_temporaries
-from coma.shards.manifest import QUARANTINE_NAME
-from coma.shards.sources.model import Sources, SplitSources
 from coma.shards.sources.parquet.spool import remove_spool, spool, spool_bytes
-from coma.shards.write.duplicates import without_duplicates
-from coma.shards.write.jobs import Job, Tally
-from coma.shards.write.layout import ShardPlan
-from coma.shards.write.merge import Split, merge, write_info
+from coma.shards.write.duplicates import refuse_duplicates
+from coma.shards.write.layout import ShardLayout, SplitLayout
+from coma.shards.write.merge import SplitParts, finish
+from coma.shards.write.one_shard import ShardJob
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.pool import run_jobs
-from coma.shards.write.prepare import Planned, prepared, warn_of_space
-from coma.shards.write.state import (
-    State,
-    begun,
-    finished,
+from coma.shards.write.resume import (
+    OutState,
+    finished_counts,
+    inspect_out,
+    locked_run,
     parts_folder,
     spool_folder,
-    state_of,
 )
-from coma.shards.write.summary import (
-    ShardProgress,
-    ShardSummary,
-    SplitSummary,
-    completed,
-)
-from coma.shards.write.worker import ShardJob
+from coma.shards.write.run import ShardRun, free_bytes, prepare_run
+from coma.shards.write.summary import ShardProgress, ShardSummary, SplitSummary, complete
+from coma.shards.write.worker import Job, Tally
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One call of `shard`: what goes where."""
-
-    sources: Sources
-    planned: list[Planned]
-    out: Path
-    options: ShardOptions
-    progress: Callable[[ShardProgress], None]
-
-    def split(self, planned: Planned) -> SplitSources:
-        return self.sources.splits[planned.sources]
-
-    def source_bytes(self, planned: Planned, plan: ShardPlan) -> int:
-        return int(np.maximum(self.split(planned).sizes[planned.order[plan.start : plan.stop]], 0).sum())
-
-    def shards(self) -> list[tuple[Planned, ShardPlan]]:
-        """Those of this part, of all splits."""
-        every = [(planned, plan) for planned in self.planned for plan in planned.shards]
-        if self.options.part is None:
-            return every
-        number, parts = self.options.part
-        return every[number - 1 :: parts]
 
 
 def shard(
@@ -81,88 +48,98 @@ def shard(
     options: ShardOptions | None = None,
     progress: Callable[[ShardProgress], None] | None = None,
 ) -> ShardSummary:
-    """Pack the images of `source` into shards under `out`, or go on with a run that was stopped.
+    """Pack the images of `source` into shards under `out`, or resume a run that was stopped.
 
-    Raises UsageError (a source that is none, an `out` that holds something else, options that contradict the
-    source) and DataError (no images) before anything is written; DataError when no image is any good and
-    ComaError when the disk is full only after, and then the same call goes on from what is done.
+    Raises UsageError (no such source, an `out` that holds something else, options that contradict the source) and
+    DataError (no images) before anything is written. Raises DataError if all images are set aside and ComaError if
+    the disk is full later, and then the same call resumes the run.
     """
     begun_s = time.monotonic()
-    options, progress = options or ShardOptions(), progress or (lambda _: None)
-    sources, planned, record = prepared(Path(source), out, options, progress)
-    if state_of(out, record) is State.COMPLETE:
+    run = prepare_run(source, out, options, progress)
+    options, record = run.options, run.record
+    if inspect_out(out, record) is OutState.COMPLETE:
         log.info("%s is complete already: nothing to do", out)
-        return completed(out, None, begun_s)
-    warn_of_space(out, planned)
-    run = _Run(sources, planned, out, options, progress)
+        return complete(out, None, begun_s)
+    _warn_of_space(run)
     try:
-        with begun(out, record, options.part_name):
-            kept_shards = _write(run)
+        with locked_run(out, record, options.part_name):
+            kept_shards = _write_shards(run)
             if options.part is None:
-                _finish(run, record)
-        if options.part is not None and not _last_part_finished(run, record):
+                _finish(run)
+        if options.part is not None and not _finish_after_last_part(run):
             return _part_summary(run, kept_shards, time.monotonic() - begun_s)
     except KeyboardInterrupt:
-        log.warning("stopped; the same command goes on from the shards that are done")
+        log.warning("stopped; the same command resumes from the shards that are done")
         raise
     except OSError as error:
-        raise ComaError(f"cannot write to {out}: {error.strerror or error}; what is done is kept") from error
-    return completed(out, kept_shards, begun_s)
+        raise ComaError(
+            f"cannot write to {out}: {error.strerror or error}; finished shards are kept"
+        ) from error
+    return complete(out, kept_shards, begun_s)
 
 
-def _write(run: _Run) -> int:
-    """Write the shards that are not there yet; return how many were."""
-    images = source_bytes = set_aside = shards_done = 0
-    missing: list[tuple[Planned, ShardPlan]] = []
+def _warn_of_space(run: ShardRun) -> None:
+    free, needed = free_bytes(run.out), sum(split.tar_bytes for split in run.splits)
+    if free is not None and needed > free:
+        log.warning(
+            "the shards need about %.1f GB and %.1f GB are free: when the disk is full the run ends, and the same "
+            "command resumes it once there is space",
+            needed / 1e9,
+            free / 1e9,
+        )
+
+
+def _write_shards(run: ShardRun) -> int:
+    """Write the shards that are not finished yet; return how many were finished before."""
+    done, total = Tally(), Tally()
+    missing: list[tuple[SplitLayout, ShardLayout]] = []
     wanted = run.shards()
-    total_images = sum(plan.stop - plan.start for _, plan in wanted)
-    total_source_bytes = sum(run.source_bytes(planned, plan) for planned, plan in wanted)
-    for planned in run.planned:
-        make_folder(run.out / planned.name)
-    for planned, plan in wanted:
-        counts = finished(run.out, plan)
+    for split in run.splits:
+        make_folder(run.out / split.name)
+    for split, layout in wanted:
+        all_of_it = Tally(layout.stop - layout.start, run.source_bytes(split, layout))
+        total += all_of_it
+        counts = finished_counts(run.out, layout)
         if counts is None:
-            missing.append((planned, plan))
-            continue
-        shards_done += 1
-        images += plan.stop - plan.start
-        source_bytes += run.source_bytes(planned, plan)
-        set_aside += counts["set_aside"]
-    kept_shards = shards_done
+            missing.append((split, layout))
+        else:
+            done += all_of_it + Tally(set_aside=counts["set_aside"])
+    kept_shards = shards_done = len(wanted) - len(missing)
     if kept_shards:
-        log.info("going on with a run that was stopped: %d of %d shards are there", kept_shards, len(wanted))
+        log.info("resuming a run that was stopped: %d of %d shards are done", kept_shards, len(wanted))
     if not missing:
         return kept_shards
-    names = {plan.name for _, plan in missing}
+    names = {layout.name for _, layout in missing}
     with ExitStack() as stack:
-        run = _readable(run, missing, stack)
+        run = _make_readable(run, missing, stack)
 
-        def tell() -> None:
-            totals = (total_images, source_bytes, total_source_bytes, set_aside, shards_done, len(wanted))
-            run.progress(ShardProgress("sharding", images, *totals))
+        def report() -> None:
+            images, source_bytes = (done.images, total.images), (done.source_bytes, total.source_bytes)
+            shards = (shards_done, len(wanted))
+            run.progress(ShardProgress("sharding", *images, *source_bytes, done.set_aside, *shards))
 
-        tell()
+        report()
         try:
             jobs = run_jobs(_jobs(run, missing), run.options.workers, run.options.engine)
             with closing(jobs) as events:
                 for event in events:
                     if isinstance(event, Tally):
-                        images += event.images
-                        source_bytes += event.source_bytes
-                        set_aside += event.set_aside
+                        done += event
                     else:
                         shards_done += 1
-                    tell()
-        finally:  # a worker that had to be stopped may have left some
-            for folder in (parts_folder(run.out), *(run.out / planned.name for planned in run.planned)):
+                    report()
+        finally:  # a worker that was terminated may have left some
+            for folder in (parts_folder(run.out), *(run.out / split.name for split in run.splits)):
                 remove_temporaries(folder, names)
     return kept_shards
 
 
-def _readable(run: _Run, missing: list[tuple[Planned, ShardPlan]], stack: ExitStack) -> _Run:
-    """Make the images that are needed readable one by one, and refuse duplicates if that is asked for."""
-    sources, options = run.sources, run.options
-    if sources.image_column is not None:
+def _make_readable(
+    run: ShardRun, missing: list[tuple[SplitLayout, ShardLayout]], stack: ExitStack
+) -> ShardRun:
+    """Copy parquet rows to where they can be read one by one, and refuse duplicates if that is asked for."""
+    listing, options = run.listing, run.options
+    if listing.image_column is not None:
         folder = spool_folder(run.out, options.part_name)
         if is_remote(run.out):
             if options.engine == "ray":
@@ -173,108 +150,88 @@ def _readable(run: _Run, missing: list[tuple[Planned, ShardPlan]], stack: ExitSt
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coma-spool-")))
         elif options.part is not None:
             stack.callback(remove_spool, folder)
-        wanted = None if options.dedupe else _wanted(run, missing)
-        total = spool_bytes(sources, wanted)
+        wanted = None if options.dedupe else _images_of(run, missing)
+        total = spool_bytes(listing, wanted)
         done = 0
 
-        def spooled(count: int) -> None:
+        def report_spooled(count: int) -> None:
             nonlocal done
             done += count
-            run.progress(ShardProgress("spooling", 0, len(sources), done, total))
+            run.progress(ShardProgress("spooling", 0, len(listing), done, total))
 
-        sources = spool(sources, folder, wanted, spooled)
+        listing = spool(listing, folder, wanted, report_spooled)
     if options.dedupe:
-        images = source_bytes = 0
-        total_bytes = sum(int(np.maximum(split.sizes, 0).sum()) for split in sources.splits)
+        hashed = Tally()
+        total_bytes = sum(int(np.maximum(split.sizes, 0).sum()) for split in listing.splits)
 
-        def hashed(tally: Tally) -> None:
-            nonlocal images, source_bytes
-            images += tally.images
-            source_bytes += tally.source_bytes
-            run.progress(ShardProgress("hashing", images, len(sources), source_bytes, total_bytes))
+        def report_hashed(tally: Tally) -> None:
+            nonlocal hashed
+            hashed += tally
+            done = hashed.source_bytes
+            run.progress(ShardProgress("hashing", hashed.images, len(listing), done, total_bytes))
 
-        sources = without_duplicates(sources, options.workers, options.engine, hashed)
-        duplicates = sum(len(split.refused) for split in sources.splits) - sum(
-            len(split.refused) for split in run.sources.splits
-        )
+        listing, duplicates = refuse_duplicates(listing, options.workers, options.engine, report_hashed)
         log.info("found %s exact duplicates", f"{duplicates:,}" if duplicates else "no")
-    return replace(run, sources=sources)
+    return replace(run, listing=listing)
 
 
-def _wanted(run: _Run, missing: list[tuple[Planned, ShardPlan]]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Which images of each split of the source go into these shards."""
-    wanted = {split.name: np.zeros(len(split), bool) for split in run.sources.splits}
-    for planned, plan in missing:
-        wanted[run.split(planned).name][planned.order[plan.start : plan.stop]] = True
-    return wanted
+def _images_of(
+    run: ShardRun, shards: list[tuple[SplitLayout, ShardLayout]]
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return, for each split of the source, which of its images go into these shards."""
+    chosen = {split.name: np.zeros(len(split), bool) for split in run.listing.splits}
+    for split, layout in shards:
+        chosen[run.listing_of(split).name][split.order[layout.start : layout.stop]] = True
+    return chosen
 
 
-def _jobs(run: _Run, missing: list[tuple[Planned, ShardPlan]]) -> Iterator[Job]:
+def _jobs(run: ShardRun, missing: list[tuple[SplitLayout, ShardLayout]]) -> Iterator[Job]:
     out = run.out.absolute()
-    for planned, plan in missing:
-        split = run.split(planned)
+    for split, layout in missing:
+        listing = run.listing_of(split)
         yield ShardJob(
-            plan=plan,
-            root=run.sources.root.absolute(),
-            images=tuple(split.image(int(i)) for i in planned.order[plan.start : plan.stop]),
-            class_names=run.sources.class_names,
-            split_folder=out / planned.name,
+            layout=layout,
+            root=run.listing.root.absolute(),
+            images=tuple(listing.image(int(i)) for i in split.order[layout.start : layout.stop]),
+            class_names=run.listing.class_names,
+            split_folder=out / split.name,
             parts_folder=parts_folder(out),
             pixels=run.options.pixels,
         )
 
 
-def _finish(run: _Run, record: dict[str, Any]) -> None:
-    """Turn the shards' parts into the manifests, the quarantine and `_info.json`."""
-    out, sources = run.out, run.sources
-    splits = [
-        Split(
-            planned.name,
-            planned.shards,
-            sources.class_names if run.split(planned).labels is not None else None,
-        )
-        for planned in run.planned
-    ]
-    reasons, converted = merge(out, splits)
-    if not is_remote(out):
-        for split in splits:
-            with suppress(OSError):
-                (out / split.name).rmdir()  # only an empty one goes: of a split without a good image
-                log.warning("none of the images of split %s is any good: the split is left out", split.name)
-    if sum(reasons.values()) == len(sources):
-        kinds = ", ".join(f"{count} {kind}" for kind, count in reasons.most_common(3))
-        raise DataError(
-            f"none of the {len(sources)} images of {sources.root} is any good ({kinds}); "
-            f"{out / QUARANTINE_NAME} lists them"
-        )
-    write_info(out, splits, record, reasons, converted, sources.class_words)
+def _finish(run: ShardRun) -> None:
+    parts = []
+    for split in run.splits:
+        labelled = run.listing_of(split).labels is not None
+        parts.append(SplitParts(split.name, split.shards, run.listing.class_names if labelled else None))
+    finish(run.out, run.listing.root, parts, run.record, run.listing.class_words)
 
 
-def _last_part_finished(run: _Run, record: dict[str, Any]) -> bool:
+def _finish_after_last_part(run: ShardRun) -> bool:
     """Finish the data set if all other parts have ended; return whether it is complete."""
     if is_remote(run.out):
-        return False  # no locks there: two parts could do so at a time, and one tidy up under the other
-    every = [plan for planned in run.planned for plan in planned.shards]
-    if all(finished(run.out, plan) for plan in every):
-        with suppress(UsageError), begun(run.out, record):  # or another is at work, and will be the last
-            if state_of(run.out, record) is not State.COMPLETE:
-                _finish(run, record)
-    return state_of(run.out, record) is State.COMPLETE
+        return False  # a store has no locks: two parts could finish at once, and one remove the other's files
+    if all(finished_counts(run.out, layout) for split in run.splits for layout in split.shards):
+        with suppress(UsageError), locked_run(run.out, run.record):  # UsageError: another part is at work
+            if inspect_out(run.out, run.record) is not OutState.COMPLETE:
+                _finish(run)
+    return inspect_out(run.out, run.record) is OutState.COMPLETE
 
 
-def _part_summary(run: _Run, kept_shards: int, elapsed_s: float) -> ShardSummary:
+def _part_summary(run: ShardRun, kept_shards: int, elapsed_s: float) -> ShardSummary:
     counts: Counter[str] = Counter()
     splits = []
-    for planned in run.planned:
-        own = [finished(run.out, plan) or {} for split, plan in run.shards() if split is planned]
+    for split in run.splits:
+        own = [finished_counts(run.out, layout) or {} for other, layout in run.shards() if other is split]
         of_split: Counter[str] = Counter()
         for shard_counts in own:
             of_split.update(shard_counts)
         counts.update(of_split)
         if own:
-            labelled = run.split(planned).labels is not None
+            labelled = run.listing_of(split).labels is not None
             splits.append(
-                SplitSummary(planned.name, of_split["kept"], len(own), of_split["tar_bytes"], labelled)
+                SplitSummary(split.name, of_split["kept"], len(own), of_split["tar_bytes"], labelled)
             )
     return ShardSummary(
         out=run.out,
@@ -283,7 +240,7 @@ def _part_summary(run: _Run, kept_shards: int, elapsed_s: float) -> ShardSummary
         set_aside=counts["set_aside"],
         reasons={},
         converted={},
-        classes=len(run.sources.class_names or ()),
+        classes=len(run.listing.class_names or ()),
         splits=tuple(splits),
         kept_shards=kept_shards,
         elapsed_s=elapsed_s,

@@ -6,9 +6,9 @@ import runpy
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from drawn import draw_images, shard_images
 from PIL import Image
 
 from benchmarks.epochs import __main__ as command
@@ -28,23 +28,17 @@ from benchmarks.epochs.variants import VARIANTS, variant
 from coma.errors import UsageError
 from coma.evaluation.features import extract
 from coma.pipeline import Stream
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """64 images of two classes to learn from, 20 to test on."""
     root = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
     for split, count in (("train", 32), ("test", 10)):
         for label in range(2):
-            (root / split / f"class-{label}").mkdir(parents=True)
-            for number in range(count):
-                pixels = generator.integers(0, 128, (32, 32, 3), np.uint8) + 100 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(root / split / f"class-{label}/{number}.png")
-    shard(root, root.parent / "shards", ShardOptions(workers=1))
-    return root.parent / "shards"
+            levels = (100 * label, 100 * label + 128)
+            draw_images(root / split / f"class-{label}", count, size=(32, 32), name="{}.png", levels=levels)
+    return shard_images(root, root.parent / "shards")
 
 
 @pytest.fixture

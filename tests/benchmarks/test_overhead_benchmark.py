@@ -1,24 +1,15 @@
 """The benchmark of the training loop runs both loops and compares them; its figures are not for a test."""
 
-import numpy as np
 import pytest
-from PIL import Image
+from drawn import sharded
 
 from benchmarks.overhead import measure
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 from coma.training import PretrainConfig
 
 
 @pytest.mark.slow
 def test_both_loops_are_timed_and_compared(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    generator = np.random.default_rng(0)
-    for i in range(8):
-        Image.fromarray(generator.integers(0, 256, (40, 48, 3), np.uint8)).save(
-            tmp_path / f"pictures/{i}.jpg"
-        )
-    shard(tmp_path / "pictures", tmp_path / "data", ShardOptions(workers=1))
+    sharded(tmp_path, 8, size=(48, 40))
     run = tmp_path / "run"
     config = PretrainConfig(
         data=tmp_path / "data",

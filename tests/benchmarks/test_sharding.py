@@ -1,25 +1,18 @@
 """The benchmark of sharding runs and says what it promises; its figures are not for a test."""
 
-import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from drawn import draw_images
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_benchmark_gives_every_ratio(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    generator = np.random.default_rng(0)
-    for i in range(20):
-        file = io.BytesIO()
-        Image.fromarray(generator.integers(0, 256, (24, 32, 3), np.uint8)).save(file, "JPEG")
-        (tmp_path / f"pictures/{i}.jpg").write_bytes(file.getvalue())
+    draw_images(tmp_path / "pictures", 20, size=(32, 24))
     command = [sys.executable, "-m", "benchmarks.sharding", str(tmp_path / "pictures")]
     done = subprocess.run(
         [*command, "--images", "20", "--rounds", "1", "--json", str(tmp_path / "figures.json")],

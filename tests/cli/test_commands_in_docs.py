@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import pytest
 import typer
-from PIL import Image
+from drawn import draw_images
 
 from coma.cli.main import app
 
@@ -70,14 +69,9 @@ def test_the_pages_have_commands() -> None:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with folders of small images, and with tars of them, by the names that the pages use."""
-    generator = np.random.default_rng(0)
-    for source in ("imagenet", "photos"):
-        for number in range(24):
-            folder = tmp_path / source / f"class{number % 2}"
-            folder.mkdir(parents=True, exist_ok=True)
-            coarse = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-            image = Image.fromarray(coarse).resize((80 + number, 72), Image.Resampling.BICUBIC)
-            image.save(folder / f"{number}.jpg")
+    drawing = {"classes": ("class0", "class1"), "size": lambda number: (80 + number, 72), "smooth": True}
+    for seed, source in enumerate(("imagenet", "photos")):
+        draw_images(tmp_path / source, 24, seed=seed, **drawing)
     (tmp_path / "tars").mkdir()
     for label in (0, 1):
         with tarfile.open(tmp_path / "tars" / f"{label}.tar", "w") as tar:

@@ -9,13 +9,10 @@ import time
 from pathlib import Path
 from threading import Thread
 
-import numpy as np
 import pytest
-from PIL import Image
+from drawn import draw_images, shard_images
 
 from coma.shards.manifest import Manifest, read_manifest
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 
 IMAGES = 24
 TRAIN = [
@@ -37,14 +34,10 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set of two classes."""
-    images, out = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("sharded") / "photos-shards"
-    generator = np.random.default_rng(0)
-    for number in range(IMAGES):
-        path = images / f"class{number % 2}" / f"{number}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
-    shard(images, out, ShardOptions(workers=1))
-    return out
+    images = draw_images(
+        tmp_path_factory.mktemp("images"), IMAGES, classes=("class0", "class1"), size=(48, 40)
+    )
+    return shard_images(images, tmp_path_factory.mktemp("sharded") / "photos-shards")
 
 
 @pytest.fixture

@@ -6,12 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from drawn import sharded
 from PIL import Image
 
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 from coma.training import PretrainConfig, pretrain
 
 BATCH = 12
@@ -21,12 +19,8 @@ BATCH = 12
 def made(tmp_path_factory):
     """A folder with a data set and a run of two steps on it."""
     place = tmp_path_factory.mktemp("inspected")
-    generator = np.random.default_rng(0)
-    for i in range(BATCH):
-        source = place / "images" / f"a class of a long name {i % 2}" / f"{i} [of many] with a long name.jpg"
-        source.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (40, 300, 3), np.uint8)).save(source)
-    shard(place / "images", place / "data", ShardOptions(workers=1))
+    classes = ("a class of a long name 0", "a class of a long name 1")
+    sharded(place, BATCH, classes=classes, size=(300, 40), name="{} [of many] with a long name.jpg")
     size = {"model": "dyvit_nano", "image_size": 32, "patch_size": 2, "batch_size": BATCH}
     pretrain(PretrainConfig(data=place / "data", out=place / "run", steps=2, workers=1, **size))
     return place

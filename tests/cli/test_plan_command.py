@@ -2,23 +2,15 @@
 
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
-
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
+from drawn import draw_images, shard_images
 
 SMALL = ["--model", "dyvit_nano", "--image-size", "32", "--patch-size", "2", "--steps", "100"]
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    (tmp_path / "images").mkdir()
-    for number in range(8):
-        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.jpg")
-    shard(tmp_path / "images", tmp_path / "work" / "data", ShardOptions(workers=1))
+    shard_images(draw_images(tmp_path / "images", 8), tmp_path / "work" / "data")
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
 

@@ -9,15 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from drawn import draw_images, shard_images
 from typer.testing import CliRunner, Result
 
 from coma.cli.main import app
 from coma.errors import DataError, UsageError
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 
 SMALL = ["--model", "dyvit_tiny", "--image-size", "32", "--patch-size", "2", "--batch-size", "2"]
 
@@ -25,14 +22,9 @@ SMALL = ["--model", "dyvit_tiny", "--image-size", "32", "--patch-size", "2", "--
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one small sharded data set in it, to work in."""
-    (tmp_path / "images").mkdir()
-    generator = np.random.default_rng(0)
-    for number in range(4):
-        pixels = generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.jpg")
     work = tmp_path / "work"
     work.mkdir()
-    shard(tmp_path / "images", work / "images-shards", ShardOptions(workers=1))
+    shard_images(draw_images(tmp_path / "images", 4), work / "images-shards")
     monkeypatch.chdir(work)
     return work
 

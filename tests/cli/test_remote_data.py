@@ -9,14 +9,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from drawn import sharded
 from servers import SECRET, Server, bucket_of, serving
 
 from coma.shards.manifest import Manifest, read_manifest
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 from coma.training import PretrainConfig, pretrain
 
 OPTIONS = {
@@ -34,14 +31,8 @@ RUN = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of noise in several shards and two splits."""
-    place = tmp_path_factory.mktemp("sharded")
-    generator = np.random.default_rng(0)
-    for number in range(40):
-        path = place / "images" / f"class-{number % 2}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (40, 40, 3), np.uint8)).save(path)
-    shard(place / "images", place / "data", ShardOptions(workers=1, shard_bytes=32768, val_fraction=0.3))
-    return place / "data"
+    drawing = {"classes": ("class-0", "class-1"), "name": "{}.png"}
+    return sharded(tmp_path_factory.mktemp("sharded"), 40, shard_bytes=32768, val_fraction=0.3, **drawing)
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
+from drawn import draw_images
 from PIL import Image
 
 
@@ -12,11 +12,8 @@ from PIL import Image
 def here(tmp_path, monkeypatch):
     """A current folder with photographs in pets/."""
     monkeypatch.chdir(tmp_path)
-    generator = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        Path("pets", name).mkdir(parents=True)
-        for i in range(4):
-            Image.fromarray(generator.integers(0, 256, (24, 32, 3), np.uint8)).save(f"pets/{name}/{i}.JPEG")
+    for seed, name in enumerate(("cat", "dog")):
+        draw_images(Path("pets", name), 4, size=(32, 24), name="{}.JPEG", seed=seed)
     return tmp_path
 
 

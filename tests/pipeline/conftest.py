@@ -5,12 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from photographs import photograph
+from drawn import photograph, shard_images
 from PIL import Image
 
 from coma.shards.manifest import Manifest, read_manifest
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 
 CLASSES = 3
 PER_CLASS = 25
@@ -42,16 +40,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The photographs in several shards. Not to be changed: `damaged` gives a copy."""
-    out = tmp_path_factory.mktemp("sharded") / "shards"
-    shard(photos, out, ShardOptions(seed=3, shard_bytes=65536, workers=1))
-    return out
+    return shard_images(photos, tmp_path_factory.mktemp("sharded") / "shards", seed=3, shard_bytes=65536)
 
 
 @pytest.fixture(scope="session")
 def manifest(data: Path) -> Manifest:
-    found = read_manifest(data)
-    assert len(found.shards) > 3
-    return found
+    manifest = read_manifest(data)
+    assert len(manifest.shards) > 3
+    return manifest
 
 
 @pytest.fixture

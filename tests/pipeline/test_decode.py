@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from photographs import photograph
+from drawn import photograph
 from PIL import Image, ImageOps
 from torch import Tensor
 

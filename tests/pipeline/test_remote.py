@@ -93,7 +93,7 @@ def test_an_epoch_out_of_a_bucket_is_the_local_one(
 def test_the_index_is_read_through_trouble_from_a_server_that_lists_nothing(
     server: Server, data: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coma.shards.files._PAUSES_S", (0.01,) * 4)
+    monkeypatch.setattr("coma.shards.files._RETRY_PAUSES_S", (0.01,) * 4)
     server.unwell = 4
     url = f"{server.url}/{data.name}".replace("//", "//someone:hush@")
     assert read_manifest(folder_at(url)).fingerprint == manifest.fingerprint
@@ -109,8 +109,8 @@ def test_the_index_is_read_through_trouble_from_a_server_that_lists_nothing(
 def test_an_index_that_does_not_come_ends_the_wait(
     server: Server, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coma.shards.files._STALL_S", 0.2)
-    monkeypatch.setattr("coma.shards.files._PAUSES_S", (0.01,) * 4)
+    monkeypatch.setattr("coma.shards.files._STALL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("coma.shards.files._RETRY_PAUSES_S", (0.01,) * 4)
     server.silent = True
     url = f"{server.url}/{data.name}"
     with pytest.raises(DataError, match=r"the store does not answer: .*[Tt]imeout"):

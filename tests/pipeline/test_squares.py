@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from photographs import photograph
+from drawn import photograph
 from PIL import Image
 from torch import Tensor
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawn import shard_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d as pool
@@ -185,10 +186,7 @@ def test_evaluation_shows_the_same_pixels_in_any_batch(manifest: Manifest) -> No
 
 
 def test_an_unlabelled_split_has_no_labels(photos: Path, tmp_path: Path) -> None:
-    from coma.shards.write.options import ShardOptions
-    from coma.shards.write.writer import shard
-
-    shard(photos / "class-1", tmp_path / "plain", ShardOptions(workers=1))
+    shard_images(photos / "class-1", tmp_path / "plain")
     with Stream(tmp_path / "plain", batch_size=8, **SIZE) as stream:
         assert next(stream).labels is None
 

@@ -1,21 +1,10 @@
 """Small source folders of seeded noise photographs."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-
-
-def encoded(seed: int, width: int = 40, height: int = 30, form: str = "JPEG", **options: object) -> bytes:
-    """An encoded image of seeded noise, smooth enough to look like something."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
-    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
+from drawn import encoded
 
 
 def write_tree(root: Path, per_class: int = 6, classes: tuple[str, ...] = ("cat", "dog", "emu")) -> Path:

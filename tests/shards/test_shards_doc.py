@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn import shard_images
 
-from coma.shards.sources.model import LAYOUTS
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
+from coma.shards.sources.listing import LAYOUTS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "shards.md").read_text()
 
@@ -35,7 +34,7 @@ def test_every_layout_is_there():
 
 def test_other_readers(tmp_path, tree, monkeypatch):
     """All but `datasets`, which test_stock_readers.py runs in a process without the Hub."""
-    shard(tree(tmp_path / "imagenet"), tmp_path / "imagenet-shards", ShardOptions(workers=1))
+    shard_images(tree(tmp_path / "imagenet"), tmp_path / "imagenet-shards")
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"^```python\n(.*?)^```", TEXT, re.S | re.M)
     names: dict[str, Any] = {}

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from drawn import shard_images
 from PIL import Image
 
 from coma.shards.describe.card import data_card
 from coma.shards.images.prepare import check_image
 from coma.shards.manifest import read_manifest
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 
 FORMATS = "jpg;png;webp"  # in the shards below
 
@@ -32,7 +31,7 @@ def made(tmp_path_factory, tree, image):
     source = tree(folder / "pets")
     for name, form in (("cat/x.jpg", "PNG"), ("dog/y.png", "WEBP")):
         (source / name).write_bytes(image(77, form=form))
-    shard(source, folder / "out", ShardOptions(shard_bytes=20_000, workers=1))
+    shard_images(source, folder / "out", shard_bytes=20_000)
     return source, folder / "out"
 
 
@@ -103,7 +102,7 @@ for asked in json.loads(sys.argv[1]):
 def test_datasets(made, expected, tmp_path, tree):
     """In a process of its own, where the Hub is out of reach."""
     _, mixed = made
-    shard(tree(tmp_path / "pets", 4), tmp_path / "plain", ShardOptions(shard_bytes=20_000, workers=1))
+    shard_images(tree(tmp_path / "pets", 4), tmp_path / "plain", shard_bytes=20_000)
     for out in (mixed, tmp_path / "plain"):
         (out / "README.md").write_text(data_card(out))
     tars = {"train": str(tmp_path / "plain/train/*.tar")}

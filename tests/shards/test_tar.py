@@ -244,7 +244,7 @@ def test_the_zero_blocks_at_the_end_may_be_missing_and_are_missed(tmp_path):
     assert walk(tmp_path, TWO[:3072]) == walk(tmp_path, TWO)
     for path, ended in ((whole, True), (cut, False)):
         with path.open("rb") as file:
-            assert tar.ends(file.fileno()) == ended
+            assert tar.has_ending(file.fileno()) == ended
 
 
 def test_damage(tmp_path):

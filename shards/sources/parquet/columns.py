@@ -1,12 +1,12 @@
-"""Which columns of parquet files hold the images and the labels: by Hugging Face's metadata, type and name."""
+"""Choice of the columns of parquet files that hold images and labels, by Hugging Face's metadata, type and name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources.model import printable
-from coma.shards.sources.parquet.rows import Contents
-from coma.shards.sources.tables import first_of
+from coma.shards.sources.labels import find_column
+from coma.shards.sources.listing import printable
+from coma.shards.sources.parquet.read import Contents
 
 _USUAL_IMAGES = ("image", "img", "jpg", "jpeg", "png", "picture", "bytes")
 _USUAL_LABELS = ("label", "labels", "class", "target", "fine_label")
@@ -14,22 +14,22 @@ _USUAL_LABELS = ("label", "labels", "class", "target", "fine_label")
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the images are, and the labels."""
+    """The columns that hold the images and the labels."""
 
     image: str
-    """The column, or member of a struct, that holds the bytes."""
+    """Column, or member of a struct, that holds the images' bytes."""
     label: str | None
     class_names: tuple[str, ...] | None
-    """What integer labels mean."""
+    """Names of integer labels."""
 
     @property
     def path(self) -> str | None:
-        """What stands beside "bytes" in Hugging Face's struct: the image's path."""
+        """Member "path" beside "bytes" in Hugging Face's struct of an image."""
         return self.image.removesuffix("bytes") + "path" if self.image.endswith("bytes") else None
 
 
 def image_columns(contents: Contents) -> list[str]:
-    """The columns, or members of structs, that may hold images: by the metadata, else by type and name."""
+    """Return the columns or struct members that may hold images, by the metadata, else by type and name."""
     kinds = contents.kinds
     tops = [name for name in kinds if kinds[name] == "struct" or "." not in name]
     choices = (
@@ -41,46 +41,44 @@ def image_columns(contents: Contents) -> list[str]:
         ],
         [name for name in tops if kinds[name] == "bytes"],
     )
-    return next(
-        filter(None, ([leaf for name in names if (leaf := _leaf(kinds, name))] for names in choices)), []
-    )
+    leaves = ([leaf for name in names if (leaf := _bytes_leaf(kinds, name))] for names in choices)
+    return next(filter(None, leaves), [])
 
 
-def _leaf(kinds: dict[str, str], column: str) -> str | None:
-    """Tell where the bytes of a column are: in itself, or in Hugging Face's struct of bytes and path."""
+def _bytes_leaf(kinds: dict[str, str], column: str) -> str | None:
+    """Return the column if it holds bytes, or its member "bytes" if it is Hugging Face's struct of an image."""
     return next((leaf for leaf in (column, f"{column}.bytes") if kinds.get(leaf) == "bytes"), None)
 
 
 def choose_columns(
     contents: Mapping[str, Contents], image_column: str | None, label_column: str | None
 ) -> Columns:
-    """Choose the columns of files, whose names go with what they hold; those asked for, or by looking.
+    """Choose the columns of files, given as {file: contents}: those asked for, else by their names and types.
 
-    Raises UsageError if what is asked for is not there or several could be meant, DataError if there are no
+    Raises UsageError if a column asked for is not there or there are several candidates, DataError if there are no
     images or the files do not agree.
     """
     if image_column is not None:
-        found = {leaf for each in contents.values() if (leaf := _leaf(each.kinds, image_column))}
-        if not found:
+        candidates = {leaf for each in contents.values() if (leaf := _bytes_leaf(each.kinds, image_column))}
+        if not candidates:
             raise UsageError(
-                f"--image-column {image_column}: there is no such column of bytes{_had(contents)}"
+                f"--image-column {image_column}: no such column of bytes{_all_columns(contents)}"
             )
     else:
-        found = {leaf for each in contents.values() for leaf in image_columns(each)}
-        if not found:
-            raise DataError(f"no column of images is in the parquet files{_had(contents)}")
-    if len(found) > 1:
-        raise UsageError(
-            f"several columns may hold the images ({', '.join(map(_column, sorted(found)))}); choose one with "
-            "--image-column"
-        )
-    (image,) = found
+        candidates = {leaf for each in contents.values() for leaf in image_columns(each)}
+        if not candidates:
+            raise DataError(f"no column of images is in the parquet files{_all_columns(contents)}")
+    if len(candidates) > 1:
+        listed = ", ".join(printable(leaf.removesuffix(".bytes")) for leaf in sorted(candidates))
+        raise UsageError(f"several columns may hold the images ({listed}); choose one with --image-column")
+    (image,) = candidates
     holding = [each for each in contents.values() if image in each.kinds]
     if label_column is not None:
         label: str | None = label_column
         if not any(each.kinds.get(label_column) in ("integer", "text") for each in holding):
             raise UsageError(
-                f"--label-column {label_column}: there is no such column of integers or text{_had(contents)}"
+                f"--label-column {label_column}: there is no such column of integers or text"
+                f"{_all_columns(contents)}"
             )
     else:
         label = next((label for each in holding if (label := _label_column(each)) is not None), None)
@@ -94,20 +92,16 @@ def _label_column(contents: Contents) -> str | None:
     usable = [name for name, kind in contents.kinds.items() if kind in ("integer", "text")]
     classes = [name for name in contents.classes if name in usable]
     if len(classes) < 2:
-        return classes[0] if classes else first_of(_USUAL_LABELS, usable)
+        return classes[0] if classes else find_column(_USUAL_LABELS, usable)
     for name in ("label", "fine_label"):
         if name in classes:
             return name
     raise UsageError(f"several columns hold labels ({', '.join(classes)}); choose one with --label-column")
 
 
-def _had(contents: Mapping[str, Contents]) -> str:
-    """Say what columns there are instead."""
+def _all_columns(contents: Mapping[str, Contents]) -> str:
+    """List the columns that there are, for a message."""
     columns = [
         printable(name) for name in sorted({name for each in contents.values() for name in each.kinds})
     ]
     return f" (there are {', '.join(columns[:8])}{', ...' if len(columns) > 8 else ''})" if columns else ""
-
-
-def _column(leaf: str) -> str:
-    return printable(leaf.removesuffix(".bytes"))

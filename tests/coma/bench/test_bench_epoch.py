@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from drawn import sharded
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -17,8 +17,6 @@ from coma.bench.options import EpochOptions
 from coma.cli.bench import app
 from coma.errors import UsageError
 from coma.pipeline import Batch
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 
 OPTIONS = EpochOptions(
     models=("dyvit_nano:independent", "vit_tiny:mae"),
@@ -31,14 +29,7 @@ OPTIONS = EpochOptions(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("epoch")
-    rng = np.random.default_rng(0)
-    (folder / "photos").mkdir()
-    for number in range(12):
-        pixels = rng.integers(0, 255, (60, 80, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / "photos" / f"{number}.jpg")
-    shard(folder / "photos", folder / "shards", ShardOptions(workers=1))
-    return folder / "shards"
+    return sharded(tmp_path_factory.mktemp("epoch"), 12, size=(80, 60))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawn import shard_images, sharded
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -23,8 +24,6 @@ from coma.bench.timing import Loading, Timing, take_turns
 from coma.cli.bench import app
 from coma.errors import DataError, UsageError
 from coma.shards.manifest import read_manifest
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 
 OPTIONS = LoaderOptions(images=10, rounds=2, image_size=28, batch_size=4)
 
@@ -32,14 +31,14 @@ OPTIONS = LoaderOptions(images=10, rounds=2, image_size=28, batch_size=4)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve images, JPEG and PNG, in a few shards."""
-    folder = tmp_path_factory.mktemp("bench")
-    rng = np.random.default_rng(0)
-    for number in range(12):
-        path = folder / "photos" / f"class-{number % 2}" / f"{number}.{'png' if number % 6 == 0 else 'jpg'}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(path)
-    shard(folder / "photos", folder / "shards", ShardOptions(workers=1, shard_bytes=20_000))
-    return folder / "shards"
+    return sharded(
+        tmp_path_factory.mktemp("bench"),
+        12,
+        classes=("class-0", "class-1"),
+        size=(80, 60),
+        name=lambda number: f"{number}.{'png' if number % 6 == 0 else 'jpg'}",
+        shard_bytes=20_000,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +168,7 @@ def test_small_pngs_are_made_jpegs_to_compare(tmp_path: Path) -> None:
         path = tmp_path / "photos" / "a" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 20), (number, 0, 0)).save(path)
-    shard(tmp_path / "photos", tmp_path / "pngs", ShardOptions(workers=1))
+    shard_images(tmp_path / "photos", tmp_path / "pngs")
     sample, *_ = loader._sample(read_manifest(tmp_path / "pngs"), tmp_path, OPTIONS)
     small = loader._resized(sample, 32)
     assert small is not None

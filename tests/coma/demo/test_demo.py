@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+from drawn import draw_images
 from PIL import Image
 
 import coma.demo.demo as demo_module
@@ -50,10 +50,7 @@ def test_ones_own_unlabelled_images(tmp_path, monkeypatch, caplog):
     }.items():
         monkeypatch.setattr(demo_module, name, value)
     monkeypatch.chdir(tmp_path)
-    Path("photos").mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(9):
-        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(f"photos/{i}.png")
+    draw_images(Path("photos"), 9, size=(50, 40), name="{}.png")
     Path("photos/broken.jpg").write_bytes(b"\xff\xd8")
     stages: list[str] = []
     with caplog.at_level("INFO", logger="coma"):

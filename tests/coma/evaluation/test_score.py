@@ -4,11 +4,10 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from drawn import draw_images, shard_images
 from safetensors.torch import save_file
 
 from coma.errors import DataError, UsageError
@@ -19,8 +18,6 @@ from coma.export.export import export_run
 from coma.pipeline import Stream
 from coma.runs.read import build_model
 from coma.shards.describe.describe import describe
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 from coma.training.config.options import PretrainConfig
 
 CONFIG = {"model": "dyvit_tiny", "method": "coma", "views": 2, "image_size": 32, "patch_size": 2}
@@ -28,12 +25,9 @@ CONFIG = {"model": "dyvit_tiny", "method": "coma", "views": 2, "image_size": 32,
 
 def _draw(folder: Path, count: int, seed: int) -> None:
     """Bright and dark noise: what any network tells apart."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
     low = 0 if folder.name == "dark" else 150
-    for i in range(count):
-        pixels = rng.integers(low, low + 100, (36 + i % 5, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:03d}.jpg")
+    size = {"size": lambda i: (40, 36 + i % 5), "name": "{:03d}.jpg"}
+    draw_images(folder, count, seed=seed, levels=(low, low + 100), **size)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in (("train", 30), ("val", 6)):
         for label in ("bright", "dark"):
             _draw(folder / "images" / split / label, count, count + len(label))
-    shard(folder / "images", folder / "shards", ShardOptions(workers=1))
-    return folder / "shards"
+    return shard_images(folder / "images", folder / "shards")
 
 
 @pytest.fixture
@@ -132,7 +125,7 @@ def test_features_are_the_pooled_maps_in_the_manifests_order(data):
 def test_without_val_a_fifth_of_train_is_held_out_and_it_is_said(tmp_path, caplog):
     for label in ("bright", "dark"):
         _draw(tmp_path / "images" / label, 20, len(label))
-    shard(tmp_path / "images", tmp_path / "shards", ShardOptions(workers=1))
+    shard_images(tmp_path / "images", tmp_path / "shards")
     torch.manual_seed(0)
     with caplog.at_level("INFO", logger="coma"):
         scores = score(build_model(CONFIG), *labelled_manifests(tmp_path / "shards"))
@@ -163,11 +156,11 @@ def test_a_vit_is_pooled_over_its_patch_tokens(prefix):
 
 def test_data_without_labels_or_with_one_class_are_refused_before_anything_is_computed(tmp_path, run):
     _draw(tmp_path / "flat", 6, 0)
-    shard(tmp_path / "flat", tmp_path / "unlabelled", ShardOptions(workers=1))
+    shard_images(tmp_path / "flat", tmp_path / "unlabelled")
     with pytest.raises(DataError, match="no labels"):
         score_run(run, tmp_path / "unlabelled")
     _draw(tmp_path / "one" / "dark", 6, 0)
-    shard(tmp_path / "one", tmp_path / "one-shards", ShardOptions(workers=1))
+    shard_images(tmp_path / "one", tmp_path / "one-shards")
     with pytest.raises(DataError, match="one class alone"):
         score_run(run, tmp_path / "one-shards")
     with pytest.raises(DataError, match="no run at"):
@@ -216,7 +209,7 @@ def test_labels_may_be_any_numbers(run, data, tmp_path):
         for path in sorted((data.parent / "images" / split / label).iterdir())
     ]
     (tmp_path / "list.csv").write_text("path,label,split\n" + "".join(rows))
-    shard(tmp_path / "list.csv", tmp_path / "sharded", ShardOptions(root=data.parent / "images", workers=1))
+    shard_images(tmp_path / "list.csv", tmp_path / "sharded", root=data.parent / "images")
     assert describe(tmp_path / "sharded").splits[0].classes.counts == {"7": 30, "2000000001": 30}
     for protocol in ("logistic", "mae"):
         scores = score_run(run, tmp_path / "sharded", device="cpu", protocol=protocol)

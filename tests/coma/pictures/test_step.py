@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn import sharded
 from PIL import Image
 
 from coma.errors import DataError, UsageError
@@ -19,8 +20,6 @@ from coma.pictures.step_sheet import HIDDEN_GREY, network_images, step_sheet, vi
 from coma.pipeline import Stream
 from coma.runs.read import build_model
 from coma.shards.manifest import read_manifest
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 from coma.training import PretrainConfig, pretrain
 
 IMAGES, STEPS, BATCH, DAMAGED = 24, 7, 5, 11  # 35 samples: an epoch ends inside step 5
@@ -30,14 +29,8 @@ IMAGES, STEPS, BATCH, DAMAGED = 24, 7, 5, 11  # 35 samples: an epoch ends inside
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a data set, one image of which is damaged, and a run on it that stopped once."""
     place = tmp_path_factory.mktemp("steps")
-    generator = np.random.default_rng(0)
-    for number in range(IMAGES):
-        folder = place / "images" / f"class{number % 2}"
-        folder.mkdir(parents=True, exist_ok=True)
-        coarse = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        size = (48 + number, 60 - number)
-        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.jpg")
-    shard(place / "images", place / "data", ShardOptions(workers=1, shard_bytes=6_000))
+    drawing = {"classes": ("class0", "class1"), "size": lambda number: (48 + number, 60 - number)}
+    sharded(place, IMAGES, smooth=True, shard_bytes=6_000, **drawing)
     manifest = read_manifest(place / "data")
     assert len(manifest.shards) > 3
     with (manifest.folder / manifest.shards[manifest.shard_id[DAMAGED]]).open("r+b") as file:

@@ -4,14 +4,18 @@ import shutil
 
 import numpy as np
 import pytest
+from drawn import shard_images
 from PIL import Image
 
 from coma.shards.describe.card import data_card
+from coma.shards.describe.contact_sheet import (
+    balanced_choice,
+    contact_sheet,
+    read_displayed,
+    write_contact_sheet,
+)
 from coma.shards.describe.describe import as_json, describe
-from coma.shards.describe.sheet import balanced_choice, contact_sheet, displayed, write_contact_sheet
 from coma.shards.manifest import read_manifest
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +27,7 @@ def made(tmp_path_factory, tree, image):
     (source / "emu/z.png").write_bytes(image(70, form="PNG"))
     for i in range(4):
         (source / f"dog/more-{i}.jpg").write_bytes(image(50 + i))
-    shard(source, folder / "out", ShardOptions(shard_bytes=20_000, workers=1))
+    shard_images(source, folder / "out", shard_bytes=20_000)
     return folder / "out"
 
 
@@ -53,7 +57,7 @@ def test_mean_and_std_of_plain_colours_are_exact(tmp_path):
     (tmp_path / "plain").mkdir()
     for i, colour in enumerate([(255, 0, 51), (255, 255, 51)]):
         Image.new("RGB", (20, 20), colour).save(tmp_path / f"plain/{i}.png")
-    shard(tmp_path / "plain", tmp_path / "out", ShardOptions(workers=1))
+    shard_images(tmp_path / "plain", tmp_path / "out")
     channels = describe(tmp_path / "out").splits[0].channels
     assert channels.mean == (1, 0.5, 0.2)
     assert channels.std == (0, 0.5, 0)
@@ -115,13 +119,13 @@ def test_a_sheet_of_unlabelled_images_of_which_one_does_not_decode(tmp_path, ima
     (tmp_path / "flat").mkdir()
     for i in range(7):
         (tmp_path / f"flat/{i}.jpg").write_bytes(image(i))
-    shard(tmp_path / "flat", tmp_path / "out", ShardOptions(workers=1))
+    shard_images(tmp_path / "flat", tmp_path / "out")
     manifest = read_manifest(tmp_path / "out")
     path = tmp_path / "out/train" / manifest.shards[0]
     data = bytearray(path.read_bytes())
     data[manifest.offset[3] : manifest.offset[3] + 200] = bytes(200)
     path.write_bytes(data)
-    assert displayed(manifest, 3, 40) is None
+    assert read_displayed(manifest, 3, 40) is None
     write_contact_sheet(tmp_path / "out", tmp_path / "sheet.png")
     sheet = Image.open(tmp_path / "sheet.png")
     assert sheet.size == (3 * 136 - 8 + 32, 2 * 136 - 8 + 32)
@@ -136,9 +140,9 @@ def test_an_image_is_shown_upright_and_in_8_bits(tmp_path, image):
     deep = io.BytesIO()
     Image.fromarray(np.full((20, 20), 0x8000, np.uint16)).save(deep, "PNG")
     (tmp_path / "odd/deep.png").write_bytes(deep.getvalue())
-    shard(tmp_path / "odd", tmp_path / "out", ShardOptions(workers=1))
+    shard_images(tmp_path / "odd", tmp_path / "out")
     manifest = read_manifest(tmp_path / "out")
-    shown = {manifest.sources([row])[0]: displayed(manifest, row, 64) for row in (0, 1)}
+    shown = {manifest.sources([row])[0]: read_displayed(manifest, row, 64) for row in (0, 1)}
     turned, grey = (
         next(image for name, image in shown.items() if name.endswith(end)) for end in ("jpg", "png")
     )
@@ -178,7 +182,7 @@ def test_class_names_of_any_kind_survive_the_front_matter(tmp_path, tree):
     import yaml
 
     names = ("- a: 'b'", '"c"\\ #d', "größe 🐟", "no")
-    shard(tree(tmp_path / "in", 1, names), tmp_path / "out", ShardOptions(workers=1))
+    shard_images(tree(tmp_path / "in", 1, names), tmp_path / "out")
     _, matter, _ = data_card(tmp_path / "out").split("---\n", 2)
     features = yaml.safe_load(matter)["dataset_info"]["features"]
     shown = next(feature for feature in features if feature["name"] == "cls")["dtype"]["class_label"]["names"]

@@ -146,7 +146,7 @@ MEMORY = """
 import io, os, resource
 from PIL import Image
 from coma.shards.images.prepare import MAX_PIXELS, PixelOptions, prepare_image
-import coma.shards.write.worker
+import coma.shards.write.one_shard
 side = int(MAX_PIXELS**0.5)
 reading, writing = os.pipe()
 if os.fork() == 0:  # making it takes more memory than checking it

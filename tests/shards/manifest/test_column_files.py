@@ -15,7 +15,7 @@ import pytest
 from coma.errors import DataError
 from coma.shards.files import folder_at
 from coma.shards.manifest import column_files, load_manifest, schema
-from coma.shards.manifest.columns import DTYPES, InMemory, opened, parquet, read_columns, scan
+from coma.shards.manifest.columns import DTYPES, open_manifest, open_parquet, read_columns, scan
 
 ROWS, ROW_GROUP_ROWS = 5000, 700
 
@@ -62,17 +62,17 @@ def kept(cache):
 def whole(split):
     """The same in memory."""
     path = split / "manifest.parquet"
-    with opened(path) as source:
+    with open_manifest(path) as source:
         return read_columns(path, source)
 
 
 def assert_same(manifest, split):
     columns = whole(split)
     assert manifest.fingerprint == columns.fingerprint
-    assert manifest.shards == columns.facts.shards
-    assert manifest.class_names == columns.facts.class_names
-    assert tuple(manifest.shard_lengths) == columns.facts.shard_lengths
-    assert tuple(manifest.least_bytes) == columns.facts.least_bytes
+    assert manifest.shards == columns.summary.shards
+    assert manifest.class_names == columns.summary.class_names
+    assert tuple(manifest.shard_lengths) == columns.summary.shard_lengths
+    assert tuple(manifest.least_bytes) == columns.summary.least_bytes
     for name in DTYPES:
         found = getattr(manifest, name)
         assert (found is None) == (name not in columns.arrays), name
@@ -183,7 +183,7 @@ def test_a_full_disk_is_no_reason_to_fail(split, cache):
     process = loading(split, "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n")
     out, errors = process.communicate(timeout=60)
     assert out.strip() == whole(split).fingerprint
-    assert errors.count("cannot be kept") == 1
+    assert errors.count("cannot be cached") == 1
     assert "COMA_CACHE" in errors
     assert not kept(cache)
 
@@ -259,10 +259,10 @@ def test_columns_that_nobody_uses_are_removed_and_nothing_else(split, tmp_path, 
 
 def test_a_manifest_that_is_cut_short_while_it_is_read_is_an_error(split):
     path = split / "manifest.parquet"
-    with opened(path) as source, parquet(path, source) as file:
+    with open_manifest(path) as source, open_parquet(path, source) as file:
         os.truncate(path, 20_000)
         with pytest.raises((pa.ArrowException, OSError)):
-            scan(path, file, InMemory(ROWS))
+            scan(path, file, lambda *_: None)
 
 
 def test_a_remote_manifest(split, cache):

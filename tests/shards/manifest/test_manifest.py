@@ -7,11 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
+from drawn import shard_images
 
 from coma.errors import DataError
 from coma.shards.manifest import column_files, find_data, read_manifest
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +18,7 @@ def made(tmp_path_factory, tree):
     folder = tmp_path_factory.mktemp("made")
     tree(folder / "pets/train")
     tree(folder / "pets/val", per_class=1)
-    shard(folder / "pets", folder / "out", ShardOptions(shard_bytes=20_000, workers=1))
+    shard_images(folder / "pets", folder / "out", shard_bytes=20_000)
     return folder / "out"
 
 

@@ -7,10 +7,10 @@ import pytest
 from miniatures import VAL, WORDS, devkit, folders, imagenet, kaggle, meta_mat, named, official, packed, write
 
 from coma.errors import DataError
+from coma.shards.sources.folders import list_folder, split_by_folders
 from coma.shards.sources.imagenet import is_kaggle, is_official, list_kaggle, list_official
-from coma.shards.sources.model import Sources
-from coma.shards.sources.read import SourceReader
-from coma.shards.sources.tree import arranged, list_tree
+from coma.shards.sources.listing import SourceListing
+from coma.shards.sources.reader import SourceReader
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,9 @@ def tree(tmp_path, images):
 
 
 def listing_of_tree(root):
-    listing, ignored = list_tree(root)
-    splits, class_names = arranged(listing)
-    return Sources(root, "folder", splits, class_names, ignored=ignored)
+    listing, ignored = list_folder(root)
+    splits, class_names = split_by_folders(listing)
+    return SourceListing(root, "folder", splits, class_names, ignored=ignored)
 
 
 def assert_same(found, tree):

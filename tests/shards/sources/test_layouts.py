@@ -11,7 +11,7 @@ from miniatures import WORDS, folders, hugging_face, imagenet, kaggle, official
 
 from coma.errors import DataError, UsageError
 from coma.shards.manifest import read_manifest
-from coma.shards.sources.find import SourceOptions, find_sources
+from coma.shards.sources.detect import list_source
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.writer import shard
 
@@ -125,7 +125,7 @@ def test_folders_of_any_depth_without_labels(tmp_path, images):
 def test_a_folder_of_parquet_can_be_told_to_be_something_else(tmp_path, images):
     hugging_face(tmp_path / "data", images)
     with pytest.raises(DataError, match=r"no images in .*6 files \(6 \.parquet\)"):
-        find_sources(tmp_path / "data", SourceOptions(layout="folder"))
+        list_source(tmp_path / "data", layout="folder")
 
 
 @pytest.mark.parametrize(
@@ -135,10 +135,10 @@ def test_a_folder_of_parquet_can_be_told_to_be_something_else(tmp_path, images):
         ("one.jpg", {}, "is one image"),
         ("all.zip", {}, "is packed; unpack it first"),
         ("all.tar.gz", {}, "is packed; unpack it first"),
-        ("thesis.tex", {}, "a file of no kind that is known here"),
+        ("thesis.tex", {}, "has an unknown format"),
         ("folder", {"layout": "list"}, "--layout list: .* is a folder"),
         ("folder", {"layout": "kaggle"}, "--layout kaggle: there is no ILSVRC/Data/CLS-LOC"),
-        ("folder", {"layout": "imagenet"}, "--layout imagenet: there is no ILSVRC2012_img_train.tar"),
+        ("folder", {"layout": "imagenet"}, "has no ILSVRC2012_img_train.tar"),
         ("folder", {"layout": "tar"}, "--layout tar: there is no .tar"),
         ("folder", {"layout": "webdataset"}, "--layout webdataset: there is no .tar"),
         ("one.jpg", {"layout": "folder"}, "--layout folder: .* is a file"),
@@ -151,4 +151,4 @@ def test_refusals(tmp_path, name, options, says):
     for file in ("one.jpg", "all.zip", "all.tar.gz", "thesis.tex", "folder/one.jpg"):
         (tmp_path / file).write_bytes(b"x")
     with pytest.raises(UsageError, match=says):
-        find_sources(tmp_path / name, SourceOptions(**options))
+        list_source(tmp_path / name, **options)

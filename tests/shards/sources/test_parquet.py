@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources.parquet.listing import list_parquet
+from coma.shards.sources.parquet.images import list_parquet
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -134,7 +134,9 @@ def test_which_column_holds_the_images_may_have_to_be_said(tmp_path):
     assert list_parquet(file, "image").image_column == "image.bytes"
     assert list_parquet(file, "png").image_column == "png"
     assert split(list_parquet(file, "png")).sizes.tolist() == [2]
-    with pytest.raises(UsageError, match=r"--image-column label: there is no such .* \(there are image, "):
+    with pytest.raises(
+        UsageError, match=r"--image-column label: no such column of bytes \(there are image, "
+    ):
         list_parquet(file, "label")
     with pytest.raises(UsageError, match="--label-column what: there is no such"):
         list_parquet(file, "png", "what")
@@ -233,18 +235,18 @@ def test_imagenet_is_called_as_in_every_other_layout(tmp_path, caplog):
     assert split(sources, "val").labels.tolist() == [0, 1, 2]
     assert split(sources, "test").paths == [f"test/ILSVRC2012_test_0000000{n}.JPEG" for n in (1, 2)]
     assert split(sources, "test").labels is None
-    assert "the images are ImageNet's" in caplog.text
+    assert "the images have the paths of ImageNet" in caplog.text
 
 
 def test_imagenet_is_the_same_as_its_tree(tmp_path):
-    from coma.shards.sources.find import find_sources
+    from coma.shards.sources.detect import list_source
 
     sources = list_parquet(write_imagenet(tmp_path / "hf"))
     for one in sources.splits:
         for path, size in zip(one.paths, one.sizes, strict=True):
             (tmp_path / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "tree" / path).write_bytes(bytes(size))
-    tree = find_sources(tmp_path / "tree")
+    tree = list_source(tmp_path / "tree")
     assert sources.class_names == tree.class_names
     for one, other in zip(sources.splits, tree.splits, strict=True):
         assert (one.name, one.paths, one.sizes.tolist()) == (other.name, other.paths, other.sizes.tolist())
@@ -371,7 +373,7 @@ LIES = {
     "a million million rows": (lambda f: liar(f, rows=10**12, values=1), "claims 1,000,000,000,000 rows in"),
     "a few rows more than it has": (lambda f: liar(f, rows=7, values=1), r"claims 7 rows, and has 1$"),
     "fewer rows than it has": (lambda f: liar(f, rows=1, groups=3, values=1), "claims 1 rows, and has"),
-    "negative rows": (lambda f: liar(f, rows=-1, values=1), "cannot be"),
+    "negative rows": (lambda f: liar(f, rows=-1, values=1), "is impossible"),
     "a page of 2 GB": (lambda f: liar(f, unpacked=2**31 - 1), "more than the limit of 880 MiB of memory"),
     "a page of -1 bytes": (lambda f: liar(f, unpacked=-1), "cannot be read as parquet"),
     "a page of a million million values": (lambda f: liar(f, values=2**31 - 1), "x.parquet"),
@@ -394,8 +396,8 @@ LIST = """
 import resource, sys
 from pathlib import Path
 from coma.errors import DataError
-from coma.shards.sources.parquet.confined import ConfinedReader
-with ConfinedReader() as reader:
+from coma.shards.sources.parquet.sandbox import SandboxedReader
+with SandboxedReader() as reader:
     for file in map(Path, sys.argv[1:]):
         try:
             reader.contents(file)

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coma.errors import ComaError, DataError
-from coma.shards.sources.parquet.confined import ConfinedReader
-from coma.shards.sources.parquet.listing import list_parquet
-from coma.shards.sources.parquet.rows import copy, rows
+from coma.shards.sources.parquet.images import list_parquet
+from coma.shards.sources.parquet.read import copy_rows, read_rows
+from coma.shards.sources.parquet.sandbox import SandboxedReader
 from coma.shards.sources.parquet.spool import remove_spool, spool, spool_bytes
-from coma.shards.sources.read import SourceReader
+from coma.shards.sources.reader import SourceReader
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -128,7 +128,7 @@ def test_a_spool_of_another_listing_is_written_anew(source, tmp_path):
 def test_parquet_that_changed_since_it_was_listed(source, tmp_path):
     sources = list_parquet(source)
     write(source / "train-1.parquet", [b"F" * 100, b"G"])
-    with pytest.raises(DataError, match=r"train-1.parquet was changed after it was listed; run"):
+    with pytest.raises(DataError, match=r"train-1.parquet changed after it was listed; run"):
         spool(sources, tmp_path / "spool")
     assert [file.name for file in (tmp_path / "spool").iterdir()] == ["00000.bin"]
     then = sources.splits[0].mtimes_ns[-1]
@@ -152,7 +152,7 @@ def test_too_little_space_is_said_before_anything_is_written(source, tmp_path, m
 
 def test_a_place_that_cannot_be_written_is_one_line(source, tmp_path):
     with (
-        ConfinedReader() as reader,
+        SandboxedReader() as reader,
         pytest.raises(ComaError, match=r"cannot write .*nowhere.*x.bin: No such file"),
     ):
         list(
@@ -178,11 +178,11 @@ def test_nothing_but_spools_is_removed(tmp_path):
 
 
 def test_a_process_that_dies_is_one_line(source):
-    with ConfinedReader() as reader:
+    with SandboxedReader() as reader:
         reader.contents(source / "val-0.parquet")
         reader._process.kill()
         with pytest.raises(
-            ComaError, match=r"reads .*val-0.parquet was ended by signal 9 \(out of memory\?\)"
+            ComaError, match=r"the process reading .*val-0.parquet was ended by signal 9 \(out of memory\?\)"
         ):
             list(reader.rows(source / "val-0.parquet"))
 
@@ -204,10 +204,10 @@ def test_any_rows_are_copied_as_they_are(tmp_path, data, group, struct, large, d
     file = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": column}), file, row_group_size=group, use_dictionary=dictionary)
     name = "image.bytes" if struct else "image"
-    lengths = np.concatenate([batch.lengths for batch in rows(file, name, ())])
+    lengths = np.concatenate([batch.lengths for batch in read_rows(file, name, ())])
     assert lengths.tolist() == [-1 if value is None else len(value) for value in values]
     wanted = np.array([chosen for _, chosen in data])
-    copied = sum(copy(file, name, lengths, wanted, tmp_path / "x.bin", b"end"))
+    copied = sum(copy_rows(file, name, lengths, wanted, tmp_path / "x.bin", b"end"))
     parts = b"".join(value for value, chosen in data if chosen and value is not None)
     assert (tmp_path / "x.bin").read_bytes() == parts + b"end"
     assert copied == len(parts)

@@ -8,10 +8,10 @@ import tarfile
 import pytest
 
 from coma.errors import DataError
-from coma.shards.sources.model import SourceImage
-from coma.shards.sources.read import SourceReader
+from coma.shards.sources.folders import list_folder, split_by_folders
+from coma.shards.sources.listing import SourceImage
+from coma.shards.sources.reader import SourceReader
 from coma.shards.sources.tars import list_tars
-from coma.shards.sources.tree import arranged, list_tree
 
 
 def packed(members):
@@ -40,7 +40,7 @@ def put(folder, **tars):
 def found(folder, tars):
     """{split: {path: (bytes, class)}} as a reader of the listing gets it."""
     listing, ignored = list_tars(folder, tars)
-    splits, class_names = arranged(listing)
+    splits, class_names = split_by_folders(listing)
     reader = SourceReader(folder)
     result = {}
     for split in splits:
@@ -104,8 +104,8 @@ def test_a_tar_is_the_tree_that_it_holds(tmp_path):
     with tarfile.open(tmp_path / "all.tar", "w") as archive:
         archive.add(tmp_path / "tree", ".")  # names "./train/a/0.jpg", folders too
     listing, ignored = list_tars(tmp_path, ["all.tar"])
-    tree, ignored_in_tree = list_tree(tmp_path / "tree")
-    (ours, names), (theirs, names_of_tree) = arranged(listing), arranged(tree)
+    tree, ignored_in_tree = list_folder(tmp_path / "tree")
+    (ours, names), (theirs, names_of_tree) = split_by_folders(listing), split_by_folders(tree)
     assert names == names_of_tree == ("a", "b")
     assert ignored == ignored_in_tree == {".txt": 1}
     for split, of_tree in zip(ours, theirs, strict=True):
@@ -238,7 +238,7 @@ def test_a_tar_without_its_end_is_warned_of(tmp_path, caplog):
     caplog.set_level(logging.WARNING, "coma")
     put(tmp_path, a=packed({"a/1.jpg": b"1"})[:1024])
     assert len(list_tars(tmp_path, ["a.tar"])[0]) == 1
-    assert "does not end as tars do: it may be cut short" in caplog.text
+    assert "does not end like a tar: it may be cut short" in caplog.text
 
 
 def test_a_tar_that_changes_after_it_was_listed_is_named(tmp_path):

@@ -9,14 +9,14 @@ import pytest
 import webdataset
 
 from coma.errors import DataError
-from coma.shards.sources.read import SourceReader
+from coma.shards.sources.reader import SourceReader
 from coma.shards.sources.webdataset import (
     NO_IMAGE,
     is_webdataset,
     list_webdataset,
     samples,
     split_name,
-    split_of,
+    split_of_tar,
 )
 
 
@@ -87,7 +87,7 @@ def test_splits_and_class_names(tmp_path):
     ],
 )
 def test_split_of(tar, split):
-    assert split_of(tar) == split
+    assert split_of_tar(tar) == split
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,9 @@ def test_some_labels_are_none(tmp_path, caplog):
     (tmp_path / "x.tar").write_bytes(packed(("1.jpg", b"x"), ("1.cls", b"1"), ("2.jpg", b"y")))
     (train,) = list_webdataset(tmp_path, ["x.tar"]).splits
     assert train.labels is None
-    assert "1 of 2 images of split train have no integer label: it is taken without labels" in caplog.text
+    assert (
+        "1 of 2 images of split train have no integer label: the split is taken without labels" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(

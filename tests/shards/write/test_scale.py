@@ -14,8 +14,8 @@ from coma.errors import UsageError
 from coma.shards.check.verify import verify
 from coma.shards.describe.describe import describe
 from coma.shards.files import folder_at
+from coma.shards.write.dry_run import dry_run
 from coma.shards.write.options import ShardOptions, parse_part
-from coma.shards.write.prepare import plan_shards
 from coma.shards.write.writer import shard
 
 SMALL = {"shard_bytes": 20_000, "workers": 1, "val_fraction": 0.25}
@@ -84,12 +84,15 @@ def test_more_parts_than_shards(pets, tmp_path):
 
 
 def test_a_part_and_a_whole_run_do_not_mix(pets, tmp_path):
-    from coma.shards.write.state import begun
+    from coma.shards.write.resume import locked_run
 
     source, _ = pets
     shard(source, tmp_path / "out", part(1))
     record = json.loads((tmp_path / "out/.coma-shard/plan.json").read_text())
-    with begun(tmp_path / "out", record), pytest.raises(UsageError, match="another `coma shard` is writing"):
+    with (
+        locked_run(tmp_path / "out", record),
+        pytest.raises(UsageError, match="another `coma shard` is writing"),
+    ):
         shard(source, tmp_path / "out", part(2))
 
 
@@ -126,7 +129,7 @@ def test_a_ray_cluster_of_two_workers(pets, tmp_path, contents):
 
 def test_the_plan_says_what_is_then_written(pets, tmp_path):
     source, expected = pets
-    plan = plan_shards(source, tmp_path / "out", ShardOptions(**SMALL))
+    plan = dry_run(source, tmp_path / "out", ShardOptions(**SMALL))
     assert not (tmp_path / "out").exists()
     assert (plan.found, plan.layout, plan.done_shards) == (27, "folder", 0)
     assert {split.name: split.classes for split in plan.splits} == {"train": 3, "val": 3}
@@ -135,14 +138,14 @@ def test_the_plan_says_what_is_then_written(pets, tmp_path):
     planned = sum(split.bytes for split in plan.splits)
     assert 0.5 * sum(tars.values()) < planned < 1.2 * sum(tars.values())
     shard(source, tmp_path / "out", part(1))
-    assert plan_shards(source, tmp_path / "out", ShardOptions(**SMALL, dedupe=True)).done_shards > 0
+    assert dry_run(source, tmp_path / "out", ShardOptions(**SMALL, dedupe=True)).done_shards > 0
 
 
 def test_a_small_source_still_makes_shards_for_many_processes(tmp_path):
     (tmp_path / "many").mkdir()
     for i in range(40):  # no images: the plan does not look inside
         (tmp_path / f"many/{i}.jpg").write_bytes(bytes(900_000))
-    (split,) = plan_shards(tmp_path / "many", tmp_path / "out").splits
+    (split,) = dry_run(tmp_path / "many", tmp_path / "out").splits
     assert split.shards == 16
 
 
@@ -204,7 +207,7 @@ def test_a_stopped_run_goes_on_in_an_object_store(pets, bucket, tmp_path, conten
     out = folder_at(f"{bucket}/stopped")
     for number in (1, 2):
         assert shard(source, out, part(number, 3)).part == f"{number}/3"
-    plan = plan_shards(source, out, ShardOptions(**SMALL, dedupe=True))
+    plan = dry_run(source, out, ShardOptions(**SMALL, dedupe=True))
     assert 0 < plan.done_shards < sum(split.shards for split in plan.splits)
     summary = shard(source, out, ShardOptions(**SMALL, dedupe=True))
     assert summary.kept_shards == plan.done_shards

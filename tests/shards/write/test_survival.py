@@ -25,7 +25,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 role, count = os.environ["COMA_KILL"].split(":")
-mine = "worker" if any("serve_at" in word for word in sys.orig_argv) else "parent"
+mine = "worker" if any("import serve" in word for word in sys.orig_argv) else "parent"
 rename, seen = Path.replace, 0
 def replace(self, target):
     global seen
@@ -134,7 +134,7 @@ def test_a_limit_on_file_sizes_is_one_line_and_the_run_goes_on(pets, tmp_path, c
     )
     last = process.stderr.strip().splitlines()[-1]
     assert re.fullmatch(
-        r"coma\.errors\.ComaError: cannot write .*\.tar: File too large; .* goes on from there", last
+        r"coma\.errors\.ComaError: cannot write .*\.tar: File too large; .* resumes from them", last
     )
     assert not list(out.rglob("*.tar"))
     assert not list(out.rglob("*.coma-tmp"))
@@ -168,7 +168,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_space(pets, t
     assert done.returncode == 0, done.stderr.decode()
     last = Path(names[2]).read_text().strip().splitlines()[-1]
     assert re.fullmatch(
-        r"coma\.errors\.ComaError: cannot write .*: No space left on device; what is done is kept.*", last
+        r"coma\.errors\.ComaError: cannot write .*: No space left on device; finished shards are kept.*", last
     )
     standing = Path(names[3]).read_text().split()
     assert 0 < len(standing) < sum(name.endswith(".tar") for name in expected)

@@ -15,7 +15,7 @@ import xxhash
 from coma.errors import DataError, UsageError
 from coma.shards.manifest import read_manifest
 from coma.shards.write.options import ShardOptions
-from coma.shards.write.prepare import default_out
+from coma.shards.write.run import default_out
 from coma.shards.write.writer import shard
 
 SMALL = ShardOptions(shard_bytes=20_000, workers=1)
@@ -252,7 +252,7 @@ def test_progress_adds_up(tree, tmp_path):
 
 def test_no_torch_in_sharding_nor_in_its_workers():
     code = (
-        "import sys, coma.shards.write.writer, coma.shards.write.worker;"
+        "import sys, coma.shards.write.writer, coma.shards.write.one_shard;"
         "import coma.shards.check.verify, coma.shards.describe.describe;"
         "sys.exit(str(sorted({'torch', 'webdataset', 'nvidia', 'deepspeed', 'timm'} & set(sys.modules))))"
     )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from drawn import shard_images
 from PIL import Image
 from safetensors.torch import load_file
 from small_runs import course, lines, same_weights, small, weights_of
@@ -27,8 +28,6 @@ from coma.pictures.step import read_step
 from coma.pipeline import Stream
 from coma.runs.read import load_classifier
 from coma.shards.manifest import read_manifest
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 from coma.training import FinetuneConfig, finetune, pretrain
 from coma.training.tasks.augment import Augment, BatchRandAugment
 from coma.training.tasks.finetuning import Finetuning
@@ -47,8 +46,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(24):
             pixels = np.clip(colour + generator.normal(0, 30, (40, 40, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(source / name / f"{number}.png")
-    shard(source, out, ShardOptions(workers=1, val_fraction=0.25))
-    return out
+    return shard_images(source, out, val_fraction=0.25)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Images of a data set as a person sees them: one by one, and many on a contact sheet."""
+"""Contact sheet of a data set, and its images as they are displayed."""
 
 import io
 import unicodedata
@@ -10,12 +10,12 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from coma.errors import DataError, UsageError
-from coma.shards.files import reaching, write_atomically
+from coma.shards.files import store_errors_as_oserror, write_atomically
 from coma.shards.manifest import INFO_NAME, Manifest, read_info, read_manifest
 
 _MARGIN_PX = 16
 _GAP_PX = 8
-_CAPTION_PX = 18  # below a cell
+_CAPTION_PX = 18  # height of the line below a cell
 _FONT_PX = 12
 _PAGE, _MAT, _BORDER, _INK = "#ffffff", "#f4f4f5", "#d4d4d8", "#52525b"
 
@@ -23,10 +23,10 @@ _PAGE, _MAT, _BORDER, _INK = "#ffffff", "#f4f4f5", "#d4d4d8", "#52525b"
 def contact_sheet(
     data: Path, split: str = "train", images: int = 64, seed: int = 0, cell_px: int = 128
 ) -> Image.Image:
-    """Lay out a random choice of a split's images in rows of equal length, each whole in a square cell.
+    """Draw a random choice of a split's images in rows of equal length, each image whole in a square cell.
 
-    As many classes as there is room for are shown, one image of each before a second of any, in the classes'
-    order and with their names. An image that does not decode leaves its cell empty and says so.
+    As many classes as there is room for are shown, one image of each before a second of any, in the order of the
+    classes and with their names. The cell of an image that does not decode says so.
     """
     manifest = read_manifest(data, split)
     rows = balanced_choice(manifest, images, seed)
@@ -34,7 +34,7 @@ def contact_sheet(
     rows = rows[: columns * lines]
     captions = _captions(manifest, rows)
     with ThreadPoolExecutor() as pool:
-        pictures = pool.map(lambda row: displayed(manifest, int(row), cell_px), rows)
+        pictures = pool.map(lambda row: read_displayed(manifest, int(row), cell_px), rows)
         across_px = cell_px + _GAP_PX
         down_px = across_px + (_CAPTION_PX if captions else 0)
         size = (columns * across_px - _GAP_PX, lines * down_px - _GAP_PX)
@@ -65,15 +65,15 @@ def write_contact_sheet(data: Path, path: Path, split: str = "train", seed: int 
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
-def displayed(manifest: Manifest, row: int, px: int) -> Image.Image | None:
-    """A sample as a person sees it: upright, RGB, at least `px` pixels along its sides if it has them.
+def read_displayed(manifest: Manifest, row: int, px: int) -> Image.Image | None:
+    """Read a sample as a person sees it, upright and in RGB; return None if it does not decode.
 
-    A JPEG may come smaller than it is, never below `px`. None if it does not decode. Raises DataError if its
-    shard cannot be read.
+    A JPEG may be decoded at a reduced size, with sides of at least `px` pixels. Raises DataError if its shard cannot
+    be read.
     """
     path = manifest.folder / manifest.shards[manifest.shard_id[row]]
     try:
-        with reaching(path), path.open("rb") as file:
+        with store_errors_as_oserror(path), path.open("rb") as file:
             file.seek(int(manifest.offset[row]))
             data = file.read(int(manifest.size[row]))
     except OSError as error:
@@ -90,7 +90,7 @@ def displayed(manifest: Manifest, row: int, px: int) -> Image.Image | None:
 
 
 def balanced_choice(manifest: Manifest, images: int, seed: int) -> npt.NDArray[np.int64]:
-    """Choose up to `images` rows at random: one of every class before a second of any; in order of class."""
+    """Choose up to `images` rows at random, one of each class before a second of any, and sort them by class."""
     generator = np.random.default_rng(seed)
     if manifest.label is None:
         return np.sort(generator.choice(len(manifest), min(images, len(manifest)), replace=False))
@@ -99,14 +99,14 @@ def balanced_choice(manifest: Manifest, images: int, seed: int) -> npt.NDArray[n
     labels = manifest.label[rows]
     by_class = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[by_class], labels[by_class])
-    turn = np.empty(len(rows), np.int64)  # how many of its class come before it
-    turn[by_class] = np.arange(len(rows)) - starts
-    chosen = rows[np.argsort(turn, kind="stable")[:images]]
+    rank = np.empty(len(rows), np.int64)  # of each image within its class
+    rank[by_class] = np.arange(len(rows)) - starts
+    chosen = rows[np.argsort(rank, kind="stable")[:images]]
     return chosen[np.lexsort((chosen, manifest.label[chosen]))]
 
 
 def _grid(images: int) -> tuple[int, int]:
-    """Columns and lines of a grid that has no gaps and leaves out as few images as may be."""
+    """Return columns and lines of a full grid that leaves out as few images as possible."""
     least = int(np.ceil(np.sqrt(images)))
     columns = max(range(least, 2 * least + 1), key=lambda columns: (images // columns * columns, -columns))
     return columns, images // columns
@@ -120,7 +120,7 @@ def _captions(manifest: Manifest, rows: npt.NDArray[np.int64]) -> list[str] | No
 
 
 def class_captions(manifest: Manifest) -> list[str] | None:
-    """What to call the classes: in English, by the first of its words, where the data set knows it."""
+    """Return captions for the classes: the first English word of each where the data set has it, else the name."""
     words = None
     if (manifest.folder.parent / INFO_NAME).is_file():
         about = read_info(manifest.folder.parent).get("coma")
@@ -131,7 +131,7 @@ def class_captions(manifest: Manifest) -> list[str] | None:
 
 
 def _centred(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int) -> None:
-    """Write a line of text, cut to `width` pixels; PIL's own font, the same on every machine, has ASCII only."""
+    """Draw a line of text, cut to `width` pixels, in PIL's own font, which is the same everywhere and has ASCII only."""
     font = ImageFont.load_default(_FONT_PX)
     letters = (each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
     text = " ".join("".join(letters).encode("ascii", "replace").decode().split())

@@ -1,4 +1,4 @@
-"""Read the images of a source, one at a time, and notice what changed since they were listed."""
+"""Reading of single images of a source, with a check that they have not changed since they were listed."""
 
 import os
 import stat
@@ -6,32 +6,29 @@ from collections import OrderedDict
 from pathlib import Path
 
 from coma.errors import DataError
-from coma.shards.sources.model import MAX_IMAGE_BYTES, WHOLE_FILE, SourceImage, printable
+from coma.shards.images.formats import BadImageError
+from coma.shards.sources.listing import MAX_IMAGE_BYTES, WHOLE_FILE, SourceImage, printable
 
 _OPEN_CONTAINERS = 16
 
 
-class RefusedError(Exception):
-    """An image that is not read, or is not what it was when listed; the message is the reason, for the quarantine."""
-
-
 class SourceReader:
-    """Reads images below `root`; containers stay open, the least recently used is closed."""
+    """Reads images below `root`, and keeps the most recently used containers open."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._containers: OrderedDict[str, int] = OrderedDict()
 
     def read(self, image: SourceImage) -> bytes:
-        """Read one image whole.
+        """Read one image.
 
-        Raises RefusedError if it is to be set aside unread, or is no longer what was listed; OSError if it cannot
-        be read (a pipe is refused: it would block), DataError if the container that it is in has changed.
+        Raises BadImageError if it is to be set aside unread or has changed since it was listed, OSError if it cannot
+        be read (pipes are not, as they would block), DataError if the container that it is in has changed.
         """
         if image.refused is not None:
-            raise RefusedError(image.refused)
+            raise BadImageError(image.refused)
         if image.size > MAX_IMAGE_BYTES:
-            raise RefusedError(f"bomb: {image.size} bytes, the limit is {MAX_IMAGE_BYTES}")
+            raise BadImageError(f"bomb: {image.size} bytes, the limit is {MAX_IMAGE_BYTES}")
         if image.offset != WHOLE_FILE:
             return self._read_range(image)
         descriptor = os.open(self._root / image.file, os.O_RDONLY | os.O_NONBLOCK)
@@ -40,16 +37,14 @@ class SourceReader:
             if not stat.S_ISREG(status.st_mode):
                 raise OSError("not a regular file")
             if status.st_size != image.size:
-                raise RefusedError(
-                    f"changed: {image.size} bytes when it was listed, {status.st_size} when read"
-                )
-            data = _read(descriptor, image.size + 1, None)
+                raise BadImageError(f"changed: {image.size} bytes when listed, {status.st_size} when read")
+            data = _read_bytes(descriptor, image.size + 1, None)
         finally:
             os.close(descriptor)
         if len(data) != image.size:
-            raise RefusedError("changed: while it was read")
+            raise BadImageError("changed: while it was read")
         if status.st_mtime_ns != image.mtime_ns:
-            raise RefusedError("changed: written to since it was listed")
+            raise BadImageError("changed: written to since it was listed")
         return data
 
     def close(self) -> None:
@@ -58,7 +53,7 @@ class SourceReader:
             os.close(self._containers.popitem()[1])
 
     def _read_range(self, image: SourceImage) -> bytes:
-        data = _read(self._container(image), image.size, image.offset)
+        data = _read_bytes(self._container(image), image.size, image.offset)
         if len(data) != image.size:
             raise self._changed(image.file)
         return data
@@ -72,7 +67,7 @@ class SourceReader:
             except OSError as error:
                 raise DataError(
                     f"{self._root / printable(image.file)} cannot be read ({error.strerror}); once it is "
-                    "back, the same command goes on"
+                    "back, the same command resumes the run"
                 ) from None
             self._containers[image.file] = descriptor
             if os.fstat(descriptor).st_mtime_ns != image.mtime_ns:
@@ -86,18 +81,16 @@ class SourceReader:
         )
 
 
-def _read(descriptor: int, size: int, offset: int | None) -> bytes:
+def _read_bytes(descriptor: int, size: int, offset: int | None) -> bytes:
     """Read `size` bytes, fewer only at the end of the file."""
-    parts: list[bytes] = []
-    got = 0
-    while got < size:
-        part = (
-            os.read(descriptor, size - got)
-            if offset is None
-            else os.pread(descriptor, size - got, offset + got)
+    pieces: list[bytes] = []
+    left = size
+    while left > 0:
+        piece = (
+            os.read(descriptor, left) if offset is None else os.pread(descriptor, left, offset + size - left)
         )
-        if not part:
+        if not piece:
             break
-        parts.append(part)
-        got += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        pieces.append(piece)
+        left -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -1,6 +1,7 @@
-"""What OUT holds before a run: nothing, our own unfinished run, the finished data set, or something else.
+"""Resuming: the state of OUT before a run, the run's lock and record, and the shards that are finished.
 
-While a run is under way OUT/.coma-shard holds its record (what was asked for), its lock and its parts.
+While a run is under way OUT/.coma-shard holds its record (everything that the bytes of the shards depend on), its
+lock, and a part file for each finished shard.
 """
 
 import json
@@ -14,19 +15,25 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from coma.errors import DataError, UsageError
-from coma.shards.files import is_remote, make_folder, reaching, remove_temporaries, write_atomically
+from coma.shards.files import (
+    is_remote,
+    make_folder,
+    remove_temporaries,
+    store_errors_as_oserror,
+    write_atomically,
+)
 from coma.shards.locks import take_lock
 from coma.shards.manifest import INFO_NAME, WORK_FOLDER, read_info
 from coma.shards.sources.parquet.spool import remove_spool
-from coma.shards.write.layout import ShardPlan
-from coma.shards.write.worker import PART_KEY
+from coma.shards.write.layout import ShardLayout
+from coma.shards.write.one_shard import PART_KEY
 
 _RECORD_NAME = "plan.json"
 _OURS = re.compile(r"plan\.json|lock(-\d+-of-\d+)?|coma-.*\.parquet")
 _LOCK_NAME = "lock"
 _PARTS_NAME = "parts"
 
-_ASKED = {
+_FLAGS = {  # field of the record → what the user may have changed
     "seed": "--seed",
     "shard_bytes": "--shard-bytes",
     "resize_px": "--resize",
@@ -39,7 +46,7 @@ _ASKED = {
 }
 
 
-class State(Enum):
+class OutState(Enum):
     """What a run finds in OUT."""
 
     NEW = "new"
@@ -48,12 +55,12 @@ class State(Enum):
 
 
 def parts_folder(out: Path) -> Path:
-    """Where the shards' parts wait for the end of the run."""
+    """Return the folder that holds the part files of finished shards until the end of the run."""
     return out / WORK_FOLDER / _PARTS_NAME
 
 
 def spool_folder(out: Path, part: str | None = None) -> Path:
-    """Where the images of parquet rows are while a run, or a part of one, is under way."""
+    """Return the folder that holds the images of parquet rows while a run, or a part of one, is under way."""
     return out / WORK_FOLDER / ("spool" if part is None else f"spool-{_part_suffix(part)}")
 
 
@@ -61,10 +68,10 @@ def _part_suffix(part: str) -> str:
     return part.replace("/", "-of-")
 
 
-def state_of(out: Path, record: dict[str, Any]) -> State:
-    """Look at OUT. Raises UsageError if it holds anything but a run with this very record."""
+def inspect_out(out: Path, record: dict[str, Any]) -> OutState:
+    """Find out what OUT holds. Raises UsageError if that is anything but a run with the same record."""
     if not out.exists() and not out.is_symlink():
-        return State.NEW
+        return OutState.NEW
     if not out.is_dir():
         raise UsageError(f"{out} is a file; name a folder that is new or empty")
     if (out / INFO_NAME).is_file():
@@ -72,43 +79,41 @@ def state_of(out: Path, record: dict[str, Any]) -> State:
             about = read_info(out).get("coma")
             if isinstance(about, dict) and isinstance(about.get("plan"), dict):
                 _require_same(out, "a data set", about["plan"], record)
-                return State.COMPLETE
+                return OutState.COMPLETE
     try:
         previous = json.loads((out / WORK_FOLDER / _RECORD_NAME).read_bytes())
     except (OSError, ValueError):
         previous = None
     if isinstance(previous, dict):
         _require_same(out, "an unfinished run", previous, record)
-        return State.UNFINISHED
+        return OutState.UNFINISHED
     others = sorted(child.name for child in out.iterdir() if child.name != WORK_FOLDER)
     if others:
         raise UsageError(f"{out} is not empty (it holds {others[0]}); name a folder that is new or empty")
-    return State.NEW
+    return OutState.NEW
 
 
 def _require_same(out: Path, what: str, previous: dict[str, Any], record: dict[str, Any]) -> None:
     if previous == record:
         return
-    differing = [name for name in record if previous.get(name) != record[name]]
-    asked = [
-        f"{flag} {previous.get(name)}, not {record[name]}"
-        for name, flag in _ASKED.items()
-        if name in differing
+    changed = [name for name in record if previous.get(name) != record[name]]
+    differences = [
+        f"{flag} {previous.get(name)}, not {record[name]}" for name, flag in _FLAGS.items() if name in changed
     ]
-    if "sources" in differing:
-        asked.insert(0, f"other images ({previous.get('images')}, not these {record['images']})")
+    if "sources" in changed:
+        differences.insert(0, f"other images ({previous.get('images')}, not these {record['images']})")
     raise UsageError(
-        f"{out} is not empty: it holds {what} of {', '.join(asked) or 'another version of coma'}; "
+        f"{out} is not empty: it holds {what} of {', '.join(differences) or 'another version of coma'}; "
         "name another OUT, or remove it"
     )
 
 
 @contextmanager
-def begun(out: Path, record: dict[str, Any], part: str | None = None) -> Iterator[None]:
-    """Make OUT and hold it: for this run alone, or for one `part` ("3/16") of it beside others.
+def locked_run(out: Path, record: dict[str, Any], part: str | None = None) -> Iterator[None]:
+    """Make OUT, lock it and write the record; for one `part` ("3/16") of a run, share the lock with other parts.
 
-    What a killed run left half-written is cleared, but for a part: others may be at work. Raises UsageError if
-    another run holds it. An object store has no locks.
+    Temporary files of a killed run are removed, except by a part, because others may be at work. Raises UsageError
+    if another run holds the lock. An object store has no locks.
     """
     work = out / WORK_FOLDER
     make_folder(parts_folder(out))
@@ -118,12 +123,8 @@ def begun(out: Path, record: dict[str, Any], part: str | None = None) -> Iterato
             if part is not None:
                 locks.enter_context(_locked(out, f"{_LOCK_NAME}-{_part_suffix(part)}", shared=False))
             else:
-                for folder in (
-                    out,
-                    work,
-                    parts_folder(out),
-                    *(child for child in out.iterdir() if child.is_dir()),
-                ):
+                children = [child for child in out.iterdir() if child.is_dir()]
+                for folder in (out, work, parts_folder(out), *children):
                     remove_temporaries(folder)
         write_atomically(work / _RECORD_NAME, json.dumps(record, indent=2) + "\n")
         yield
@@ -141,15 +142,15 @@ def _locked(out: Path, name: str, shared: bool) -> Iterator[None]:
         yield
 
 
-def finished(out: Path, plan: ShardPlan) -> dict[str, int] | None:
-    """Return the counts of a shard that stands complete (kept, set_aside, tar_bytes), else None."""
+def finished_counts(out: Path, shard: ShardLayout) -> dict[str, int] | None:
+    """Return the counts of a finished shard (kept, set_aside, tar_bytes), None if it is not finished."""
     try:
-        part = parts_folder(out) / f"{plan.name}.parquet"
-        with reaching(part), part.open("rb") as file:
+        part = parts_folder(out) / f"{shard.name}.parquet"
+        with store_errors_as_oserror(part), part.open("rb") as file:
             metadata = pq.read_schema(file).metadata
         counts: dict[str, int] = json.loads(metadata[PART_KEY])
-        tar = out / plan.split / f"{plan.name}.tar"
-        with reaching(tar):
+        tar = out / shard.split / f"{shard.name}.tar"
+        with store_errors_as_oserror(tar):
             if counts["kept"] and (
                 tar.stat().st_size != counts["tar_bytes"] or not tar.with_suffix(".idx").is_file()
             ):
@@ -160,12 +161,12 @@ def finished(out: Path, plan: ShardPlan) -> dict[str, int] | None:
 
 
 def clear_work(out: Path) -> None:
-    """Remove the folder of a run that is over: the files we know, and the folders once they are empty."""
+    """Remove the work folder of a finished run: the files that are ours, and the folders if they are empty then."""
     work, parts = out / WORK_FOLDER, parts_folder(out)
     if is_remote(out):
         store: Any = work
         if store.exists():
-            store.fs.rm([found for found in store.fs.find(store.path) if _is_ours(found)])
+            store.fs.rm([path for path in store.fs.find(store.path) if _is_ours(path)])
         return
     if not work.is_dir():
         return

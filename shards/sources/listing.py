@@ -1,4 +1,4 @@
-"""What a source is, whatever it is stored in: named images, each a range of bytes in some file.
+"""Listing of a source: its images, each a named range of bytes in some file, with labels, in splits.
 
 Legend: n images of one split.
 """
@@ -6,7 +6,7 @@ Legend: n images of one split.
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,61 +19,62 @@ IMAGE_EXTENSIONS = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".jxl"),
     )
 )
-"""A file with one of these is an image by name: it ends up in a shard or in the quarantine, never nowhere."""
+"""Extensions that make a file an image by name, so that it ends up in a shard or in the quarantine."""
 
 WHOLE_FILE = -1
 """The offset of an image that is a file of its own."""
 
-
 MAX_IMAGE_BYTES = 256 * 2**20
-"""An encoded image with more is set aside unread: a worker holds it whole, and its pixels besides."""
+"""The limit above which an encoded image is set aside unread: a worker holds it in memory beside its pixels."""
+
+_REPORT_EVERY_IMAGES = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """One image of a source: what it is called, where its bytes are, what is known of it."""
+    """One image of a source: its name, the place of its bytes, its label."""
 
     path: str
-    """Its name in the manifest and the quarantine."""
+    """Name in the manifest and the quarantine."""
     file: str
     """The file that holds it, relative to the source's root (or absolute)."""
     offset: int
-    """Where it starts in that file, or WHOLE_FILE."""
+    """First byte in that file, or WHOLE_FILE."""
     size: int
-    """Bytes, as listed; -1 for what could not be looked at."""
+    """Bytes when it was listed; -1 if unknown."""
     mtime_ns: int
-    """When that file was last changed, as listed; 0 if unknown."""
+    """Modification time of that file when it was listed; 0 if unknown."""
     label: int | None
     refused: str | None
-    """Why it is set aside without a look at it, or None."""
+    """Why it is set aside unread, or None."""
 
 
 @dataclass(frozen=True, eq=False)
-class SplitSources:
+class SplitListing:
     """The images of one split, sorted by path; n images."""
 
     name: str
     paths: Sequence[str]
-    """[n] as `SourceImage.path`; undecodable bytes of a name as surrogates, as `os` gives them."""
+    """[n] `SourceImage.path`, with undecodable bytes as surrogates, as in `os`."""
     files: Sequence[str]
-    """[n] as `SourceImage.file`; images in one container share the same string."""
+    """[n] `SourceImage.file`; images in one container share the same string."""
     offsets: npt.NDArray[np.int64]
-    """[n] bytes, or WHOLE_FILE; in a source of parquet rows that are not spooled yet, the row's number."""
+    """[n] first byte, or WHOLE_FILE; for parquet rows that are not spooled yet, the row number."""
     sizes: npt.NDArray[np.int64]
-    """[n] bytes, -1 for what could not be looked at (a dangling link)."""
+    """[n] bytes, -1 if unknown (a dangling link)."""
     mtimes_ns: npt.NDArray[np.int64]
-    """[n] of the file that holds each."""
+    """[n] modification time of each image's file."""
     labels: npt.NDArray[np.int32] | None
     """[n] index into the class names, or None for a split without labels."""
     refused: dict[int, str] = field(default_factory=dict)
-    """Images that are set aside unread: why."""
+    """Images that are set aside unread: number → reason."""
 
     def __len__(self) -> int:
         """n."""
         return len(self.paths)
 
     def image(self, i: int) -> SourceImage:
-        """Image i of the split."""
+        """Return image i of the split."""
         return SourceImage(
             path=self.paths[i],
             file=self.files[i],
@@ -86,24 +87,24 @@ class SplitSources:
 
 
 @dataclass(frozen=True)
-class Sources:
-    """A source, listed."""
+class SourceListing:
+    """All images of a source."""
 
     root: Path
     layout: str
-    """How it was read, one of LAYOUTS."""
-    splits: tuple[SplitSources, ...]
+    """The layout that it was read as, one of LAYOUTS."""
+    splits: tuple[SplitListing, ...]
     """Train first."""
     class_names: tuple[str, ...] | None
     class_words: tuple[str, ...] | None = None
-    """What the classes are called in English where the source says so ("tench, Tinca tinca"), one a class."""
+    """English names of the classes ("tench, Tinca tinca"), one for each, if the source has them."""
     ignored: Counter[str] = field(default_factory=Counter)
-    """How many files of each extension are not images by name."""
+    """Extension → number of files that are not images by name."""
     image_column: str | None = None
     """Set if the images are rows of parquet files, which have to be spooled before they can be read."""
 
     def __len__(self) -> int:
-        """Images, of all splits."""
+        """Number of images in all splits."""
         return sum(map(len, self.splits))
 
 
@@ -117,13 +118,17 @@ LAYOUTS = {
     "parquet": "Hugging Face parquet with the images inside",
     "list": "a CSV, TSV, text or parquet file of paths and labels",
 }
-"""What a source may look like, and how that is said."""
+"""Layout of a source → its description."""
 
 
-class Listing:
-    """Images as they are found, in columns; `split` turns some of them into a SplitSources."""
+class ListingBuilder:
+    """Collects images in columns; `split` turns some of them into a SplitListing.
 
-    def __init__(self) -> None:
+    `progress` is called now and then with the number of images so far.
+    """
+
+    def __init__(self, progress: Callable[[int], None] | None = None) -> None:
+        self._progress = progress
         self.paths: list[str] = []
         self.files: list[str] = []
         self.offsets = array("q")
@@ -132,7 +137,7 @@ class Listing:
         self.refused: dict[int, str] = {}
 
     def __len__(self) -> int:
-        """Images so far."""
+        """Number of images so far."""
         return len(self.paths)
 
     def add(
@@ -144,7 +149,7 @@ class Listing:
         offset: int = WHOLE_FILE,
         refused: str | None = None,
     ) -> None:
-        """Add one image; without `file` it is a file of its own, found under `path`."""
+        """Add one image; without `file` it is a file of its own at `path`."""
         if refused is not None:
             self.refused[len(self.paths)] = refused
         self.paths.append(path)
@@ -152,25 +157,33 @@ class Listing:
         self.offsets.append(offset)
         self.sizes.append(size)
         self.mtimes_ns.append(mtime_ns)
+        if self._progress is not None and len(self) % _REPORT_EVERY_IMAGES == 0:
+            self._progress(len(self))
 
-    def split(self, name: str, chosen: Iterable[int], labels: Sequence[int] | None = None) -> SplitSources:
-        """The images `chosen`, sorted by path (by its bytes); `labels` are parallel to `chosen`."""
+    def split(self, name: str, chosen: Iterable[int], labels: Sequence[int] | None = None) -> SplitListing:
+        """Return the images `chosen`, sorted by the bytes of their paths; `labels` are parallel to `chosen`."""
         indices = list(chosen)
         order = sorted(range(len(indices)), key=lambda at: os.fsencode(self.paths[indices[at]]))
         rows = [indices[at] for at in order]
-        return SplitSources(
+        return SplitListing(
             name=name,
             paths=[self.paths[row] for row in rows],
             files=[self.files[row] for row in rows],
-            offsets=_taken(self.offsets, rows),
-            sizes=_taken(self.sizes, rows),
-            mtimes_ns=_taken(self.mtimes_ns, rows),
+            offsets=_take(self.offsets, rows),
+            sizes=_take(self.sizes, rows),
+            mtimes_ns=_take(self.mtimes_ns, rows),
             labels=None if labels is None else np.asarray(labels, np.int32)[order],
             refused={at: self.refused[row] for at, row in enumerate(rows) if row in self.refused},
         )
 
+    def splits(
+        self, members: Mapping[str, Sequence[int]], labels: Mapping[str, Sequence[int] | None]
+    ) -> tuple[SplitListing, ...]:
+        """Return all splits, train first: `members` maps a split to its images, `labels` to their labels."""
+        return tuple(self.split(name, members[name], labels[name]) for name in train_first(members))
 
-def _taken(column: "array[int]", rows: list[int]) -> npt.NDArray[np.int64]:
+
+def _take(column: "array[int]", rows: list[int]) -> npt.NDArray[np.int64]:
     return np.frombuffer(column, np.int64)[rows] if rows else np.empty(0, np.int64)
 
 
@@ -179,13 +192,18 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS  # noqa: PTH122  (pathlib is slow, files are many)
 
 
+def train_first(splits: Iterable[str]) -> list[str]:
+    """Sort the names of splits, train first."""
+    return sorted(splits, key=lambda name: (name != "train", name))
+
+
 def printable(path: str) -> str:
-    """The path as text that every file format takes: undecodable bytes become backslash escapes."""
+    """Return the path as text that every file format takes: undecodable bytes become backslash escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def counted(counts: Counter[str]) -> str:
-    """Say how many files there are of which kinds: "3 files (2 .txt, 1 .md)"."""
+    """Return a count of files by kind as text: "3 files (2 .txt, 1 .md)"."""
     total = sum(counts.values())
     kinds = [
         f"{count} {what}" for what, count in sorted(counts.items(), key=lambda kind: (-kind[1], kind[0]))[:4]

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources.entries import as_labels
-from coma.shards.sources.lists import holds_images, list_paths
-from coma.shards.sources.tables import numbered, split_named
+from coma.shards.sources.labels import number_labels, split_from_name
+from coma.shards.sources.path_list import holds_images, list_paths
+from coma.shards.sources.path_list_formats import parse_labels
 
 
 @pytest.fixture
@@ -76,7 +76,9 @@ def test_parquet_is_a_list_too(folder):
     pq.write_table(pa.table({"image": [b"a"], "path": ["a.jpg"]}), folder / "x.parquet")
     assert holds_images(folder / "x.parquet")
     pq.write_table(table, folder / "x.parquet")
-    with pytest.raises(UsageError, match=r"no text in the column label; say with --image-column"):
+    with pytest.raises(
+        UsageError, match=r"no text in the column label; name a column of paths with --image-column"
+    ):
         list_paths(folder / "x.parquet", "label")
 
 
@@ -97,9 +99,7 @@ def test_columns_that_are_asked_for(folder):
     assert (split.paths, split.labels.tolist()) == (["b.jpg"], [5])
     with pytest.raises(UsageError, match=r"--label-column what: .* \(there are path, label, copy, rank\)"):
         listed(folder, text, label_column="what")
-    with pytest.raises(
-        UsageError, match=r"no column of paths \(there are a, b\); say which with --image-column"
-    ):
+    with pytest.raises(UsageError, match=r"no column of paths \(a, b\); name one with --image-column"):
         listed(folder, "a,b\n1,2\n")
 
 
@@ -112,7 +112,7 @@ def test_splits(folder):
         "val": ["b.jpg", "scan"],
     }
     assert sources.splits[0].name == "train"
-    with pytest.raises(DataError, match=r"splits that are none \('', 'dev'\); they are called train, val"):
+    with pytest.raises(DataError, match=r"unknown splits \('', 'dev'\); splits are called train, val"):
         listed(folder, text + "my cat.jpg,1,dev\ndeep/er/d.jpg,1,\n")
     assert [s.name for s in listed(folder, "a.jpg 1", "val.txt").splits] == ["val"]
 
@@ -143,11 +143,11 @@ def test_names_beside_the_labels(folder, caplog):
 
 
 def test_labels_as_pandas_writes_them():
-    assert as_labels(["3.0", " 12", "", "-1"]) == [3, 12, None, -1]
-    assert as_labels(["3.5", "12"]) == ["3.5", "12"]
-    assert as_labels(["n01", "007"]) == ["n01", "007"]
+    assert parse_labels(["3.0", " 12", "", "-1"]) == [3, 12, None, -1]
+    assert parse_labels(["3.5", "12"]) == ["3.5", "12"]
+    assert parse_labels(["n01", "007"]) == ["n01", "007"]
     with pytest.raises(DataError, match="the label 2147483648; labels go from 0 to 2147483647"):
-        numbered("x.csv", {"train": [1, 2**31]})
+        number_labels("x.csv", {"train": [1, 2**31]})
 
 
 def test_paths_that_lead_elsewhere_are_refused_by_name(folder, tmp_path):
@@ -223,9 +223,9 @@ def test_names_that_would_break_what_shows_them(folder):
             "line 3: 3 columns where there should be 2; quote",
         ),
         ("x.csv", b"", "no column of paths"),
-        ("x.csv", b"a.jpg,1,train,more\n", "has 4 columns and no header"),
+        ("x.csv", b"a.jpg,1,train,more\n", "has 4 columns, no header"),
         ("x.parquet", b"PAR1", "not a parquet file"),
-        ("x.doc", b"path\na.jpg\n", "not a list by its name"),
+        ("x.doc", b"path\na.jpg\n", "not a list of paths"),
     ],
 )
 def test_lists_that_are_none_are_one_line(folder, name, text, expected):
@@ -271,7 +271,7 @@ WORDS = st.text(string.ascii_letters + "0123456789 ,;\"'\t-äß", max_size=12)
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=10), tab=st.booleans())
 def test_labels_survive_every_way_of_quoting(folder, rows, tab):
-    labels = as_labels([label for label, _ in rows])
+    labels = parse_labels([label for label, _ in rows])
     assume(not any(isinstance(label, int) and label < -1 for label in labels))  # is refused
     file = io.StringIO()
     writer = csv.writer(file, delimiter="\t" if tab else ",")
@@ -289,4 +289,4 @@ def test_labels_survive_every_way_of_quoting(folder, rows, tab):
 
 @given(st.text(max_size=30))
 def test_every_name_has_a_split(name):
-    assert split_named(name) in ("train", "val", "test")
+    assert split_from_name(name) in ("train", "val", "test")

@@ -4,13 +4,13 @@ import os
 import pytest
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources.find import find_sources
-from coma.shards.sources.model import Listing, printable
-from coma.shards.sources.tree import arranged
+from coma.shards.sources.detect import list_source
+from coma.shards.sources.folders import split_by_folders
+from coma.shards.sources.listing import ListingBuilder, printable
 
 
 def listed(root, **kw):
-    found = find_sources(root, **kw)
+    found = list_source(root, **kw)
     return {split.name: split for split in found.splits}, found
 
 
@@ -115,16 +115,16 @@ def test_names_that_are_no_utf8_can_be_printed(tmp_path):
 def test_refusals(tmp_path):
     put(tmp_path, "file.jpg", "words/1.txt")
     with pytest.raises(UsageError, match="no such file or folder"):
-        find_sources(tmp_path / "nope")
+        list_source(tmp_path / "nope")
     with pytest.raises(UsageError, match="is one image; give the folder"):
-        find_sources(tmp_path / "file.jpg")
+        list_source(tmp_path / "file.jpg")
     with pytest.raises(DataError, match=r"no images in .*; it has 1 file \(1 .txt\)"):
-        find_sources(tmp_path / "words")
+        list_source(tmp_path / "words")
 
 
 def listing(*paths):
     """A listing of these paths; "!" before one means that it is refused."""
-    made = Listing()
+    made = ListingBuilder()
     for path in paths:
         made.add(path.removeprefix("!"), 1, 0, refused="link: x" if path.startswith("!") else None)
     return made
@@ -142,8 +142,8 @@ def listing(*paths):
     ],
 )
 def test_refused_images_have_no_say_in_splits_and_classes(paths, hostile):
-    plain, names = arranged(listing(*paths))
-    splits, same_names = arranged(listing(*paths, f"!{hostile}"))
+    plain, names = split_by_folders(listing(*paths))
+    splits, same_names = split_by_folders(listing(*paths, f"!{hostile}"))
     assert same_names == names
     assert sum(map(len, splits)) == len(paths) + 1
     assert [split.name for split in splits] == [split.name for split in plain]
@@ -155,6 +155,6 @@ def test_refused_images_have_no_say_in_splits_and_classes(paths, hostile):
 
 
 def test_nothing_but_refused():
-    splits, names = arranged(listing("!../x.jpg", "!cat/1.jpg"))
+    splits, names = split_by_folders(listing("!../x.jpg", "!cat/1.jpg"))
     assert sum(map(len, splits)) == 2
     assert names is None

@@ -1,7 +1,7 @@
-"""Rows of parquet files without trusting them. Runs in the process of `coma.shards.sources.parquet.confined` alone.
+"""Reading of untrusted parquet files. Runs only in the process of `coma.shards.sources.parquet.sandbox`.
 
-Arrow allocates whatever a page's header claims before it looks at the page; what cannot be checked beforehand
-ends in a MemoryError there.
+Arrow allocates what a page's header claims before it reads the page; claims that cannot be checked beforehand end in a
+MemoryError there.
 """
 
 import json
@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 
 from coma.errors import ComaError, DataError
 from coma.shards.files import replacing
-from coma.shards.sources.model import printable
+from coma.shards.sources.listing import printable
 
 MEMORY_BYTES = 880 << 20
-"""What reading may take beyond what the process has when it starts; with that it stays under 1 GiB."""
+"""Memory for reading beyond what the process has at its start, which keeps it under 1 GiB."""
 
 _MAX_FOOTER_BYTES = 64 << 20
 _MAX_COLUMNS = 10_000
@@ -32,7 +32,9 @@ _FREE_BYTES = 256 << 20  # bytes that images may unpack to whatever the file's s
 _MAX_EXPANSION = 100  # images hardly compress
 _BATCH_BYTES = 8 << 20
 _BATCH_ROWS = 4096
-_BUFFER_BYTES = 1 << 20  # with it pages are read as they are needed, without it whole row groups
+_TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view())
+_BYTES_TYPES = (pa.binary(), pa.large_binary(), pa.binary_view())
+_BUFFER_BYTES = 1 << 20  # makes Arrow read pages as they are needed instead of whole row groups
 
 
 @dataclass(frozen=True)
@@ -42,24 +44,24 @@ class Contents:
     kinds: dict[str, str]
     """Column ("label") or member of a struct ("image.bytes") → "struct", "bytes", "text", "integer" or "other"."""
     images: tuple[str, ...]
-    """Columns that Hugging Face's metadata call images."""
+    """Columns that are images by Hugging Face's metadata."""
     classes: dict[str, tuple[str, ...]]
-    """Column → class names, where the same metadata have them."""
+    """Column → class names, if the same metadata have them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of a file; n rows."""
+    """A batch of n rows of a file."""
 
     lengths: npt.NDArray[np.int64]
     """[n] bytes of the column that holds the images, -1 where it is null; zeros if none was asked for."""
     values: tuple[list[Any], ...]
-    """[n] str, int or None each, a list for every column asked for."""
+    """A list [n] of str, int or None for each column asked for."""
 
 
-def contents(file: Path) -> Iterator[Contents]:
-    """Yield what the file says it holds. Raises DataError if it cannot be read, or be true."""
-    with _reading(file), _opened(file) as parquet:
+def read_contents(file: Path) -> Iterator[Contents]:
+    """Yield what the file says it holds. Raises DataError if it cannot be read, or claims the impossible."""
+    with _data_errors(file), _open_parquet(file) as parquet:
         schema = parquet.schema_arrow
         kinds: dict[str, str] = {}
         for field in schema:
@@ -67,22 +69,22 @@ def contents(file: Path) -> Iterator[Contents]:
             leaves = [(f"{field.name}.{member.name}", member.type) for member in members]
             for name, arrow_type in [(field.name, field.type), *leaves]:
                 if name in kinds:
-                    raise DataError(f"{named(file)} has two columns called {printable(name)}")
+                    raise DataError(f"{_shown(file)} has two columns called {printable(name)}")
                 kinds[name] = _kind(arrow_type)
         yield Contents(kinds, *_features((schema.metadata or {}).get(b"huggingface")))
 
 
-def rows(file: Path, bytes_column: str | None, columns: tuple[str, ...]) -> Iterator[Rows]:
-    """Yield all rows: of `bytes_column` the lengths alone. Raises DataError if they cannot be read."""
-    with _reading(file):
+def read_rows(file: Path, bytes_column: str | None, columns: tuple[str, ...]) -> Iterator[Rows]:
+    """Yield all rows, of `bytes_column` only the lengths. Raises DataError if they cannot be read."""
+    with _data_errors(file):
         for batch in _batches(file, [*columns, *([bytes_column] if bytes_column is not None else [])]):
             lengths = np.zeros(len(batch), np.int64)
             if bytes_column is not None:
                 lengths = _lengths(_leaf(batch, bytes_column))
-            yield Rows(lengths, tuple(_values(file, _leaf(batch, column)) for column in columns))
+            yield Rows(lengths, tuple(_checked_values(file, _leaf(batch, column)) for column in columns))
 
 
-def copy(
+def copy_rows(
     file: Path,
     bytes_column: str,
     lengths: npt.NDArray[np.int64],
@@ -90,33 +92,33 @@ def copy(
     target: Path,
     ending: bytes,
 ) -> Iterator[int]:
-    """Write the bytes of the rows `wanted` to `target`, then `ending`; yield how many of the rows at a time.
+    """Write the bytes of the rows `wanted` to `target`, then `ending`; yield the bytes of rows written at a time.
 
-    Raises DataError if the file cannot be read, or the lengths are not `lengths` any more; ComaError if the
-    target cannot be written, and then there is none.
+    Raises DataError if the file cannot be read or the lengths differ from `lengths`; ComaError if the target cannot
+    be written, and then it is absent.
     """
     try:
         with replacing(target) as out:
-            for column, chosen in _unchanged(file, bytes_column, lengths, wanted):
-                yield sum(out.write(part) for part in _runs(column, chosen))
+            for column, chosen in _checked_batches(file, bytes_column, lengths, wanted):
+                yield sum(out.write(piece) for piece in _runs(column, chosen))
             out.write(ending)
     except OSError as error:
         raise ComaError(
             f"cannot write {target}: {error.strerror or error}; what is done is kept, and the same command "
-            "goes on from there"
+            "resumes from it"
         ) from None
 
 
-def named(file: Path) -> str:
-    """The file as messages have it."""
+def _shown(file: Path) -> str:
     return printable(str(file))
 
 
-def _unchanged(
+def _checked_batches(
     file: Path, bytes_column: str, lengths: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[pa.Array, npt.NDArray[np.bool_]]]:
+    """Yield batches of a column, each with the part of `wanted` for it. Raises DataError if the lengths differ."""
     at = 0
-    with _reading(file):
+    with _data_errors(file):
         for batch in _batches(file, [bytes_column]):
             column = _leaf(batch, bytes_column)
             now = slice(at, at + len(batch))
@@ -125,68 +127,68 @@ def _unchanged(
             yield column, wanted[now]
             at = now.stop
         if at != len(lengths):
-            raise DataError(f"{named(file)} was changed while its images were read; run the command again")
+            raise DataError(f"{_shown(file)} was changed while its images were read; run the command again")
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Turn what Arrow raises into one line."""
+def _data_errors(file: Path) -> Iterator[None]:
+    """Raise Arrow's errors as DataErrors of one line."""
     try:
         yield
     except ComaError:
         raise
     except Exception as error:
         lines = str(error).splitlines()
-        said = lines[0] if lines else type(error).__name__
-        if isinstance(error, MemoryError) or "bad_alloc" in said:
+        message = lines[0] if lines else type(error).__name__
+        if isinstance(error, MemoryError) or "bad_alloc" in message:
             raise DataError(
-                f"{named(file)} takes more than the limit of {MEMORY_BYTES >> 20} MiB of memory to read: it lies "
+                f"{_shown(file)} takes more than the limit of {MEMORY_BYTES >> 20} MiB of memory to read: it lies "
                 "about its sizes, or its row groups are too large; if it is sound, write it anew with fewer rows "
-                "a group"
+                "per group"
             ) from None
-        raise DataError(f"{named(file)} cannot be read as parquet: {said[:200]}") from None
+        raise DataError(f"{_shown(file)} cannot be read as parquet: {message[:200]}") from None
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[pq.ParquetFile]:
+def _open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{named(file)} is not a regular file")
+        raise DataError(f"{_shown(file)} is not a regular file")
     size = status.st_size
     with file.open("rb") as whole:
         whole.seek(max(0, size - 8))
         tail = whole.read(8)
     footer_bytes = int.from_bytes(tail[:4], "little")
     if len(tail) < 8 or tail[4:] != b"PAR1":
-        raise DataError(f"{named(file)} is not a parquet file, or was cut short")
+        raise DataError(f"{_shown(file)} is not a parquet file, or was cut short")
     if footer_bytes > min(size, _MAX_FOOTER_BYTES):
         raise DataError(
-            f"{named(file)} claims {footer_bytes:,} bytes of metadata; it has {size:,}, and the limit is "
+            f"{_shown(file)} claims {footer_bytes:,} bytes of metadata; it has {size:,}, and the limit is "
             f"{_MAX_FOOTER_BYTES:,}"
         )
     with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES) as parquet:
         if parquet.metadata.num_columns > _MAX_COLUMNS:
             raise DataError(
-                f"{named(file)} has {parquet.metadata.num_columns:,} columns; the limit is {_MAX_COLUMNS:,}"
+                f"{_shown(file)} has {parquet.metadata.num_columns:,} columns; the limit is {_MAX_COLUMNS:,}"
             )
         if not 0 <= parquet.metadata.num_rows <= size + _FREE_ROWS:
             raise DataError(
-                f"{named(file)} claims {parquet.metadata.num_rows:,} rows in {size:,} bytes, which cannot be"
+                f"{_shown(file)} claims {parquet.metadata.num_rows:,} rows in {size:,} bytes, which is impossible"
             )
         yield parquet
 
 
 def _batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Yield the leaves `columns` of all rows, some megabytes at a time."""
-    with _opened(file) as parquet:
+    """Yield columns and struct members of all rows, some megabytes at a time."""
+    with _open_parquet(file) as parquet:
         metadata = parquet.metadata
         leaves = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path in columns]
         most_bytes = _MAX_EXPANSION * file.stat().st_size + _FREE_BYTES
         unpacked_bytes = seen = 0
         for group in range(metadata.num_row_groups):
-            about = metadata.row_group(group)
-            claimed_bytes = sum(about.column(leaf).total_uncompressed_size for leaf in leaves)
-            row_bytes = max(1, claimed_bytes // max(1, about.num_rows))
+            row_group = metadata.row_group(group)
+            claimed_bytes = sum(row_group.column(leaf).total_uncompressed_size for leaf in leaves)
+            row_bytes = max(1, claimed_bytes // max(1, row_group.num_rows))
             for batch in parquet.iter_batches(
                 batch_size=min(_BATCH_ROWS, max(1, _BATCH_BYTES // row_bytes)),
                 row_groups=[group],
@@ -197,66 +199,49 @@ def _batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
                 seen += len(batch)
                 if unpacked_bytes > most_bytes:
                     raise DataError(
-                        f"{named(file)} unpacks to more than {most_bytes:,} bytes, {_MAX_EXPANSION} times its "
-                        "size: images are not so"
+                        f"{_shown(file)} unpacks to more than {most_bytes:,} bytes, {_MAX_EXPANSION} times its "
+                        "size; images do not compress that much"
                     )
                 if seen > metadata.num_rows:
                     break
                 yield batch
         if seen != metadata.num_rows:
             raise DataError(
-                f"{named(file)} is damaged: it claims {metadata.num_rows:,} rows, and has {seen:,}"
+                f"{_shown(file)} is damaged: it claims {metadata.num_rows:,} rows, and has {seen:,}"
             )
 
 
 def _kind(arrow_type: pa.DataType) -> str:
     if pa.types.is_dictionary(arrow_type):
-        arrow_type = arrow_type.value_type
-        if not (pa.types.is_integer(arrow_type) or _is_text(arrow_type)):
-            return "other"
+        kind = _kind(arrow_type.value_type)
+        return kind if kind in ("integer", "text") else "other"
     if pa.types.is_struct(arrow_type):
         return "struct"
     if pa.types.is_integer(arrow_type):
         return "integer"
-    if _is_text(arrow_type):
+    if arrow_type in _TEXT_TYPES:
         return "text"
-    return "bytes" if _is_bytes(arrow_type) else "other"
-
-
-def _is_text(arrow_type: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(arrow_type)
-        or pa.types.is_large_string(arrow_type)
-        or pa.types.is_string_view(arrow_type)
-    )
-
-
-def _is_bytes(arrow_type: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_binary(arrow_type)
-        or pa.types.is_large_binary(arrow_type)
-        or pa.types.is_binary_view(arrow_type)
-    )
+    return "bytes" if arrow_type in _BYTES_TYPES else "other"
 
 
 def _features(metadata: bytes | None) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """Read the columns that are images, and the class names, from Hugging Face's metadata."""
+    """Return the columns that are images, and the class names, from Hugging Face's metadata."""
     try:
         features = json.loads(metadata or b"{}")["info"]["features"].items()
         kinds = {name: feature for name, feature in features if isinstance(feature, dict)}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return (), {}
     images = tuple(name for name, feature in kinds.items() if feature.get("_type") == "Image")
-    named_classes = {
+    class_names = {
         name: tuple(map(str, feature["names"]))
         for name, feature in kinds.items()
         if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
     }
-    return images, named_classes
+    return images, class_names
 
 
 def _leaf(batch: pa.RecordBatch, name: str) -> pa.Array:
-    """One column, or a member of a struct: null where the struct is."""
+    """Return a column, or a member of a struct, which is null where the struct is."""
     if name in batch.schema.names:
         column = batch.column(name)
     else:
@@ -269,7 +254,7 @@ def _leaf(batch: pa.RecordBatch, name: str) -> pa.Array:
 
 
 def _lengths(column: pa.Array) -> npt.NDArray[np.int64]:
-    """[n] bytes of each value, -1 for a null; from the buffers (what Arrow has for it imports pandas)."""
+    """Return the bytes [n] of each value, -1 for a null, from the buffers (Arrow's own function imports pandas)."""
     lengths = np.diff(_offsets(column)).astype(np.int64)
     if column.null_count:
         bits = np.frombuffer(column.buffers()[0], np.uint8)
@@ -279,25 +264,25 @@ def _lengths(column: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def _offsets(column: pa.Array) -> npt.NDArray[np.integer[Any]]:
-    """[n + 1] where the values begin in the buffer of their bytes."""
+    """Return the offsets [n + 1] of the values in the buffer of their bytes."""
     if not len(column):
         return np.zeros(1, np.int64)
     kind = np.dtype(np.int64 if pa.types.is_large_binary(column.type) else np.int32)
     return np.frombuffer(column.buffers()[1], kind)[column.offset :][: len(column) + 1]
 
 
-def _values(file: Path, column: pa.Array) -> list[Any]:
+def _checked_values(file: Path, column: pa.Array) -> list[Any]:
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError as error:
-        raise DataError(f"{named(file)} holds text that is not UTF-8: {error.object[:40]!r}") from None
+        raise DataError(f"{_shown(file)} holds text that is not UTF-8: {error.object[:40]!r}") from None
     if any(isinstance(value, str) and len(value) > _MAX_TEXT for value in values):
-        raise DataError(f"{named(file)} holds a path or label of more than {_MAX_TEXT:,} characters")
+        raise DataError(f"{_shown(file)} holds a path or label of more than {_MAX_TEXT:,} characters")
     return values
 
 
 def _runs(column: pa.Array, chosen: npt.NDArray[np.bool_]) -> Iterator[memoryview]:
-    """Yield the bytes of the chosen values, neighbours together, without copying them."""
+    """Yield the bytes of the chosen values without copying them, adjacent values together."""
     offsets, data = _offsets(column), column.buffers()[2]
     chosen = chosen & (_lengths(column) >= 0)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))

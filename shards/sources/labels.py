@@ -1,4 +1,4 @@
-"""What tables of images have in common: splits by name, columns by their usual names, labels in numbers."""
+"""Labels and splits of tables of images: usual names of columns, splits from file names, labels as numbers."""
 
 import logging
 import os
@@ -7,20 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coma.errors import DataError
-from coma.shards.sources.model import printable
-from coma.shards.sources.tree import SPLIT_OF_FOLDER
+from coma.shards.sources.folders import SPLIT_OF_FOLDER
+from coma.shards.sources.listing import printable
 
 log = logging.getLogger(__name__)
 
 Label = int | str | None
-"""As a table has it; None where it has none."""
+"""A label in a table; None where it is missing."""
 
 
-def split_named(path: str) -> str:
-    """Tell the split from a file's name, else from the nearest folder that names one: else it is train.
+def split_from_name(path: str) -> str:
+    """Return the split that a file's name has as a word, else that of the nearest folder, else train.
 
-    "data/train-00000-of-00294.parquet", "default/validation/0000.parquet", "my_test.csv": the first word that is
-    the name of a split.
+    Examples are "data/train-00000-of-00294.parquet", "default/validation/0000.parquet" and "my_test.csv".
     """
     for part in reversed(os.path.splitext(path)[0].split("/")):  # noqa: PTH122
         for word in re.split(r"[^a-z]+", part.lower()):
@@ -29,29 +28,29 @@ def split_named(path: str) -> str:
     return "train"
 
 
-def first_of(usual: Sequence[str], columns: Iterable[str]) -> str | None:
-    """The first of the `usual` names that is among `columns`, whatever its case; None if none is."""
+def find_column(usual_names: Sequence[str], columns: Iterable[str]) -> str | None:
+    """Return the column that has the first of the usual names, ignoring case; None if there is none."""
     by_name = {column.strip().lower(): column for column in reversed(list(columns))}
-    return next((by_name[name] for name in usual if name in by_name), None)
+    return next((by_name[name] for name in usual_names if name in by_name), None)
 
 
 @dataclass(frozen=True)
-class Numbered:
-    """Labels as the manifest takes them."""
+class NumberedLabels:
+    """Labels as the manifest stores them."""
 
     labels: dict[str, list[int] | None]
     """Split → label of each of its images, or None for a split without labels."""
     class_names: tuple[str, ...] | None
 
 
-def numbered(
+def number_labels(
     source: object, values: Mapping[str, Sequence[Label]], class_names: tuple[str, ...] | None = None
-) -> Numbered:
-    """Number the labels: integers stay what they are, -1 is none; of anything else the sorted names are counted.
+) -> NumberedLabels:
+    """Number the labels: integers are kept (-1 is a missing label), other labels are numbered in sorted order.
 
-    `values` are the labels of each split, `class_names` what integers mean where that is known. A split with an
-    image that has no label has none, which is said. Raises DataError, which names `source`, for integers that
-    cannot be labels.
+    `values` are the labels of each split, `class_names` the names of integer labels if they are known. A split in
+    which an image has no label is taken without labels, with a warning. Raises DataError, which names `source`, for
+    integers that cannot be labels.
     """
     whole: dict[str, list[int | str]] = {}
     for split, column in values.items():
@@ -72,16 +71,14 @@ def numbered(
         for value in distinct:
             if not 0 <= int(value) < most:
                 limit = "2147483647" if class_names is None else f"{most - 1}, the last that has a name"
-                raise DataError(
-                    f"{source} has the label {value}; labels go from 0 to {limit}, and -1 is none"
-                )
-        return Numbered(
+                raise DataError(f"{source} has the label {value}; labels go from 0 to {limit}, -1 is none")
+        return NumberedLabels(
             {split: [int(v) for v in whole[split]] if split in whole else None for split in values},
             class_names if whole else None,
         )
     names = sorted({str(value) for value in distinct}, key=os.fsencode)
     index = {name: i for i, name in enumerate(names)}
-    return Numbered(
+    return NumberedLabels(
         {split: [index[str(v)] for v in whole[split]] if split in whole else None for split in values},
         tuple(map(printable, names)),
     )

@@ -1,6 +1,6 @@
-"""Folders of images: with class folders or without, with train/ and val/ or without.
+"""Layouts `folder` and `flat`: folders of images, with or without class folders, with or without train/ and val/.
 
-What is told from folder names here (`arranged`) holds for the members of a tar as well.
+`split_by_folders` derives splits and classes from paths, which may be those of the members of a tar as well.
 """
 
 import logging
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from coma.errors import DataError
-from coma.shards.sources.model import Listing, SplitSources, is_image_name, printable
+from coma.shards.sources.listing import ListingBuilder, SplitListing, is_image_name, printable, train_first
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +27,15 @@ SPLIT_OF_FOLDER = {
 CLUTTER_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
 
 
-def list_tree(
-    root: Path, exclude: Path | None = None, listed: Callable[[int], None] | None = None
-) -> tuple[Listing, Counter[str]]:
-    """List the images under `root`, and count by extension the files that are none by name.
+def list_folder(
+    root: Path, exclude: Path | None = None, progress: Callable[[int], None] | None = None
+) -> tuple[ListingBuilder, Counter[str]]:
+    """List the images under `root`, and count by extension the files that are not images by name.
 
-    Links are followed, but never round in a circle; hidden files are passed over; so is the folder `exclude`.
-    `listed` hears now and then how many images were found. Raises DataError if a folder cannot be read.
+    Links are followed, except in circles; hidden files and the folder `exclude` are passed over. Raises DataError
+    if a folder cannot be read.
     """
-    listing, ignored = Listing(), Counter[str]()
+    listing, ignored = ListingBuilder(progress), Counter[str]()
     skip = _identity(exclude) if exclude is not None and exclude.exists() else None
 
     def walk(folder: Path | str, prefix: str, ancestors: frozenset[tuple[int, int]]) -> None:
@@ -58,42 +58,47 @@ def list_tree(
             elif is_image_name(entry.name):
                 size, mtime_ns = (-1, 0) if status is None else (status.st_size, status.st_mtime_ns)
                 listing.add(path, size, mtime_ns)
-                if listed is not None and len(listing) % 1000 == 0:
-                    listed(len(listing))
             else:
-                ignored[printable(os.path.splitext(entry.name)[1].lower()) or "no extension"] += 1  # noqa: PTH122
+                ignored[extension_kind(entry.name)] += 1
 
     walk(root, "", frozenset({_identity(root)}))
     return listing, ignored
 
 
-def files_below(folder: Path, extension: str, exclude: Path | None = None) -> list[str]:
-    """The files in a folder, at any depth, that have this extension: paths below it, sorted.
+def files_below(folder: Path, extension: str, exclude: Path | None = None) -> tuple[list[str], Counter[str]]:
+    """Return the paths of the files at any depth below a folder that have this extension, and count all others.
 
-    Hidden files are passed over, so are links to folders and the folder `exclude`.
+    Hidden files, links to folders and the folder `exclude` are passed over.
     """
     skip = _identity(exclude) if exclude is not None and exclude.exists() else None
-    found = []
+    paths, others = [], Counter[str]()
     for place, below, names in os.walk(folder):
         below[:] = [
             name for name in below if not name.startswith(".") and _identity(Path(place, name)) != skip
         ]
-        found += [
-            str(Path(place, name).relative_to(folder))
-            for name in names
-            if name.lower().endswith(extension) and not name.startswith(".")
-        ]
-    return sorted(found, key=os.fsencode)
+        for name in names:
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(extension):
+                paths.append(str(Path(place, name).relative_to(folder)))
+            else:
+                others[extension_kind(name)] += 1
+    return sorted(paths, key=os.fsencode), others
 
 
-def arranged(
-    listing: Listing, class_folders: bool = True
-) -> tuple[tuple[SplitSources, ...], tuple[str, ...] | None]:
-    """Tell splits and classes from the paths of a listing; return the splits, train first, and the class names.
+def extension_kind(name: str) -> str:
+    """Return a file's extension as it is counted in messages, or "no extension"."""
+    return printable(os.path.splitext(name)[1].lower()) or "no extension"  # noqa: PTH122  (files are many)
 
-    The class is the first folder (below the split's), as torchvision's ImageFolder has it; a split with an image
-    outside any class folder has no labels. Without `class_folders` none has. Refused images, whose names may be
-    anything ("../x.jpg"), have no say in it: one that fits nowhere goes to the first split, with the first label.
+
+def split_by_folders(
+    listing: ListingBuilder, class_folders: bool = True
+) -> tuple[tuple[SplitListing, ...], tuple[str, ...] | None]:
+    """Derive splits and classes from the paths of a listing; return the splits, train first, and the class names.
+
+    The class is the first folder (below the split's), as in torchvision's ImageFolder; a split with an image outside
+    any class folder has no labels. Without `class_folders` none has. Refused images, which may have any name
+    ("../x.jpg"), are not considered: one that fits nowhere goes to the first split, with the first label.
     """
     members = _by_split(listing.paths, listing.refused)
     roots = {name: {top for top, i in group if i not in listing.refused} for name, group in members.items()}
@@ -110,12 +115,12 @@ def arranged(
     )
     index = {name: i for i, name in enumerate(names)}
     splits = []
-    for name in sorted(members, key=lambda name: (name != "train", name)):
+    for name in train_first(members):
         labelled = bool(good[name]) and None not in good[name]
         labels = [index.get(c, 0) if c is not None else 0 for c in classes[name]] if labelled else None
         splits.append(listing.split(name, [i for _, i in members[name]], labels))
         if len(roots[name]) > 1:
-            log.info("split %s is made of the folders %s", name, ", ".join(sorted(roots[name])))
+            log.info("split %s combines the folders %s", name, ", ".join(sorted(roots[name])))
     return tuple(splits), tuple(map(printable, names)) or None
 
 
@@ -133,10 +138,10 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _by_split(paths: Sequence[str], refused: dict[int, str]) -> dict[str, list[tuple[str, int]]]:
-    """Group images by split: {split: [(split's folder with its slash, or "", image)]}; refuse those in none.
+    """Group images by split, {split: [(split's folder with its slash, or "", image)]}, and refuse all others.
 
-    Folders named train, val, ... are splits when there is nothing else, or when a train folder has a val or
-    test folder beside it; else they are taken for classes (CIFAR-100 has a class "train").
+    Folders named train, val, ... are splits if there are no other folders, or if a train folder has a val or test
+    folder beside it; otherwise they are classes (CIFAR-100 has a class "train").
     """
     top_of = [path.split("/", 1)[0] if "/" in path else "" for path in paths]
     tops = {top for i, top in enumerate(top_of) if i not in refused} or set(top_of)
@@ -152,7 +157,7 @@ def _by_split(paths: Sequence[str], refused: dict[int, str]) -> dict[str, list[t
         else:
             strays.append(i)
             refused.setdefault(i, f"outside the splits: beside {' and '.join(sorted(split_of))}")
-    first = min(groups, key=lambda name: (name != "train", name))
+    first = train_first(groups)[0]
     groups[first] += [(groups[first][0][0], i) for i in strays]
     return groups
 

@@ -1,4 +1,4 @@
-"""Walk a tar that we wrote, reading it once and forwards, and say where it is not what we would have written."""
+"""Sequential reading of a tar that `coma shard` wrote: each byte is read once, header by header."""
 
 import os
 from collections.abc import Iterator
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from coma.shards import tar
 
 _READ_BYTES = 1 << 20
-_MAX_MEMBERS = 64  # of one key: more are no sample, and are not held together
+_MAX_MEMBERS = 64  # of one key: more are no sample, and are not kept together
 
 
-class Window:
-    """A file read forwards in large pieces; what it gives is good until the next read."""
+class TarReader:
+    """Reads a file forwards in large pieces. The bytes that it returns are valid until the next read."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -19,13 +19,13 @@ class Window:
         self._start = self._end = 0  # bytes of the file that the piece holds
 
     def read(self, offset: int, size: int) -> memoryview:
-        """Bytes [offset, offset + size), fewer where the file ends."""
+        """Return the bytes [offset, offset + size), fewer where the file ends."""
         if offset < self._start or offset + size > self._end:
             self._fill(offset, size)
         return self._piece[offset - self._start : min(offset + size, self._end) - self._start]
 
     def _fill(self, offset: int, size: int) -> None:
-        size = min(size, max(0, self.stop - offset))  # a damaged manifest claims anything
+        size = min(size, max(0, self.stop - offset))  # a damaged manifest may claim any size
         if size > len(self._piece):
             self._piece = memoryview(bytearray(size))
         self._start = self._end = offset
@@ -36,11 +36,11 @@ class Window:
                 break
 
 
-def samples(window: Window) -> Iterator[tuple[str, list[tar.Member]]]:
-    """The members of our tar by key. Raises TarError as `tar.members` does, after what stands before it."""
+def samples(reader: TarReader) -> Iterator[tuple[str, list[tar.Member]]]:
+    """Yield the samples of a tar: (key, members). Raises TarError where it is damaged, after what precedes that."""
     key, group = "", list[tar.Member]()
     damage = None
-    walk = _members(window)
+    walk = _members(reader)
     while True:
         try:
             member = next(walk, None)
@@ -58,10 +58,10 @@ def samples(window: Window) -> Iterator[tuple[str, list[tar.Member]]]:
         group.append(member)
 
 
-def _members(window: Window) -> Iterator[tar.Member]:
-    """Walk our tar: a header is what we would have written, or `tar.members` says what it is."""
+def _members(reader: TarReader) -> Iterator[tar.Member]:
+    """Yield the members of a tar; from the first header on that `coma shard` would write otherwise, by `tar.members`."""
     at = 0
-    while any(block := bytes(window.read(at, tar.BLOCK_BYTES))):
+    while any(block := bytes(reader.read(at, tar.BLOCK_BYTES))):
         name = block[:100].rstrip(b"\0")
         try:
             size = int(block[124:135], 8)
@@ -71,21 +71,21 @@ def _members(window: Window) -> Iterator[tar.Member]:
             break
         data = at + tar.BLOCK_BYTES
         at = data + size + -size % tar.BLOCK_BYTES
-        if at > window.stop:
+        if at > reader.stop:
             break
         yield tar.Member(os.fsdecode(name), "file", data, size)
     else:
         return
-    for member in tar.members(window.descriptor):
+    for member in tar.members(reader.descriptor):
         if member.offset > at:
             yield member
 
 
-def suffix(member: tar.Member) -> str:
-    """What follows the key in a member's name."""
+def extension_of(member: tar.Member) -> str:
+    """Return what follows the key in a member's name."""
     return member.name.partition(".")[2]
 
 
 def index_line(members: list[tar.Member]) -> str:
-    """A sample's line in DALI's index."""
-    return " ".join(f"{suffix(member)} {member.offset} {member.size} {member.name}" for member in members)
+    """Return a sample's line in DALI's index."""
+    return " ".join(f"{extension_of(each)} {each.offset} {each.size} {each.name}" for each in members)

@@ -1,4 +1,4 @@
-"""Index one tar of WebDataset samples that somebody else wrote: its rows of manifest and quarantine, DALI's index."""
+"""Indexing of one tar that somebody else wrote: its part file (rows of manifest and quarantine) and DALI's index."""
 
 import json
 import os
@@ -16,82 +16,81 @@ import xxhash
 from coma.errors import ComaError, DataError
 from coma.shards.files import replacing, write_atomically
 from coma.shards.images.prepare import BadImageError, check_image
-from coma.shards.sources.model import SourceImage, printable
-from coma.shards.sources.read import RefusedError, SourceReader
+from coma.shards.sources.listing import SourceImage, printable
+from coma.shards.sources.reader import SourceReader
 from coma.shards.sources.webdataset import ClassNames, WdsSample, samples
-from coma.shards.tar import PackedTarError, TarError, ends
-from coma.shards.write.jobs import Tally
-from coma.shards.write.layout import ShardPlan
-from coma.shards.write.state import parts_folder
-from coma.shards.write.worker import PART_KEY, PART_SCHEMA
+from coma.shards.tar import PackedTarError, TarError, has_ending
+from coma.shards.write.layout import ShardLayout
+from coma.shards.write.one_shard import PART_KEY, PART_SCHEMA
+from coma.shards.write.resume import parts_folder
+from coma.shards.write.worker import REPORT_EVERY_S, Tally
 
-_REPORT_EVERY_S = 0.1
 _ROWS = 8192  # held as Python objects at a time
 
 
 @dataclass(frozen=True)
-class IndexedTar:
+class ListedTar:
     """A tar to index."""
 
     path: str
-    """Below the source's root."""
+    """Relative to the source's root."""
     size: int
     mtime_ns: int
-    plan: ShardPlan
-    """Its split, and its number in it, by which its part is called."""
+    layout: ShardLayout
+    """Its split and its number in it, which name its part file."""
 
     @property
     def shard(self) -> str:
-        """What its link is called."""
+        """Name of its link in the data set."""
         return self.path.rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a part says of its tar: how it was when it was indexed, and what was in it."""
+class TarCounts:
+    """What a part file says of its tar: its state when it was indexed, and counts of its contents."""
 
     size: int
     mtime_ns: int
     decode: bool
     ended: bool
-    """Whether it ends as tars do."""
+    """Whether it ends in zero blocks, as tars do."""
     kept: int
     set_aside: int
     without_label: int
-    """Of those that were kept."""
+    """Kept images without a label."""
     without_image: int
     image_bytes: int
-    """Of all images, the bad ones too."""
+    """Bytes of all images, including those that were set aside."""
     names: dict[int, str | None]
-    """{label: name} as `ClassNames` has it; in the part, JSON makes text of the labels."""
+    """`ClassNames.names`; in the part file, JSON turns the labels into text."""
 
 
 @dataclass(frozen=True)
 class IndexJob:
-    """All that a worker needs to index one tar."""
+    """Everything that a worker needs to index one tar."""
 
     root: Path
-    tar: IndexedTar
+    tar: ListedTar
     out: Path
     decode: bool
 
     @property
     def name(self) -> str:
-        """The tar's."""
+        """Path of the tar."""
         return self.tar.path
 
     @property
     def part(self) -> Path:
-        """Where what is found waits for the end of the run."""
-        return parts_folder(self.out) / f"{self.tar.plan.name}.parquet"
+        """The part file."""
+        return parts_folder(self.out) / f"{self.tar.layout.name}.parquet"
 
     @property
     def index(self) -> Path:
-        """DALI's, beside the link to the tar."""
-        return (self.out / self.tar.plan.split / self.tar.shard).with_suffix(".idx")
+        """DALI's index, beside the link to the tar."""
+        return (self.out / self.tar.layout.split / self.tar.shard).with_suffix(".idx")
 
     def run(self, report: Callable[[Tally], None]) -> tuple[str, bool] | None:
-        """Write the tar's index and part; return what is wrong with it if it is no good, and if it is damaged."""
+        """Write the tar's index and part file; return why it cannot be read, if so, and whether it is damaged."""
         path = self.root / self.tar.path
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -107,7 +106,7 @@ class IndexJob:
             return f"{printable(str(path))} ({error})", not isinstance(error, PackedTarError)
         except OSError as error:
             raise ComaError(
-                f"cannot index {path}: {error.strerror or error}; what is done is kept, and the same command goes on"
+                f"cannot index {path}: {error.strerror or error}; what is done is kept, and the same command resumes"
             ) from error
         return None
 
@@ -115,27 +114,18 @@ class IndexJob:
         rows: list[dict[str, Any]] = []
         index = _DaliIndex()
         names = ClassNames()
-        numbers = ("kept", "set_aside", "without_label", "without_image", "image_bytes")
-        counts: dict[str, Any] = dict.fromkeys(numbers, 0)
-        told = Tally()
-        told_s = time.monotonic()
+        fields = ("kept", "set_aside", "without_label", "without_image", "image_bytes")
+        counts: dict[str, Any] = dict.fromkeys(fields, 0)
+        tally, reported_s = Tally(), time.monotonic()
         reader = SourceReader(self.root)
-
-        def tell() -> None:
-            nonlocal told, told_s
-            aside, size = counts["set_aside"], counts["image_bytes"]
-            images = counts["kept"] + aside
-            report(Tally(images - told.images, size - told.source_bytes, aside - told.set_aside))
-            told, told_s = Tally(images, size, aside), time.monotonic()
-
         with closing(reader), pq.ParquetWriter(file, PART_SCHEMA, compression="zstd") as writer:
             for sample in samples(descriptor):
                 if sample.image is None:
                     counts["without_image"] += 1
                     continue
-                rows.append(self._row(reader, sample))
+                rows.append(row := self._row(reader, sample))
                 counts["image_bytes"] += sample.image.size
-                if "reason" in rows[-1]:
+                if "reason" in row:
                     counts["set_aside"] += 1
                 else:
                     counts["kept"] += 1
@@ -145,20 +135,22 @@ class IndexJob:
                 if len(rows) == _ROWS:
                     writer.write_table(pa.Table.from_pylist(rows, PART_SCHEMA))
                     rows = []
-                if time.monotonic() - told_s > _REPORT_EVERY_S:
-                    tell()
+                tally += Tally(1, sample.image.size, "reason" in row)
+                if time.monotonic() - reported_s > REPORT_EVERY_S:
+                    report(tally)
+                    tally, reported_s = Tally(), time.monotonic()
             writer.write_table(pa.Table.from_pylist(rows, PART_SCHEMA))
             if counts["kept"]:
                 write_atomically(self.index, index.text())
             else:
                 self.index.unlink(missing_ok=True)
-            how = (self.tar.size, self.tar.mtime_ns, self.decode, ends(descriptor))
-            found = Found(*how, **counts, names=names.names)
-            writer.add_key_value_metadata({PART_KEY: json.dumps(asdict(found))})
-        tell()
+            state = (self.tar.size, self.tar.mtime_ns, self.decode, has_ending(descriptor))
+            tar_counts = TarCounts(*state, **counts, names=names.names)
+            writer.add_key_value_metadata({PART_KEY: json.dumps(asdict(tar_counts))})
+        report(tally)
 
     def _row(self, reader: SourceReader, sample: WdsSample) -> dict[str, Any]:
-        """The sample's row in the manifest, or in the quarantine."""
+        """Return the sample's row of the part file, for the manifest or the quarantine."""
         image = sample.image
         assert image is not None
         source = f"{self.tar.path}/{image.name}"
@@ -175,7 +167,7 @@ class IndexJob:
                 )
             )
             facts = check_image(data, decode=self.decode)
-        except (BadImageError, RefusedError) as error:
+        except BadImageError as error:
             return {"source": printable(source), "reason": str(error), "bytes": image.size}
         return {
             "key": printable(sample.key),
@@ -192,14 +184,14 @@ class IndexJob:
 
 
 class _DaliIndex:
-    """DALI's index of the samples of a tar. It has no escapes: a blank in a name takes version 1.1, without names."""
+    """DALI's index of a tar. It has no escapes, so a blank in a name requires version 1.1, which has no names."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.lines_with_names: list[str] | None = []
 
     def add(self, sample: WdsSample) -> None:
-        """Add a sample; what DALI could not ask for, an extension with a blank in it, is left out."""
+        """Add a sample; members whose extension holds a blank, which DALI cannot ask for, are left out."""
         members = [(extension, member) for extension, member in sample.members if len(extension.split()) == 1]
         entries = [f"{extension} {member.offset} {member.size}" for extension, member in members]
         self.lines.append(" ".join(entries))
@@ -210,27 +202,28 @@ class _DaliIndex:
             self.lines_with_names.append(" ".join(named))
 
     def text(self) -> bytes:
-        """The whole file."""
+        """Return the contents of the file."""
         version, lines = "v1.2", self.lines_with_names
         if lines is None:
             version, lines = "v1.1", self.lines
         return os.fsencode("\n".join([f"{version} {len(lines)}", *lines, ""]))
 
 
-def found_in(job: IndexJob) -> Found | None:
-    """Return what is known of a tar, None if it is not indexed as it is now."""
+def read_counts(job: IndexJob) -> TarCounts | None:
+    """Return the counts of an indexed tar; None if it is not indexed, or has changed since."""
     try:
-        said = json.loads(pq.read_metadata(job.part).metadata[PART_KEY])
-        found = Found(**said | {"names": {int(label): name for label, name in said["names"].items()}})
+        fields = json.loads(pq.read_metadata(job.part).metadata[PART_KEY])
+        names = {int(label): name for label, name in fields["names"].items()}
+        counts = TarCounts(**fields | {"names": names})
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    asked = (job.tar.size, job.tar.mtime_ns, job.decode)
-    is_whole = not found.kept or job.index.is_file()
-    return found if (found.size, found.mtime_ns, found.decode) == asked and is_whole else None
+    state = (job.tar.size, job.tar.mtime_ns, job.decode)
+    is_whole = not counts.kept or job.index.is_file()
+    return counts if (counts.size, counts.mtime_ns, counts.decode) == state and is_whole else None
 
 
 def drop_labels(job: IndexJob) -> None:
-    """Take the labels out of a part whose split has not one for every image."""
+    """Remove the labels from a part file, for a split that does not have one for every image."""
     with pq.ParquetFile(job.part) as file:
         table, metadata = file.read(), file.metadata.metadata
     column = table.schema.get_field_index("label")

@@ -1,4 +1,4 @@
-"""Sizes in bytes, as people write them."""
+"""Sizes in bytes as people write them, such as 256MiB or 1GB."""
 
 import re
 
@@ -10,7 +10,7 @@ for _power, _letter in enumerate("kmgt", start=1):
 
 
 def parse_bytes(text: str, flag: str) -> int:
-    """Read "256MiB", "1GB", "1.5 g" or "268435456" as bytes. Raises UsageError, which names `flag`."""
+    """Parse "256MiB", "1GB", "1.5 g" or "268435456" as bytes. Raises UsageError, which names `flag`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in _UNITS:
         raise UsageError(f"{flag} {text} is not a size; write it like 256MiB, 1GB or 268435456")

@@ -1,4 +1,4 @@
-"""Lists of images as files: CSV, TSV, lines of text or parquet → paths, labels and splits, as they stand there."""
+"""File formats of path lists: CSV, TSV, lines of text or parquet → paths, labels and splits as they are written."""
 
 import csv
 import re
@@ -8,9 +8,9 @@ from itertools import chain
 from pathlib import Path
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources.model import is_image_name, printable
-from coma.shards.sources.parquet.confined import ConfinedReader
-from coma.shards.sources.tables import Label, first_of
+from coma.shards.sources.labels import Label, find_column
+from coma.shards.sources.listing import is_image_name, printable
+from coma.shards.sources.parquet.sandbox import SandboxedReader
 
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img")
 _LABELS = ("label", "labels", "class", "class_name", "target", "category")
@@ -21,19 +21,19 @@ _INTEGER = re.compile(r"(-?[0-9]{1,18})(?:\.0*)?")  # pandas writes 3.0 where ot
 
 
 @dataclass(frozen=True)
-class Entries:
-    """What a list says; n images."""
+class PathTable:
+    """Contents of a list; n images."""
 
     paths: list[str]
-    """[n] as they stand there; "" where there is none."""
+    """[n] as written; "" where it is missing."""
     labels: list[Label]
-    """[n] all integers, or none."""
+    """[n] all integers, or all text, except for missing ones."""
     names: list[str] | None
-    """[n] what the class is called, if that is said beside an integer label."""
+    """[n] class names beside integer labels, if there is such a column."""
     splits: list[str] | None
-    """[n] as they stand there."""
+    """[n] as written."""
     class_names: tuple[str, ...] | None = None
-    """What integer labels mean, where the file's metadata say so."""
+    """Names of integer labels, if the file's metadata have them."""
 
 
 @dataclass(frozen=True)
@@ -44,65 +44,64 @@ class _Columns:
     split: str | None
 
     @staticmethod
-    def chosen(source: Path, header: Sequence[str], path: str | None, label: str | None) -> "_Columns":
-        """Choose by what is asked for, else by the usual names. Raises UsageError."""
-        there = ", ".join(map(printable, header[:8])) + (", ..." if len(header) > 8 else "")
+    def choose(source: Path, header: Sequence[str], path: str | None, label: str | None) -> "_Columns":
+        """Choose the columns asked for, else those with usual names. Raises UsageError."""
+        columns = ", ".join(map(printable, header[:8])) + (", ..." if len(header) > 8 else "")
         for flag, column in (("--image-column", path), ("--label-column", label)):
             if column is not None and column not in header:
-                raise UsageError(f"{flag} {column}: {source} has no such column (there are {there})")
-        path = path if path is not None else first_of(_PATHS, header)
+                raise UsageError(f"{flag} {column}: {source} has no such column (there are {columns})")
+        path = path if path is not None else find_column(_PATHS, header)
         if path is None:
             raise UsageError(
-                f"{source} has no column of paths (there are {there}); say which with --image-column"
+                f"{source} has no column of paths ({columns}); name a column of paths with --image-column"
             )
         rest = [column for column in header if column != path]
-        label = label if label is not None else first_of(_LABELS, rest)
-        name = first_of(_NAMES, [column for column in rest if column != label])
-        return _Columns(path, label, name if label is not None else None, first_of(("split",), rest))
+        label = label if label is not None else find_column(_LABELS, rest)
+        name = find_column(_NAMES, [column for column in rest if column != label])
+        return _Columns(path, label, name if label is not None else None, find_column(("split",), rest))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that are read."""
+        """Names of all columns to read."""
         columns = (self.path, self.label, self.name, self.split)
         return tuple(column for column in columns if column is not None)
 
-    def entries(self, columns: dict[str, list[str]], class_names: tuple[str, ...] | None = None) -> Entries:
-        """Take what was chosen."""
-        none: list[Label] = [None] * len(columns[self.path])
-        labels = none if self.label is None else as_labels(columns[self.label])
-        return Entries(
-            columns[self.path],
-            labels,
-            columns[self.name] if self.name is not None else None,
-            columns[self.split] if self.split is not None else None,
+    def table(self, values: dict[str, list[str]], class_names: tuple[str, ...] | None = None) -> PathTable:
+        """Return the values of the chosen columns as a table."""
+        paths = values[self.path]
+        return PathTable(
+            paths,
+            [None] * len(paths) if self.label is None else parse_labels(values[self.label]),
+            None if self.name is None else values[self.name],
+            None if self.split is None else values[self.split],
             class_names,
         )
 
 
-def read_entries(source: Path, path_column: str | None, label_column: str | None) -> Entries:
-    """Read a list. Raises UsageError if it takes a flag to tell the columns, DataError if it is damaged."""
+def read_path_table(source: Path, path_column: str | None, label_column: str | None) -> PathTable:
+    """Read a list. Raises UsageError if a flag is needed to choose a column, DataError if the list is damaged."""
     if not source.is_file():
         raise DataError(f"{source} is not a regular file")
     reader = _READERS.get(source.suffix.lower())
     if reader is None:
-        raise UsageError(f"{source} is not a list by its name; lists end in {', '.join(_READERS)}")
+        raise UsageError(f"{source} is not a list of paths; the name of a list ends in {', '.join(_READERS)}")
     try:
         return reader(source, path_column, label_column)
     except OSError as error:
         raise DataError(f"cannot read {source}: {error.strerror}") from error
 
 
-def as_labels(texts: Sequence[str]) -> list[Label]:
-    """Labels as integers if all that are there are integers; None where there is none."""
+def parse_labels(texts: Sequence[str]) -> list[Label]:
+    """Return labels as integers if none is anything else, otherwise as text; None where a label is missing."""
     stripped = [text.strip() for text in texts]
     integers = {text: _INTEGER.fullmatch(text) for text in set(stripped) if text}
     if all(integers.values()):
-        values = {text: int(found[1]) for text, found in integers.items() if found is not None}
+        values = {text: int(match[1]) for text, match in integers.items() if match is not None}
         return [values.get(text) for text in stripped]
     return [text or None for text in stripped]
 
 
-def _from_csv(source: Path, path_column: str | None, label_column: str | None) -> Entries:
+def _read_csv(source: Path, path_column: str | None, label_column: str | None) -> PathTable:
     lines = _lines(source)
     first = next(lines, "")
     delimiter = "\t" if source.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
@@ -114,15 +113,13 @@ def _from_csv(source: Path, path_column: str | None, label_column: str | None) -
         rows: Iterator[list[str]] = reader
         if header and is_image_name(header[0]):
             if len(header) > 3:
-                raise UsageError(
-                    f"{source} has {len(header)} columns and no header; name them in a first line"
-                )
+                raise UsageError(f"{source} has {len(header)} columns, no header; name them in a first line")
             rows = chain([header], reader)
             header = ["path", "label", "split"][: len(header)]
         header = [cell.strip() for cell in header]
-        chosen = _Columns.chosen(source, header, path_column, label_column)
-        found: dict[str, list[str]] = {name: [] for name in chosen.names}
-        places = [(header.index(name), column) for name, column in found.items()]
+        chosen = _Columns.choose(source, header, path_column, label_column)
+        values: dict[str, list[str]] = {name: [] for name in chosen.names}
+        places = [(header.index(name), column) for name, column in values.items()]
         for row in rows:
             if len(row) != len(header):
                 if not row:
@@ -135,14 +132,14 @@ def _from_csv(source: Path, path_column: str | None, label_column: str | None) -
                 column.append(row[place])
     except csv.Error as error:
         raise DataError(f"{source}, line {reader.line_num}: {error}") from None
-    return chosen.entries(found)
+    return chosen.table(values)
 
 
-def _from_text(source: Path, path_column: str | None, label_column: str | None) -> Entries:
-    """Read a path a line, or a path and a label as Caffe has them."""
+def _read_text(source: Path, path_column: str | None, label_column: str | None) -> PathTable:
+    """Read lines of one path each, optionally with a label after it, as in Caffe's lists."""
     for flag, column in (("--image-column", path_column), ("--label-column", label_column)):
         if column is not None:
-            raise UsageError(f"{flag} {column}: {source} is lines of text, and has no columns")
+            raise UsageError(f"{flag} {column}: {source} is lines of text, which have no named columns")
     paths: list[str] = []
     labels: list[str] = []
     for line in _lines(source):
@@ -155,36 +152,36 @@ def _from_text(source: Path, path_column: str | None, label_column: str | None) 
         )
         paths.append(head.rstrip() if labelled else text)
         labels.append(tail if labelled else "")
-    return Entries(paths, as_labels(labels), None, None)
+    return PathTable(paths, parse_labels(labels), None, None)
 
 
-def _from_parquet(source: Path, path_column: str | None, label_column: str | None) -> Entries:
-    with ConfinedReader() as reader:
+def _read_parquet(source: Path, path_column: str | None, label_column: str | None) -> PathTable:
+    with SandboxedReader() as reader:
         contents = reader.contents(source)
         texts = [name for name, kind in contents.kinds.items() if kind == "text"]
         usable = [*texts, *(name for name, kind in contents.kinds.items() if kind == "integer")]
-        chosen = _Columns.chosen(source, usable, path_column, label_column)
+        chosen = _Columns.choose(source, usable, path_column, label_column)
         if chosen.path not in texts:
             raise UsageError(
-                f"{source} has no text in the column {chosen.path}; say with --image-column which has"
+                f"{source} has no text in the column {chosen.path}; name a column of paths with --image-column"
             )
-        found: dict[str, list[str]] = {name: [] for name in chosen.names}
-        for rows in reader.rows(source, None, tuple(found)):
-            for column, values in zip(found.values(), rows.values, strict=True):
-                column += ["" if value is None else str(value) for value in values]
-    return chosen.entries(found, contents.classes.get(chosen.label or ""))
+        values: dict[str, list[str]] = {name: [] for name in chosen.names}
+        for rows in reader.rows(source, None, tuple(values)):
+            for column, cells in zip(values.values(), rows.values, strict=True):
+                column += ["" if cell is None else str(cell) for cell in cells]
+    return chosen.table(values, contents.classes.get(chosen.label or ""))
 
 
-_READERS: dict[str, Callable[[Path, str | None, str | None], Entries]] = {
-    ".csv": _from_csv,
-    ".tsv": _from_csv,
-    ".txt": _from_text,
-    ".parquet": _from_parquet,
+_READERS: dict[str, Callable[[Path, str | None, str | None], PathTable]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".txt": _read_text,
+    ".parquet": _read_parquet,
 }
 
 
 def _lines(source: Path) -> Iterator[str]:
-    """Yield the lines with their ends; none is read that is longer than the limit."""
+    """Yield the lines with their line ends. Raises DataError for a line above the limit, which is not read whole."""
     with source.open("rb") as file:
         number = 0
         while line := file.readline(_MAX_LINE_BYTES + 1):

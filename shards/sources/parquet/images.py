@@ -1,7 +1,7 @@
-"""Parquet files with the images inside, as Hugging Face has them; ImageNet's are named as everywhere else.
+"""Layout `parquet`: Hugging Face parquet files with the images inside.
 
-An image is called `<parquet file>/<row>`, with the extension that its row's path has, for such paths need be
-neither unique nor safe. Only if all of them are those of ImageNet-1k they are taken for what they say.
+An image is named `<parquet file>/<row>` with the extension of its row's path, because these paths need be neither
+unique nor safe. Only if all paths are those of ImageNet-1k are its images named as in its other layouts.
 """
 
 import logging
@@ -16,18 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from coma.errors import DataError
-from coma.shards.sources.model import (
+from coma.shards.sources.folders import files_below
+from coma.shards.sources.labels import Label, number_labels, split_from_name
+from coma.shards.sources.listing import (
     MAX_IMAGE_BYTES,
-    Listing,
-    Sources,
-    SplitSources,
+    ListingBuilder,
+    SourceListing,
+    SplitListing,
     is_image_name,
     printable,
 )
 from coma.shards.sources.parquet.columns import Columns, choose_columns
-from coma.shards.sources.parquet.confined import ConfinedReader
-from coma.shards.sources.parquet.rows import Contents
-from coma.shards.sources.tables import Label, numbered, split_named
+from coma.shards.sources.parquet.read import Contents
+from coma.shards.sources.parquet.sandbox import SandboxedReader
 
 log = logging.getLogger(__name__)
 
@@ -40,19 +41,19 @@ _IMAGENET_PATH = re.compile(
 
 @dataclass(frozen=True)
 class _Table:
-    """The rows of one file; n rows."""
+    """One file of n rows."""
 
     file: str
     mtime_ns: int
     sizes: npt.NDArray[np.int64]
     """[n] bytes, -1 for a null."""
     inner_paths: list[str | None]
-    """[n] what the row itself calls its image."""
+    """[n] path of the image that the row gives."""
     labels: list[Label]
     """[n]"""
 
     def refusals(self) -> Iterator[str | None]:
-        """Say of each row why it is set aside unread."""
+        """Yield for each row why it is set aside unread, or None."""
         for size, path in zip(self.sizes.tolist(), self.inner_paths, strict=True):
             if size > MAX_IMAGE_BYTES:
                 yield f"bomb: {size} bytes, the limit is {MAX_IMAGE_BYTES}"
@@ -67,19 +68,21 @@ def list_parquet(
     source: Path,
     image_column: str | None = None,
     label_column: str | None = None,
-    listed: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
     exclude: Path | None = None,
-) -> Sources:
-    """List the images in a parquet file, or in all those of a folder (but not of the folder `exclude`).
+) -> SourceListing:
+    """List the images in a parquet file, or in all those of a folder (except for the folder `exclude`).
 
-    They have to be spooled before they can be read: offsets are rows. Every image's size is read, which takes as
-    long as reading the files does; `listed` hears how many were found.
-    Raises UsageError if it takes a flag to tell which column is meant, DataError if a file cannot be read.
+    Their offsets are row numbers: they have to be spooled before they can be read. The files are read whole, to know
+    the sizes of all images; `progress` is called with the number of images so far.
+    Raises UsageError if a flag is needed to choose a column, DataError if a file cannot be read.
     """
-    root, files, ignored = parquet_files(source, exclude)
+    root, files, ignored = source.parent, [source.name], Counter[str]()
+    if source.is_dir():
+        root, (files, ignored) = source, files_below(source, ".parquet", exclude)
     tables: list[_Table] = []
     rows = 0
-    with ConfinedReader() as reader:
+    with SandboxedReader() as reader:
         contents = {file: reader.contents(root / file) for file in files}
         columns = choose_columns(contents, image_column, label_column)
         for file in files:
@@ -87,55 +90,31 @@ def list_parquet(
                 log.warning("left out %s: there are no images in it", printable(file))
                 ignored[".parquet without images"] += 1
                 continue
-            tables.append(_table(reader, root, file, contents[file], columns))
+            tables.append(_read_table(reader, root, file, contents[file], columns))
             rows += len(tables[-1].sizes)
-            if listed is not None:
-                listed(rows)
+            if progress is not None:
+                progress(rows)
     class_words = None
     if (names := _imagenet_names(tables)) is not None:
         splits, class_names, class_words = _imagenet(source, tables, columns, names)
     else:
         splits, class_names = _generic(source, tables, columns)
-    return Sources(root, "parquet", splits, class_names, class_words, ignored, columns.image)
+    return SourceListing(root, "parquet", splits, class_names, class_words, ignored, columns.image)
 
 
-def parquet_files(source: Path, exclude: Path | None = None) -> tuple[Path, list[str], Counter[str]]:
-    """Find the parquet files of a source: its folder, their paths in that, and how many other files there are.
-
-    Hidden files are passed over, and folders that are links.
-    """
-    if not source.is_dir():
-        return source.parent, [source.name], Counter()
-    files: list[str] = []
-    others = Counter[str]()
-    for folder, below, names in os.walk(source):
-        below[:] = [
-            name
-            for name in below
-            if not (name.startswith(".") or (exclude is not None and _same(Path(folder, name), exclude)))
-        ]
-        for name in names:
-            extension = os.path.splitext(name)[1].lower()  # noqa: PTH122
-            if name.startswith("."):
-                continue
-            if extension == ".parquet":
-                files.append(str(Path(folder, name).relative_to(source)))
-            else:
-                others[printable(extension) or "no extension"] += 1
-    return source, sorted(files, key=os.fsencode), others
-
-
-def _table(reader: ConfinedReader, root: Path, file: str, contents: Contents, columns: Columns) -> _Table:
+def _read_table(
+    reader: SandboxedReader, root: Path, file: str, contents: Contents, columns: Columns
+) -> _Table:
     wanted = (columns.path, columns.label)
-    there = tuple(
+    present = tuple(
         name for name in wanted if name is not None and contents.kinds.get(name) in ("integer", "text")
     )
     sizes: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
-    values: dict[str, list[Label]] = {name: [] for name in there}
+    values: dict[str, list[Label]] = {name: [] for name in present}
     mtime_ns = (root / file).stat().st_mtime_ns
-    for rows in reader.rows(root / file, columns.image, there):
+    for rows in reader.rows(root / file, columns.image, present):
         sizes.append(rows.lengths)
-        for name, column in zip(there, rows.values, strict=True):
+        for name, column in zip(present, rows.values, strict=True):
             values[name] += column
     rows_read = sum(map(len, sizes))
     inner_paths, labels = (values.get(name or "", [None] * rows_read) for name in wanted)
@@ -148,7 +127,7 @@ def _text(value: Label) -> str | None:
 
 def _generic(
     source: Path, tables: list[_Table], columns: Columns
-) -> tuple[tuple[SplitSources, ...], tuple[str, ...] | None]:
+) -> tuple[tuple[SplitListing, ...], tuple[str, ...] | None]:
     names = (
         f"{table.file}/{row:09d}{_extension(path)}"
         for table in tables
@@ -159,18 +138,18 @@ def _generic(
     members: dict[str, list[int]] = {}
     at = 0
     for table in tables:
-        split = split_named(table.file)
+        split = split_from_name(table.file)
         values.setdefault(split, []).extend(table.labels)
         members.setdefault(split, []).extend(range(at, at + len(table.labels)))
         at += len(table.labels)
-    found = numbered(printable(str(source)), values, columns.class_names)
-    return _splits(listing, members, found.labels), found.class_names
+    numbered = number_labels(printable(str(source)), values, columns.class_names)
+    return listing.splits(members, numbered.labels), numbered.class_names
 
 
 def _imagenet(
     source: Path, tables: list[_Table], columns: Columns, names: Sequence[tuple[str, str | None, str]]
-) -> tuple[tuple[SplitSources, ...], tuple[str, ...] | None, tuple[str, ...] | None]:
-    log.info("the images are ImageNet's by their paths, and are called as there")
+) -> tuple[tuple[SplitListing, ...], tuple[str, ...] | None, tuple[str, ...] | None]:
+    log.info("the images have the paths of ImageNet, and keep its names")
     listing = _listing(tables, (path for _, _, path in names))
     label_of: dict[str, Label] = {}
     for label, (_, wnid, path) in zip(
@@ -196,11 +175,11 @@ def _imagenet(
         word_of = dict(enumerate(columns.class_names))
         words = {wnid: word_of.get(label) for wnid, label in label_of.items() if isinstance(label, int)}
         class_words = tuple(words.get(wnid) or wnid for wnid in class_names)
-    return _splits(listing, members, labels), class_names or None, class_words
+    return listing.splits(members, labels), class_names or None, class_words
 
 
 def _imagenet_names(tables: list[_Table]) -> list[tuple[str, str | None, str]] | None:
-    """Tell split, wnid and name of every image, if all are ImageNet's by their paths."""
+    """Return split, wnid and name of every image, or None if any path is not one of ImageNet's."""
     names = []
     for table in tables:
         for path in table.inner_paths:
@@ -211,18 +190,18 @@ def _imagenet_names(tables: list[_Table]) -> list[tuple[str, str | None, str]] |
 
 
 def _imagenet_name(path: str | None) -> tuple[str, str | None, str] | None:
-    """Tell split, wnid and name of an image of ImageNet-1k from the path that Hugging Face's copy gives it."""
-    found = _IMAGENET_PATH.fullmatch(path) if path is not None else None
-    if found is None:
+    """Return split, wnid and name of an image of ImageNet-1k from its path in Hugging Face's copy."""
+    match = _IMAGENET_PATH.fullmatch(path) if path is not None else None
+    if match is None:
         return None
-    if found["test"] is not None:
-        return "test", None, f"test/{found['test']}.JPEG"
-    split, wnid = ("train", found["of_train"]) if found["train"] is not None else ("val", found["of_val"])
-    return split, wnid, f"{split}/{wnid}/{found[split]}.JPEG"
+    if match["test"] is not None:
+        return "test", None, f"test/{match['test']}.JPEG"
+    split, wnid = ("train", match["of_train"]) if match["train"] is not None else ("val", match["of_val"])
+    return split, wnid, f"{split}/{wnid}/{match[split]}.JPEG"
 
 
-def _listing(tables: list[_Table], names: Iterable[str]) -> Listing:
-    listing = Listing()
+def _listing(tables: list[_Table], names: Iterable[str]) -> ListingBuilder:
+    listing = ListingBuilder()
     seen: set[str] = set()
     name = iter(names)
     for table in tables:
@@ -235,16 +214,5 @@ def _listing(tables: list[_Table], names: Iterable[str]) -> Listing:
     return listing
 
 
-def _splits(
-    listing: Listing, members: dict[str, list[int]], labels: dict[str, list[int] | None]
-) -> tuple[SplitSources, ...]:
-    order = sorted(members, key=lambda split: (split != "train", split))
-    return tuple(listing.split(split, members[split], labels[split]) for split in order)
-
-
 def _extension(path: str | None) -> str:
     return os.path.splitext(path)[1] if path is not None and is_image_name(path) else ""  # noqa: PTH122
-
-
-def _same(folder: Path, other: Path) -> bool:
-    return other.exists() and folder.samefile(other)

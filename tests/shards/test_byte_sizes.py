@@ -1,7 +1,7 @@
 import pytest
 
 from coma.errors import UsageError
-from coma.shards.units import parse_bytes
+from coma.shards.byte_sizes import parse_bytes
 
 
 @pytest.mark.parametrize(

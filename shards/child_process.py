@@ -1,0 +1,37 @@
+"""Child processes that serve requests over a pipe.
+
+They are started as programs, not by multiprocessing, which would run the user's own script again in each (spawn) or
+copy a process that holds threads (fork).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import IO, Any
+
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from {} import serve; serve(int(sys.argv[1]))"
+)
+
+
+def start_child(
+    module: str, output: IO[bytes] | int = subprocess.DEVNULL
+) -> tuple[subprocess.Popen[bytes], "Connection[Any, Any]"]:
+    """Run `serve(descriptor)` of a module in a new process; return the process and our end of the pipe.
+
+    Its stdout and stderr go to `output`.
+    """
+    ours, theirs = Pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _START.format(module), str(theirs.fileno()), json.dumps(sys.path)],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    theirs.close()
+    return process, ours

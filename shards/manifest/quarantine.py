@@ -1,0 +1,33 @@
+"""The quarantine of a data set: one parquet row for each image that was set aside, with the reason."""
+
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coma.shards.files import store_errors_as_oserror
+
+QUARANTINE_NAME = "quarantine.parquet"
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),  # in the source folder
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+    ]
+)
+
+
+def reason_kind(reason: str) -> str:
+    """Return the kind of a reason, which is what precedes its colon."""
+    return reason.split(":", 1)[0]
+
+
+def count_reasons(path: Path) -> Counter[str]:
+    """Count the images in a quarantine file by kind of reason.
+
+    Raises OSError or pa.ArrowException if it cannot be read, AttributeError if a reason is missing.
+    """
+    with store_errors_as_oserror(path), path.open("rb") as file:
+        reasons = pq.read_table(file, columns=["reason"])["reason"].to_pylist()
+    return Counter(map(reason_kind, reasons))

@@ -1,0 +1,150 @@
+"""Layout `list`: a file that lists the paths of images and their labels.
+
+Paths are relative to a root, by default the list's own folder. Paths that lead out of it are refused; links within it
+are followed, as in a folder of images.
+"""
+
+import logging
+import os
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from coma.errors import DataError
+from coma.shards.sources.folders import SPLIT_OF_FOLDER
+from coma.shards.sources.labels import Label, number_labels, split_from_name
+from coma.shards.sources.listing import ListingBuilder, SourceListing, printable
+from coma.shards.sources.parquet.columns import image_columns
+from coma.shards.sources.parquet.sandbox import SandboxedReader
+from coma.shards.sources.path_list_formats import PathTable, read_path_table
+
+log = logging.getLogger(__name__)
+
+_MAX_PATH = 4096  # characters, the limit of Linux
+_ESCAPES = str.maketrans({"\0": r"\x00", "\n": r"\n", "\r": r"\r"})
+
+
+def holds_images(file: Path) -> bool:
+    """Whether a parquet file has images inside rather than paths. Raises DataError if it cannot be read."""
+    with SandboxedReader() as reader:
+        return bool(image_columns(reader.contents(file)))
+
+
+def list_paths(
+    source: Path,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    root: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> SourceListing:
+    """List the files that a .csv, .tsv, .txt or .parquet file names; they lie in `root`, or beside the list.
+
+    All are taken for images, whatever their extensions. Paths that lead out of the root, are missing or were named
+    before are refused. The split is taken from a column, else from the list's own name, else it is train.
+    Raises UsageError if a flag is needed to choose a column, DataError if the list is damaged or none of its files
+    is there.
+    """
+    table = read_path_table(source, path_column, label_column)
+    root = source.parent if root is None else root
+    listing = _list_files(table.paths, root, progress)
+    if len(listing) and all(_is_elsewhere(listing.refused.get(i)) for i in range(len(listing))):
+        raise DataError(
+            f"none of the {len(listing):,} files that {source} names is in {root} "
+            f"({printable(listing.paths[0])} is {listing.refused[0].partition(':')[0]}); say with --root which "
+            "folder its paths are in"
+        )
+    members = _members(source, table)
+    values = {split: [table.labels[i] for i in rows] for split, rows in members.items()}
+    numbered = number_labels(source, values, table.class_names)
+    class_names = numbered.class_names
+    if class_names is None and table.names is not None:
+        labelled = [i for split, rows in members.items() if numbered.labels[split] is not None for i in rows]
+        class_names = _class_names(table.labels, table.names, labelled)
+    return SourceListing(root, "list", listing.splits(members, numbered.labels), class_names)
+
+
+def _list_files(paths: Sequence[str], root: Path, progress: Callable[[int], None] | None) -> ListingBuilder:
+    listing = ListingBuilder(progress)
+    seen: set[str] = set()
+    base = os.path.abspath(root)  # noqa: PTH100  (Path.absolute leaves ".." in)
+    for number, text in enumerate(paths, start=1):
+        path, refused = _resolve(text, base, number)
+        if refused is None and path in seen:
+            refused = "duplicate: listed twice"
+        seen.add(path)
+        size, mtime_ns = -1, 0
+        if refused is None:
+            try:
+                status = os.stat(os.path.join(base, path))  # noqa: PTH116, PTH118  (files are many)
+            except (FileNotFoundError, NotADirectoryError):
+                refused = "missing: the list names it, but it is not there"
+            except OSError:
+                pass  # the worker will record the reason
+            else:
+                size, mtime_ns = status.st_size, status.st_mtime_ns
+                if stat.S_ISDIR(status.st_mode):
+                    size, refused = -1, "not an image: a folder"
+        listing.add(path, size, mtime_ns, refused=refused)
+    return listing
+
+
+def _resolve(text: str, base: str, number: int) -> tuple[str, str | None]:
+    """Return the path below `base` of entry `number`, and why it is refused, if it is."""
+    if not text:
+        return f"(entry {number})", "missing: the list has no path there"
+    if len(text) > _MAX_PATH:
+        return text[:200].translate(_ESCAPES) + "...", f"unsafe name: {len(text)} characters"
+    shown = text.translate(_ESCAPES)
+    if shown != text:
+        return shown, "unsafe name: it holds a zero byte or a line break"
+    whole = os.path.normpath(os.path.join(base, text))  # noqa: PTH118
+    inside = base.rstrip("/") + "/"
+    if whole == base:
+        return text, "not an image: a folder"
+    if not whole.startswith(inside):
+        return text, "outside the source: it does not lie in the folder that the list's paths are in"
+    return whole[len(inside) :], None
+
+
+def _is_elsewhere(refused: str | None) -> bool:
+    return refused is not None and refused.startswith(("outside the source:", "missing:"))
+
+
+def _members(source: Path, table: PathTable) -> dict[str, list[int]]:
+    """Group images by split."""
+    if table.splits is None:
+        return {split_from_name(source.name): list(range(len(table.paths)))}
+    split_of: dict[str, str | None] = {
+        text: SPLIT_OF_FOLDER.get(text.strip().lower()) for text in set(table.splits)
+    }
+    if unknown := sorted(text for text, split in split_of.items() if split is None):
+        names = ", ".join(repr(text[:40]) for text in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise DataError(f"{source} has unknown splits ({names}); splits are called train, val and test")
+    members: dict[str, list[int]] = {}
+    for i, text in enumerate(table.splits):
+        members.setdefault(split_of[text] or "", []).append(i)
+    return members
+
+
+def _class_names(
+    labels: Sequence[Label], names: Sequence[str], labelled: Sequence[int]
+) -> tuple[str, ...] | None:
+    """Name integer labels by the column of names beside them; return None if the two do not fit each other."""
+    name_of: dict[int, str] = {}
+    for i in labelled:
+        label, name = labels[i], names[i].strip()
+        if not isinstance(label, int):
+            return None
+        if not name or name_of.setdefault(label, name) != name:
+            log.warning(
+                "the classes are left without names: label %d is called %r and %r",
+                label,
+                name_of[label],
+                name,
+            )
+            return None
+    count = max(name_of, default=-1) + 1
+    if len(set(name_of.values())) < len(name_of) or count > 2 * len(name_of):
+        log.warning("the classes are left without names: two have the same, or most labels have none")
+        return None
+    return tuple(printable(name_of.get(label, str(label))) for label in range(count)) or None

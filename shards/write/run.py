@@ -1,0 +1,118 @@
+"""One run of `coma shard`: the source's listing, the layout of its shards, and the record that identifies it."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from coma.errors import UsageError
+from coma.shards.files import is_remote
+from coma.shards.sources.detect import list_source
+from coma.shards.sources.listing import SourceListing, SplitListing
+from coma.shards.write.layout import ShardLayout, SplitLayout, lay_out
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.summary import ShardProgress
+
+_LAYOUT_VERSION = 2  # increase it whenever the same source and options would give other bytes
+
+
+@dataclass(frozen=True)
+class ShardRun:
+    """A source and what is to become of it."""
+
+    source: Path
+    listing: SourceListing
+    splits: list[SplitLayout]
+    out: Path
+    options: ShardOptions
+    record: dict[str, Any]
+    """Everything that the bytes of the shards depend on: a run with the same record resumes an unfinished one."""
+    progress: Callable[[ShardProgress], None]
+
+    def listing_of(self, split: SplitLayout) -> SplitListing:
+        """Return the listing that a split's images are taken from."""
+        return self.listing.splits[split.source_split]
+
+    def source_bytes(self, split: SplitLayout, shard: ShardLayout) -> int:
+        """Return the bytes of a shard's images in the source."""
+        sizes = self.listing_of(split).sizes[split.order[shard.start : shard.stop]]
+        return int(np.maximum(sizes, 0).sum())
+
+    def shards(self) -> list[tuple[SplitLayout, ShardLayout]]:
+        """Return the shards of this part of the run, of all splits."""
+        every = [(split, shard) for split in self.splits for shard in split.shards]
+        if self.options.part is None:
+            return every
+        number, parts = self.options.part
+        return every[number - 1 :: parts]
+
+
+def prepare_run(
+    source: Path,
+    out: Path,
+    options: ShardOptions | None,
+    progress: Callable[[ShardProgress], None] | None,
+) -> ShardRun:
+    """List the source and lay out its shards; nothing is written.
+
+    Raises UsageError and DataError as `writer.shard` says.
+    """
+    source, options, progress = Path(source), options or ShardOptions(), progress or (lambda _: None)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; name a folder that is new or empty")
+    listing = list_source(
+        source,
+        layout=options.layout,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        root=options.root,
+        exclude=None if is_remote(out) else out,
+        progress=lambda images: progress(ShardProgress(images=images)),
+    )
+    splits = lay_out(source, listing, options)
+    return ShardRun(source, listing, splits, out, options, _record(listing, options), progress)
+
+
+def default_out(source: Path) -> Path:
+    """Return `<name of the source>-shards` in the current folder."""
+    source = source.resolve()
+    return Path(f"{(source.name if source.is_dir() else source.stem) or 'images'}-shards")
+
+
+def free_bytes(out: Path) -> int | None:
+    """Return the free space on the disk of OUT, None for an object store."""
+    if is_remote(out):
+        return None
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _record(listing: SourceListing, options: ShardOptions) -> dict[str, Any]:
+    """Return everything that the bytes of the shards depend on, except for the contents of the files."""
+    digest = xxhash.xxh3_128(repr(listing.class_names).encode())
+    for split in listing.splits:
+        digest.update(f"\n{split.name}\n{len(split)}\n".encode())
+        for path in split.paths:
+            digest.update(os.fsencode(path) + b"\0")
+        digest.update(split.sizes.tobytes())
+        digest.update(split.labels.tobytes() if split.labels is not None else b"unlabelled")
+    return {
+        "layout": _LAYOUT_VERSION,
+        "sources": digest.hexdigest(),
+        "images": len(listing),
+        "seed": options.seed,
+        "shard_bytes": options.shard_bytes,
+        "resize_px": options.resize_px,
+        "quality": options.quality if options.resize_px is not None else None,
+        "val_fraction": options.val_fraction,
+        "check": options.check,
+        "max_pixels": options.max_pixels,
+        "dedupe": options.dedupe,
+    }
