@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,11 @@ from coma.cli import console
 from coma.cli.from_options import from_options
 from coma.cli.help import Command, Group
 from coma.cli.options import Data, Json, chosen_data
+
+if TYPE_CHECKING:
+    from coma.bench.epoch import EpochResult
+    from coma.bench.loader_result import LoaderResult
+    from coma.bench.step import StepResult
 
 LocalData = Annotated[
     Path | None,
@@ -32,20 +37,18 @@ def bench() -> None:
 @app.command(cls=Command)
 @from_options(LoaderOptions)
 def loader(options: LoaderOptions, data: LocalData = None, plot: Plot = None, json: Json = False) -> None:
-    """Compare coma's stream with other loaders on your own shards.
+    """Measure coma's stream on your own shards, and find its bottleneck.
 
-    A sample of the images goes through ImageFolder with PIL or torchvision,
-    webdataset, DALI's own reader and coma; and mosaicml-streaming, litdata and
-    ffcv where they are installed. All make the same batches: random windows,
-    mirrored, resized linearly with antialiasing, normalised. All have one core
-    and take turns, round after round; ratios are medians of the rounds.
+    A sample of the images goes through the stream, ImageFolder with PIL and
+    DALI's own reader. All make the same batches: random windows, mirrored,
+    resized linearly with antialiasing, normalised. All have one core and take
+    turns, round after round; ratios are medians of the rounds.
     """
     from coma.bench.loader import bench_loader
-    from coma.cli.bench_tables import draw_loader, print_loader
 
     with _progress() as progress:
         result = bench_loader(chosen_data(data), options, progress)
-    _show(result, result.to_json(), print_loader, draw_loader, plot, json=json)
+    _show(result, plot, json=json)
 
 
 @app.command(cls=Command)
@@ -58,12 +61,10 @@ def step(options: StepOptions, plot: Plot = None, json: Json = False) -> None:
     rounds' ratios.
     """
     from coma.bench.step import bench_step
-    from coma.cli.bench_tables import draw_steps, print_steps
 
     with _progress() as progress:
-        timings = bench_step(options, progress)
-    result = {"steps": [timing.to_json() for timing in timings]}
-    _show(timings, result, print_steps, draw_steps, plot, json=json)
+        result = bench_step(options, progress)
+    _show(result, plot, json=json)
 
 
 @app.command(cls=Command)
@@ -78,14 +79,12 @@ def epoch(options: EpochOptions, data: Data = None, plot: Plot = None, json: Jso
     many times as fast.
     """
     from coma.bench.epoch import bench_epoch
-    from coma.cli.bench_tables import draw_epochs, print_epochs
     from coma.shards.manifest import read_manifest
 
     folder = chosen_data(data)
     with _progress() as progress:
-        timings = bench_epoch(read_manifest(folder), options, progress)
-    result = {"epochs": [timing.to_json() for timing in timings]}
-    _show(timings, result, print_epochs, draw_epochs, plot, json=json)
+        result = bench_epoch(read_manifest(folder), options, progress)
+    _show(result, plot, json=json)
 
 
 @contextmanager
@@ -99,21 +98,12 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
 
 
-def _show(
-    measured: Any,
-    result: dict[str, Any],
-    print_table: Callable[[Any], None],
-    draw: Callable[[Any, Path], None],
-    plot: Path | None,
-    *,
-    json: bool,
-) -> None:
-    """Print what was measured, as JSON or as a table, and draw it if that is asked for."""
+def _show(result: "LoaderResult | StepResult | EpochResult", plot: Path | None, *, json: bool) -> None:
+    """Print a result, and draw it if asked."""
     if plot is not None:
-        draw(measured, plot)
+        result.write_plot(plot)
     if json:
-        console.print_result(result, json=True)
+        console.print_result(result.to_json(), json=True)
         return
-    print_table(measured)
-    if plot is not None:
-        console.stdout.print(f"plot  {plot}", markup=False)
+    for line in [*result.to_lines(), *([] if plot is None else [f"plot  {plot}"])]:
+        console.stdout.print(line, markup=False)

@@ -34,11 +34,8 @@ CONFINED = {
     "mlflow": ("coma/training/logs/trackers.py",),
     "nvidia": ("pipeline/decode.py", "coma/bench/"),
     "fsspec": ("pipeline/download.py", "shards/"),
-    "webdataset": ("shards/", "coma/bench/"),
+    "webdataset": ("shards/",),
     "typer": ("cli/",),
-    "litdata": ("coma/bench/",),
-    "streaming": ("coma/bench/",),
-    "ffcv": ("coma/bench/",),
 }
 PURE = {
     "shards/splitmix64.py",

@@ -1,1 +1,1 @@
-"""How fast things are here, on the user's own data, beside what else could be used."""
+"""Benchmarks of the stream, of training steps and of epochs on the user's own machine and data."""

@@ -1,10 +1,10 @@
-"""`coma bench epoch`: what an epoch of one's own data costs, networks side by side.
+"""`coma bench epoch`: time of an epoch of the user's own data, networks side by side.
 
-Each network is trained by turns on batches of the stream and on one held in memory: what the second is faster by, the
-stream costs. All take their turns, round after round; ratios are medians of the rounds' ratios, so that what else the
-machine does strikes all alike. A turn with the stream starts with none of its threads running and no batch prepared;
-its first steps do not count, until as much is prepared ahead as will be. Each step ends when the device is done, as in
-training, which asks for the loss.
+Each network is trained by turns on batches of the stream and on one batch held in memory; the difference is what the
+stream costs. The networks take turns, round after round; ratios are medians of the rounds' ratios, so that what else
+the machine does strikes all alike. A turn with the stream starts with none of its threads running and no batch prepared;
+its first steps do not count, until as many batches are prepared ahead as will be. Each step ends when the device is
+done, as in training, which reads the loss.
 """
 
 import statistics
@@ -20,12 +20,14 @@ import torch
 
 from coma.bench.network import IMAGENET_IMAGES, Network
 from coma.bench.options import CPU_BATCH, GPU_BATCH, EpochOptions
+from coma.bench.plot import write_bars
+from coma.bench.table import table, three_digits
 from coma.errors import UsageError
 from coma.pipeline import Batch, Stream
 from coma.shards.manifest import Manifest, read_manifest
 from coma.training.setup import device_name
 
-_UNDER_WAY = 6  # batches of a stream: read, in the graph, ready
+_PREPARED_AHEAD = 6  # batches of a stream: read, in the graph, ready
 
 
 @dataclass(frozen=True)
@@ -35,51 +37,51 @@ class Turn:
     step_s: float
     """From asking for the batch to the end of the step."""
     wait_s: float
-    """Of that, until the batch was there."""
+    """The part of `step_s` until the batch was there."""
 
 
 @dataclass(frozen=True)
 class EpochTiming:
-    """One network, a turn of each kind a round."""
+    """One network's turns, one of each kind in each round."""
 
     model: str
     precision: str
     streamed: tuple[Turn, ...]
     in_memory: tuple[Turn, ...]
     epoch_ratio: float
-    """An epoch's time as a part of the last network's: the median of the rounds' ratios."""
+    """Time of an epoch relative to the last network's: the median of the rounds' ratios."""
     samples: int
-    """Of the data set."""
+    """Number of samples of the data set."""
     batch_size: int
     image_size: int
-    """Pixels."""
+    """Side of the images in pixels."""
     device: str
     epochs: int
     devices: int
 
     @property
     def step_s(self) -> float:
-        """Median."""
+        """Median over the rounds of a step with the stream."""
         return statistics.median(turn.step_s for turn in self.streamed)
 
     @property
     def images_per_s(self) -> float:
-        """From the stream."""
+        """Rate with batches from the stream."""
         return self.batch_size / self.step_s
 
     @property
     def memory_images_per_s(self) -> float:
-        """From memory."""
+        """Rate with a batch held in memory."""
         return self.batch_size / statistics.median(turn.step_s for turn in self.in_memory)
 
     @property
     def wait_share(self) -> float:
-        """Part of a step that is spent waiting for the stream, 0 to 1."""
+        """Share of a step spent waiting for the stream, 0 to 1."""
         return statistics.median(turn.wait_s / turn.step_s for turn in self.streamed)
 
     @property
     def fed_ratio(self) -> float:
-        """Images a second from the stream as a part of those from memory: the median of the rounds' ratios."""
+        """Rate from the stream relative to that from memory: the median of the rounds' ratios."""
         return statistics.median(
             held.step_s / fed.step_s for fed, held in zip(self.streamed, self.in_memory, strict=True)
         )
@@ -95,32 +97,89 @@ class EpochTiming:
         return self.epochs * IMAGENET_IMAGES / self.images_per_s / 3600
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        figures = (
-            "step_s",
-            "images_per_s",
-            "memory_images_per_s",
-            "wait_share",
-            "fed_ratio",
-            "epoch_h",
-        )
+        """Return fields and derived figures as JSON values."""
         return asdict(self) | {
-            **{name: getattr(self, name) for name in figures},
+            "step_s": self.step_s,
+            "images_per_s": self.images_per_s,
+            "memory_images_per_s": self.memory_images_per_s,
+            "wait_share": self.wait_share,
+            "fed_ratio": self.fed_ratio,
+            "epoch_h": self.epoch_h,
             "imagenet_h": {"1": self.imagenet_h, str(self.devices): self.imagenet_h / self.devices},
             "imagenet_device_h": self.imagenet_h,
         }
 
 
+@dataclass(frozen=True)
+class EpochResult:
+    """Timings of all networks."""
+
+    timings: tuple[EpochTiming, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return {"epochs": [timing.to_json() for timing in self.timings]}
+
+    def to_lines(self) -> list[str]:
+        """Return the result as text."""
+        first = self.timings[0]
+        rates = [
+            (
+                timing.model,
+                f"{timing.step_s:.3g}",
+                three_digits(timing.images_per_s),
+                three_digits(timing.memory_images_per_s),
+                f"{timing.fed_ratio:.2f}",
+                f"{timing.wait_share:.0%}",
+                f"{timing.epoch_ratio:.2f}x",
+            )
+            for timing in self.timings
+        ]
+        hours = [
+            (
+                timing.model,
+                three_digits(timing.epoch_h),
+                three_digits(timing.imagenet_h),
+                three_digits(timing.imagenet_h / timing.devices),
+            )
+            for timing in self.timings
+        ]
+        return [
+            f"Steps of {first.batch_size} images at {first.image_size} px, {first.precision}, {first.device}",
+            *table(("network", "step s", "img/s", "in memory", "fed", "waiting", "ratio"), rates),
+            "fed: img/s as a part of those with images in memory; ratio: of an epoch's time",
+            "",
+            *table(
+                ("hours", "an epoch", f"{first.epochs} epochs of ImageNet on 1", f"on {first.devices}"), hours
+            ),
+            f"an epoch: of the {first.samples:,} images here; on 1 device, hours are device-hours",
+        ]
+
+    def write_plot(self, path: Path) -> None:
+        """Draw the rates from the stream and from memory as a PNG."""
+        first = self.timings[0]
+        streamed = {timing.model: timing.images_per_s for timing in self.timings}
+        in_memory = {f"{timing.model}, in memory": timing.memory_images_per_s for timing in self.timings}
+        write_bars(
+            path,
+            f"Images a second at {first.image_size} px, from the stream and from memory",
+            f"steps of {first.batch_size} images, {first.precision}, {first.device}, {len(first.streamed)} turns",
+            streamed | in_memory,
+            highlighted={name for name in streamed if ":coma" in name},
+            faded=in_memory,
+        )
+
+
 def bench_epoch(
     data: Path | Manifest, options: EpochOptions, progress: Callable[[str, int, int], None] | None = None
-) -> list[EpochTiming]:
+) -> EpochResult:
     """Measure the networks, in turn.
 
     Raises:
         UsageError: an absurd number, or a step that does not fit into the device's memory.
         DataError: the data set is missing or damaged.
     """
-    tell = progress or (lambda *_: None)
+    progress = progress or (lambda *_: None)
     manifest = data if isinstance(data, Manifest) else read_manifest(data)
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
@@ -132,7 +191,7 @@ def bench_epoch(
     with ExitStack() as stack:
         networks, streams, held = {}, {}, {}
         for model in streamed:
-            tell(f"{model} {precision}", 0, options.rounds)
+            progress(f"{model} {precision}", 0, options.rounds)
             network = Network(
                 model, image_size=options.image_size, views=options.views, device=device, precision=precision
             )
@@ -144,9 +203,9 @@ def bench_epoch(
         try:
             for number in range(options.rounds):
                 for model, network in networks.items():
-                    tell(f"{model} {precision}", number, options.rounds)
+                    progress(f"{model} {precision}", number, options.rounds)
                     in_memory[model].append(take_turn(network, repeat(held[model]), options.steps, 1))
-                    streamed[model].append(take_turn(network, streams[model], options.steps, _UNDER_WAY))
+                    streamed[model].append(take_turn(network, streams[model], options.steps, _PREPARED_AHEAD))
                     _at_rest(streams[model])
         except torch.OutOfMemoryError:
             raise UsageError(
@@ -154,7 +213,7 @@ def bench_epoch(
                 "give a smaller --batch-size"
             ) from None
     reference = streamed[options.models[-1]]
-    return [
+    timings = (
         EpochTiming(
             model=model,
             precision=precision,
@@ -171,11 +230,12 @@ def bench_epoch(
             devices=options.devices,
         )
         for model in networks
-    ]
+    )
+    return EpochResult(tuple(timings))
 
 
 def take_turn(network: Network, batches: Iterator[Batch], steps: int, uncounted: int) -> Turn:
-    """Train on batches, of which the first do not count."""
+    """Train on `uncounted` batches and then on `steps` more, which are timed."""
     waits_s, begun_s = 0.0, 0.0
     for number in range(-uncounted, steps):
         if number == 0:
@@ -189,5 +249,5 @@ def take_turn(network: Network, batches: Iterator[Batch], steps: int, uncounted:
 
 
 def _at_rest(stream: Stream) -> None:
-    """End a stream's threads, until the next batch is asked for."""
+    """End a stream's threads; they start again when the next batch is asked for."""
     stream.load_state_dict(stream.state_dict())

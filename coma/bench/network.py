@@ -1,4 +1,4 @@
-"""A network as a benchmark has it: made of its name and method, and trained a step at a time.
+"""Network of a benchmark, built of its name and method and trained a step at a time.
 
 A step is forward, backward and a fused AdamW update. Multiply-adds are counted by torch's FlopCounterMode over one
 image's forward pass (all its views, decoder included). B images a step, U mask units.
@@ -49,7 +49,7 @@ class Network:
     Args:
         model: NAME:METHOD.
         image_size: pixels.
-        views: K.
+        views: number of complementary views of an image.
         device: where it is trained.
         precision: of weights and activations: fp32 or bf16.
     """
@@ -68,11 +68,11 @@ class Network:
 
     @property
     def parameters(self) -> int:
-        """Decoder included."""
+        """Number of parameters, the decoder's included."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def units(self, images: int) -> Tensor:
-        """[B, U], as its stream would give them."""
+        """Return mask units [B, U] for so many images, as the network's stream would give them."""
         samples = torch.arange(images, device=self.device)
         return partition_units(samples, torch.zeros_like(samples), seed=0, units=self.model.units)
 
@@ -83,7 +83,7 @@ class Network:
         self.optimizer.zero_grad(set_to_none=True)
 
     def timed_step(self, images: Tensor, units: Tensor) -> float:
-        """Wall seconds of a step, until the device is done with it."""
+        """Take a step and return its wall seconds, until the device is done with it."""
         self.wait()
         begun_s = time.perf_counter()
         self.step(images, units)
@@ -91,11 +91,11 @@ class Network:
         return time.perf_counter() - begun_s
 
     def multiply_adds(self, image: Tensor) -> float:
-        """Of the forward pass of one image, [1, 3, H, W]."""
+        """Count the multiply-adds of the forward pass of one image, [1, 3, H, W]."""
         return multiply_adds(self.model, image, self.units(1))
 
     def memory_bytes(self, images: Tensor, units: Tensor) -> int:
-        """A GPU's peak in a step; on a CPU what the backward pass keeps of the forward pass."""
+        """Take a step; return a GPU's peak memory, or on a CPU what the backward pass keeps of the forward pass."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self.step(images, units)
@@ -104,6 +104,6 @@ class Network:
         return kept_bytes(self.model, lambda: self.step(images, units))
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Wait until the device has done what it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

@@ -1,4 +1,4 @@
-"""The stream's own parts, one at a time, as ways."""
+"""Stages of the stream, each run alone as a loader is, to time them."""
 
 import os
 from typing import Any
@@ -8,12 +8,13 @@ import torch
 import xxhash
 from nvidia.dali import types
 
-from coma.bench.ways import Sample, Way, run_graph
+from coma.bench.image_loaders import Sample, run_graph
+from coma.bench.timing import Loading
 from coma.pipeline.decode import Decoder, HeaderCheck
 
 
-def reading(sample: Sample) -> Way:
-    """Byte ranges of the shards."""
+def reading(sample: Sample) -> Loading:
+    """Read the byte ranges of the images out of the shards."""
     m = sample.manifest
     descriptors = [os.open(tar, os.O_RDONLY) for tar in sample.tars]
     try:
@@ -26,8 +27,8 @@ def reading(sample: Sample) -> Way:
             os.close(descriptor)
 
 
-def hashing(sample: Sample) -> Way:
-    """xxh3-64 of every image, and its header parsed."""
+def hashing(sample: Sample) -> Loading:
+    """Hash every image by xxh3-64 and parse its header."""
     check, m = HeaderCheck(sample.batch_size), sample.manifest
     for ids in sample.batches():
         data = [sample.encoded[i] for i in ids]
@@ -37,8 +38,8 @@ def hashing(sample: Sample) -> Way:
         yield len(ids)
 
 
-def window_decoding(sample: Sample) -> Way:
-    """The window's part of each image, decoded by the same operator as in the stream's graph."""
+def window_decoding(sample: Sample) -> Loading:
+    """Decode each image's crop window by the same operator as the stream's graph."""
     feed = sample.inputs()
 
     def source() -> tuple[Any, ...]:
@@ -58,8 +59,8 @@ def window_decoding(sample: Sample) -> Way:
     return run_graph(sample, graph)
 
 
-def whole_graph(sample: Sample) -> Way:
-    """The stream's graph: decoding, resizing, normalising."""
+def whole_graph(sample: Sample) -> Loading:
+    """Run the stream's graph: decoding, resizing, normalising."""
     feed = sample.inputs()
     decoder = Decoder(
         lambda: next(feed),
@@ -74,4 +75,4 @@ def whole_graph(sample: Sample) -> Way:
 
 
 STAGES = {"read": reading, "checked": hashing, "window": window_decoding, "graph": whole_graph}
-"""By the names that a benchmark keeps their times under; in the order of the stream."""
+"""The stages by the names under which their times are kept, in the order of the stream."""

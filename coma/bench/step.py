@@ -1,4 +1,4 @@
-"""`coma bench step`: what a training step costs, networks side by side on the same images held in memory.
+"""`coma bench step`: time, memory and multiply-adds of a training step, networks side by side on images in memory.
 
 The networks take turns, round after round; a ratio is the median of the rounds' ratios, so that what else the
 machine does strikes all alike.
@@ -7,62 +7,109 @@ machine does strikes all alike.
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from coma.bench.network import IMAGENET_IMAGES, Network
 from coma.bench.options import StepOptions
+from coma.bench.plot import write_bars
+from coma.bench.table import table
 from coma.training.setup import device_name
 
 
 @dataclass(frozen=True)
 class StepTiming:
-    """One network in one precision."""
+    """Cost of one network's training step in one precision."""
 
     model: str
     precision: str
     parameters: int
-    """Decoder included."""
+    """Number of parameters, the decoder's included."""
     macs: float
     """Multiply-adds of one image's forward pass."""
     memory_bytes: int
     """A GPU's peak; on a CPU what the backward pass keeps of the forward pass."""
     step_s: tuple[float, ...]
-    """Wall seconds of each round."""
+    """Wall seconds of the step in each round."""
     time_ratio: float
-    """A step's time as a part of the last network's: the median of the rounds' ratios."""
+    """Time of a step relative to the last network's: the median of the rounds' ratios."""
     batch_size: int
     image_size: int
-    """Pixels."""
+    """Side of the images in pixels."""
     device: str
 
     @property
     def images_per_s(self) -> float:
-        """Median."""
+        """Median over the rounds."""
         return self.batch_size / statistics.median(self.step_s)
 
     @property
     def imagenet_epoch_h(self) -> float:
-        """Hours of one epoch of ImageNet's training images at this pace."""
+        """Hours of one epoch of ImageNet's training images at this rate."""
         return IMAGENET_IMAGES / self.images_per_s / 3600
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return fields and derived figures as JSON values."""
         return asdict(self) | {
             "images_per_s": self.images_per_s,
             "imagenet_epoch_h": self.imagenet_epoch_h,
         }
 
 
-def bench_step(
-    options: StepOptions, progress: Callable[[str, int, int], None] | None = None
-) -> list[StepTiming]:
+@dataclass(frozen=True)
+class StepResult:
+    """Timings of all networks in all precisions."""
+
+    timings: tuple[StepTiming, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return {"steps": [timing.to_json() for timing in self.timings]}
+
+    def to_lines(self) -> list[str]:
+        """Return the result as text."""
+        first = self.timings[0]
+        rows = [
+            (
+                timing.model,
+                timing.precision,
+                f"{timing.parameters / 1e6:.1f} M",
+                f"{timing.macs / 1e9:.2f} G",
+                f"{timing.memory_bytes / 1e9:.2f} GB",
+                f"{timing.images_per_s:.3g}",
+                f"{timing.time_ratio:.2f}x",
+                f"{timing.imagenet_epoch_h:.3g} h",
+            )
+            for timing in self.timings
+        ]
+        header = ("network", "", "params", "MACs", "memory", "img/s", "ratio", "ImageNet")
+        return [
+            f"Steps of {first.batch_size} images at {first.image_size} px on {first.device}; ratios are of time",
+            *table(header, rows),
+            "params: with decoder; MACs: an image's forward pass; ImageNet: an epoch of it",
+        ]
+
+    def write_plot(self, path: Path) -> None:
+        """Draw the rates as a PNG."""
+        first = self.timings[0]
+        rates = {f"{timing.model}, {timing.precision}": timing.images_per_s for timing in self.timings}
+        write_bars(
+            path,
+            f"Images a second at {first.image_size} px",
+            f"steps of {first.batch_size} images on {first.device}, medians of {len(first.step_s)} turns",
+            rates,
+            highlighted={name for name in rates if ":coma" in name},
+        )
+
+
+def bench_step(options: StepOptions, progress: Callable[[str, int, int], None] | None = None) -> StepResult:
     """Measure the networks, in turn, in each precision. Raises UsageError."""
-    found = []
+    timings: list[StepTiming] = []
     for precision in options.precisions:
-        found += _measure(options, precision, progress or (lambda *_: None))
-    return found
+        timings += _measure(options, precision, progress or (lambda *_: None))
+    return StepResult(tuple(timings))
 
 
 def _measure(

@@ -1,17 +1,16 @@
-"""Take the time of several ways to do the same work, turn by turn, on one core."""
+"""Time several loaders that do the same work, turn by turn, on one core."""
 
 import os
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from coma.errors import ComaError, DataError
 
-if TYPE_CHECKING:
-    from coma.bench.ways import Way
+Loading = Generator[int, None, None]
+"""A loader at work: yields the number of images of each batch that it has just loaded, without end."""
 
 _IDLE_S = 0.01  # threads that work ahead have done so when this long passes without work
 _SETTLE_S = 10.0
@@ -19,54 +18,55 @@ _SETTLE_S = 10.0
 
 @dataclass(frozen=True)
 class Timing:
-    """One way's rounds, in seconds an image."""
+    """Seconds an image of one loader, in each round."""
 
     cpu_s: tuple[float, ...]
     wall_s: tuple[float, ...]
 
     @property
     def images_per_cpu_s(self) -> float:
-        """Median."""
+        """Median over the rounds of images per second of CPU time."""
         return 1 / max(statistics.median(self.cpu_s), 1e-9)
 
     @property
     def images_per_s(self) -> float:
-        """Median, on one core."""
+        """Median over the rounds of images per second of wall time, on one core."""
         return 1 / max(statistics.median(self.wall_s), 1e-9)
 
     def ratio_to(self, other: "Timing") -> float:
-        """How many times as many images a CPU-second as another way: the median of the rounds' ratios."""
+        """Images a CPU-second as a multiple of another loader's: the median of the rounds' ratios."""
         return statistics.median(b / max(a, 1e-9) for a, b in zip(self.cpu_s, other.cpu_s, strict=True))
 
 
 def take_turns(
-    made: Mapping[str, "Callable[[], Way]"],
+    loaders: Mapping[str, Callable[[], Loading]],
     images: int,
     rounds: int,
     progress: Callable[[str, int, int], None],
     *,
     needed: Collection[str],
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """What each way takes for as many images, in each round; and why those that failed did.
+    """Time each loader over `images` images in each of the rounds: (timings, reasons of those that failed), by name.
 
     Raises:
-        DataError: if one of those needed fails. What coma itself says of the data (ComaError) is raised too.
+        DataError: one of those `needed` fails.
+        ComaError: the data are refused by coma itself.
     """
-    cpu: dict[str, list[float]] = {name: [] for name in made}
-    wall: dict[str, list[float]] = {name: [] for name in made}
+    cpu: dict[str, list[float]] = {name: [] for name in loaders}
+    wall: dict[str, list[float]] = {name: [] for name in loaders}
     failed: dict[str, str] = {}
     with ExitStack() as stack:
-        ways = {name: stack.enter_context(closing(make())) for name, make in made.items()}
+        running = {name: stack.enter_context(closing(start())) for name, start in loaders.items()}
         for number in range(-1, rounds):
-            for name, way in ways.items():
+            for name, loading in running.items():
                 if name in failed:
                     continue
                 progress(name, max(0, number), rounds)
                 try:
                     if number < 0:
-                        next(way)  # builds it
+                        next(loading)  # builds it
                         continue
-                    cpu_s, wall_s, done = _turn(way, images)
+                    cpu_s, wall_s, done = _turn(loading, images)
                 except ComaError:
                     raise
                 except Exception as error:  # anything may be wrong with other people's libraries
@@ -76,29 +76,33 @@ def take_turns(
                 else:
                     cpu[name].append(cpu_s / done)
                     wall[name].append(wall_s / done)
-    return {name: Timing(tuple(cpu[name]), tuple(wall[name])) for name in made if name not in failed}, failed
+    return {
+        name: Timing(tuple(cpu[name]), tuple(wall[name])) for name in loaders if name not in failed
+    }, failed
 
 
 def _reason(error: Exception) -> str:
-    """In one line; those that only announce the next one are left out."""
+    """Return an error in one line, without lines that only announce the next one."""
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line.rstrip(",") for line in lines if line and not line.endswith(":")]
     return ": ".join([type(error).__name__, *said[:1]])
 
 
-def _turn(way: "Way", images: int) -> tuple[float, float, int]:
-    """CPU and wall seconds of as many images, from rest to rest: what was prepared ahead before is as much as
-    what is after."""
+def _turn(loading: Loading, images: int) -> tuple[float, float, int]:
+    """Return CPU seconds, wall seconds and the number of images of one turn of at least `images`.
+
+    It lasts from rest to rest, so that as much is prepared ahead before it as after it.
+    """
     _settle()
     cpu_s, wall_s, done = time.process_time(), time.perf_counter(), 0
     while done < images:
-        done += next(way)
+        done += next(loading)
     rest_cpu_s, rest_wall_s = _settle()
     return rest_cpu_s - cpu_s, rest_wall_s - wall_s, done
 
 
 def _settle() -> tuple[float, float]:
-    """Wait until no thread works any more; CPU and wall clock when that began."""
+    """Wait until no thread works any more; return the CPU and wall clock of when that began."""
     until = time.perf_counter() + _SETTLE_S
     while True:
         cpu_s, wall_s = time.process_time(), time.perf_counter()

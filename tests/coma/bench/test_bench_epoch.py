@@ -42,14 +42,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(data: Path) -> list[EpochTiming]:
-    return bench_epoch(data, OPTIONS)
+def timings(data: Path) -> tuple[EpochTiming, ...]:
+    return bench_epoch(data, OPTIONS).timings
 
 
-def test_each_network_has_turns_of_both_kinds(found: list[EpochTiming]) -> None:
-    assert tuple(timing.model for timing in found) == OPTIONS.models
-    assert found[-1].epoch_ratio == 1
-    for timing in found:
+def test_each_network_has_turns_of_both_kinds(timings: tuple[EpochTiming, ...]) -> None:
+    assert tuple(timing.model for timing in timings) == OPTIONS.models
+    assert timings[-1].epoch_ratio == 1
+    for timing in timings:
         assert len(timing.streamed) == len(timing.in_memory) == OPTIONS.rounds
         assert all(0 < turn.wait_s < turn.step_s for turn in timing.streamed)
         assert all(0 <= turn.wait_s < turn.step_s for turn in timing.in_memory)
@@ -94,9 +94,9 @@ def test_figures_follow_from_the_turns() -> None:
     assert timing.fed_ratio == pytest.approx(0.9)
     assert timing.wait_share == 0.25
     assert timing.epoch_h == 1
-    found = json.loads(json.dumps(timing.to_json()))
-    assert found["imagenet_device_h"] == pytest.approx(10 * 1_281_167 / 2 / 3600)
-    assert found["imagenet_h"]["1"] == 4 * found["imagenet_h"]["4"] == found["imagenet_device_h"]
+    figures = json.loads(json.dumps(timing.to_json()))
+    assert figures["imagenet_device_h"] == pytest.approx(10 * 1_281_167 / 2 / 3600)
+    assert figures["imagenet_h"]["1"] == 4 * figures["imagenet_h"]["4"] == figures["imagenet_device_h"]
 
 
 @pytest.mark.parametrize(

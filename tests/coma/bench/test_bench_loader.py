@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -14,14 +13,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from coma.bench import loader, peers, stages, ways
-from coma.bench.findings import NATIVE, PEER, STREAM, Images, LoaderBench, advice
+from coma.bench import image_loaders, loader, stages
+from coma.bench.image_loaders import DECODING_ALONE, LOADERS, Sample
 from coma.bench.loader import bench_loader
+from coma.bench.loader_result import REFERENCE, STREAM, Images, LoaderResult, advice
 from coma.bench.options import LoaderOptions
-from coma.bench.peers import Peer
 from coma.bench.plot import write_bars
-from coma.bench.timing import Timing, take_turns
-from coma.bench.ways import Sample, Way
+from coma.bench.timing import Loading, Timing, take_turns
 from coma.cli.bench import app
 from coma.errors import DataError, UsageError
 from coma.shards.manifest import read_manifest
@@ -45,62 +43,46 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(data: Path) -> LoaderBench:
+def result(data: Path) -> LoaderResult:
     return bench_loader(data, OPTIONS)
 
 
-def test_every_way_has_its_figures(found: LoaderBench) -> None:
-    assert found.images.count == 8  # whole batches
-    assert set(found.ways) >= {STREAM, PEER, "ImageFolder + torchvision", "webdataset + PIL", NATIVE}
-    assert found.failed == {}
-    assert found.resized is not None
-    assert found.resized[0].shorter_side == found.options.resize_px == 32
-    assert len(found.limits) == 2
-    for timing in (found.ways | found.limits).values():
+def test_every_loader_has_its_figures(result: LoaderResult) -> None:
+    assert result.images.count == 8  # whole batches
+    assert set(result.loaders) == set(LOADERS)
+    assert result.failed == {}
+    assert result.resized is not None
+    assert result.resized[0].shorter_side == result.options.resize_px == 32
+    assert set(result.decoding_alone) == set(DECODING_ALONE)
+    for timing in (result.loaders | result.decoding_alone).values():
         assert len(timing.cpu_s) == len(timing.wall_s) == OPTIONS.rounds
         assert timing.images_per_cpu_s > 0
-    assert found.bottleneck in {*found.stages_us, "storage"}
-    assert found.ways[PEER].ratio_to(found.ways[PEER]) == 1
+    assert result.bottleneck in {*result.stages_us, "storage"}
+    assert result.loaders[REFERENCE].ratio_to(result.loaders[REFERENCE]) == 1
 
 
 def test_the_machine_is_left_as_it_was(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.delenv("TMPDIR", raising=False)
-    theirs = [tmp_path / "data" / "kept", tmp_path / "chunks" / "kept"]  # litdata.optimize deletes these
-    for file in theirs:
-        file.parent.mkdir()
-        file.touch()
-    before = os.sched_getaffinity(0), torch.get_num_threads(), os.environ.get("TMPDIR")
+    before = os.sched_getaffinity(0), torch.get_num_threads()
     bench_loader(data, replace(OPTIONS, rounds=1))
-    assert (os.sched_getaffinity(0), torch.get_num_threads(), os.environ.get("TMPDIR")) == before
-    assert tempfile.tempdir == str(tmp_path)
-    assert {file for file in tmp_path.rglob("*") if file.is_file()} == set(theirs)
-
-
-WAYS = [
-    ways.coma_stream,
-    ways.image_folder,
-    ways.torchvision_decoding,
-    ways.web_dataset,
-    ways.native_dali,
-    stages.whole_graph,
-    *[peer.way for peer in peers.PEERS if peer.installed],
-]
+    assert (os.sched_getaffinity(0), torch.get_num_threads()) == before
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("way", "image_size"),
-    [(way, 28) for way in WAYS] + [(ways.coma_stream, 32), (ways.coma_stream, 64)],
+    ("load", "image_size"),
+    [(load, 28) for load in (*LOADERS.values(), stages.whole_graph)]
+    + [(image_loaders.coma_stream, 32), (image_loaders.coma_stream, 64)],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_ways_make_batches_of_the_size_asked_for(
-    way: Callable[[Sample], Way], image_size: int, data: Path, tmp_path: Path
+def test_loaders_make_batches_of_the_size_asked_for(
+    load: Callable[[Sample], Loading], image_size: int, data: Path, tmp_path: Path
 ) -> None:
     sample, *_ = loader._sample(
         read_manifest(data), tmp_path, LoaderOptions(images=8, image_size=image_size, batch_size=4)
     )
     assert len(sample.manifest) == len(list(sample.folder.rglob("*.*"))) == 8
-    running = way(sample)
+    running = load(sample)
     assert list(islice(running, 5)) == [4] * 5  # over the end of the sample
     running.close()
 
@@ -129,10 +111,14 @@ def times(cpu_s: float) -> Timing:
     return Timing((cpu_s,), (cpu_s,))
 
 
-def test_the_advice_fits_the_bottleneck(found: LoaderBench) -> None:
+def test_the_advice_fits_the_bottleneck(result: LoaderResult) -> None:
     fast = {"storage_images_per_s": 1e9, "memory_images_per_s": 2e9, "options": LoaderOptions()}
     decoding = replace(
-        found, ways={STREAM: times(1.0)}, stages_us={"reading": 1.0, "decoding": 9.0}, resized=None, **fast
+        result,
+        loaders={STREAM: times(1.0)},
+        stages_us={"reading": 1.0, "decoding": 9.0},
+        resized=None,
+        **fast,
     )
     assert decoding.bottleneck == "decoding"
     assert "GPU" in advice(decoding)
@@ -141,19 +127,19 @@ def test_the_advice_fits_the_bottleneck(found: LoaderBench) -> None:
     assert "larger batches" in advice(replace(decoding, stages_us={"checking hash and header": 9.0}))
 
 
-def test_resizing_is_advised_where_it_was_seen_to_help(found: LoaderBench) -> None:
+def test_resizing_is_advised_where_it_was_seen_to_help(result: LoaderResult) -> None:
     small, fast = Images(8, 30_000.0, 0.1, 256.0), {"storage_images_per_s": 1e9, "options": LoaderOptions()}
-    decoding = replace(found, ways={STREAM: times(1.0)}, stages_us={"decoding": 9.0}, **fast)
+    decoding = replace(result, loaders={STREAM: times(1.0)}, stages_us={"decoding": 9.0}, **fast)
     assert advice(replace(decoding, resized=(small, times(0.5)))) == (
         "coma shard SOURCE --resize 256: 2.0 times as fast, 30 KB an image"
     )
     assert "--resize" not in advice(replace(decoding, resized=(small, times(0.95))))
 
 
-def test_storage_is_the_bottleneck_if_it_and_nothing_else_cannot_keep_up(found: LoaderBench) -> None:
+def test_storage_is_the_bottleneck_if_it_and_nothing_else_cannot_keep_up(result: LoaderResult) -> None:
     slow = replace(
-        found,
-        ways={STREAM: times(0.01)},
+        result,
+        loaders={STREAM: times(0.01)},
         images=Images(8, 100_000.0, 0.2, 375.0),
         cores=8,
         storage_images_per_s=400.0,
@@ -190,24 +176,24 @@ def test_small_pngs_are_made_jpegs_to_compare(tmp_path: Path) -> None:
     assert set(small.manifest.formats(range(4))) == {"jpeg"}
 
 
-def counting(images: int, error: Exception | None = None) -> Callable[[], Way]:
-    """A way that fails in its second batch."""
+def counting(images: int, error: Exception | None = None) -> Callable[[], Loading]:
+    """A loader that fails in its second batch, if it is given an error."""
 
-    def way() -> Way:
+    def load() -> Loading:
         yield images
         if error is not None:
             raise error
         while True:
             yield images
 
-    return way
+    return load
 
 
-def test_a_way_that_fails_is_named_and_the_others_go_on() -> None:
+def test_a_loader_that_fails_is_named_and_the_others_go_on() -> None:
     made = {
         "good": counting(4),
         "late": counting(4, RuntimeError("Critical error in pipeline:\nthe reader is gone,\nand more")),
-        "broken": lambda: peers_that_cannot_be_imported(),
+        "broken": lambda: a_library_that_is_missing(),
     }
     timings, failed = take_turns(made, 8, 3, lambda *_: None, needed={"good"})
     assert set(timings) == {"good"}
@@ -216,7 +202,7 @@ def test_a_way_that_fails_is_named_and_the_others_go_on() -> None:
     assert failed["broken"] == "ModuleNotFoundError: No module named 'no_such_library'"
 
 
-def peers_that_cannot_be_imported() -> Way:
+def a_library_that_is_missing() -> Loading:
     import no_such_library  # type: ignore[import-not-found]
 
     yield no_such_library.images
@@ -229,37 +215,18 @@ def test_what_the_comparison_cannot_do_without_ends_it() -> None:
         take_turns({"coma": counting(4, UsageError("a flag"))}, 8, 1, lambda *_: None, needed=())
 
 
-def absent(sample: Sample) -> Way:
-    raise AssertionError("is not installed")
-
-
 def run(*arguments: str) -> str:
     done = CliRunner().invoke(app, ["loader", *arguments], catch_exceptions=False)
     assert done.exit_code == 0
     return done.stdout
 
 
-def test_what_is_not_installed_or_fails_is_said(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken = Peer("pytest", "broken peer", lambda _: counting(4, OSError("libjpeg.so is missing " * 9))())
-    noted = Peer("pillow", "peer", lambda _: counting(4)(), "other work: none at all")
-    monkeypatch.setattr(peers, "PEERS", (Peer("no-such-package", "x", absent), broken, noted))
-    command = [str(data), "--images", "8", "--rounds", "1", "--image-size", "28"]
-
-    lines = run(*command).splitlines()
-    assert "not installed: no-such-package; pip install them to compare" in lines
-    (failed,) = [line for line in lines if line.startswith("failed: ")]
-    assert failed.startswith("failed: broken peer: OSError: libjpeg.so is missing")
-    assert len(failed) <= 80
-    assert "peer: other work: none at all" in lines
-
-    result = json.loads(run(*command, "--json"))
-    assert result["not_installed"] == ["no-such-package"]
-    assert list(result["failed"]) == ["broken peer"]
-    assert result["ways"]["peer"]["note"] == "other work: none at all"
-    assert "broken peer" not in result["ways"]
-    assert set(result["versions"]) >= {"torch", "pillow"}
+def test_a_failure_is_told_in_one_line(result: LoaderResult) -> None:
+    failed = replace(result, failed={"broken": "OSError: libjpeg.so is missing " * 9})
+    (line,) = [line for line in failed.to_lines() if line.startswith("failed: ")]
+    assert line.startswith("failed: broken: OSError: libjpeg.so is missing")
+    assert len(line) <= 80
+    assert list(failed.to_json()["failed"]) == ["broken"]
 
 
 def test_the_table_fits_80_columns_and_the_plot_is_a_picture(data: Path, tmp_path: Path) -> None:
@@ -274,15 +241,14 @@ def test_the_table_fits_80_columns_and_the_plot_is_a_picture(data: Path, tmp_pat
 
 
 def test_json_holds_the_table(data: Path) -> None:
-    result = json.loads(run(str(data), "--images", "8", "--rounds", "1", "--image-size", "28", "--json"))
-    assert result["ways"][PEER]["ratio"] == 1
-    assert set(result) >= {"decoding_alone", "stages_us", "bottleneck", "advice", "ratio_to_native_dali"}
+    figures = json.loads(run(str(data), "--images", "8", "--rounds", "1", "--image-size", "28", "--json"))
+    assert figures["ways"][REFERENCE]["ratio"] == 1
+    assert set(figures) >= {"decoding_alone", "stages_us", "bottleneck", "advice", "ratio_to_native_dali"}
+    assert set(figures["versions"]) >= {"torch", "pillow"}
 
 
 def test_bars_are_as_long_as_their_values(tmp_path: Path) -> None:
-    write_bars(
-        tmp_path / "a.png", "t", "n", {"a": 50, "b": 100}, mine=frozenset({"a"}), limits=frozenset({"b"})
-    )
+    write_bars(tmp_path / "a.png", "t", "n", {"a": 50, "b": 100}, highlighted={"a"}, faded={"b"})
     with Image.open(tmp_path / "a.png") as picture:
         pixels = np.asarray(picture).astype(int)
     mine = (np.abs(pixels - [0x25, 0x63, 0xC9]).sum(2) == 0).any(0).sum()
@@ -293,8 +259,7 @@ def test_bars_are_as_long_as_their_values(tmp_path: Path) -> None:
 def test_long_names_do_not_run_into_bars_or_over_the_edge(tmp_path: Path) -> None:
     long = "a loader whose name is longer than any of those that we know of, and then some"
     values = {long: 123456.0, "b": 5.0}
-    none = frozenset[str]()
-    write_bars(tmp_path / "a.png", long * 3, long * 3, values, mine=frozenset({long}), limits=none)
+    write_bars(tmp_path / "a.png", long * 3, long * 3, values, highlighted={long})
     with Image.open(tmp_path / "a.png") as picture:
         pixels = np.asarray(picture).astype(int)
     assert (pixels[:, -20:] == 255).all()

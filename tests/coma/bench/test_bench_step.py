@@ -22,26 +22,26 @@ OPTIONS = StepOptions(
 
 
 @pytest.fixture(scope="module")
-def found() -> list[StepTiming]:
-    return bench_step(OPTIONS)
+def timings() -> tuple[StepTiming, ...]:
+    return bench_step(OPTIONS).timings
 
 
-def test_each_network_has_its_figures_in_each_precision(found: list[StepTiming]) -> None:
-    assert [(timing.model, timing.precision) for timing in found] == [
+def test_each_network_has_its_figures_in_each_precision(timings: tuple[StepTiming, ...]) -> None:
+    assert [(timing.model, timing.precision) for timing in timings] == [
         ("dyvit_nano:coma", "fp32"),
         ("vit_tiny:mae", "fp32"),
         ("dyvit_nano:coma", "bf16"),
         ("vit_tiny:mae", "bf16"),
     ]
-    for timing in found:
+    for timing in timings:
         assert len(timing.step_s) == OPTIONS.rounds
         assert timing.images_per_s > 0
         assert timing.imagenet_epoch_h == pytest.approx(1_281_167 / timing.images_per_s / 3600)
-    assert [timing.time_ratio for timing in found[1::2]] == [1.0, 1.0]
+    assert [timing.time_ratio for timing in timings[1::2]] == [1.0, 1.0]
 
 
-def test_precision_changes_memory_and_not_the_work(found: list[StepTiming]) -> None:
-    for full, half in zip(found[:2], found[2:], strict=True):
+def test_precision_changes_memory_and_not_the_work(timings: tuple[StepTiming, ...]) -> None:
+    for full, half in zip(timings[:2], timings[2:], strict=True):
         assert half.parameters == full.parameters
         assert half.macs == full.macs
         assert half.memory_bytes < 0.75 * full.memory_bytes
@@ -50,7 +50,7 @@ def test_precision_changes_memory_and_not_the_work(found: list[StepTiming]) -> N
 def test_multiply_adds_are_those_of_the_table() -> None:
     """The design's figure of a base's training pass, counted on real kernels."""
     options = StepOptions(models=("dyvit_tiny:coma",), precisions=("fp32",), batch_size=1, rounds=1)
-    assert bench_step(options)[0].macs == pytest.approx(1.54e9, rel=0.01)
+    assert bench_step(options).timings[0].macs == pytest.approx(1.54e9, rel=0.01)
 
 
 @pytest.mark.parametrize(
