@@ -46,7 +46,7 @@ def look(
     from dataclasses import asdict
 
     from coma.cli import console
-    from coma.evaluation.evaluate import choose_device
+    from coma.evaluation.device import choose_device
     from coma.pictures.look import look_at
 
     path, gates = look_at(

@@ -33,7 +33,7 @@ def reconstruct(
     the visible ones.
     """
     from coma.cli import console
-    from coma.evaluation.evaluate import choose_device
+    from coma.evaluation.device import choose_device
     from coma.pictures.reconstruct import reconstruct_run
 
     path = reconstruct_run(run, images or [], out=out, count=count, seed=seed, device=choose_device(device))

@@ -19,7 +19,7 @@ def score_and_print(
     """Score a run by a probe, or by nearest neighbours if no protocol is given, and print the result."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    from coma.evaluation.evaluate import score_run
+    from coma.evaluation.score_run import score_run
 
     bar = console.progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

@@ -1,1 +1,1 @@
-"""The embedded default: a drawn data set and the whole road over it, in a few minutes on a CPU."""
+"""The demo: a data set that is drawn, and all stages from images to probes on it, in a few minutes on a CPU."""

@@ -1,4 +1,4 @@
-"""The whole road on a small scale: images → shards → pre-training, a probe before and after, a picture."""
+"""Demonstration of all stages on a small scale: images, shards, pre-training, probes before and after, a picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from coma.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from coma.evaluation.evaluate import Scores
+    from coma.evaluation.score import Scores
+    from coma.model.coma import MaskedAutoencoder
+    from coma.shards.manifest import Manifest
     from coma.training import PretrainConfig
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What a demo did; the scores are percentages, None if the images have no labels."""
+    """Result of a demo; the scores are percentages, None if the images have no labels."""
 
     out: Path
     data: Path
@@ -60,7 +62,7 @@ class DemoResult:
     knn_before: float | None
     knn_after: float | None
     no_probe: str | None
-    """Why there are no scores."""
+    """Reason that there are no scores, None if there are."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values, paths as strings."""
@@ -75,13 +77,15 @@ def demo(
     Args:
         images: a folder of images as `coma shard` takes it; None: a labelled set is drawn.
         out: a folder that is new or empty; None: `coma-demo`, or the next free name after it.
-        seed: of the drawing, the shuffle, the weights and the masks.
+        seed: random seed for the drawing, the shuffle, the weights and the masks.
         progress: called as the demo goes on; without it, lines are logged now and then.
 
     Raises:
         UsageError, DataError: `out` is taken, `images` are none; nothing has been written then.
     """
-    from coma.evaluation.evaluate import append_metrics, choose_device, labelled_manifests, metrics_line
+    from coma.evaluation.device import choose_device
+    from coma.evaluation.score import labelled_manifests
+    from coma.evaluation.score_run import append_metrics
     from coma.pictures.reconstruct import reconstruct_run
     from coma.runs.names import RECONSTRUCTION_NAME, checkpoint_step
     from coma.runs.read import load_autoencoder, run_of
@@ -90,17 +94,18 @@ def demo(
 
     began_s = time.monotonic()
     out = free_folder() if out is None else new_folder(out)
-    told: Progress = progress or (lambda *_: None)
+    watched = progress is not None
+    progress = progress or (lambda *_: None)
     data, run = out / "shards", out / "run"
 
-    source = images if images is not None else _draw(out / "images", seed, told)
-    summary = _shard(source, data, seed, told)
+    source = images if images is not None else _draw(out / "images", seed, progress)
+    summary = _shard(source, data, seed, progress)
     splits = {split.name: split.images for split in summary.splits}
     if "train" not in splits:
         raise DataError(f"{source} has no training images, only {' and '.join(splits)}: put them beside val/")
+    manifests, no_probe = None, None
     try:
-        labelled_manifests(data)
-        no_probe = None
+        manifests = labelled_manifests(data)
     except DataError as error:
         no_probe = str(error)
         logger.info("no probe: %s", no_probe)
@@ -120,23 +125,19 @@ def demo(
         save_every=STEPS,
     )
     device = choose_device()
-    before = None if no_probe else _score_untrained(config, data, device, told)
+    before = _score_untrained(config, manifests, device, progress) if manifests else None
 
-    with _quiet_training(progress is not None):
-        losses: list[float] = []
-
-        def watch(now: Any) -> None:
-            losses.append(now.loss)
-            told("training", now.step, now.steps)
-
-        training = pretrain(config, watch if progress is not None else None)
+    with _quiet_training(watched):
+        training = pretrain(
+            config, (lambda now: progress("training", now.step, now.steps)) if watched else None
+        )
 
     _, checkpoint = run_of(run)
     autoencoder = load_autoencoder(checkpoint, device)
-    after = None if no_probe else _score(autoencoder, data, device, told)
+    after = _score(autoencoder, manifests, device, progress) if manifests else None
     for step, scores in ((0, before), (checkpoint_step(checkpoint), after)):
         if scores is not None:
-            append_metrics(run, metrics_line(step, scores))
+            append_metrics(run, scores.metrics_line(step))
     picture = reconstruct_run(
         run, out=run / RECONSTRUCTION_NAME, count=PICTURE_ROWS, seed=seed, device=device
     )
@@ -188,7 +189,7 @@ def free_folder(parent: Path = Path()) -> Path:
     return path
 
 
-def _draw(folder: Path, seed: int, told: Progress) -> Path:
+def _draw(folder: Path, seed: int, progress: Progress) -> Path:
     from coma.demo.scenes import write_scenes
 
     logger.info("drawing %d images into %s", TRAIN_SCENES + VAL_SCENES, folder)
@@ -197,12 +198,12 @@ def _draw(folder: Path, seed: int, told: Progress) -> Path:
         train=TRAIN_SCENES,
         val=VAL_SCENES,
         seed=seed,
-        progress=lambda done, total: told("drawing", done, total),
+        progress=lambda done, total: progress("drawing", done, total),
     )
     return folder
 
 
-def _shard(source: Path, data: Path, seed: int, told: Progress) -> Any:
+def _shard(source: Path, data: Path, seed: int, progress: Progress) -> Any:
     from coma.shards.write.options import ShardOptions
     from coma.shards.write.writer import shard
 
@@ -211,25 +212,32 @@ def _shard(source: Path, data: Path, seed: int, told: Progress) -> Any:
         source,
         data,
         ShardOptions(seed=seed),
-        lambda now: told("sharding", now.images, now.total_images),
+        lambda now: progress("sharding", now.images, now.total_images),
     )
 
 
-def _score_untrained(config: PretrainConfig, data: Path, device: str, told: Progress) -> Scores:
+def _score_untrained(
+    config: PretrainConfig, manifests: tuple[Manifest, Manifest | None], device: str, progress: Progress
+) -> Scores:
     """Score the very network that training begins with."""
     import torch
 
     from coma.runs.read import build_model
 
     torch.manual_seed(config.seed)
-    return _score(build_model(config.to_json()).to(device), data, device, told)
+    return _score(build_model(config.to_json()).to(device), manifests, device, progress)
 
 
-def _score(autoencoder: Any, data: Path, device: str, told: Progress) -> Scores:
-    from coma.evaluation.evaluate import score
+def _score(
+    autoencoder: MaskedAutoencoder,
+    manifests: tuple[Manifest, Manifest | None],
+    device: str,
+    progress: Progress,
+) -> Scores:
+    from coma.evaluation.score import score
 
     scores = score(
-        autoencoder, data, device=device, progress=lambda done, total: told("probing", done, total)
+        autoencoder, *manifests, device=device, progress=lambda done, total: progress("probing", done, total)
     )
     logger.info("probe %.1f%%, nearest neighbours %.1f%%", scores.probe, scores.knn)
     return scores
@@ -247,7 +255,7 @@ def _losses(run: Path) -> tuple[float, float]:
 
 @contextmanager
 def _quiet_training(quiet: bool) -> Iterator[None]:
-    """Keep training's own story out of a demo that shows a bar instead."""
+    """Keep training's messages out of a demo that shows a progress bar instead."""
     training = logging.getLogger("coma.training")
     level = training.level
     if quiet:

@@ -1,1 +1,1 @@
-"""What frozen features are worth: nearest neighbours, a linear probe, their effective rank."""
+"""Evaluation: linear probes, nearest neighbours and effective rank of frozen features; accuracy of classifiers."""

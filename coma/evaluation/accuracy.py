@@ -1,4 +1,4 @@
-"""How often a classifier is right."""
+"""Accuracy of a classifier on labelled images."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of a classifier on a labelled split; percentages."""
+    """Result of a classifier on a labelled split; percentages."""
 
     top1: float
     top5: float | None
     """None where there are 5 classes or fewer."""
     loss: float
-    """Cross-entropy."""
+    """Mean cross-entropy."""
     images: int
 
-    def line(self, step: int) -> dict[str, Any]:
+    def metrics_line(self, step: int) -> dict[str, Any]:
         """Return an evaluation line of metrics.jsonl."""
         top5 = {} if self.top5 is None else {"accuracy_top5": round(self.top5, 3)}
         return {"step": step, "accuracy": round(self.top1, 3), **top5, "val_loss": self.loss}
 
     def __str__(self) -> str:
-        """Return it in words."""
+        """Return the result in words."""
         top5 = "" if self.top5 is None else f", top-5 {self.top5:.1f}%"
         return f"accuracy {self.top1:.1f}%{top5}, loss {self.loss:.3f} on val"
 

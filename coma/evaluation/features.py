@@ -1,4 +1,4 @@
-"""Frozen features: a backbone in evaluation mode over one pass of a split, tokens averaged.
+"""Frozen features: a split's images through a backbone in evaluation mode, tokens averaged.
 
 Legend: B images, T tokens, C channels, N samples of a split.
 """
@@ -16,8 +16,6 @@ from coma.errors import DataError
 
 if TYPE_CHECKING:
     from coma.pipeline.stream import Batch
-
-Progress = Callable[[int, int], None]  # samples done, samples in all
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +63,14 @@ def pool(backbone: nn.Module, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def extract(
-    backbone: nn.Module, batches: Iterable[Batch], *, total: int = 0, progress: Progress | None = None
+    backbone: nn.Module, batches: Iterable[Batch], after_batch: Callable[[int], None] = lambda _: None
 ) -> Features:
     """Run the frozen backbone over batches (a `Stream(training=False)`) in float32 and collect its features.
 
-    The backbone's mode is put back afterwards. `progress(done, total)` is called after each batch.
+    The backbone's mode is put back afterwards. `after_batch(done)` is called with the images done so far.
+
+    Raises:
+        DataError: there is no image.
     """
     was_training = backbone.training
     backbone.eval()
@@ -85,8 +86,7 @@ def extract(
             if batch.labels is not None:
                 labels.append(batch.labels.cpu())
             done += len(batch.images)
-            if progress is not None:
-                progress(done, max(done, total))
+            after_batch(done)
     finally:
         backbone.train(was_training)
     if not rows:

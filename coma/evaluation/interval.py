@@ -1,4 +1,4 @@
-"""How far the share of right answers on a sample of images may lie from that on all such images."""
+"""Confidence interval of an accuracy measured on a sample of images."""
 
 from __future__ import annotations
 

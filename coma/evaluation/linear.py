@@ -1,4 +1,4 @@
-"""Linear probes as two papers fit them, on features that are extracted once: by SGD, with their learning rates.
+"""Linear probes fitted by SGD as the papers of DINOv2 and MAE do, on features that are extracted once.
 
 `dinov2` (arXiv 2304.07193): a classifier for each learning rate of a grid, all trained at once. `mae` (arXiv
 2111.06377, A.1): batch normalisation without weights before the classifier, LARS, large batches. Both papers crop
@@ -28,14 +28,14 @@ LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e
 _SGD_BATCH = 1024
 _SGD_PASSES = 10
 _SGD_STEPS = 2500
-"""At least, where ten passes over the rows are fewer."""
+"""Least number of steps, where ten passes over the rows are fewer."""
 
 _MAE_BASE_LR = 0.1
 _MAE_BATCH = 16_384
 _MAE_EPOCHS = 90
 _MAE_WARMUP = 10
 _MAE_FEW_STEPS = 4
-"""An epoch of a small set has so many, of smaller batches."""
+"""Number of steps in an epoch of a small data set, of smaller batches."""
 
 _MOMENTUM = 0.9
 _INIT_STD = 0.01
@@ -53,7 +53,7 @@ def choose_rate(
 ) -> float:
     """Pick the learning rate with the best accuracy on a fifth of the rows, fitted on the rest.
 
-    Of equals the lowest is taken. The test rows have no say.
+    Of equally good ones the lowest is taken. The test rows have no say.
     """
     held_out = held_out_fifth(len(x)).to(x.device)
     if not held_out.any():
@@ -151,7 +151,7 @@ def lars_logits(train_x: Tensor, train_labels: Tensor, test_x: Tensor) -> Tensor
 
 
 def _mae_schedule(epoch: float) -> float:
-    """Share of the learning rate: rises in a straight line, then falls to 0 as half a cosine."""
+    """Share of the learning rate: linear warm-up, then half a cosine down to 0."""
     if epoch < _MAE_WARMUP:
         return epoch / _MAE_WARMUP
     return (1 + cos(pi * (epoch - _MAE_WARMUP) / (_MAE_EPOCHS - _MAE_WARMUP))) / 2

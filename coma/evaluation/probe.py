@@ -43,12 +43,12 @@ class LinearProbe:
 
 def top_accuracy(logits: Tensor, labels: Tensor, best: int = 1) -> float:
     """Percentage of rows of logits [M, L] whose label [M] is among the `best` highest."""
-    found = logits.topk(min(best, logits.shape[1]), dim=1).indices
-    return 100 * (found == labels[:, None]).any(dim=1).double().mean().item()
+    highest = logits.topk(min(best, logits.shape[1]), dim=1).indices
+    return 100 * (highest == labels[:, None]).any(dim=1).double().mean().item()
 
 
 def fit_probe(x: Tensor, labels: Tensor, *, l2: float, classes: int | None = None) -> LinearProbe:
-    """Fit a probe on x [N, C] float and labels [N] int64 with a penalty, to convergence, without chance."""
+    """Fit a probe on x [N, C] float and labels [N] int64 with a penalty, to convergence, without randomness."""
     classes = classes or int(labels.max()) + 1
     x = x.float()
     mean = x.mean(dim=0)
@@ -80,7 +80,7 @@ def fit_probe(x: Tensor, labels: Tensor, *, l2: float, classes: int | None = Non
 def choose_l2(x: Tensor, labels: Tensor, grid: Sequence[float] = L2_GRID) -> float:
     """Pick the penalty of the grid with the best accuracy on a fifth of the rows, fitted on the rest.
 
-    Of equals the strongest is taken. The test rows have no say.
+    Of equally good ones the strongest is taken. The test rows have no say.
     """
     held_out = held_out_fifth(len(x)).to(x.device)
     if not held_out.any():

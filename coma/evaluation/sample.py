@@ -1,4 +1,4 @@
-"""Fewer images than a data set has, to judge by: always the same ones."""
+"""Fixed subset of a data set, for evaluations during training."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from coma.shards.manifest import Manifest
 
 
 def few_of(manifest: Manifest, most: int) -> Manifest:
-    """Return the manifest of at most so many of the samples, in their order.
+    """Return the manifest of at most `most` of the samples, always the same ones, in their order.
 
     They are the first ones, as shards are random draws, so that few shards are read; where the labels say that
     shards are sorted by class, they are spread evenly over all.

@@ -73,12 +73,12 @@ def test_the_demos_before_is_the_network_that_training_began_with(shown):
     """The picture of step 0 and the probe before training show one and the same network."""
     import torch
 
-    from coma.evaluation.evaluate import score
+    from coma.evaluation.score import labelled_manifests, score
     from coma.runs.read import build_model, read_config
 
     torch.manual_seed(2)
     model = build_model(read_config(Path(shown["run"]))["config"])
-    assert score(model, Path(shown["data"])).probe == shown["probe_before"]
+    assert score(model, *labelled_manifests(Path(shown["data"]))).probe == shown["probe_before"]
 
 
 def test_the_demo_ends_with_ten_lines(shown):

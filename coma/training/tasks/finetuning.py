@@ -11,7 +11,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor
 
 from coma.errors import DataError
-from coma.evaluation.evaluate import split_folder
+from coma.evaluation.score import has_split
 from coma.model.classifier import Classifier
 from coma.model.encoders import give_weights
 from coma.pipeline import Batch
@@ -144,7 +144,7 @@ def val_split(manifest: Manifest) -> Manifest | None:
     Raises:
         DataError: its classes differ.
     """
-    if manifest.split != "train" or not split_folder(manifest.folder.parent, "val"):
+    if manifest.split != "train" or not has_split(manifest.folder.parent, "val"):
         return None
     val = read_manifest(manifest.folder.parent, "val")
     if val.label is None or val.class_names != manifest.class_names:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from coma.errors import DataError
 from coma.evaluation.accuracy import accuracy
-from coma.evaluation.evaluate import metrics_line, score_splits, split_folder
+from coma.evaluation.score import has_split, score
 from coma.evaluation.sample import few_of
 from coma.pipeline import Stream
 from coma.runs.lines import readable_lines
@@ -100,14 +100,14 @@ class FeatureScorer:
         self._labelled = labels is not None and bool((labels != labels[0]).any())
         if not self._labelled:
             logger.info("%s has no labels of two classes: only RankMe is evaluated", data.folder)
-        elif data.split == "train" and split_folder(data.folder.parent, "val"):
+        elif data.split == "train" and has_split(data.folder.parent, "val"):
             val = few_of(read_manifest(data.folder.parent, "val"), VAL_IMAGES)
             self._val = None if val.label is None else val
 
     def score(self, weights: dict[str, Tensor], step: int, after_batch: Callable[[], None]) -> dict[str, Any]:
         """Return the scores of the network with these weights."""
         with network_with(self._build, weights, self._device) as model:
-            scores = score_splits(
+            scores = score(
                 model,
                 self._train,
                 self._val,
@@ -117,7 +117,7 @@ class FeatureScorer:
                 progress=lambda *_: after_batch(),
                 **self._decoding,
             )
-        line = metrics_line(step, scores)
+        line = scores.metrics_line(step)
         shown = [f"{name} {line[key]:.1f}{unit}" for key, name, unit in _SHOWN if key in line]
         logger.info("step %d: %s", step, ", ".join(shown))
         return line
@@ -155,4 +155,4 @@ class AccuracyScorer:
         ):
             result = accuracy(model, stream, after_batch)
         logger.info("step %d: %s", step, result)
-        return result.line(step)
+        return result.metrics_line(step)

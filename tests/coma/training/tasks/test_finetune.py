@@ -19,7 +19,7 @@ from small_runs import course, lines, same_weights, small, weights_of
 from torchvision.transforms.v2 import InterpolationMode, RandAugment
 
 from coma.errors import DataError, UsageError
-from coma.evaluation.evaluate import score_run
+from coma.evaluation.score_run import score_run
 from coma.export.export import export_run
 from coma.model.classifier import Classifier
 from coma.pictures.reconstruct import reconstruct_run

@@ -13,8 +13,8 @@ import torch
 from small_runs import course, lines, same_weights, small
 
 from coma.errors import DataError, Preempted
-from coma.evaluation.evaluate import score
 from coma.evaluation.sample import few_of
+from coma.evaluation.score import labelled_manifests, score
 from coma.model.coma import MaskedAutoencoder
 from coma.pipeline import Stream
 from coma.runs.read import load_autoencoder
@@ -51,7 +51,9 @@ def test_training_does_not_notice_and_a_stopped_run_has_the_same_lines(
     assert metrics(tmp_path / "c") == (steps, scores)
     assert same_weights(tmp_path / "a", tmp_path / "c")
 
-    judged = score(load_autoencoder(tmp_path / "b"), data, probe=False)  # as `coma knn` would
+    judged = score(
+        load_autoencoder(tmp_path / "b"), *labelled_manifests(data), probe=False
+    )  # as `coma knn` would
     assert judged.knn is not None
     assert (scores[-1]["knn"], scores[-1]["rankme"]) == (round(judged.knn, 3), round(judged.rankme, 3))
     assert "20-NN" in (tmp_path / "b" / "report.html").read_text()

@@ -12,15 +12,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from coma.errors import DataError, UsageError
-from coma.evaluation.evaluate import (
-    HELD_OUT,
-    append_metrics,
-    features_of,
-    labelled_manifests,
-    score,
-    score_run,
-)
 from coma.evaluation.features import extract, held_out_fifth, pool
+from coma.evaluation.score import HELD_OUT, features_of, labelled_manifests, score
+from coma.evaluation.score_run import append_metrics, score_run
 from coma.export.export import export_run
 from coma.pipeline import Stream
 from coma.runs.read import build_model
@@ -141,7 +135,7 @@ def test_without_val_a_fifth_of_train_is_held_out_and_it_is_said(tmp_path, caplo
     shard(tmp_path / "images", tmp_path / "shards", ShardOptions(workers=1))
     torch.manual_seed(0)
     with caplog.at_level("INFO", logger="coma"):
-        scores = score(build_model(CONFIG), tmp_path / "shards")
+        scores = score(build_model(CONFIG), *labelled_manifests(tmp_path / "shards"))
     assert (scores.train_images, scores.test_images, scores.tested_on) == (32, 8, HELD_OUT)
     assert "a fifth of train is held out" in caplog.text
     assert scores.knn == 100.0

@@ -1,0 +1,25 @@
+"""Choice of the device that a network is evaluated on."""
+
+from __future__ import annotations
+
+import torch
+
+from coma.errors import UsageError
+
+
+def choose_device(asked: str | None = None) -> str:
+    """Return the device that was asked for, or a GPU if there is one, else "cpu".
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        device = torch.device("meta")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < gpus):
+        return asked
+    raise UsageError(f"--device {asked}: this machine has cpu and {gpus} GPUs (cuda, cuda:0, ...)")
