@@ -67,7 +67,7 @@ class Held:
 def measure(config: PretrainConfig, steps: int, rounds: int) -> dict[str, Any]:
     """Take `rounds` times `steps` steps in either loop, after one round of each that does not count."""
     config = dataclasses.replace(config, steps=_ENDLESS, save_every=_ENDLESS, stop_after=steps + 2)
-    found: dict[str, list[dict[str, list[float]]]] = {"bare": [], "coma": []}
+    times: dict[str, list[dict[str, list[float]]]] = {"bare": [], "coma": []}
     """Of each round the length of its steps, by each clock."""
     with StopRequests() as stop, joined(find_place({})) as world:
         from coma.training import loop  # imports DeepSpeed, which looks at the environment
@@ -108,21 +108,20 @@ def measure(config: PretrainConfig, steps: int, rounds: int) -> dict[str, Any]:
                                 session.run_steps()
                             state = dataclasses.replace(state, step=state.step + steps + 2)
                         if number > 0:
-                            found[name].append(held.steps_s())
+                            times[name].append(held.steps_s())
             finally:
                 dispose(engine)
         device = prepared.facts["device_name"]
     medians = {
         name: {
-            clock: statistics.median(chain.from_iterable(times[clock] for times in taken))
-            for clock in _CLOCKS
+            clock: statistics.median(chain.from_iterable(one[clock] for one in taken)) for clock in _CLOCKS
         }
-        for name, taken in found.items()
+        for name, taken in times.items()
     }
     added = {
         clock: [
             statistics.median(coma[clock]) - statistics.median(bare[clock])
-            for bare, coma in zip(found["bare"], found["coma"], strict=True)
+            for bare, coma in zip(times["bare"], times["coma"], strict=True)
         ]
         for clock in _CLOCKS
     }

@@ -88,11 +88,11 @@ def measure(folder: Path, images: int, rounds: int) -> dict[str, Any]:
 
 
 def _copies(folder: Path, to: Path, images: int) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if is_image_name(path.name))
-    if not found:
+    pictures = sorted(path for path in folder.rglob("*") if is_image_name(path.name))
+    if not pictures:
         raise SystemExit(f"no images in {folder}")
     files = []
-    for number, path in enumerate(itertools.islice(itertools.cycle(found), images)):
+    for number, path in enumerate(itertools.islice(itertools.cycle(pictures), images)):
         files.append(to / path.parent.name / f"{number:06d}{path.suffix}")
         files[-1].parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, files[-1])

@@ -124,8 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
 
     detector.eval()
     with torch.no_grad():
-        (found,) = detector([image.to(device) for image in draw(1, given.image_size, generator)[0]])
-    for label, score, box in zip(found["labels"][:4], found["scores"][:4], found["boxes"][:4], strict=True):
+        (objects,) = detector([image.to(device) for image in draw(1, given.image_size, generator)[0]])
+    for label, score, box in zip(
+        objects["labels"][:4], objects["scores"][:4], objects["boxes"][:4], strict=True
+    ):
         print(f"{CLASSES[int(label)]} {score.item():.2f} at {[round(edge) for edge in box.tolist()]}")
     return history
 

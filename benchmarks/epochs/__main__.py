@@ -27,7 +27,7 @@ from typing import TypeVar
 from benchmarks.epochs.images import load
 from benchmarks.epochs.plot import write_plot
 from benchmarks.epochs.report import conclusions, rows_of, table, verdicts
-from benchmarks.epochs.runs import Settings, append_line, found_in, read_lines
+from benchmarks.epochs.runs import Settings, append_line, line_of, read_lines
 from benchmarks.epochs.side_by_side import run_all, say
 from benchmarks.epochs.variants import Variant, variant
 from coma.errors import ComaError, UsageError
@@ -65,7 +65,7 @@ def _compare(given: argparse.Namespace) -> None:
         )
     )
     done = read_lines(given.out)
-    missing = [run for run in settings if found_in(done, run) is None]
+    missing = [run for run in settings if line_of(done, run) is None]
     say(
         f"{len(data.train):,} images, {len(data.test):,} to test on ({data.tested_on}); "
         f"{len(settings)} runs, {len(settings) - len(missing)} of them done before"
@@ -73,13 +73,13 @@ def _compare(given: argparse.Namespace) -> None:
     for line in run_all(missing, data, partial(load, given.data, given.images), jobs=given.jobs):
         append_line(given.out, line)
     done = read_lines(given.out)
-    rows = rows_of([line for run in settings if (line := found_in(done, run))])
+    rows = rows_of([line for run in settings if (line := line_of(done, run))])
     goal = next(row for row in rows if row.variant == reference.name and row.epochs == given.mae_epochs)
-    found = verdicts(rows, goal)
-    summary = {"rows": [asdict(row) for row in rows], "verdicts": [asdict(verdict) for verdict in found]}
+    judged = verdicts(rows, goal)
+    summary = {"rows": [asdict(row) for row in rows], "verdicts": [asdict(verdict) for verdict in judged]}
     (given.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     write_plot(given.out / "epochs.png", rows, goal)
-    print(table(rows, goal), conclusions(found, goal), f"plot  {given.out / 'epochs.png'}", sep="\n\n")
+    print(table(rows, goal), conclusions(judged, goal), f"plot  {given.out / 'epochs.png'}", sep="\n\n")
 
 
 def plan(

@@ -121,8 +121,10 @@ def evaluation_batches(images: Images, image_size: int) -> Iterator[Batch]:
 
 
 def _windows(images: Images, ids: list[int], start: np.ndarray, shape: np.ndarray) -> list[Tensor]:
-    found = zip(ids, start.tolist(), shape.tolist(), strict=True)
-    return [images.pixels[i][top : top + high, left : left + wide] for i, (top, left), (high, wide) in found]
+    windows = zip(ids, start.tolist(), shape.tolist(), strict=True)
+    return [
+        images.pixels[i][top : top + high, left : left + wide] for i, (top, left), (high, wide) in windows
+    ]
 
 
 def _decoded(manifest: Manifest, images: int) -> Images:

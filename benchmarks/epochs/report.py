@@ -79,19 +79,19 @@ def crossing(points: Sequence[tuple[float, float]], target: float) -> Crossing:
 def verdicts(rows: Sequence[Row], reference: Row) -> list[Verdict]:
     """Judge every variant by the mean probe of the reference; costs grow with epochs, so they go by the epoch."""
     target = statistics.mean(reference.probe)
-    found = []
+    judged = []
     for name in dict.fromkeys(row.variant for row in rows if row.variant != reference.variant):
         mine = [row for row in rows if row.variant == name]
         where = crossing([(row.epochs, statistics.mean(row.probe)) for row in mine], target)
         at = where.reached if where.between is None else where.between
         if at is None:
-            found.append(Verdict(name, target, where, None, None, None))
+            judged.append(Verdict(name, target, where, None, None, None))
             continue
         run = next(row for row in mine if row.epochs == where.reached)
         part, of_run = at / reference.epochs, at / run.epochs
         cpu_s = of_run * statistics.mean(run.cpu_s) / statistics.mean(reference.cpu_s)
-        found.append(Verdict(name, target, where, part, cpu_s, of_run * run.macs / reference.macs))
-    return found
+        judged.append(Verdict(name, target, where, part, cpu_s, of_run * run.macs / reference.macs))
+    return judged
 
 
 def table(rows: Sequence[Row], reference: Row) -> str:
@@ -106,10 +106,10 @@ def table(rows: Sequence[Row], reference: Row) -> str:
     return "\n".join(lines)
 
 
-def conclusions(found: Sequence[Verdict], reference: Row) -> str:
+def conclusions(judged: Sequence[Verdict], reference: Row) -> str:
     """A line a variant: where it reaches the reference, and what that costs."""
     lines = []
-    for verdict in found:
+    for verdict in judged:
         goal = f"{reference.variant}'s {verdict.target:.1f}% of {reference.epochs:g} epochs"
         reached, between = verdict.crossing.reached, verdict.crossing.between
         if reached is None:

@@ -96,11 +96,11 @@ def train(settings: Settings, data: Data, say: Callable[[str], None]) -> dict[st
                 raise DivergedError(
                     f"{settings}: the loss is {loss.item()} at step {step}; lower the learning rate"
                 )
-            at, found = stops[step], scores(averaged.module, data, size)
+            at, scored = stops[step], scores(averaged.module, data, size)
             curve.append(
-                {"epochs": at, "loss": loss.item(), "cpu_s": spent.cpu_s, "macs": macs * step, **found}
+                {"epochs": at, "loss": loss.item(), "cpu_s": spent.cpu_s, "macs": macs * step, **scored}
             )
-            say(f"{settings}: after {at:g} probe {found['probe']:.1f}, kNN {found['knn']:.1f}")
+            say(f"{settings}: after {at:g} probe {scored['probe']:.1f}, kNN {scored['knn']:.1f}")
             spent.start()
     return {
         "settings": settings.to_json(),
@@ -138,7 +138,7 @@ def read_lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def found_in(lines: Sequence[dict[str, Any]], run: Settings) -> dict[str, Any] | None:
+def line_of(lines: Sequence[dict[str, Any]], run: Settings) -> dict[str, Any] | None:
     """The finished run that answers for this one, with this one's scores alone; None if there is none.
 
     It has the same settings; at a constant rate, which knows no end, it may be longer and scored more often.

@@ -1,1 +1,1 @@
-"""`coma doctor`: is this machine ready? `examine` runs the checks of `machine` and `software`, each on its own."""
+"""Checks of the machine for `coma doctor`: `examine` runs those of `machine` and `software`, each in its own process."""

@@ -1,4 +1,4 @@
-"""Run checks, each in a process of its own: one that crashes, hangs or cannot be imported is a finding like others."""
+"""Runner of the checks, each in a process of its own: one that crashes or hangs becomes a finding like the others."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from multiprocessing.connection import Connection
 from coma.doctor.finding import Finding
 
 LIMIT_S = 120.0
-"""A check that has not answered by then never will."""
-
+"""Time that a check has before it counts as hanging."""
+_REINSTALL = "reinstall what it needs: pip install --force-reinstall coma"
 
 Check = Callable[[], Finding]
 
 
 def checks(url: str | None = None) -> dict[str, Check]:
-    """Return all checks by name, in the order in which to tell them; `url`: a store to reach as well."""
+    """Return all checks by name, in the order in which they are shown; `url`: a store to reach as well."""
     from coma.doctor import machine, software
 
-    found: dict[str, Check] = {
+    named: dict[str, Check] = {
         "versions": software.versions,
         "GPU": software.gpus,
         "NCCL": software.nccl,
@@ -37,17 +37,18 @@ def checks(url: str | None = None) -> dict[str, Check]:
         "disk": machine.disk,
     }
     if url is not None:
-        found["network"] = partial(software.network, url)
-    return found
+        named["network"] = partial(software.network, url)
+    return named
 
 
 def examine(checks: Mapping[str, Check], limit_s: float = LIMIT_S) -> Iterator[tuple[str, Finding]]:
     """Run the checks, as many at a time as there are cores, and yield (name, finding) in their order."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        yield from zip(checks, pool.map(partial(_apart, limit_s=limit_s), checks.values()), strict=True)
+        yield from zip(checks, pool.map(partial(_run_apart, limit_s=limit_s), checks.values()), strict=True)
 
 
-def _apart(check: Check, limit_s: float) -> Finding:
+def _run_apart(check: Check, limit_s: float) -> Finding:
+    """Run a check in a new process and return its finding, or one that says that it crashed or hangs."""
     processes = multiprocessing.get_context("spawn")
     answer, theirs = processes.Pipe(duplex=False)
     process = processes.Process(target=_answer, args=(check, theirs))
@@ -58,8 +59,8 @@ def _apart(check: Check, limit_s: float) -> Finding:
             return Finding(
                 "problem", f"no answer within {limit_s:g} s", "something here hangs: try again, then reboot"
             )
-        found: Finding = answer.recv()
-        return found
+        finding: Finding = answer.recv()
+        return finding
     except EOFError:
         process.join()
         return Finding("problem", f"the check crashed (exit code {process.exitcode})", _REINSTALL)
@@ -69,17 +70,15 @@ def _apart(check: Check, limit_s: float) -> Finding:
         answer.close()
 
 
-_REINSTALL = "reinstall what it needs: pip install --force-reinstall coma"
-
-
 def _answer(check: Check, answer: Connection) -> None:
+    """Run a check and send its finding; the process ends here."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # libraries chatter
+    for stream in (1, 2):  # libraries print
         os.dup2(nowhere, stream)
     try:
-        found = check()
+        finding = check()
     except Exception as error:
         message = " ".join(str(error).split())[:200]
-        found = Finding("problem", f"{type(error).__name__}: {message}", _REINSTALL)
-    answer.send(found)
-    os._exit(0)  # threads of libraries may not let go
+        finding = Finding("problem", f"{type(error).__name__}: {message}", _REINSTALL)
+    answer.send(finding)
+    os._exit(0)  # threads of libraries may not end

@@ -8,13 +8,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found."""
+    """Result of a check."""
 
     status: Literal["ok", "warning", "problem"]
     text: str
     advice: str = ""
-    """What to do about it; empty if all is well."""
+    """What to do about it; empty if the status is ok."""
 
     def to_json(self) -> dict[str, str]:
-        """Plain values."""
+        """Return the fields as JSON values."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""What the machine has: cores, memory, disk, limits. Nothing heavy is imported."""
+"""Checks of the machine: cores, memory, limits, disk. Nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def cores() -> Finding:
-    """Cores this process may use, threads it would start, and who else computes here."""
+    """Check the cores this process may use, the threads it would start, and the load by others."""
     seen = len(os.sched_getaffinity(0))
     allowed = min(seen, _quota() or seen)
     threads = os.environ.get("OMP_NUM_THREADS")
@@ -40,7 +40,7 @@ def cores() -> Finding:
 
 
 def _quota() -> float | None:
-    """Cores' worth of time that a container is given."""
+    """Return the number of cores whose time a container may use, None without a limit."""
     try:
         quota, period = (_CGROUP / "cpu.max").read_text().split()
         return int(quota) / int(period)
@@ -49,7 +49,7 @@ def _quota() -> float | None:
 
 
 def memory() -> Finding:
-    """Memory that is free, by the machine and by the container's limit."""
+    """Check the free memory, of the machine and within the container's limit."""
     info = dict(re.findall(r"(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text()))
     total, free = (1024 * int(info[name]) for name in ("MemTotal", "MemAvailable"))
     try:
@@ -67,13 +67,13 @@ def memory() -> Finding:
 
 
 def _cached() -> int:
-    """What of the container's memory holds files that were read, and is given up when it is wanted."""
-    found = re.search(r"^inactive_file (\d+)$", (_CGROUP / "memory.stat").read_text(), re.MULTILINE)
-    return int(found[1]) if found else 0
+    """Return the bytes of the container's memory that hold cached files, which the kernel gives up when needed."""
+    cached = re.search(r"^inactive_file (\d+)$", (_CGROUP / "memory.stat").read_text(), re.MULTILINE)
+    return int(cached[1]) if cached else 0
 
 
 def shared_memory() -> Finding:
-    """NCCL's processes on one machine talk through it."""
+    """Check the size of /dev/shm, through which NCCL's processes on one machine communicate."""
     try:
         total = shutil.disk_usage("/dev/shm").total
     except OSError as error:
@@ -86,7 +86,7 @@ def shared_memory() -> Finding:
 
 
 def open_files() -> Finding:
-    """Shards and connections that may be open at a time."""
+    """Check how many files and connections may be open at a time."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < _FEW_FILES:
         return Finding(
@@ -96,7 +96,7 @@ def open_files() -> Finding:
 
 
 def disk() -> Finding:
-    """Room and speed of the disk under the current folder, where runs go; the trial's file has no name."""
+    """Check room and speed of the disk under the current folder, where runs go, by an unnamed temporary file."""
     free = shutil.disk_usage(Path.cwd()).free
     room = f"{free / GB:.1f} GB free here"
     if free < _LEAST_DISK:

@@ -1,4 +1,4 @@
-"""What is installed, and whether it works: each check uses the part as training will."""
+"""Checks of the installed software: each uses a part as training will."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 _SHOWN = {"torch": "torch", "DALI": "nvidia-dali-cuda120", "deepspeed": "deepspeed", "timm": "timm"}
 _PATIENCE = datetime.timedelta(seconds=30)
 _SIDE = 64  # pixels
+_OWN_BYTES = 3e9
+"""Most that the checks running at the same time hold of a GPU's memory themselves."""
 
 
 def versions() -> Finding:
-    """Every library that coma requires, against the versions it requires."""
+    """Check every library that coma requires against the versions it requires."""
     from importlib.metadata import PackageNotFoundError, requires, version
 
     from packaging.requirements import Requirement
@@ -35,24 +37,20 @@ def versions() -> Finding:
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = version(wanted.name)
+            installed = version(wanted.name)
         except PackageNotFoundError:
-            found = "missing"
-        if found == "missing" or not wanted.specifier.contains(found, prereleases=True):
-            wrong.append((f"{wanted.name} {found}", f"{wanted.name}{wanted.specifier}"))
+            installed = "missing"
+        if installed == "missing" or not wanted.specifier.contains(installed, prereleases=True):
+            wrong.append((f"{wanted.name} {installed}", f"{wanted.name}{wanted.specifier}"))
     if wrong:
         advice = "pip install " + " ".join(f"'{needed}'" for _, needed in wrong)
-        return Finding("problem", ", ".join(found for found, _ in wrong), advice)
+        return Finding("problem", ", ".join(installed for installed, _ in wrong), advice)
     shown = [f"{name} {version(package)}" for name, package in _SHOWN.items()]
     return Finding("ok", ", ".join([f"python {platform.python_version()}", *shown]))
 
 
-_OWN_BYTES = 3e9
-"""What the checks that run at the same time may hold of a GPU themselves."""
-
-
 def gpus() -> Finding:
-    """GPUs that torch can compute on, or why it cannot although there is a driver."""
+    """Check the GPUs that torch can compute on, or say why it cannot although there is a driver."""
     import torch
 
     driver, built = _driver(), torch.version.cuda
@@ -66,7 +64,7 @@ def gpus() -> Finding:
             return Finding("problem", text, "install torch from the index for CUDA 12, see pytorch.org")
         text = f"driver {driver}, but torch (CUDA {built}) finds no GPU it can use"
         return Finding("problem", text, "see nvidia-smi; update the driver; start containers with --gpus all")
-    found = []
+    devices, held_by_others = [], False
     for number in range(torch.cuda.device_count()):
         values = torch.ones(64, 64, device=f"cuda:{number}")
         if float((values @ values).sum()) != 64**3:
@@ -74,28 +72,26 @@ def gpus() -> Finding:
                 "problem", f"GPU {number} computes wrongly", "leave it out: export CUDA_VISIBLE_DEVICES"
             )
         free, total = torch.cuda.mem_get_info(number)
-        found.append(
-            (
-                f"{torch.cuda.get_device_name(number)}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free",
-                total - free > max(0.1 * total, _OWN_BYTES),
-            )
-        )
-    text = "; ".join(text for text, _ in found) + f"; driver {driver or 'unknown'}, CUDA {built}"
-    if any(held for _, held in found):
+        name = torch.cuda.get_device_name(number)
+        devices.append(f"{name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
+        held_by_others |= total - free > max(0.1 * total, _OWN_BYTES)
+    text = "; ".join([*devices, f"driver {driver or 'unknown'}, CUDA {built}"])
+    if held_by_others:
         return Finding("warning", text, "another process holds memory there: see nvidia-smi")
     return Finding("ok", text)
 
 
 def _driver() -> str | None:
+    """Return the version of NVIDIA's driver, None if there is none."""
     try:
-        found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
+        number = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
     except OSError:
         return None
-    return found.group() if found else "of an unknown version"
+    return number.group() if number else "of an unknown version"
 
 
 def nccl() -> Finding:
-    """How GPUs talk to each other."""
+    """Check NCCL, by which GPUs communicate."""
     import torch
 
     if not torch.cuda.is_available():
@@ -109,7 +105,7 @@ def nccl() -> Finding:
 
 
 def gloo() -> Finding:
-    """How processes on CPUs talk to each other, and those on GPUs about what is not on a GPU."""
+    """Check gloo, by which processes communicate about what is not on a GPU."""
     import torch
 
     try:
@@ -141,7 +137,7 @@ def _first_line(error: Exception) -> str:
 
 
 def compiler() -> Finding:
-    """A C++ compiler and CUDA's, which --compile and DeepSpeed's own optimizers need and nothing else."""
+    """Check for C++ and CUDA compilers, which only --compile and DeepSpeed's own optimizers need."""
     import torch
 
     cxx = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
@@ -157,18 +153,21 @@ def compiler() -> Finding:
 
 
 def _toolkit() -> str | None:
+    """Return the version of the CUDA toolkit, None if there is none."""
     nvcc = shutil.which("nvcc") or shutil.which(
         "nvcc", path=str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin"))
     )
     if nvcc is None:
         return None
-    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False, timeout=30).stdout
-    found = re.search(r"release (\d+\.\d+)", said)
-    return found.group(1) if found else None
+    output = subprocess.run(
+        [nvcc, "--version"], capture_output=True, text=True, check=False, timeout=30
+    ).stdout
+    release = re.search(r"release (\d+\.\d+)", output)
+    return release.group(1) if release else None
 
 
 def deepspeed_ops() -> Finding:
-    """Which of DeepSpeed's own kernels could be compiled here; the packaged configurations need none."""
+    """Tell which of DeepSpeed's own kernels could be compiled here; the packaged configurations need none."""
     from coma.training.engine.extensions import buildable
 
     names = buildable()
@@ -179,7 +178,7 @@ def deepspeed_ops() -> Finding:
 
 
 def decoding() -> Finding:
-    """A JPEG through shards, reader and DALI, on the CPU and on a GPU if there is one."""
+    """Check decoding: a JPEG through shards, reader and DALI, on the CPU and on a GPU if there is one."""
     import torch
     from PIL import Image
 
@@ -213,7 +212,7 @@ def decoding() -> Finding:
 
 
 def _as_seen(image: torch.Tensor) -> list[int]:
-    """Mean red, green and blue, 0 to 255."""
+    """Return the mean red, green and blue of a normalised image, 0 to 255."""
     import torch
 
     from coma.pipeline import MEAN, STD
@@ -223,19 +222,19 @@ def _as_seen(image: torch.Tensor) -> list[int]:
 
 
 def network(url: str) -> Finding:
-    """Whether the store at `url` answers, and has a data set there."""
+    """Check that the store at `url` answers and has a data set there."""
     from coma.errors import ComaError
     from coma.shards.files import folder_at, is_there, without_credentials
     from coma.shards.manifest import INFO_NAME
 
     began_s = time.perf_counter()
     try:
-        found = is_there(folder_at(url) / INFO_NAME)
+        has_data = is_there(folder_at(url) / INFO_NAME)
     except (OSError, ComaError) as error:
         return Finding(
             "problem", _first_line(error), "see the address, the credentials, and proxies (HTTPS_PROXY)"
         )
     text = f"{without_credentials(url)} answers within {time.perf_counter() - began_s:.2f} s"
-    if not found:
+    if not has_data:
         return Finding("warning", f"{text}, but has no {INFO_NAME}", "name the folder that coma shard wrote")
     return Finding("ok", text)

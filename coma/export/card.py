@@ -1,4 +1,4 @@
-"""The model card: what the weights are, what they have seen, and how to load them, as the Hub shows it."""
+"""Model card of an export, as the Hub shows it: facts, training, scores, and how to load the weights."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _SCORES = {
 def card(
     run: Path, content: dict[str, Any], config: dict[str, Any], *, step: int, parameters: int, onnx: bool
 ) -> str:
-    """Write the card of a run's weights after `step`.
+    """Return the text of the card of a run's weights after `step`.
 
     Args:
-        run: its folder, for metrics.jsonl.
-        content: its config.json.
-        config: the export's.
-        step: of the checkpoint.
-        parameters: of the backbone.
-        onnx: whether an ONNX file lies beside.
+        run: run folder, whose metrics.jsonl is read.
+        content: the run's config.json.
+        config: the export's config.json.
+        step: number of steps that the weights were trained for.
+        parameters: number of parameters of the backbone.
+        onnx: whether the export has an ONNX file.
     """
     lines, classes = _metrics(run, step), config["num_classes"]
     blocks = [
@@ -152,7 +152,7 @@ maps = timm.create_model("local-dir:PATH", pretrained=True, features_only=True)
 
 
 def _scores(lines: list[dict[str, Any]]) -> str:
-    """A row a score: the newest on each data set."""
+    """Return a table of the newest value of each score on each data set."""
     newest: dict[tuple[str, str], tuple[float, int]] = {}
     for line in sorted(lines, key=lambda line: line.get("step", 0)):
         for name in _SCORES:
@@ -178,7 +178,7 @@ def _metrics(run: Path, step: int) -> list[dict[str, Any]]:
 
 
 def _data(place: object) -> str:
-    """What to call a data set: a URL, or the folder's own name, as others need not know where it lay."""
+    """Name a data set: by its URL, or by its folder's own name, as others need not know where it lay."""
     if not isinstance(place, str) or not place:
         return "unknown"
     if "://" in place:
@@ -193,7 +193,7 @@ def _table(facts: dict[str, str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """As Markdown that shows these very characters, on one line."""
+    """Escape text as Markdown that shows these very characters, on one line."""
     shown = "".join(each if each.isprintable() else " " for each in text)
     return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", shown)
 

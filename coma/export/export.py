@@ -1,4 +1,4 @@
-"""From a run to a folder that `timm.create_model("local-dir:...", pretrained=True)` takes, without DeepSpeed."""
+"""Export of a run to a folder that `timm.create_model("local-dir:...", pretrained=True)` takes, without DeepSpeed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from coma.model.mae import MAE
 
 LICENSE = "unknown"
-"""The Hub's word for weights of which nobody has said what they may be used for."""
+"""The Hub's name for weights whose license nobody has stated."""
 
 
 def export_run(
@@ -61,12 +61,12 @@ def export_run(
         license: for the card: a name that the Hub knows (apache-2.0, cc-by-nc-4.0, ...).
 
     Returns:
-        what was exported, and how to load it.
+        description of the export as JSON values, with the code that loads it.
 
     Raises:
         DataError: no run, or damaged weights.
-        UsageError: `folder` holds something else.
-        ComaError: it could not be written.
+        UsageError: `folder` holds something else than an export.
+        ComaError: `folder` could not be written.
     """
     from safetensors.torch import save_file
 
@@ -120,7 +120,7 @@ def export_run(
 def _networks(
     run: Path, checkpoint: Path, content: dict[str, Any], *, with_decoder: bool
 ) -> tuple[CoMA | MAE | Classifier, nn.Module | None]:
-    """Load what a run has trained, and its decoder, if that is wanted."""
+    """Load the network that a run has trained, and its decoder, if that is wanted."""
     if not is_finetuned(content):
         autoencoder = load_autoencoder(checkpoint)
         return autoencoder, autoencoder.decoder if with_decoder else None
@@ -130,21 +130,21 @@ def _networks(
 
 
 def check_weights(checkpoint: Path) -> None:
-    """Compare a checkpoint's weights with what was noted when they were saved.
+    """Compare a checkpoint's weights with the hash that was noted when they were saved.
 
     Raises:
-        DataError: they are damaged.
+        DataError: the weights are damaged.
     """
     trained = weights_path(checkpoint)
     try:
-        sealed = json.loads((checkpoint / MANIFEST_NAME).read_text())["files"][trained.name]
+        noted = json.loads((checkpoint / MANIFEST_NAME).read_text())["files"][trained.name]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # nothing was noted; whether they can be read is seen then
+        return  # no hash was noted; loading tells whether the weights can be read
     try:
         hashed = hash_file(trained)
     except OSError as error:
         raise DataError(f"{trained} cannot be read: {error.strerror}") from None
-    if hashed != sealed.get("xxh3_64"):
+    if hashed != noted.get("xxh3_64"):
         raise DataError(
             f"{trained} is damaged, its bytes have changed since they were saved: name an earlier checkpoint"
         )
@@ -153,13 +153,13 @@ def check_weights(checkpoint: Path) -> None:
 def timm_config(
     backbone: nn.Module, img_size: tuple[int, int], model: dict[str, Any], license: str
 ) -> dict[str, Any]:
-    """Return config.json as timm reads it: what makes the same network, and how its images were prepared.
+    """Return config.json as timm reads it: the network's arguments, and how its images were prepared.
 
     Args:
         backbone: with or without a classifier.
         img_size: (height, width) in pixels.
         model: its name and patch size, and a classifier's class names, as the run's config.json has them.
-        license: for the Hub.
+        license: name of a license for the Hub.
     """
     from coma.pipeline import MEAN, STD
 

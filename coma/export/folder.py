@@ -1,10 +1,10 @@
-"""An export's folder: what lies in it, how it comes there whole, and how it is read again.
+"""Folder of an export: its file names, writing it whole or not at all, and reading it again.
 
 DIR/model.safetensors     the backbone in float32, under timm's names
-DIR/config.json           what timm makes the model of, and a section `coma` of what only coma asks for
+DIR/config.json           timm's description of the model, and a section `coma` that only coma reads
 DIR/README.md             the model card
-DIR/decoder.safetensors   for those who go on pre-training, if asked for
-DIR/model.onnx            if asked for
+DIR/decoder.safetensors   the decoder, for further pre-training, if asked for
+DIR/model.onnx            the backbone as ONNX, if asked for
 """
 
 from __future__ import annotations
@@ -34,16 +34,19 @@ SECTION = "coma"
 
 @dataclass(frozen=True)
 class Export:
-    """An export that is there, as its config.json describes it."""
+    """An existing export, as its config.json describes it."""
 
     folder: Path
+    config: dict[str, Any]
+    """Content of config.json."""
     model: str
     method: str
     patch_size: int
-    """Of the backbone, pixels."""
+    """Side of the backbone's patches in pixels."""
     image_size: int
-    """Side of the images that it was trained on, pixels; the shorter one."""
+    """Shorter side in pixels of the images that the backbone was trained on."""
     decoder: bool
+    """Whether the decoder's weights are there."""
 
     def weights(self) -> dict[str, Tensor]:
         """Return the backbone's weights. Raises DataError."""
@@ -57,15 +60,15 @@ class Export:
         """Return a hash of all weights."""
         import xxhash
 
-        found = xxhash.xxh3_64()
+        digest = xxhash.xxh3_64()
         for name in (WEIGHTS_NAME, *([DECODER_NAME] if self.decoder else [])):
             try:
-                hash_file(self.folder / name, found)
+                hash_file(self.folder / name, digest)
             except OSError as error:
                 raise DataError(
                     f"{self.folder / name} cannot be read: {error.strerror}: export the run anew"
                 ) from None
-        return found.hexdigest()
+        return digest.hexdigest()
 
 
 def is_export(folder: Path) -> bool:
@@ -83,13 +86,14 @@ def read_export(folder: Path) -> Export:
         raise DataError(
             f"no export at {folder}: " + ("it is a file" if folder.exists() else "no such folder")
         )
-    content = _content(folder)
-    if content is None:
+    config = _config_of(folder)
+    if config is None:
         raise DataError(f"{folder} was not written by `coma export`: it has no {CONFIG_NAME} that says so")
     try:
-        section, sizes = content[SECTION], content["model_args"]["img_size"]
+        section, sizes = config[SECTION], config["model_args"]["img_size"]
         return Export(
             folder=folder,
+            config=config,
             model=str(section["model"]),
             method=str(section["method"]),
             patch_size=int(section["patch_size"]),
@@ -104,12 +108,12 @@ def read_export(folder: Path) -> Export:
 def writing(folder: Path) -> Iterator[Path]:
     """Give a temporary folder beside `folder`, which takes its place when the block ends well.
 
-    What stood in its place goes only if it was an export and nothing else. A killed process leaves the
-    hidden temporary behind.
+    What stood there before is removed only if it was an export and nothing else. A killed process leaves the
+    hidden temporary folder behind.
 
     Raises:
-        UsageError: something else stands there.
-        ComaError: it could not be written.
+        UsageError: something else than an export stands there.
+        ComaError: the folder could not be written.
     """
     from safetensors import SafetensorError
 
@@ -127,7 +131,7 @@ def writing(folder: Path) -> Iterator[Path]:
                 path.chmod(readable)
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-            check_free(folder)  # it may be long since
+            check_free(folder)  # the block may have taken long
             if place.exists():
                 place.rename(before)
             try:
@@ -151,7 +155,7 @@ def check_free(folder: Path) -> None:
     """Refuse to replace anything but an empty folder or an export.
 
     Raises:
-        UsageError: saying what is there.
+        UsageError: something else is there.
     """
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(folder), re.IGNORECASE):
         raise UsageError(f"{folder} is a URL: export to a folder here, and upload that")
@@ -162,22 +166,22 @@ def check_free(folder: Path) -> None:
     if folder.resolve() == Path.cwd():
         raise UsageError(f"{folder} is the folder you are in, which cannot be replaced: name one inside it")
     others = sorted(path.name for path in folder.iterdir() if path.name not in NAMES or not path.is_file())
-    if others or (any(folder.iterdir()) and _content(folder) is None):
-        found = f"holds {others[0]!r}" if others else "was not written by `coma export`"
-        raise UsageError(f"{folder} {found} and would be replaced: name another folder, or empty it")
+    if others or (any(folder.iterdir()) and _config_of(folder) is None):
+        reason = f"holds {others[0]!r}" if others else "was not written by `coma export`"
+        raise UsageError(f"{folder} {reason} and would be replaced: name another folder, or empty it")
 
 
-def _content(folder: Path) -> dict[str, Any] | None:
-    """Return config.json, None if it says nothing of coma."""
+def _config_of(folder: Path) -> dict[str, Any] | None:
+    """Return the content of config.json, None if it has no section `coma`."""
     try:
-        content: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text())
-        return content if isinstance(content[SECTION], dict) else None
+        config: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text())
+        return config if isinstance(config[SECTION], dict) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of exports' files; one with anything else in it stays."""
+    """Remove an export's files, and the folder if nothing else is in it."""
     with suppress(OSError):
         for name in NAMES:
             (folder / name).unlink(missing_ok=True)
@@ -185,7 +189,7 @@ def _remove(folder: Path) -> None:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file, which can't hold code, and nothing else."""
+    """Read a safetensors file; no format that could hold code is read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

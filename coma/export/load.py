@@ -1,10 +1,9 @@
-"""An export read back as the autoencoder that it was made of, to be scored as a run is."""
+"""Load an export as the autoencoder that it was made of, to be scored as a run is."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coma.errors import DataError
 from coma.export.folder import CONFIG_NAME, SECTION, read_export
@@ -17,22 +16,21 @@ if TYPE_CHECKING:
 
 
 def load_export(folder: Path, device: str = "cpu") -> tuple[CoMA | MAE, int]:
-    """Return the network, in evaluation mode, and the step it was exported at; its decoder is as it was made.
+    """Return the network, in evaluation mode, and the step it was exported at; its decoder is not trained.
 
     Raises:
         DataError: `coma export` did not write the folder, or something in it is damaged.
     """
     export = read_export(folder)
     try:
-        content: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text())
-        made_with, section = content["model_args"], content[SECTION]
-        size = made_with["img_size"]
+        model_args, section = export.config["model_args"], export.config[SECTION]
+        size = model_args["img_size"]
         config = {
             "model": export.model,
             "method": "mae" if export.method == "finetune" else export.method,  # only the backbone is used
             "views": int(section["views"]),
             "image_size": size if isinstance(size, int) else tuple(size),
-            "patch_size": made_with.get("patch_size"),
+            "patch_size": model_args.get("patch_size"),
         }
         step = int(section["step"])
     except (KeyError, TypeError, ValueError):

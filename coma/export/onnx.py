@@ -1,4 +1,4 @@
-"""The backbone as an ONNX file, for a runtime without Python."""
+"""Export of the backbone as an ONNX file, for a runtime without Python."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ class Outputs(nn.Module):
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Both from one pass."""
+        """Return both from one pass."""
         last, maps = self.backbone.forward_intermediates(images, indices=1, norm=True)  # type: ignore[operator]
         return self.backbone.forward_head(last), maps[-1]  # type: ignore[operator]
 
 
 def write_onnx(backbone: nn.Module, size: tuple[int, int], path: Path) -> None:
-    """Write `path`: `images` [any number, 3, H, W] of this one size in, `features` (`logits` of a classifier)
-    and `map` out.
+    """Write the backbone to `path`.
+
+    Its input is `images` [any number, 3, H, W] of this one size; its outputs are `features` (`logits` of a
+    classifier) and `map`.
 
     Raises:
-        UsageError: what writes ONNX is not installed.
+        UsageError: onnx or onnxscript is not installed.
     """
     check_onnx()
     images = torch.zeros(2, 3, *size)
@@ -55,10 +57,10 @@ def write_onnx(backbone: nn.Module, size: tuple[int, int], path: Path) -> None:
 
 
 def check_onnx() -> None:
-    """See that what writes ONNX is installed.
+    """Check that onnx and onnxscript are installed.
 
     Raises:
-        UsageError: naming what is not.
+        UsageError: one of them is not.
     """
     for library in ("onnx", "onnxscript"):
         try:
@@ -69,7 +71,7 @@ def check_onnx() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's notes, which say nothing of the file."""
+    """Silence the exporter's messages and warnings."""
     logger, before = logging.getLogger("torch.onnx"), logging.getLogger("torch.onnx").level
     logger.setLevel(logging.ERROR)
     try:

@@ -19,7 +19,7 @@ from benchmarks.epochs.runs import (
     RUNS_NAME,
     Settings,
     append_line,
-    found_in,
+    line_of,
     macs_per_image,
     read_lines,
     train,
@@ -106,17 +106,17 @@ def test_a_longer_run_answers_for_a_shorter_one_but_not_at_a_cosine():
     short = dataclasses.replace(long, epochs=1.0, scored_after=(0.5, 1.0))
     curve = [{"epochs": at, "probe": 10 * at} for at in long.scored_after]
     line = {"settings": long.to_json(), "curve": curve}
-    assert found_in([line], long) == line
-    assert found_in([line], short) == {**line, "curve": curve[:2]}
+    assert line_of([line], long) == line
+    assert line_of([line], short) == {**line, "curve": curve[:2]}
     for other in (
         dataclasses.replace(short, seed=2),
         dataclasses.replace(short, scored_after=(0.25, 1.0)),
         dataclasses.replace(short, variant=dataclasses.replace(VARIANTS["coma"], lr=2e-3)),
     ):
-        assert found_in([line], other) is None
+        assert line_of([line], other) is None
     cosine = dataclasses.replace(VARIANTS["coma"], schedule="cosine")
     line = {"settings": dataclasses.replace(long, variant=cosine).to_json(), "curve": curve}
-    assert found_in([line], dataclasses.replace(short, variant=cosine)) is None
+    assert line_of([line], dataclasses.replace(short, variant=cosine)) is None
 
 
 def test_a_cosine_takes_a_run_for_each_length():

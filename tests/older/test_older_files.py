@@ -16,7 +16,7 @@ import timm
 import torch
 from timm.models import generate_default_cfgs, register_model
 
-from coma.evaluation.evaluate import score_run
+from coma.evaluation.score_run import score_run
 from coma.model.dyvit import DyViT, _cfg, _create
 from coma.shards.check.verify import verify
 from coma.shards.manifest import read_manifest
