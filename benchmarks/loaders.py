@@ -247,9 +247,11 @@ def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description="How fast coma's stream is beside other libraries' loaders.")
     parser.add_argument("data", type=Path, help="a sharded data set")
-    parser.add_argument("--images", type=int, help="of the sample (default: by how large they are)")
-    parser.add_argument("--rounds", type=int, default=5, help="of all loaders (default 5)")
-    parser.add_argument("--image-size", type=int, default=224, help="pixels (default 224)")
+    parser.add_argument("--images", type=int, help="number in the sample (default: by their size)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each loader (default 5)")
+    parser.add_argument(
+        "--image-size", type=int, default=224, help="side of a batch's images in pixels (default 224)"
+    )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the rates")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")
     given = parser.parse_args()

@@ -172,8 +172,8 @@ def main() -> None:
     parser.add_argument("--patch-size", type=int, help="pixels (default: the model's)")
     parser.add_argument("--batch-size", type=int, default=32, help="images a step (default 32)")
     parser.add_argument("--ds-config", default="zero1")
-    parser.add_argument("--steps", type=int, default=10, help="of a round (default 10)")
-    parser.add_argument("--rounds", type=int, default=5, help="of each loop, in turn (default 5)")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a round (default 10)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each loop, in turn (default 5)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="coma-overhead-") as scratch:

@@ -149,8 +149,8 @@ def _memory(phase: dict[str, Any]) -> str:
 def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description="What very many samples cost before the first batch.")
-    parser.add_argument("--samples", type=int, default=10**8, help="how many (default 1e8)")
-    parser.add_argument("--shard-samples", type=int, default=2300, help="of a shard (default 2300)")
+    parser.add_argument("--samples", type=int, default=10**8, help="number of samples (default 1e8)")
+    parser.add_argument("--shard-samples", type=int, default=2300, help="samples of a shard (default 2300)")
     parser.add_argument("--sorted", action="store_true", help="shards sorted by class")
     parser.add_argument("--folder", type=Path, help="where the scratch folder goes")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")

@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument(
         "--images", type=int, default=2000, help="how many; files are repeated (default 2000)"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="of all ways (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of all ways (default 5)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")
     given = parser.parse_args()
     result = measure(given.folder, given.images, given.rounds)

@@ -111,12 +111,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("data", type=Path, metavar="DATA", help="sharded, labelled, small images")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where runs are kept")
-    parser.add_argument("--mae-epochs", type=_positive, default=40.0, help="of the reference (default 40)")
     parser.add_argument(
-        "--fractions", type=_list(_positive), default=[0.05, 0.12, 0.18, 0.25, 0.37], help="of these epochs"
+        "--mae-epochs", type=_positive, default=40.0, help="epochs of the reference (default 40)"
     )
     parser.add_argument(
-        "--images", type=_count, default=10_000, help="of train, and at most of the test (10000)"
+        "--fractions",
+        type=_list(_positive),
+        default=[0.05, 0.12, 0.18, 0.25, 0.37],
+        help="shares of these epochs, after which variants are scored",
+    )
+    parser.add_argument(
+        "--images",
+        type=_count,
+        default=10_000,
+        help="images of train, and at most of the test (default 10000)",
     )
     parser.add_argument("--seeds", type=_list(int), default=[0, 1, 2], help="default 0,1,2")
     parser.add_argument(
