@@ -28,8 +28,8 @@ import torch
 import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms import v2
+from torchvision.io import ImageReadMode, decode_image  # type: ignore[import-untyped]
+from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from coma.bench.image_loaders import AREA, Sample, load_folder, pil_transform
 from coma.bench.loader import bench_loader
