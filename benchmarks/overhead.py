@@ -36,12 +36,12 @@ BAR = 1.02
 HELD = 4
 """Batches that are gone through again and again."""
 _ENDLESS = 1_000_000
-"""Steps of the run, of which a round takes a few: nothing falls due in one."""
+"""Steps of the run, of which a round takes a few: no evaluation and no checkpoint falls due in one."""
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Held:
-    """In the place of a stream: gives the batches again and again, and notes when each was asked for."""
+    """Stand-in for a stream: gives the batches again and again, and notes when each was asked for."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self._batches = itertools.cycle(batches)
@@ -57,7 +57,7 @@ class Held:
         return next(self._batches)
 
     def steps_s(self) -> dict[str, list[float]]:
-        """The length of each step but the first and the last, by each clock."""
+        """Return the length of each step but the first and the last, by each clock."""
         return {
             name: [after[name] - before[name] for before, after in itertools.pairwise(self._asked[1:])]
             for name in _CLOCKS

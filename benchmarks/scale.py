@@ -116,7 +116,7 @@ def write_data(folder: Path, samples: int, shard_samples: int, in_order: bool) -
 
 
 def resident_bytes(name: str) -> int:
-    """VmHWM, the most that this process had in memory, or VmRSS, what it has."""
+    """Return this process's VmHWM (the most that it had in memory) or VmRSS (what it has now)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 

@@ -40,7 +40,7 @@ BARS = {"pass-through / TarWriter": 0.9, "checked / decoding alone": 0.9}
 
 @dataclass(frozen=True)
 class Timing:
-    """One way, in every round."""
+    """Seconds of one way in every round."""
 
     cpu_s: tuple[float, ...]
     wall_s: tuple[float, ...]
@@ -115,7 +115,7 @@ def _alternating(ways: dict[str, Callable[[Path], None]], rounds: int, scratch: 
 
 
 def _ratio(ours: Timing, theirs: Timing) -> float:
-    """How many images we do in the CPU time of one of theirs."""
+    """Return how many images we pack in the CPU time of one of theirs."""
     return round(statistics.median(t / o for o, t in zip(ours.cpu_s, theirs.cpu_s, strict=True)), 3)
 
 
@@ -155,7 +155,7 @@ def _listed(root: Path, files: Sequence[Path]) -> Iterator[SourceImage]:
 
 
 def _both_busy(scratch: Path, image_bytes: int) -> tuple[float, float]:
-    """Shard the files in worker processes: their CPU seconds, and the seconds that it all took."""
+    """Shard the files in worker processes; return their CPU seconds, and the wall seconds of it all."""
     out = scratch / "out"
     before, begun_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     shard(scratch / "source", out, ShardOptions(shard_bytes=max(1, image_bytes // 16), workers=WORKERS))

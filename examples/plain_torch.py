@@ -24,13 +24,13 @@ PIXELS, CHANNELS = 3 * SIDE**2, 128
 
 
 def transformer(depth: int) -> nn.TransformerEncoder:
-    """Blocks over [B, any number of tokens, C]."""
+    """Return transformer blocks over [B, any number of tokens, C]."""
     block = nn.TransformerEncoderLayer(CHANNELS, 4, dropout=0.0, batch_first=True, norm_first=True)
     return nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
 
 
 class Encoder(nn.Module):
-    """Some units of each image to a token each, which know of each other."""
+    """Encoder of chosen mask units of each image, one token for each."""
 
     def __init__(self, units: int) -> None:
         super().__init__()
@@ -38,14 +38,14 @@ class Encoder(nn.Module):
         self.position = nn.Parameter(torch.randn(units, CHANNELS) * 0.02)
 
     def forward(self, pixels: Tensor, visible: Tensor) -> Tensor:
-        """[B, U, 3P] in raster order, and the units to look at [B, V], to [B, V, C]."""
+        """Encode pixels [B, U, 3P], in raster order, of the units `visible` [B, V] as [B, V, C]."""
         seen = pixels.take_along_dim(visible.unsqueeze(2), dim=1)
         tokens: Tensor = self.blocks(self.embed(seen) + self.position[visible])
         return tokens
 
 
 class Autoencoder(nn.Module):
-    """Sees one view of an image at a time, and paints what that view hides."""
+    """Masked autoencoder: sees one view of an image at a time and predicts the pixels that it hides."""
 
     def __init__(self, units: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Autoencoder(nn.Module):
         self.blank, self.paint = nn.Parameter(torch.zeros(units, CHANNELS)), nn.Linear(CHANNELS, PIXELS)
 
     def forward(self, batch: Batch) -> Tensor:
-        """The mean squared error of hidden pixels, over all views."""
+        """Return the mean squared error of hidden pixels, over all views."""
         pixels = unfold(batch.images, SIDE, stride=SIDE).mT  # [B, U, 3P]
         losses = []
         for visible in torch.split(batch.units, list(batch.view_sizes), dim=1):  # [B, V]
@@ -66,21 +66,21 @@ class Autoencoder(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Sees whole images: the only view has all units."""
+    """Classifier of whole images: the only view has all units."""
 
     def __init__(self, units: int, classes: int) -> None:
         super().__init__()
         self.encoder, self.head = Encoder(units), nn.Linear(CHANNELS, classes)
 
     def forward(self, batch: Batch) -> Tensor:
-        """The cross-entropy of the labels."""
+        """Return the cross-entropy of the labels."""
         assert batch.labels is not None, "these images have no classes to learn: give --views 2"
         tokens = self.encoder(unfold(batch.images, SIDE, stride=SIDE).mT, batch.units)
         return cross_entropy(self.head(tokens.mean(dim=1)), batch.labels)
 
 
 def main() -> None:
-    """Train from the last checkpoint on, or from the beginning."""
+    """Train, from the last checkpoint if there is one."""
     parser = argparse.ArgumentParser(description="A training loop of plain torch around the stream.")
     parser.add_argument("data", help="what `coma shard` made")
     parser.add_argument("--out", type=Path, default=Path("plain-torch"), help="for checkpoint and ledger")

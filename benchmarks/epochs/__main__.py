@@ -36,7 +36,7 @@ Number = TypeVar("Number", int, float)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, run what is missing, print what it comes to."""
+    """Read the command line, run what is missing, print the results."""
     given = _parser().parse_args(arguments)
     try:
         _compare(given)
@@ -93,13 +93,13 @@ def plan(
     image_size: int,
     data: str,
 ) -> Iterator[Settings]:
-    """All runs of a comparison, a seed at a time; the reference's full length comes first."""
+    """Yield all runs of a comparison, a seed at a time; the reference's full length comes first."""
     stops = sorted({round(mae_epochs * part, 3) for part in fractions})
     before = [stop for stop in stops if stop < mae_epochs]
     for seed in seeds:
         for row in {row.name: row for row in (reference, *variants)}.values():
             after = [*before, mae_epochs] if row.name == reference.name else stops
-            # A constant rate knows no end: the scores on the way are those of shorter runs.
+            # A constant rate does not depend on the length: the scores on the way are those of shorter runs.
             runs = [tuple(after)] if row.schedule == "constant" else [(stop,) for stop in reversed(after)]
             for scored_after in runs:
                 yield Settings(row, seed, scored_after[-1], scored_after, images, image_size, data)

@@ -1,4 +1,4 @@
-"""A data set's images, decoded once and held in memory: what is measured are the networks, not the loading.
+"""Images of a data set, decoded once and held in memory, so that the networks are measured and not the loading.
 
 The order, windows, flips and normalisation are the stream's own functions of (seed, epoch, sample); only the decoder
 (PIL, whole images) is not. For small images: n of them take n · height · width · 3 bytes. n images, B of a batch.
@@ -44,14 +44,14 @@ class Images:
         return Images(tuple(self.pixels[i] for i in rows.tolist()), self.labels[rows])
 
     def sides(self) -> tuple[np.ndarray, np.ndarray]:
-        """[n] widths and [n] heights in pixels."""
+        """Return [n] widths and [n] heights in pixels."""
         shapes = np.array([image.shape[:2] for image in self.pixels], dtype=np.int64)
         return shapes[:, 1], shapes[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """What every run of a comparison shares."""
+    """Images that every run of a comparison shares."""
 
     train: Images
     test: Images
@@ -81,7 +81,7 @@ def load(folder: Path, images: int) -> Data:
 
 
 def steps_of(epochs: float, images: int, batch_size: int) -> int:
-    """Steps in so many epochs, at least one."""
+    """Return the number of steps in so many epochs, at least one."""
     return max(1, round(epochs * images / batch_size))
 
 
@@ -94,7 +94,7 @@ def training_batches(
     seed: int,
     crop_scale: tuple[float, float],
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Each step's images [B, 3, S, S], sample numbers [B] and epochs [B], as a `Stream` over them would give."""
+    """Yield each step's images [B, 3, S, S], sample numbers [B] and epochs [B], as a `Stream` over them would give."""
     planner = Planner(SampleOrder([len(images)], seed), len(images), batch_size)
     width, height = images.sides()
     squares = Squares(image_size, threads=1)
@@ -109,7 +109,7 @@ def training_batches(
 
 
 def evaluation_batches(images: Images, image_size: int) -> Iterator[Batch]:
-    """All images once, as `coma probe` shows them (centre windows), for `coma.evaluation.features.extract`."""
+    """Yield all images once, as `coma probe` takes them (centre windows), for `coma.evaluation.features.extract`."""
     width, height = images.sides()
     squares = Squares(image_size, threads=1)
     for start in range(0, len(images), EVALUATION_BATCH):

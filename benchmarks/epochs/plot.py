@@ -1,4 +1,4 @@
-"""The picture: probe against epochs, and against CPU seconds."""
+"""Plot of the probe against epochs and against CPU seconds."""
 
 import statistics
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What the runs say: a table, where the reference's final probe is reached, and at what cost."""
+"""Report on the runs: a table, where the reference's final probe is reached, and at what cost."""
 
 import statistics
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One variant after so many epochs, over seeds."""
+    """Scores of one variant after so many epochs, over seeds."""
 
     variant: str
     epochs: float
     probe: tuple[float, ...]
-    """Percent, a seed each; so the rest."""
+    """Percent, one value for each seed, as in the fields below."""
     knn: tuple[float, ...]
     cpu_s: tuple[float, ...]
     macs: float
@@ -24,9 +24,9 @@ class Crossing:
     """Where a variant's probe reaches a target, in epochs."""
 
     reached: float | None
-    """After how many epochs, of those scored, it first is the target or better; None: never."""
+    """First of the scored epochs after which the probe is the target or better; None: never."""
     between: float | None
-    """Where the line from the score before it meets the target; None without one before it."""
+    """Epochs at which the line from the score before meets the target; None without a score before."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Verdict:
     target: float
     crossing: Crossing
     epochs: float | None
-    """Part of the reference's epochs, on the line if there is one."""
+    """Share of the reference's epochs, on the line if there is one."""
     cpu_s: float | None
     macs: float | None
 
@@ -95,7 +95,7 @@ def verdicts(rows: Sequence[Row], reference: Row) -> list[Verdict]:
 
 
 def table(rows: Sequence[Row], reference: Row) -> str:
-    """All runs: mean and spread (standard deviation) over seeds."""
+    """Return a table of all runs: mean and spread (standard deviation) over seeds."""
     head = f"{'variant':<16}{'epochs':>7}{'of MAE':>8}{'seeds':>6}{'probe, %':>13}{'kNN, %':>13}{'CPU s':>8}{'TMACs':>8}"
     lines = [head]
     for row in rows:
@@ -107,7 +107,7 @@ def table(rows: Sequence[Row], reference: Row) -> str:
 
 
 def conclusions(judged: Sequence[Verdict], reference: Row) -> str:
-    """A line a variant: where it reaches the reference, and what that costs."""
+    """Return a line for each variant: where it reaches the reference, and what that costs."""
     lines = []
     for verdict in judged:
         goal = f"{reference.variant}'s {verdict.target:.1f}% of {reference.epochs:g} epochs"

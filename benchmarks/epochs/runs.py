@@ -1,4 +1,4 @@
-"""One run: pre-train a variant for so many epochs, score its frozen features on the way and in the end.
+"""A run of the comparison: pre-training of a variant, and scores of its frozen features on the way and at the end.
 
 A finished run is one line of OUT/runs.jsonl with all of its settings. A command that is started again skips the runs
 that stand there, so it may be killed at any time, and a changed row is run anew.
@@ -34,20 +34,20 @@ BETAS = (0.9, 0.95)  # as `coma pretrain` has them, and the weight decay on matr
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides how a run ends."""
+    """Settings that determine a run's result."""
 
     variant: Variant
     seed: int
     epochs: float
     scored_after: tuple[float, ...]
-    """Epochs, rising, the last of them `epochs`."""
+    """Numbers of epochs after which the features are scored, rising, the last of them `epochs`."""
     images: int
     image_size: int
     data: str
     """Fingerprint of the manifest."""
 
     def to_json(self) -> dict[str, Any]:
-        """As they stand in a line, tuples as lists."""
+        """Return the settings as JSON values, tuples as lists."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
@@ -57,7 +57,7 @@ class Settings:
 
 
 def train(settings: Settings, data: Data, say: Callable[[str], None]) -> dict[str, Any]:
-    """Train and score; returns the line of the run.
+    """Train and score; return the line of the run.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -115,7 +115,7 @@ def train(settings: Settings, data: Data, say: Callable[[str], None]) -> dict[st
 
 
 def scores(model: nn.Module, data: Data, image_size: int) -> dict[str, float]:
-    """Linear probe and nearest neighbours on frozen features, in percent."""
+    """Return the accuracy of linear probe and nearest neighbours on frozen features, in percent."""
     backbone: nn.Module = model.backbone  # type: ignore[assignment]
     taken = (extract(backbone, evaluation_batches(images, image_size)) for images in (data.train, data.test))
     rows: list[Tensor] = [part for features in taken for part in (features.x, features.require_labels())]
@@ -123,7 +123,7 @@ def scores(model: nn.Module, data: Data, image_size: int) -> dict[str, float]:
 
 
 def macs_per_image(variant: Variant, image_size: int) -> int:
-    """Multiply-adds of one image's forward pass in training: the decoder and all views or masks (backward: twice)."""
+    """Count the multiply-adds of an image in training: the forward pass of all views or masks (backward: twice)."""
     model, samples = variant.build(image_size), torch.zeros(1, dtype=torch.int64)
     images = torch.zeros(1, 3, image_size, image_size)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -132,14 +132,14 @@ def macs_per_image(variant: Variant, image_size: int) -> int:
 
 
 def read_lines(out: Path) -> list[dict[str, Any]]:
-    """The finished runs; a line that a kill has torn is none."""
+    """Return the lines of finished runs; half a line that a kill has left is none."""
     file = out / RUNS_NAME
     lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
     return [json.loads(line) for line in lines]
 
 
 def line_of(lines: Sequence[dict[str, Any]], run: Settings) -> dict[str, Any] | None:
-    """The finished run that answers for this one, with this one's scores alone; None if there is none.
+    """Return the finished run that answers for this one, with this one's scores alone; None if there is none.
 
     It has the same settings; at a constant rate, which knows no end, it may be longer and scored more often.
     """
@@ -155,7 +155,7 @@ def line_of(lines: Sequence[dict[str, Any]], run: Settings) -> dict[str, Any] | 
 
 
 def append_line(out: Path, line: dict[str, Any]) -> None:
-    """Add a finished run in one write, over what a kill has torn."""
+    """Add a finished run in one write, in place of half a line that a kill has left."""
     with (out / RUNS_NAME).open("ab+") as file:
         file.seek(0)
         whole = file.read().rfind(b"\n") + 1
@@ -181,7 +181,7 @@ class _Clock:
 
 
 def _rate(variant: Variant, step: int, steps: int) -> float:
-    """Learning rate of a step, counted from 1."""
+    """Return the learning rate of a step, counted from 1."""
     if variant.schedule == "constant":
         return variant.lr * min(1.0, step / variant.warmup_steps)
     return learning_rate(

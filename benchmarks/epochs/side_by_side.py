@@ -1,4 +1,4 @@
-"""Runs side by side, a core each: two threads gain small networks nothing, and lose much where others work as well."""
+"""Runs side by side, a core each: small networks gain nothing from two threads, and lose much on a busy machine."""
 
 import multiprocessing
 import sys
@@ -19,7 +19,7 @@ _data: Data  # of a worker process
 def run_all(
     runs: Sequence[Settings], data: Data, load: Callable[[], Data], *, jobs: int
 ) -> Iterator[dict[str, Any]]:
-    """Lines of the runs, as they end.
+    """Yield the lines of the runs, as they end.
 
     Args:
         runs: what to run.
@@ -65,7 +65,7 @@ def _lines(outcomes: Iterable[Callable[[], dict[str, Any]]]) -> Iterator[dict[st
 
 
 def say(text: str) -> None:
-    """Tell of progress on stderr."""
+    """Print progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What is compared. Research here is: add a row, write down what it should do, run it.
+"""Variants that are compared. To try an idea, add a row, write down what it should do, and run it.
 
 The networks are for 32-pixel images and one core: a plain ViT of 1.2 M parameters (patches of 4 px, 64 of them) and a
 DyViT of 0.97 M (three stages, patches of 1 px, 64 mask units of 4 px), so both methods hide and predict squares of 4 px.
@@ -36,7 +36,7 @@ WIDE_DYVIT: dict[str, Any] = DYVIT | {
 
 @dataclass(frozen=True)
 class Variant:
-    """A row: what is trained, and how."""
+    """A network and how it is trained."""
 
     name: str
     method: str
@@ -45,26 +45,26 @@ class Variant:
     """AdamW's highest learning rate at the batch size below."""
     backbone: dict[str, Any] = field(default_factory=dict)
     views: int = 4
-    """K, of CoMA."""
+    """Number of views of an image (CoMA)."""
     masks: int = 1
-    """Independent random masks that each image is shown under in a step (MAE)."""
+    """Number of independent random masks that each image is shown under in a step (MAE)."""
     predict: int | None = None
-    """How many other views each view predicts (CoMA); None: all."""
+    """Number of other views that each view predicts (CoMA); None: all."""
     decoder_depth: int | None = None
     decoder_dim: int | None = None
     memory_stages: int | None = None
-    """How many of a DyViT's last stages the decoder sees; None: all."""
+    """Number of a DyViT's last stages that the decoder sees; None: all."""
     batch_size: int = 64
     weight_decay: float = 0.05
     schedule: Literal["constant", "cosine"] = "constant"
-    """Of the learning rate after its warm-up. Constant: averaged weights are scored, and one run gives the curve."""
+    """Learning rate after its warm-up. Constant: averaged weights are scored, and one run gives the curve."""
     warmup_steps: int = 100
     averaged_images: int = 6_400
-    """Over how many images an exponential average of the weights reaches back; 0: the weights are scored as they are."""
+    """Images over which an exponential average of the weights reaches back; 0: the weights are scored as they are."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
 
     def build(self, image_size: int) -> CoMA | MAE:
-        """The network, untrained."""
+        """Build the network, untrained."""
         return build(
             self.model,
             self.method,
@@ -80,7 +80,7 @@ class Variant:
     def loss(
         self, model: CoMA | MAE, images: Tensor, samples: Tensor, epochs: Tensor, *, seed: int
     ) -> Tensor:
-        """The loss of one batch; the masks are keyed by (seed, epoch, sample), as the stream's are."""
+        """Return the loss of one batch; the masks are keyed by (seed, epoch, sample), as the stream's are."""
         losses = []
         for mask in range(self.masks):
             units = partition_units(samples, epochs, seed=seed + mask * 1_000_003, units=model.units)

@@ -20,7 +20,7 @@ _VIT_SUFFIX = "_patch16_224"
 
 
 def split(model: str) -> tuple[str, str]:
-    """Name and method of "dyvit_base:coma"; "vit_base" is timm's vit_base_patch16_224. Raises UsageError."""
+    """Return name and method of "dyvit_base:coma"; "vit_base" is timm's vit_base_patch16_224. Raises UsageError."""
     name, _, method = model.partition(":")
     if method not in METHODS:
         raise UsageError(
@@ -38,7 +38,7 @@ def check_models(models: tuple[str, ...]) -> None:
 
 
 def check_precision(precision: str) -> None:
-    """Raise UsageError unless it is one of those that are known."""
+    """Raise UsageError unless the precision is a key of `PRECISIONS`."""
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {precision!r}: it must be fp32 or bf16")
 

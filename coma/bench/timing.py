@@ -1,4 +1,4 @@
-"""Time several loaders that do the same work, turn by turn, on one core."""
+"""Timing of several loaders that do the same work, turn by turn, on one core."""
 
 import os
 import statistics
