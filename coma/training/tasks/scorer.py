@@ -12,8 +12,8 @@ from torch import Tensor
 
 from coma.errors import DataError
 from coma.evaluation.accuracy import accuracy
-from coma.evaluation.score import has_split, score
 from coma.evaluation.sample import few_of
+from coma.evaluation.score import has_split, score
 from coma.pipeline import Stream
 from coma.runs.lines import readable_lines
 from coma.runs.names import METRICS_NAME
