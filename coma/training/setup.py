@@ -19,6 +19,7 @@ from coma.training.config.ds_config import read_ds_config
 from coma.training.config.finetune_options import FinetuneConfig
 from coma.training.config.options import PretrainConfig, RunConfig
 from coma.training.config.resolve import ResolvedRun, resolve
+from coma.training.engine.engine import check_half_precision
 from coma.training.engine.nvme import check_nvme_folder
 from coma.training.processes.world import World
 from coma.training.run_folder import library_versions
@@ -72,6 +73,7 @@ def prepare(config: RunConfig, world: World) -> Prepared:
             init_digest=task.init_digest,
         )
         check_nvme_folder(resolved.deepspeed)
+        check_half_precision(resolved)
         return manifest, resolved, task, task.stream_options(resolved.steps * resolved.batch_size)
 
     manifest, resolved, task, stream_options = world.run_on_all(resolve_here)

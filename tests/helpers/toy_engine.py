@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import deepspeed
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -74,3 +76,9 @@ def resolved_run(name: str, world_size: int = 1, device: str = "cuda", **content
     machine = {"world_size": world_size, "device": device, "has_bf16": False}
     facts: dict[str, Any] = {"data": "data", "fingerprint": "f", "samples_per_epoch": 1000}
     return resolve(PretrainConfig(batch_size=64), config, **facts, **machine)
+
+
+def skip_without(precision: str) -> None:
+    """Skip a test in fp16 on a CPU that does not compute in it, where DeepSpeed refuses to start."""
+    if precision == "fp16" and not deepspeed.get_accelerator().is_fp16_supported():
+        pytest.skip("this CPU does not compute in fp16")

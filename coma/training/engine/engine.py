@@ -11,6 +11,7 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
+from coma.errors import UsageError
 from coma.training.config.resolve import ResolvedRun
 from coma.training.engine.nvme import SwapFolder, gather_from_nvme, replaced_async_io
 from coma.training.engine.optimizer_state import partitions
@@ -20,6 +21,17 @@ _LINEAR = torch.nn.functional.linear
 _CROP_SIZES = 64
 """Crop sizes that a compiled network may see."""
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def check_half_precision(resolved: ResolvedRun) -> None:
+    """Raise UsageError if the device does not compute in the run's half precision, as not every CPU does in fp16."""
+    accelerator = deepspeed.get_accelerator()
+    supported = {"fp16": accelerator.is_fp16_supported, "bf16": accelerator.is_bf16_supported}
+    if not supported.get(resolved.precision, lambda: True)():
+        raise UsageError(
+            f"{resolved.ds_config} asks for {resolved.precision}, which this {resolved.device} does not compute in: "
+            f"take {resolved.precision!r} out of the file, or train on a device that does"
+        )
 
 
 def make_engine(

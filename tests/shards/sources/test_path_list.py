@@ -99,7 +99,9 @@ def test_columns_that_are_asked_for(folder):
     assert (split.paths, split.labels.tolist()) == (["b.jpg"], [5])
     with pytest.raises(UsageError, match=r"--label-column what: .* \(there are path, label, copy, rank\)"):
         listed(folder, text, label_column="what")
-    with pytest.raises(UsageError, match=r"no column of paths \(a, b\); name one with --image-column"):
+    with pytest.raises(
+        UsageError, match=r"no column of paths \(a, b\); name a column of paths with --image-column"
+    ):
         listed(folder, "a,b\n1,2\n")
 
 

@@ -6,12 +6,15 @@ import copy
 import math
 from collections.abc import Iterator
 
+import deepspeed
 import pytest
 import torch
-from toy_engine import Toy, engine_of, inputs
+from toy_engine import Toy, engine_of, inputs, resolved_run, skip_without
 
+from coma.errors import UsageError
 from coma.training.config.ds_config import check_ds_config, read_ds_config
 from coma.training.engine.engine import (
+    check_half_precision,
     dispose,
     full_weights,
     optimizer_step,
@@ -78,6 +81,7 @@ def test_a_step_is_adamws_and_a_gradient_that_is_not_finite_changes_nothing(alon
     [(0, "bf16"), (1, "bf16"), (2, "bf16"), (3, "bf16"), (1, "fp16"), (2, "fp16"), (3, "fp16")],
 )
 def test_in_half_precision_the_float32_copy_takes_adamws_step(alone: None, stage: int, half: str) -> None:
+    skip_without(half)
     torch.manual_seed(0)
     model = Toy()
     reference = copy.deepcopy(model)
@@ -132,3 +136,10 @@ def test_stage_3_leaves_torch_as_it_was(alone: None) -> None:
     assert torch.nn.functional.linear is not linear
     dispose(engine)
     assert torch.nn.functional.linear is linear
+
+
+def test_half_precision_that_the_device_does_not_have_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deepspeed.get_accelerator(), "is_fp16_supported", lambda: False)
+    with pytest.raises(UsageError, match=r"zero2.* asks for fp16, which this cpu does not compute in"):
+        check_half_precision(resolved_run("zero2", device="cpu", fp16={"enabled": True}))
+    check_half_precision(resolved_run("zero2", device="cpu"))
