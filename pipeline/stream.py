@@ -62,8 +62,8 @@ class Stream(IterableDataset[Batch]):
     A sample that cannot be read or decoded is replaced by another one, the same in every run, and written
     down.
 
-    Threads may share a stream: each batch goes to one of them. A forked process, a copy and an unpickled stream go on
-    by themselves from the place that the stream had. Numbers may be numpy's or torch's.
+    Threads may share a stream: each batch goes to one of them. A copy, an unpickled stream and a process that was forked
+    before any stream began go on by themselves from the place that the stream had. Numbers may be numpy's or torch's.
 
     Args:
         data: a sharded data set, one split's folder, or its manifest; a URL such as s3://bucket/photos-shards
@@ -294,6 +294,11 @@ class Stream(IterableDataset[Batch]):
                 "a DataLoader's workers would each give all batches of this stream; it reads ahead in threads of "
                 "its own: loop over it, or give num_workers=0"
             )
+        if _running_at_fork:
+            raise UsageError(
+                "this process was forked while a stream was running, and the decoder's locks do not survive that; "
+                "start it with the method 'spawn', or before the first batch is taken"
+            )
         if self._forked and self._options.device.type == "cuda" and torch.cuda._is_in_bad_fork():
             raise UsageError(
                 f"a forked process cannot use {self._options.device}, which the process before it used; "
@@ -328,11 +333,14 @@ class Stream(IterableDataset[Batch]):
 
 
 _streams: "weakref.WeakSet[Stream]" = weakref.WeakSet()
+_running_at_fork = False
 
 
 def _after_fork() -> None:
     """Take the other process's threads, and the locks that they may have held, off the streams of this one."""
+    global _running_at_fork
     for stream in list(_streams):
+        _running_at_fork |= stream._loader is not None
         stream._begin_anew()
         stream._forked = True
 
