@@ -9,6 +9,7 @@ batch goes through the graph with it, so that batches under way may differ in si
 Resizing is linear with antialiasing, as torchvision's default is.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,9 @@ from torch.utils.dlpack import from_dlpack
 
 from coma.pipeline.crops import Crops, IntArray
 from coma.pipeline.squares import MEAN, STD, Squares, normalise
+
+# The threads of a pipeline do not come along into a forked process: DALI's clean-up at its exit would raise.
+os.register_at_fork(after_in_child=lambda: getattr(Pipeline, "_pipes", set()).clear())
 
 
 class DecodeError(Exception):

@@ -63,9 +63,9 @@ class Ledger:
 
     def __init__(self, path: Path | None, manifest: Manifest, budget: int) -> None:
         self._path = path
-        self._manifest = manifest
+        self.manifest = manifest
         self._budget = budget
-        self._bad: set[int] = set()
+        self._bad: frozenset[int] = frozenset()  # replaced, not changed, so that a copy counts by itself
 
     def record(self, substitutions: tuple[Substitution, ...]) -> None:
         """Append a line for each substitution.
@@ -75,8 +75,8 @@ class Ledger:
             DataError: the budget is exceeded; the lines are written first.
         """
         for entry in substitutions:
-            key, substitute = self._manifest.keys([entry.sample, entry.substitute])
-            shard = self._manifest.shards[int(self._manifest.shard_id[entry.sample])]
+            key, substitute = self.manifest.keys([entry.sample, entry.substitute])
+            shard = self.manifest.shards[int(self.manifest.shard_id[entry.sample])]
             line = {
                 "step": entry.step,
                 "key": key,
@@ -87,9 +87,9 @@ class Ledger:
             log.warning("step %d: sample %s of %s: %s; showing %s instead", *line.values())
             if self._path is not None:
                 _append(self._path, json.dumps(line) + "\n")
-            self._bad.add(entry.sample)
+            self._bad |= {entry.sample}
         if len(self._bad) > self._budget:
-            split = without_credentials(str(self._manifest.folder))
+            split = without_credentials(str(self.manifest.folder))
             raise DataError(
                 f"{len(self._bad)} different samples of {split} could not be read or "
                 f"decoded, more than fault_budget={self._budget}; "

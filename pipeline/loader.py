@@ -10,6 +10,7 @@ Legend: b samples of this rank's part of a global batch.
 
 import atexit
 import logging
+import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing
@@ -30,6 +31,7 @@ from coma.pipeline.crops import Crops, IntArray, center_crops, random_resized_cr
 from coma.pipeline.decode import DecodeError, Decoder, Encoded
 from coma.pipeline.faults import Substitution, candidates
 from coma.pipeline.order import Int64Array, Planner, Step, rank_slice
+from coma.pipeline.plain import flag, shown, whole_number
 from coma.pipeline.reader import Bytes, SampleReader, Unreadable
 from coma.pipeline.sizes import CropSizes
 from coma.pipeline.views import partition_units
@@ -60,7 +62,18 @@ class LoaderOptions:
     prefetch: int  # ready batches
 
     def __post_init__(self) -> None:
-        """Validate the options; raise UsageError."""
+        """Turn numpy's and torch's numbers into Python's and validate the options; raise UsageError."""
+        for name in ("batch_size", "views", "seed", "rank", "world_size", "workers", "prefetch"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        object.__setattr__(self, "training", flag("training", self.training))
+        object.__setattr__(self, "decode", str(self.decode))
+        try:
+            low, high = map(float, self.crop_scale)
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"crop_scale is {shown(self.crop_scale)}; give two numbers, like (0.2, 1)"
+            ) from None
+        object.__setattr__(self, "crop_scale", (low, high))
         if not 0 <= self.rank < self.world_size:
             raise UsageError(f"rank {self.rank} is not one of the {self.world_size} ranks from 0 on")
         if self.batch_size < 1 or self.batch_size % self.world_size:
@@ -71,7 +84,6 @@ class LoaderOptions:
         units = self.sizes.units(self.sizes.first)
         if not 1 <= self.views <= units:
             raise UsageError(f"{self.views} views of {units} mask units; give 1 to {units} views")
-        low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise UsageError(f"crop scale {low} to {high} is no part of an image; keep 0 < low <= high <= 1")
         if self.decode not in ("auto", "cpu", "gpu"):
@@ -129,6 +141,7 @@ class Loader:
         self._fetched: Channel[_Fetched] = Channel(1)
         self._ready: Channel[Ready] = Channel(options.prefetch)
         self._closing = False
+        self._process = os.getpid()
         self._cache = ShardCache(manifest) if is_remote(manifest.folder) else None
         self._ahead = (
             None
@@ -150,6 +163,8 @@ class Loader:
 
     def close(self) -> None:
         """End all threads, after the read or the batch under way at most."""
+        if self._process != os.getpid():  # forked: the threads are the parent's, and its locks stay taken
+            return
         self._closing = True
         self._fetched.close()
         self._ready.close()

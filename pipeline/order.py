@@ -22,10 +22,8 @@ them; their samples are one window, and every shard is in use all the time.
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -98,8 +96,7 @@ class SampleOrder:
             [[0], np.cumsum(lengths)]
         )  # [S + 1] sample id each shard begins with
         self._window_count = _window_count(lengths, window_shards) if mixed else 1
-        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
-        self._lock = Lock()
+        self._epochs: dict[int, _Epoch] = {}  # never changed, only replaced: threads share it without a lock
 
     def samples(self, epoch: int, start: int, stop: int) -> Int64Array:
         """The ids at positions [start, stop) of an epoch.
@@ -112,8 +109,7 @@ class SampleOrder:
         """
         if not 0 <= start <= stop <= self.samples_per_epoch:
             raise IndexError(f"positions {start} to {stop} of an epoch of {self.samples_per_epoch} samples")
-        with self._lock:
-            layout = self._epoch(epoch)
+        layout = self._epoch(epoch)
         places = np.arange(start, stop)
         first = int(np.searchsorted(layout.windows, start, side="right")) - 1
         last = int(np.searchsorted(layout.windows, stop, side="left"))
@@ -145,7 +141,8 @@ class SampleOrder:
         return np.concatenate(samples), np.concatenate(epochs)
 
     def _epoch(self, epoch: int) -> _Epoch:
-        if epoch not in self._epochs:
+        kept = self._epochs
+        if epoch not in kept:
             count = len(self._lengths)
             # Hashes that differ in their last key alone differ, so all ways of sorting them agree.
             shards = np.argsort(hash_numpy(Purpose.SHARDS, self.seed, epoch, np.arange(count)))
@@ -153,10 +150,9 @@ class SampleOrder:
             starts = np.concatenate([[0], np.cumsum(self._lengths[shards])])
             windows = starts[edges]
             windows = windows[np.diff(windows, prepend=-1) > 0]  # without those that have no samples
-            self._epochs[epoch] = _Epoch(shards, starts, windows)
-            while len(self._epochs) > _EPOCHS_KEPT:
-                self._epochs.popitem(last=False)
-        return self._epochs[epoch]
+            newest = list(kept.items())[1 - _EPOCHS_KEPT :]
+            self._epochs = kept = {**dict(newest), epoch: _Epoch(shards, starts, windows)}
+        return kept[epoch]
 
 
 def sample_order(

@@ -6,6 +6,7 @@ A pure function of the position in the run, like everything else that a step see
 from dataclasses import dataclass
 
 from coma.errors import UsageError
+from coma.pipeline.plain import whole_number
 
 _GROWING = (4, 5)  # part of the run; its last fifth is at full size
 
@@ -30,6 +31,8 @@ class CropSizes:
 
     def __post_init__(self) -> None:
         """Validate the sizes; raise UsageError."""
+        for field in ("first", "last", "unit_size", "samples"):
+            object.__setattr__(self, field, whole_number(field, getattr(self, field)))
         unit = self.unit_size
         for name, size in (("image size", self.last), ("start size", self.first)):
             if unit < 1 or size < 1 or size % unit:

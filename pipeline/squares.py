@@ -37,8 +37,9 @@ class Squares:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "coma-resize") if threads > 1 else None
         # [S * 3], a row of pixels: what is done along an axis of 3 is slow
-        self._scale = (1 / (255 * torch.tensor(STD))).repeat(side)
-        self._shift = (-torch.tensor(MEAN) / torch.tensor(STD)).repeat(side)
+        mean, std = (torch.tensor(values, dtype=torch.float32, device="cpu") for values in (MEAN, STD))
+        self._scale = (1 / (255 * std)).repeat(side)
+        self._shift = (-mean / std).repeat(side)
 
     def normalised(self, windows: Sequence[Tensor], mirrored: npt.NDArray[np.integer]) -> Tensor:
         """Resize, mirror and normalise a batch.
@@ -50,7 +51,7 @@ class Squares:
         Returns:
             [n, 3, S, S] float32 in channels-last order, normalised with `MEAN` and `STD`.
         """
-        batch = torch.empty(len(windows), self.side, self.side, 3)
+        batch = torch.empty(len(windows), self.side, self.side, 3, dtype=torch.float32, device="cpu")
         values = batch.flatten(2)  # [n, S, S * 3]
 
         def place(at: int) -> None:
@@ -64,7 +65,8 @@ class Squares:
     def raw(self, windows: Sequence[Tensor], mirrored: npt.NDArray[np.integer]) -> Tensor:
         """Resize and mirror a batch, left as uint8 in pinned memory for a GPU to `normalise`."""
         pinned = torch.cuda.is_available()
-        batch = torch.empty(len(windows), self.side, self.side, 3, dtype=torch.uint8, pin_memory=pinned)
+        shape = (len(windows), self.side, self.side, 3)
+        batch = torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=pinned)
 
         def place(at: int) -> None:
             for rows, part in self._square(windows[at], bool(mirrored[at])):
@@ -104,5 +106,6 @@ class Squares:
 
 def normalise(squares: Tensor) -> Tensor:
     """Normalise [n, 3, S, S] uint8 to float32 with `MEAN` and `STD`, on the tensor's own device."""
-    mean, std = (torch.tensor(values, device=squares.device).view(3, 1, 1) * 255 for values in (MEAN, STD))
+    both = torch.tensor((MEAN, STD), dtype=torch.float32, device=squares.device)
+    mean, std = both.view(2, 3, 1, 1) * 255
     return squares.float().sub_(mean).div_(std)

@@ -2,26 +2,33 @@
 
 import logging
 import os
+import pickle
 import weakref
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import RLock
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
 
 from coma.errors import ComaError, DataError, UsageError
 from coma.pipeline.crops import CROP_SCALE
 from coma.pipeline.faults import Ledger, default_budget
 from coma.pipeline.loader import Loader, LoaderOptions
 from coma.pipeline.order import Planner, SampleOrder, Step, mixed
+from coma.pipeline.plain import shown, whole_number
 from coma.pipeline.sizes import CropSizes
 from coma.pipeline.views import view_sizes
-from coma.shards.files import folder_at, without_credentials
+from coma.shards.files import folder_at, is_remote, without_credentials
 from coma.shards.manifest import Manifest, read_manifest
 
 log = logging.getLogger(__name__)
+
+_MOST_SAMPLES = 2**62  # whose positions int64 holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +50,7 @@ class Batch:
     """[B] int64: the global sample ids asked for (a damaged one has a substitute's image and label)."""
 
 
-class Stream:
+class Stream(IterableDataset[Batch]):
     """Batches of complementary views out of a sharded data set, read and decoded ahead of the consumer.
 
     What a step holds depends on (manifest, seed, step) alone. Training streams are endless: each epoch is a
@@ -53,6 +60,9 @@ class Stream:
 
     A sample that cannot be read or decoded is replaced by another one, the same in every run, and the ledger records
     it.
+
+    Threads may share a stream: each batch goes to one of them. A copy, an unpickled stream and a process that was forked
+    before any stream began go on by themselves from the place that the stream had. Numbers may be numpy's or torch's.
 
     Args:
         data: a sharded data set, one split's folder, or its manifest; a URL such as s3://bucket/photos-shards
@@ -109,8 +119,10 @@ class Stream:
         ledger: Path | None = None,
         fault_budget: int | None = None,
     ) -> None:
-        if isinstance(image_size, int):
-            image_size = CropSizes(image_size, image_size, unit_size)
+        if not isinstance(image_size, CropSizes):
+            side = whole_number("image_size", image_size)
+            image_size = CropSizes(side, side, unit_size)
+        world_size = whole_number("world_size", world_size)
         self.sizes = image_size
         self._options = LoaderOptions(
             batch_size=batch_size,
@@ -126,18 +138,21 @@ class Stream:
             workers=workers if workers is not None else _share_of_cores(world_size),
             prefetch=prefetch,
         )
-        if start_samples < 0:
-            raise UsageError(f"start_samples is {start_samples}; give 0 or more")
-        self.view_sizes = view_sizes(self.sizes.units(self.sizes.last), views)  # of images of full size
-        self.manifest = data if isinstance(data, Manifest) else read_manifest(folder_at(data), split)
-        order = SampleOrder(self.manifest, seed, mixed=self._mixed()) if training else None
-        self._planner = Planner(order, len(self.manifest), batch_size)
-        budget = default_budget(len(self.manifest)) if fault_budget is None else fault_budget
-        self._ledger = Ledger(None if ledger is None else Path(ledger), self.manifest, budget)
-        self._consumed = start_samples
-        self._loader: Loader | None = None
-        self._finalizer: weakref.finalize[Any, Any] | None = None
+        plain = self._options
+        self._consumed = _position("start_samples", start_samples)
+        budget = None if fault_budget is None else whole_number("fault_budget", fault_budget, 0)
+        self.view_sizes = view_sizes(self.sizes.units(self.sizes.last), plain.views)  # of images of full size
+        self.manifest = data if isinstance(data, Manifest) else read_manifest(_folder(data), split)
+        order = SampleOrder(self.manifest, plain.seed, mixed=self._mixed()) if plain.training else None
+        self._planner = Planner(order, len(self.manifest), plain.batch_size)
+        self._ledger = Ledger(
+            None if ledger is None else Path(ledger).absolute(),
+            self.manifest,
+            default_budget(len(self.manifest)) if budget is None else budget,
+        )
         self._closed = False
+        self._process = os.getpid()
+        self._begin_anew()
 
     def _mixed(self) -> bool:
         """Whether each shard is a random draw of the data set, judged by the labels."""
@@ -172,6 +187,7 @@ class Stream:
         Raises:
             IndexError: there is no such step.
         """
+        step = whole_number("step", step)
         planned = self._planner.at((step - 1) * self._planner.batch_size) if step >= 1 else None
         if planned is None:
             raise IndexError(f"no step {step} in one pass over {self.samples_per_epoch} samples")
@@ -183,18 +199,18 @@ class Stream:
 
     def __next__(self) -> Batch:
         """Wait for the next batch; the class's docstring lists what is raised."""
-        if self._closed:
-            raise UsageError("the stream is closed")
-        loader = self._loader or self._start()
-        ready = loader.get()
-        if ready is None:
-            raise StopIteration
-        try:
-            self._ledger.record(ready.substitutions)
-        except ComaError:
-            self._stop()  # else the next call would skip this batch
-            raise
-        self._consumed = ready.stop_sample
+        with self._taking:
+            self._refuse_closed()
+            loader = self._loader or self._start()
+            ready = loader.get()
+            if ready is None:
+                raise StopIteration
+            try:
+                self._ledger.record(ready.substitutions)
+            except ComaError:
+                self._stop()  # else the next call would skip this batch
+                raise
+            self._consumed = ready.stop_sample
         if ready.event is not None:
             _hand_over(ready.event, ready.images, ready.units, ready.samples, ready.labels)
         sizes = view_sizes(ready.units.shape[1], self._options.views)
@@ -213,21 +229,28 @@ class Stream:
 
         Raises:
             DataError: the state is of other data.
-            UsageError: the state is of another seed.
+            UsageError: the state is of another seed, or no state; or the stream is closed.
         """
-        if state["fingerprint"] != self.manifest.fingerprint:
+        self._refuse_closed()
+        try:
+            taken_of, seed, samples = state["fingerprint"], state["seed"], state["samples"]
+        except (KeyError, TypeError, IndexError):
+            raise UsageError(f"the state is {shown(state)}; give what Stream.state_dict() returned") from None
+        seed, consumed = whole_number("the state's seed", seed), _position("samples of the state", samples)
+        if taken_of != self.manifest.fingerprint:
             raise DataError(
                 f"{without_credentials(str(self.manifest.folder))} has fingerprint "
                 f"{self.manifest.fingerprint}, the state was taken of data with fingerprint "
-                f"{state['fingerprint']}; give the same data set, or start anew"
+                f"{taken_of}; give the same data set, or start anew"
             )
-        if state["seed"] != self._options.seed:
+        if seed != self._options.seed:
             raise UsageError(
-                f"the state was taken with seed {state['seed']}, this stream has seed {self._options.seed}; "
+                f"the state was taken with seed {seed}, this stream has seed {self._options.seed}; "
                 "give the same seed, or start anew"
             )
-        self._stop()
-        self._consumed = int(state["samples"])
+        with self._taking:
+            self._stop()
+            self._consumed = consumed
 
     def close(self) -> None:
         """End the threads and close the shards; any thread may call this.
@@ -237,7 +260,52 @@ class Stream:
         self._closed = True
         self._stop()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another stream needs to go on from this one's place, with threads of its own."""
+        ours = ("_loader", "_finalizer", "_taking")
+        state = {name: value for name, value in vars(self).items() if name not in ours}
+        return {**state, "_ledger": copy(self._ledger)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the place of a copied or unpickled stream."""
+        vars(self).update(state)
+        self._begin_anew()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy the stream; the manifest, which nothing changes, is shared."""
+        return copy(self)
+
+    def _begin_anew(self) -> None:
+        """Start without threads; the next batch is the one after `consumed`."""
+        self._taking = RLock()  # of the one thread that takes a batch
+        self._loader: Loader | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+        self._forked = False
+        _streams.add(self)
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise UsageError("the stream is closed; make another, with start_samples to go on")
+
     def _start(self) -> Loader:
+        if self._process != os.getpid() and get_worker_info() is not None:
+            raise UsageError(
+                "a DataLoader's workers would each give all batches of this stream; it reads ahead in threads of "
+                "its own: loop over it, or give num_workers=0"
+            )
+        if _running_at_fork:
+            raise UsageError(
+                "this process was forked while a stream was running, whose threads it does not have; "
+                "start it with the method 'spawn', or before the first batch is taken"
+            )
+        if self._forked and self._options.device.type == "cuda" and torch.cuda._is_in_bad_fork():
+            raise UsageError(
+                f"a forked process cannot use {self._options.device}, which the process before it used; "
+                "start it with the method 'spawn'"
+            )
+        if self._forked and is_remote(self.manifest.folder):  # whose connections are the other process's
+            self.manifest = replace(self.manifest, folder=pickle.loads(pickle.dumps(self.manifest.folder)))
+            self._ledger.manifest = self.manifest
         loader = Loader(self.manifest, self._planner, self._options, self._consumed)
         finalizer = weakref.finalize(self, loader.close)  # a forgotten stream ends its threads
         finalizer.atexit = False  # the loader has an exit handler of its own
@@ -263,6 +331,22 @@ class Stream:
         self.close()
 
 
+_streams: "weakref.WeakSet[Stream]" = weakref.WeakSet()
+_running_at_fork = False
+
+
+def _after_fork() -> None:
+    """Take the other process's threads, and the locks that they may have held, off the streams of this one."""
+    global _running_at_fork
+    for stream in list(_streams):
+        _running_at_fork |= stream._loader is not None
+        stream._begin_anew()
+        stream._forked = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def _hand_over(event: torch.cuda.Event, *tensors: Tensor | None) -> None:
     """Make the consumer's CUDA stream wait for a batch, and the allocator for the consumer."""
     for tensor in tensors:
@@ -273,10 +357,37 @@ def _hand_over(event: torch.cuda.Event, *tensors: Tensor | None) -> None:
 
 
 def _device(device: torch.device | str) -> torch.device:
-    """The device, with its index if it is a GPU, as threads do not inherit the current one."""
-    if str(device) == "cuda":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device(device)
+    """Return the device, with its index if it is a GPU, as threads do not inherit the current one."""
+    try:
+        chosen = torch.device(int(device) if hasattr(device, "__index__") else device)
+        if str(chosen) == "cuda":
+            chosen = torch.device("cuda", torch.cuda.current_device())
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UsageError(
+            f"device {shown(device)} is of no use ({reason}); give 'cpu', or a GPU of this machine"
+        ) from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise UsageError(
+            f"device {chosen} cannot be given batches; give 'cpu' or 'cuda', and move them yourself"
+        )
+    return chosen
+
+
+def _position(name: str, value: Any) -> int:
+    if (number := whole_number(name, value, 0)) >= _MOST_SAMPLES:
+        raise UsageError(f"{name} is {number}; give less than 2^62")
+    return number
+
+
+def _folder(data: Any) -> Path:
+    """Return the folder of a data set as an absolute path, which a later change of folder does not move."""
+    try:
+        return folder_at(
+            data if isinstance(data, str) or hasattr(data, "joinpath") else os.fspath(data)
+        ).absolute()
+    except TypeError:
+        raise UsageError(f"data is {shown(data)}; give a folder, a URL or a Manifest") from None
 
 
 def _share_of_cores(world_size: int) -> int:

@@ -42,7 +42,7 @@ def partition_units(samples: Tensor, epochs: Tensor, *, seed: int, units: int) -
     Returns:
         [B, U] int64 on the same device: each row a permutation of 0..U-1 (raster order of the units).
     """
-    keys = hash_torch(Purpose.UNITS, seed, epochs, samples)  # [B]
+    keys = hash_torch(Purpose.UNITS, int(seed), epochs.long(), samples.long())  # [B]; int32 would wrap early
     unit = torch.arange(units, device=samples.device)
     ranks = hash_torch(keys[:, None], unit[None, :])  # [B, U]
     return torch.argsort(ranks, dim=1, stable=True)

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import chisquare
 
 from coma.pipeline.order import SampleOrder, mixed
-from coma.shards.write.layout import shuffled
+from coma.shards.write.layout import shuffled_order
 
 CLASSES, BATCHES, BATCH_SIZE = 1000, 200, 256
 FAR = 4.0  # standard deviations; one in 16,000 random draws is as far, and the seeds are fixed
@@ -75,7 +75,7 @@ def test_the_measure_knows_random_from_sorted_and_from_dealt() -> None:
 )
 def test_sources_sorted_by_class_come_out_mixed(count: int, length: int, part: float) -> None:
     """As `coma shard` packs them, whatever its shards' size, and across the end of an epoch."""
-    labels = sorted_labels(count)[shuffled(count, seed=0, split="train")]
+    labels = sorted_labels(count)[shuffled_order(count, seed=0, split="train")]
     assert abs(deviation(labels, drawn(SampleOrder(in_shards(count, length), 1), part))) < FAR
 
 
