@@ -59,19 +59,13 @@ def torchvision_decoding(sample: Sample) -> Loading:
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(MEAN, STD),
     ]
-    yield from load_folder(
-        sample, v2.Compose(steps), loader=lambda path: decode_image(path, ImageReadMode.RGB)
-    )
+    yield from load_folder(sample, v2.Compose(steps), loader=lambda path: decode_image(path, ImageReadMode.RGB))
 
 
 def web_dataset(sample: Sample) -> Loading:
     """Load the same shards by the webdataset library, with the same transform."""
     shards = webdataset.WebDataset(sample.tars, shardshuffle=False, empty_check=False)
-    pairs = (
-        shards.decode("pil")
-        .to_tuple(sample.extensions, "cls")
-        .map_tuple(pil_transform(sample.image_size), int)
-    )
+    pairs = shards.decode("pil").to_tuple(sample.extensions, "cls").map_tuple(pil_transform(sample.image_size), int)
     for images, _ in DataLoader(pairs.repeat(), sample.batch_size):
         yield len(images)
 
@@ -249,9 +243,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="a sharded data set")
     parser.add_argument("--images", type=int, help="number in the sample (default: by their size)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each loader (default 5)")
-    parser.add_argument(
-        "--image-size", type=int, default=224, help="side of a batch's images in pixels (default 224)"
-    )
+    parser.add_argument("--image-size", type=int, default=224, help="side of a batch's images in pixels (default 224)")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the rates")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")
     given = parser.parse_args()

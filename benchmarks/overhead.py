@@ -101,9 +101,7 @@ def measure(config: PretrainConfig, steps: int, rounds: int) -> dict[str, Any]:
                         if name == "bare":
                             take_bare_steps(engine, held, steps + 2)
                         else:
-                            with patch.object(
-                                loop, "open_stream", lambda *_, h=held: contextlib.nullcontext(h)
-                            ):
+                            with patch.object(loop, "open_stream", lambda *_, h=held: contextlib.nullcontext(h)):
                                 session = loop.Session(prepared, run, engine, world, state, watchdog, stop)
                                 session.run_steps()
                             state = dataclasses.replace(state, step=state.step + steps + 2)
@@ -113,9 +111,7 @@ def measure(config: PretrainConfig, steps: int, rounds: int) -> dict[str, Any]:
                 dispose(engine)
         device = prepared.facts["device_name"]
     medians = {
-        name: {
-            clock: statistics.median(chain.from_iterable(one[clock] for one in taken)) for clock in _CLOCKS
-        }
+        name: {clock: statistics.median(chain.from_iterable(one[clock] for one in taken)) for clock in _CLOCKS}
         for name, taken in times.items()
     }
     added = {

@@ -95,9 +95,7 @@ def write_data(folder: Path, samples: int, shard_samples: int, in_order: bool) -
             key = _padded(ids, 9)
             columns = {
                 "key": key,
-                "shard": pc.binary_join_element_wise(
-                    "coma-train-", _padded(ids // shard_samples, 6), ".tar", ""
-                ),
+                "shard": pc.binary_join_element_wise("coma-train-", _padded(ids // shard_samples, 6), ".tar", ""),
                 "offset": ids % shard_samples * IMAGE_BYTES + 512,
                 "size": size,
                 "width": rng.integers(200, 600, len(ids)),
@@ -107,9 +105,7 @@ def write_data(folder: Path, samples: int, shard_samples: int, in_order: bool) -
                 "xxh3_64": rng.integers(0, 2**64, len(ids), np.uint64),
                 "source": pc.binary_join_element_wise("train/n", _padded(label, 8), "/", key, ".JPEG", ""),
             }
-            writer.write_table(
-                pa.table([pa.array(columns[f.name]).cast(f.type) for f in names], schema=names)
-            )
+            writer.write_table(pa.table([pa.array(columns[f.name]).cast(f.type) for f in names], schema=names))
     for number in range(-(-samples // shard_samples)):
         with (folder / f"coma-train-{number:06d}.tar").open("wb") as shard:
             shard.truncate((shard_samples + 1) * IMAGE_BYTES)

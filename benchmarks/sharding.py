@@ -73,9 +73,7 @@ def measure(folder: Path, images: int, rounds: int) -> dict[str, Any]:
         },
         "ratios": {
             "pass-through / TarWriter": _ratio(timings["pass-through"], timings["TarWriter"]),
-            "pass-through / TarWriter without json": _ratio(
-                timings["pass-through"], timings["TarWriter without json"]
-            ),
+            "pass-through / TarWriter without json": _ratio(timings["pass-through"], timings["TarWriter without json"]),
             "checked / decoding alone": _ratio(timings["checked"], timings["decoding alone"]),
         },
         "bars": BARS,
@@ -149,9 +147,7 @@ def _coma(root: Path, files: Sequence[Path], out: Path, decode: bool) -> None:
 def _listed(root: Path, files: Sequence[Path]) -> Iterator[SourceImage]:
     for number, file in enumerate(files):
         path, status = str(file.relative_to(root)), file.stat()
-        yield SourceImage(
-            path, path, WHOLE_FILE, status.st_size, status.st_mtime_ns, label=number % 1000, refused=None
-        )
+        yield SourceImage(path, path, WHOLE_FILE, status.st_size, status.st_mtime_ns, label=number % 1000, refused=None)
 
 
 def _both_busy(scratch: Path, image_bytes: int) -> tuple[float, float]:
@@ -192,9 +188,7 @@ def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description="How fast images are packed into shards, per CPU-second.")
     parser.add_argument("folder", type=Path, help="images, in folders or not")
-    parser.add_argument(
-        "--images", type=int, default=2000, help="how many; files are repeated (default 2000)"
-    )
+    parser.add_argument("--images", type=int, default=2000, help="how many; files are repeated (default 2000)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of all ways (default 5)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")
     given = parser.parse_args()

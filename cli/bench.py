@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 LocalData = Annotated[
     Path | None,
-    typer.Argument(
-        help="Data set made by `coma shard`: a folder.", show_default="the one in the current folder"
-    ),
+    typer.Argument(help="Data set made by `coma shard`: a folder.", show_default="the one in the current folder"),
 ]
 Plot = Annotated[Path | None, typer.Option(help="Bar chart to write as well.", metavar="PNG")]
 

@@ -97,9 +97,7 @@ def _as_lines(done: "DemoResult") -> dict[str, str]:
     if done.probe_before is not None and done.probe_after is not None:
         lines["after"] = f"linear probe {done.probe_after:.1f}%, nearest neighbours {done.knn_after:.1f}%"
         gain = done.probe_after - done.probe_before
-        lines["gain"] = (
-            f"{gain:+.1f} points of probe accuracy; loss {done.first_loss:.3f} to {done.last_loss:.3f}"
-        )
+        lines["gain"] = f"{gain:+.1f} points of probe accuracy; loss {done.first_loss:.3f} to {done.last_loss:.3f}"
     else:
         lines["after"] = f"loss {done.last_loss:.3f}"
     lines["picture"] = f"{done.picture}  reconstructions"

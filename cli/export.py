@@ -10,9 +10,7 @@ from coma.cli.options import Json, Run
 
 def export(
     run: Run,
-    folder: Annotated[
-        Path, typer.Argument(help="Folder to write: new, empty, or an earlier export.", metavar="DIR")
-    ],
+    folder: Annotated[Path, typer.Argument(help="Folder to write: new, empty, or an earlier export.", metavar="DIR")],
     with_decoder: Annotated[
         bool,
         typer.Option(

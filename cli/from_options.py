@@ -53,9 +53,7 @@ def _parameter(each: Option) -> inspect.Parameter:
         metavar = each.metavar or "|".join(each.choices) or _METAVARS.get(each.kind)
         about = typer.Option(each.flag, metavar=metavar, **how)
     annotation: Any = Annotated[kind | None if default is None else kind, about]
-    return inspect.Parameter(
-        each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
+    return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _as_text(default: Any) -> Any:

@@ -50,6 +50,4 @@ def index(
             bar.update(task, total=now.total_tar_bytes, completed=now.tar_bytes, done=done)
 
         summary = make_index(source, out or default_out(source), workers=workers, progress=show)
-    console.print_result(
-        summary_as_json(summary) if json else summary_as_lines(summary, _KEPT_IN_TARS), json=json
-    )
+    console.print_result(summary_as_json(summary) if json else summary_as_lines(summary, _KEPT_IN_TARS), json=json)

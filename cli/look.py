@@ -49,9 +49,7 @@ def look(
     from coma.evaluation.device import choose_device
     from coma.pictures.look import look_at
 
-    path, gates = look_at(
-        run, images or [], out=out, count=count, image_size=image_size, device=choose_device(device)
-    )
+    path, gates = look_at(run, images or [], out=out, count=count, image_size=image_size, device=choose_device(device))
     if json:
         console.print_result({"picture": str(path), "gates": [asdict(gate) for gate in gates]}, json=True)
         return

@@ -52,9 +52,7 @@ def root(
         bool, typer.Option("--verbose", "-v", help="Print debugging messages on stderr as well.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")] = False,
-    local_rank: Annotated[
-        int, typer.Option("--local_rank", hidden=True)
-    ] = -1,  # the deepspeed launcher adds it
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = -1,  # the deepspeed launcher adds it
 ) -> None:
     """Take folders of images to a pre-trained vision backbone.
 
@@ -85,9 +83,7 @@ def main() -> None:
     try:
         app()
     except ComaError as error:
-        typer.echo(
-            f"{typer.style('error:', fg='red', bold=True)} {without_credentials(str(error))}", err=True
-        )
+        typer.echo(f"{typer.style('error:', fg='red', bold=True)} {without_credentials(str(error))}", err=True)
         sys.exit(error.exit_code)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported for its sake

@@ -10,9 +10,7 @@ RUNNING = "Running"
 Run = Annotated[Path, typer.Argument(help="Run folder, or one of its checkpoints.")]
 RunOrExport = Annotated[
     Path,
-    typer.Argument(
-        help="Run folder, one of its checkpoints, or what `coma export` wrote.", metavar="RUN|EXPORT"
-    ),
+    typer.Argument(help="Run folder, one of its checkpoints, or what `coma export` wrote.", metavar="RUN|EXPORT"),
 ]
 Data = Annotated[
     str | None,

@@ -66,9 +66,7 @@ def _as_lines(forecast: "Forecast") -> dict[str, str]:
         lines["  on a drive"] = f"{decimal(memory.nvme)} of these, in files of {decimal(memory.swap_files)}"
     kept, whole = forecast.checkpoints, decimal(forecast.checkpoint_bytes)
     lines["disk"] = f"{decimal((kept + 1) * forecast.checkpoint_bytes + forecast.metrics_bytes)} at most"
-    lines["  checkpoints"] = (
-        f"{kept} x {whole}, and one while it is written; every {resolved.save_every:,} steps"
-    )
+    lines["  checkpoints"] = f"{kept} x {whole}, and one while it is written; every {resolved.save_every:,} steps"
     lines["  metrics"] = decimal(forecast.metrics_bytes)
     if (step_s := forecast.step_s) is None:
         lines["time"] = "not measured"

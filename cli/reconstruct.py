@@ -21,9 +21,7 @@ def reconstruct(
         ),
     ] = None,
     count: Count = 8,
-    seed: Annotated[
-        int, typer.Option(help="Random seed for the masks.", metavar="N", rich_help_panel="Picture")
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for the masks.", metavar="N", rich_help_panel="Picture")] = 0,
     device: Device = None,
     json: Json = False,
 ) -> None:

@@ -21,9 +21,7 @@ def score_and_print(
 
     from coma.evaluation.score_run import score_run
 
-    bar = console.progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    )
+    bar = console.progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with bar:
         task = bar.add_task("features", total=None)
         result = score_run(

@@ -28,9 +28,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be wri
 
 
 @from_options(ShardOptions)
-def shard(
-    options: ShardOptions, source: Source, out: Out = None, dry_run: DryRun = False, json: Json = False
-) -> None:
+def shard(options: ShardOptions, source: Source, out: Out = None, dry_run: DryRun = False, json: Json = False) -> None:
     """Pack images into WebDataset shards; damaged ones are listed.
 
     Images are shuffled once by seed and copied untouched. Damaged ones are set

@@ -38,17 +38,11 @@ def summary_as_lines(summary: "ShardSummary", set_aside_note: str = "") -> dict[
 
     kept = ", ".join(f"{split.name} {split.images:,}" for split in summary.splits)
     converted = f"; {sum(summary.converted.values()):,} converted ({counts_in_words(summary.converted)})"
-    aside = (
-        f" ({counts_in_words(summary.reasons)}): see quarantine.parquet{set_aside_note}"
-        if summary.reasons
-        else ""
-    )
+    aside = f" ({counts_in_words(summary.reasons)}): see quarantine.parquet{set_aside_note}" if summary.reasons else ""
     lines = {} if summary.part is None else {"part": f"{summary.part}, of the shards"}
     lines |= {
         "found": f"{summary.found:,} images",
-        "kept": (
-            f"{summary.kept:,} ({kept})" if len(summary.splits) > 1 else f"{summary.kept:,}, split {kept}"
-        )
+        "kept": (f"{summary.kept:,} ({kept})" if len(summary.splits) > 1 else f"{summary.kept:,}, split {kept}")
         + (converted if summary.converted else ""),
         "set aside": f"{summary.set_aside:,}{aside}" if summary.set_aside else "none",
         "shards": f"{summary.shards:,}, {decimal(summary.shard_bytes)} in all, in {summary.elapsed_s:.1f} s",

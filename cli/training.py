@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 _CONFIGS = {config.command: config for config in (PretrainConfig, FinetuneConfig)}
 
 
-def train(
-    config: PretrainConfig | FinetuneConfig, *, json: bool = False, launched: Path | None = None
-) -> None:
+def train(config: PretrainConfig | FinetuneConfig, *, json: bool = False, launched: Path | None = None) -> None:
     """Run a training with a progress line on a terminal, and print its result as JSON if that is asked for."""
     with _progress_line() as watch:
         if isinstance(config, PretrainConfig):

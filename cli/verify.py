@@ -13,9 +13,7 @@ _SHOWN = 20
 
 def verify(
     data: Data = None,
-    decode: Annotated[
-        bool, typer.Option("--decode", help="Decode every image as well, which is slower.")
-    ] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image as well, which is slower.")] = False,
     json: Json = False,
 ) -> None:
     """Check every byte of a data set against its manifest.

@@ -90,9 +90,7 @@ def draw(count: int, size: int, generator: torch.Generator) -> tuple[list[Tensor
 
 def main(arguments: Sequence[str] | None = None) -> list[float]:
     """Train, show what is found in a new picture, and return the loss of each step."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("export", type=Path, help="folder that `coma export` wrote")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -118,16 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
         nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
         optimizer.step()
         history.append(loss.item())
-        print(
-            f"step {step}  " + "  ".join(f"{name[5:]} {value.item():.3f}" for name, value in losses.items())
-        )
+        print(f"step {step}  " + "  ".join(f"{name[5:]} {value.item():.3f}" for name, value in losses.items()))
 
     detector.eval()
     with torch.no_grad():
         (objects,) = detector([image.to(device) for image in draw(1, given.image_size, generator)[0]])
-    for label, score, box in zip(
-        objects["labels"][:4], objects["scores"][:4], objects["boxes"][:4], strict=True
-    ):
+    for label, score, box in zip(objects["labels"][:4], objects["scores"][:4], objects["boxes"][:4], strict=True):
         print(f"{CLASSES[int(label)]} {score.item():.2f} at {[round(edge) for edge in box.tolist()]}")
     return history
 

@@ -38,9 +38,7 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 class UPerHead(nn.Module):
     """Maps of four strides to one of logits at the finest of them."""
 
-    def __init__(
-        self, channels: Sequence[int], classes: int, width: int = 256, scales: Sequence[int] = (1, 2, 3, 6)
-    ):
+    def __init__(self, channels: Sequence[int], classes: int, width: int = 256, scales: Sequence[int] = (1, 2, 3, 6)):
         super().__init__()
         self.scales = scales
         self.pooled = nn.ModuleList(conv(channels[-1], width, 1) for _ in scales)
@@ -100,9 +98,7 @@ def draw(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Ten
 
 def main(arguments: Sequence[str] | None = None) -> list[float]:
     """Train, say how much of new pictures is right, and return the loss of each step."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("export", type=Path, help="folder that `coma export` wrote")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=4)

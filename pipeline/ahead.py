@@ -122,9 +122,7 @@ class FetchAhead:
                 wanted = self._wanted
             try:
                 while shard in wanted and not self._cache.fetch(shard, wanted):
-                    wanted = self._wanted_after(
-                        wanted
-                    )  # the cache is full of needed shards: wait until one is read
+                    wanted = self._wanted_after(wanted)  # the cache is full of needed shards: wait until one is read
             except Stopped:
                 return
             except DataError as error:

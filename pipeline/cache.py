@@ -77,9 +77,7 @@ class ShardCache:
                 f"cache folder {root} cannot be used: {error.strerror}; give another with COMA_CACHE"
             ) from error
         if self.budget_bytes < 1:
-            raise UsageError(
-                f"a cache of {self.budget_bytes} bytes holds nothing; give COMA_CACHE_BYTES=64GiB"
-            )
+            raise UsageError(f"a cache of {self.budget_bytes} bytes holds nothing; give COMA_CACHE_BYTES=64GiB")
         self.least_bytes = manifest.least_bytes.tolist()
         """[S] bytes that each shard has at least: its tar's end marks come on top."""
 

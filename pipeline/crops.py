@@ -114,9 +114,7 @@ def _columns(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.uint64]
     return hash_numpy(keys[:, None], np.arange(count)[None, :])
 
 
-def _largest_allowed(
-    w: Int64Array, h: Int64Array, ratio: tuple[float, float]
-) -> tuple[Int64Array, Int64Array]:
+def _largest_allowed(w: Int64Array, h: Int64Array, ratio: tuple[float, float]) -> tuple[Int64Array, Int64Array]:
     """Sizes of the largest windows of an allowed ratio, for images so wide or so high that all tries failed."""
     actual = w / h
     crop_w = np.where(actual > ratio[1], np.rint(h * ratio[1]).astype(np.int64), w)

@@ -143,9 +143,7 @@ class Decoder:
             self._squares = Squares(side, self._threads)
         return self._squares
 
-    def _build(
-        self, source: Callable[[], Encoded | None], batch_size: int, threads: int, depth: int
-    ) -> Pipeline:
+    def _build(self, source: Callable[[], Encoded | None], batch_size: int, threads: int, depth: int) -> Pipeline:
         """Build the graph, whose outputs are images, flags of those to mirror, and their sides."""
         fed = 0
 
@@ -212,19 +210,13 @@ class HeaderCheck:
 
     def __init__(self, batch_size: int) -> None:
         self._input: list[Sequence[npt.NDArray[np.uint8]]] = []
-        self._pipeline = Pipeline(
-            batch_size=batch_size, num_threads=1, device_id=None, prefetch_queue_depth=1
-        )
+        self._pipeline = Pipeline(batch_size=batch_size, num_threads=1, device_id=None, prefetch_queue_depth=1)
         with self._pipeline:
-            encoded = fn.external_source(
-                source=lambda: self._input.pop(), batch=True, dtype=types.UINT8, ndim=1
-            )
+            encoded = fn.external_source(source=lambda: self._input.pop(), batch=True, dtype=types.UINT8, ndim=1)
             self._pipeline.set_outputs(fn.peek_image_shape(encoded))
         self._pipeline.build()
 
-    def faults(
-        self, data: Sequence[npt.NDArray[np.uint8]], width: IntArray, height: IntArray
-    ) -> dict[int, str]:
+    def faults(self, data: Sequence[npt.NDArray[np.uint8]], width: IntArray, height: IntArray) -> dict[int, str]:
         """Find those of n images that the graph cannot take.
 
         Args:

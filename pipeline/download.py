@@ -164,9 +164,7 @@ def _transfer(store: Any, path: str, target: Path, counter: Callback) -> "Future
     if not {"http", "https"}.isdisjoint(_protocols(store)):
         import aiohttp
 
-        options["timeout"] = aiohttp.ClientTimeout(
-            total=None
-        )  # by default it ends any download after 5 minutes
+        options["timeout"] = aiohttp.ClientTimeout(total=None)  # by default it ends any download after 5 minutes
     elif not {"gs", "gcs"}.isdisjoint(_protocols(store)):
         options["concurrency"] = 1  # by default it shows nothing for 16 MB at a time
     elif store.async_impl and "max_concurrency" in inspect.signature(store._get_file).parameters:

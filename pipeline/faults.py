@@ -105,6 +105,5 @@ def _append(path: Path, line: str) -> None:
             file.write(line)
     except OSError as error:
         raise ComaError(
-            f"ledger {path} cannot be written ({error.strerror}); "
-            "give it more room or another place, then start again"
+            f"ledger {path} cannot be written ({error.strerror}); give it more room or another place, then start again"
         ) from error

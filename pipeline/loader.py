@@ -70,9 +70,7 @@ class LoaderOptions:
         try:
             low, high = map(float, self.crop_scale)
         except (TypeError, ValueError):
-            raise UsageError(
-                f"crop_scale is {shown(self.crop_scale)}; give two numbers, like (0.2, 1)"
-            ) from None
+            raise UsageError(f"crop_scale is {shown(self.crop_scale)}; give two numbers, like (0.2, 1)") from None
         object.__setattr__(self, "crop_scale", (low, high))
         if not 0 <= self.rank < self.world_size:
             raise UsageError(f"rank {self.rank} is not one of the {self.world_size} ranks from 0 on")
@@ -132,9 +130,7 @@ class _Fetched:
 class Loader:
     """Preparation of batches from `start_sample` on, ahead of the consumer."""
 
-    def __init__(
-        self, manifest: Manifest, planner: Planner, options: LoaderOptions, start_sample: int
-    ) -> None:
+    def __init__(self, manifest: Manifest, planner: Planner, options: LoaderOptions, start_sample: int) -> None:
         self._manifest = manifest
         self._planner = planner
         self._options = options
@@ -203,9 +199,7 @@ class Loader:
                 data.append(image)
                 continue
             sample, epoch = int(samples[position]), int(epochs[position])
-            substitutions[position], instead = self._substitute(
-                step, sample, epoch, image.reason, reader.read_one
-            )
+            substitutions[position], instead = self._substitute(step, sample, epoch, image.reason, reader.read_one)
             shown[position] = substitutions[position].substitute
             data.append(instead)
         side = self._options.sizes.at(step.stop_sample)

@@ -92,9 +92,7 @@ class SampleOrder:
         self.seed = seed
         self.samples_per_epoch = int(lengths.sum())
         self._lengths = lengths
-        self._first_sample = np.concatenate(
-            [[0], np.cumsum(lengths)]
-        )  # [S + 1] sample id each shard begins with
+        self._first_sample = np.concatenate([[0], np.cumsum(lengths)])  # [S + 1] sample id each shard begins with
         self._window_count = _window_count(lengths, window_shards) if mixed else 1
         self._epochs: dict[int, _Epoch] = {}  # never changed, only replaced: threads share it without a lock
 
@@ -155,9 +153,7 @@ class SampleOrder:
         return kept[epoch]
 
 
-def sample_order(
-    shard_lengths: Sequence[int] | Int64Array | HasShardLengths, seed: int, epoch: int
-) -> Int64Array:
+def sample_order(shard_lengths: Sequence[int] | Int64Array | HasShardLengths, seed: int, epoch: int) -> Int64Array:
     """The order of one whole epoch.
 
     Returns:

@@ -122,8 +122,7 @@ class ShardReader:
                 self._files[shard] = self._open(shard)
             except OSError as error:
                 raise DataError(
-                    f"shard {self._place(shard)} cannot be opened ({error.strerror}); "
-                    "copy it again, or shard again"
+                    f"shard {self._place(shard)} cannot be opened ({error.strerror}); copy it again, or shard again"
                 ) from error
         self._files.move_to_end(shard)
         return self._files[shard]

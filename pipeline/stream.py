@@ -61,7 +61,7 @@ class Stream(IterableDataset[Batch]):
     A sample that cannot be read or decoded is replaced by another one, the same in every run, and the ledger records
     it.
 
-    Threads may share a stream: each batch goes to one of them. A copy, an unpickled stream and a process that was forked
+    Threads may share a stream: each batch goes to one of them. A copy, an unpickled stream and a process forked
     before any stream began go on by themselves from the place that the stream had. Numbers may be numpy's or torch's.
 
     Args:
@@ -160,9 +160,7 @@ class Stream(IterableDataset[Batch]):
         is_mixed = label is None or mixed(label, self.manifest.shard_lengths)
         if not is_mixed:
             folder = without_credentials(str(self.manifest.folder))
-            log.info(
-                "the shards of %s are sorted by class: samples are drawn from all of them at a time", folder
-            )
+            log.info("the shards of %s are sorted by class: samples are drawn from all of them at a time", folder)
         return is_mixed
 
     @property
@@ -368,9 +366,7 @@ def _device(device: torch.device | str) -> torch.device:
             f"device {shown(device)} is of no use ({reason}); give 'cpu', or a GPU of this machine"
         ) from None
     if chosen.type not in ("cpu", "cuda"):
-        raise UsageError(
-            f"device {chosen} cannot be given batches; give 'cpu' or 'cuda', and move them yourself"
-        )
+        raise UsageError(f"device {chosen} cannot be given batches; give 'cpu' or 'cuda', and move them yourself")
     return chosen
 
 
@@ -383,9 +379,7 @@ def _position(name: str, value: Any) -> int:
 def _folder(data: Any) -> Path:
     """Return the folder of a data set as an absolute path, which a later change of folder does not move."""
     try:
-        return folder_at(
-            data if isinstance(data, str) or hasattr(data, "joinpath") else os.fspath(data)
-        ).absolute()
+        return folder_at(data if isinstance(data, str) or hasattr(data, "joinpath") else os.fspath(data)).absolute()
     except TypeError:
         raise UsageError(f"data is {shown(data)}; give a folder, a URL or a Manifest") from None
 

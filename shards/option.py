@@ -83,9 +83,7 @@ def option_like(base: type, name: str, default: Any = MISSING, **changes: Any) -
     """Return a field like that of another dataclass, with another default or with changes to its description."""
     field = base.__dataclass_fields__[name]  # type: ignore[attr-defined]
     description = dataclasses.replace(field.metadata[_KEY], **changes)
-    return dataclasses.field(
-        default=field.default if default is MISSING else default, metadata={_KEY: description}
-    )
+    return dataclasses.field(default=field.default if default is MISSING else default, metadata={_KEY: description})
 
 
 def options_of(options: type) -> tuple[Option, ...]:

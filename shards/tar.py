@@ -17,9 +17,7 @@ _BEFORE_SIZE = b"0000444\0" + b"0000000\0" * 2  # mode, user, group
 _AFTER_SUM = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)  # a plain file, no link, nobody's, no prefix
 _FIXED_SUM = sum(_BEFORE_SIZE) + sum(b"0" * 11) + 8 * ord(" ") + sum(_AFTER_SUM)  # with the time 0
 _KINDS = {b"0": "file", b"\0": "file", b"7": "file", b"5": "folder", b"1": "link", b"2": "link"}
-_WITHOUT_DATA = (
-    b"123456"  # links, devices, folders, pipes: tarfile skips no data after them, whatever they claim
-)
+_WITHOUT_DATA = b"123456"  # links, devices, folders, pipes: tarfile skips no data after them, whatever they claim
 _PACKED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"\xfd7zXZ\0": ("xz", "unxz"),
@@ -178,9 +176,7 @@ def _refuse_more(descriptor: int, end: int, stop: int) -> None:
         block = os.pread(descriptor, BLOCK_BYTES, at)
         if any(block):
             if len(block) == BLOCK_BYTES and _has_valid_checksum(block):
-                raise TarError(
-                    f"two archives in one: the first ends at byte {end:,}, another follows at byte {at:,}"
-                )
+                raise TarError(f"two archives in one: the first ends at byte {end:,}, another follows at byte {at:,}")
             return
 
 

@@ -1,4 +1,4 @@
-"""The walls of the house: imports go one way and in no circle, heavy libraries stay in their rooms, rooms stay small."""
+"""The walls of the house: imports go one way and in no circle, heavy libraries stay in their rooms, rooms are small."""
 
 import ast
 import json
@@ -104,13 +104,9 @@ def test_imports_go_downwards_only(name: str) -> None:
     for imported in imported_modules(name):
         if room(imported) != room(name):
             assert imported != "coma" or room(name) == "coma.cli", f"{path} imports the package itself"
-            assert FLOOR[room(imported)] < FLOOR[room(name)], (
-                f"{path} imports {imported}, which is not below it"
-            )
+            assert FLOOR[room(imported)] < FLOOR[room(name)], f"{path} imports {imported}, which is not below it"
     for library in {imported.split(".")[0] for imported in imports(FILES[name])} & CONFINED.keys():
-        assert path.startswith(CONFINED[library]), (
-            f"{path} imports {library}, confined to {CONFINED[library]}"
-        )
+        assert path.startswith(CONFINED[library]), f"{path} imports {library}, confined to {CONFINED[library]}"
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

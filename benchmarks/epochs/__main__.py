@@ -5,7 +5,7 @@
 
 MAE is trained for `--mae-epochs`, every variant for the largest of the fractions of them, on the same images, in the
 same order, with AdamW at a constant rate after a warm-up. An exponential average of the weights is scored after each
-fraction, so that one run tells what every shorter one would have come to. (A row may ask for a cosine instead: then each
+fraction, so one run tells what every shorter one would have come to. (A row may ask for a cosine instead: then each
 fraction is a run of its own.) A variant is a row of benchmarks/epochs/variants.py; NAME:LR[:BATCH] takes another rate
 and batch size, as `--reference mae:2e-3` does for MAE. DATA is what `coma shard` makes of a labelled folder of small
 images; the probe is tested on split val, else test, else a fifth of train held out.
@@ -111,9 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("data", type=Path, metavar="DATA", help="sharded, labelled, small images")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where runs are kept")
-    parser.add_argument(
-        "--mae-epochs", type=_positive, default=40.0, help="epochs of the reference (default 40)"
-    )
+    parser.add_argument("--mae-epochs", type=_positive, default=40.0, help="epochs of the reference (default 40)")
     parser.add_argument(
         "--fractions",
         type=_list(_positive),
@@ -133,9 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reference", default="mae", metavar="NAME[:LR[:BATCH]]", help="default mae")
     parser.add_argument("--image-size", type=_count, default=32, metavar="PX", help="default 32")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument(
-        "--jobs", type=_count, default=cores, help=f"runs side by side (default {cores}, the cores)"
-    )
+    parser.add_argument("--jobs", type=_count, default=cores, help=f"runs side by side (default {cores}, the cores)")
     return parser
 
 

@@ -122,16 +122,12 @@ def evaluation_batches(images: Images, image_size: int) -> Iterator[Batch]:
 
 def _windows(images: Images, ids: list[int], start: np.ndarray, shape: np.ndarray) -> list[Tensor]:
     windows = zip(ids, start.tolist(), shape.tolist(), strict=True)
-    return [
-        images.pixels[i][top : top + high, left : left + wide] for i, (top, left), (high, wide) in windows
-    ]
+    return [images.pixels[i][top : top + high, left : left + wide] for i, (top, left), (high, wide) in windows]
 
 
 def _decoded(manifest: Manifest, images: int) -> Images:
     if manifest.label is None:
-        raise DataError(
-            f"{manifest.folder} has no labels, so nothing can be probed: shard a tree of class folders"
-        )
+        raise DataError(f"{manifest.folder} has no labels, so nothing can be probed: shard a tree of class folders")
     count = min(images, len(manifest))
     reader = ShardReader(manifest)
     pixels = []
@@ -139,9 +135,7 @@ def _decoded(manifest: Manifest, images: int) -> Images:
         for sample in range(count):
             (encoded,) = reader.read([sample])
             if isinstance(encoded, Unreadable):
-                raise DataError(
-                    f"{manifest.keys([sample])[0]} in {manifest.folder}: {encoded.reason}; run coma verify"
-                )
+                raise DataError(f"{manifest.keys([sample])[0]} in {manifest.folder}: {encoded.reason}; run coma verify")
             shown = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded.tobytes()))).convert("RGB")
             pixels.append(torch.from_numpy(np.array(shown)))
     finally:

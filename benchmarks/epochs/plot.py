@@ -88,9 +88,7 @@ def _panel(
             if not vertical:
                 draw.line((where, (box.right, where[1])), _RULE)
             offset, anchor = ((0, 8), "mt") if vertical else ((-8, 0), "rm")
-            draw.text(
-                (where[0] + offset[0], where[1] + offset[1]), figure(value, step), _FAINT, font, anchor=anchor
-            )
+            draw.text((where[0] + offset[0], where[1] + offset[1]), figure(value, step), _FAINT, font, anchor=anchor)
     draw.text(((box.left + box.right) / 2, box.bottom + 28), x_name, _INK, font, anchor="mt")
     level = box.at(0, statistics.mean(reference.probe))[1]
     for dash in range(box.left, box.right, 12):

@@ -96,7 +96,9 @@ def verdicts(rows: Sequence[Row], reference: Row) -> list[Verdict]:
 
 def table(rows: Sequence[Row], reference: Row) -> str:
     """Return a table of all runs: mean and spread (standard deviation) over seeds."""
-    head = f"{'variant':<16}{'epochs':>7}{'of MAE':>8}{'seeds':>6}{'probe, %':>13}{'kNN, %':>13}{'CPU s':>8}{'TMACs':>8}"
+    head = (
+        f"{'variant':<16}{'epochs':>7}{'of MAE':>8}{'seeds':>6}{'probe, %':>13}{'kNN, %':>13}{'CPU s':>8}{'TMACs':>8}"
+    )
     lines = [head]
     for row in rows:
         lines.append(
@@ -115,9 +117,7 @@ def conclusions(judged: Sequence[Verdict], reference: Row) -> str:
         if reached is None:
             lines.append(f"{verdict.variant} does not reach {goal}")
             continue
-        where = (
-            "at the latest" if between is None else f"on a line, {between:.1f} epochs: {verdict.epochs:.0%}"
-        )
+        where = "at the latest" if between is None else f"on a line, {between:.1f} epochs: {verdict.epochs:.0%}"
         lines.append(
             f"{verdict.variant} reaches {goal} in {reached:g} ({reached / reference.epochs:.0%} of them; {where});\n"
             f"  at equal accuracy {verdict.cpu_s:.2f} of its CPU seconds, {verdict.macs:.2f} of its multiply-adds"

@@ -93,13 +93,9 @@ def train(settings: Settings, data: Data, say: Callable[[str], None]) -> dict[st
         if step in stops:
             spent.stop()
             if not torch.isfinite(loss):
-                raise DivergedError(
-                    f"{settings}: the loss is {loss.item()} at step {step}; lower the learning rate"
-                )
+                raise DivergedError(f"{settings}: the loss is {loss.item()} at step {step}; lower the learning rate")
             at, scored = stops[step], scores(averaged.module, data, size)
-            curve.append(
-                {"epochs": at, "loss": loss.item(), "cpu_s": spent.cpu_s, "macs": macs * step, **scored}
-            )
+            curve.append({"epochs": at, "loss": loss.item(), "cpu_s": spent.cpu_s, "macs": macs * step, **scored})
             say(f"{settings}: after {at:g} probe {scored['probe']:.1f}, kNN {scored['knn']:.1f}")
             spent.start()
     return {
@@ -184,9 +180,7 @@ def _rate(variant: Variant, step: int, steps: int) -> float:
     """Return the learning rate of a step, counted from 1."""
     if variant.schedule == "constant":
         return variant.lr * min(1.0, step / variant.warmup_steps)
-    return learning_rate(
-        step, peak=variant.lr, warmup_steps=min(variant.warmup_steps, steps // 4), steps=steps
-    )
+    return learning_rate(step, peak=variant.lr, warmup_steps=min(variant.warmup_steps, steps // 4), steps=steps)
 
 
 def _horizon(variant: Variant) -> float:

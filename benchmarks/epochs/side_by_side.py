@@ -16,9 +16,7 @@ from coma.errors import DivergedError
 _data: Data  # of a worker process
 
 
-def run_all(
-    runs: Sequence[Settings], data: Data, load: Callable[[], Data], *, jobs: int
-) -> Iterator[dict[str, Any]]:
+def run_all(runs: Sequence[Settings], data: Data, load: Callable[[], Data], *, jobs: int) -> Iterator[dict[str, Any]]:
     """Yield the lines of the runs, as they end.
 
     Args:

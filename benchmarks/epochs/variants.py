@@ -1,7 +1,7 @@
 """Variants that are compared. To try an idea, add a row, write down what it should do, and run it.
 
 The networks are for 32-pixel images and one core: a plain ViT of 1.2 M parameters (patches of 4 px, 64 of them) and a
-DyViT of 0.97 M (three stages, patches of 1 px, 64 mask units of 4 px), so both methods hide and predict squares of 4 px.
+DyViT of 0.97 M (three stages, patches of 1 px, 64 mask units of 4 px), so both hide and predict squares of 4 px.
 """
 
 import dataclasses
@@ -77,9 +77,7 @@ class Variant:
             **self.backbone,
         )
 
-    def loss(
-        self, model: CoMA | MAE, images: Tensor, samples: Tensor, epochs: Tensor, *, seed: int
-    ) -> Tensor:
+    def loss(self, model: CoMA | MAE, images: Tensor, samples: Tensor, epochs: Tensor, *, seed: int) -> Tensor:
         """Return the loss of one batch; the masks are keyed by (seed, epoch, sample), as the stream's are."""
         losses = []
         for mask in range(self.masks):
@@ -125,9 +123,7 @@ def variant(text: str) -> Variant:
     """A row by its name; NAME:LR or NAME:LR:BATCH is the same with another learning rate and batch size, to tune it."""
     name, *tuned = text.split(":")
     if name not in VARIANTS:
-        raise UsageError(
-            f"no variant named {name!r}: choose {', '.join(VARIANTS)} (benchmarks/epochs/variants.py)"
-        )
+        raise UsageError(f"no variant named {name!r}: choose {', '.join(VARIANTS)} (benchmarks/epochs/variants.py)")
     row = VARIANTS[name]
     if not tuned:
         return row

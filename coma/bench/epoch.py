@@ -2,7 +2,7 @@
 
 Each network is trained by turns on batches of the stream and on one batch held in memory; the difference is what the
 stream costs. The networks take turns, round after round; ratios are medians of the rounds' ratios, so that what else
-the machine does strikes all alike. A turn with the stream starts with none of its threads running and no batch prepared;
+the machine does strikes all alike. A turn with the stream starts with no thread of its running and no batch prepared;
 its first steps do not count, until as many batches are prepared ahead as will be. Each step ends when the device is
 done, as in training, which reads the loss.
 """
@@ -149,9 +149,7 @@ class EpochResult:
             *table(("network", "step s", "img/s", "in memory", "fed", "waiting", "ratio"), rates),
             "fed: img/s as a part of those with images in memory; ratio: of an epoch's time",
             "",
-            *table(
-                ("hours", "an epoch", f"{first.epochs} epochs of ImageNet on 1", f"on {first.devices}"), hours
-            ),
+            *table(("hours", "an epoch", f"{first.epochs} epochs of ImageNet on 1", f"on {first.devices}"), hours),
             f"an epoch: of the {first.samples:,} images here; on 1 device, hours are device-hours",
         ]
 

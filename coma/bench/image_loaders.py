@@ -61,9 +61,7 @@ class Sample:
         m, files = self.manifest, [Path(tar).read_bytes() for tar in self.tars]
         return [
             np.frombuffer(files[shard], np.uint8, size, offset)
-            for shard, offset, size in zip(
-                m.shard_id.tolist(), m.offset.tolist(), m.size.tolist(), strict=True
-            )
+            for shard, offset, size in zip(m.shard_id.tolist(), m.offset.tolist(), m.size.tolist(), strict=True)
         ]
 
     def batches(self) -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:
@@ -133,9 +131,7 @@ def native_dali(sample: Sample) -> Loading:
             num_attempts=10,
             output_type=types.RGB,
         )
-        images = fn.resize(
-            images, size=[sample.image_size] * 2, interp_type=types.INTERP_LINEAR, antialias=True
-        )
+        images = fn.resize(images, size=[sample.image_size] * 2, interp_type=types.INTERP_LINEAR, antialias=True)
         return fn.crop_mirror_normalize(
             images,
             mirror=fn.random.coin_flip(),

@@ -59,10 +59,7 @@ def bench_loader(
         sample, storage_s, memory_s = _sample(manifest, scratch, options)
         small = _resized(sample, options.resize_px)
         loaders = {**LOADERS, **(others or {})}
-        turns = {
-            name: partial(load, sample)
-            for name, load in {**loaders, **DECODING_ALONE, **stages.STAGES}.items()
-        }
+        turns = {name: partial(load, sample) for name, load in {**loaders, **DECODING_ALONE, **stages.STAGES}.items()}
         if small is not None:
             turns[_RESIZED] = partial(LOADERS[STREAM], small)
         timings, failed = take_turns(

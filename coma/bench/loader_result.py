@@ -115,9 +115,7 @@ class LoaderResult:
             "cores": self.cores,
             "ways": {name: row for name, row in rows.items() if name not in self.decoding_alone},
             "decoding_alone": {name: row for name, row in rows.items() if name in self.decoding_alone},
-            "ratio_to_native_dali": (
-                None if native is None else round(self.loaders[STREAM].ratio_to(native), 3)
-            ),
+            "ratio_to_native_dali": (None if native is None else round(self.loaders[STREAM].ratio_to(native), 3)),
             "failed": self.failed or {},
             "versions": {package: version(package) for package in _LIBRARIES},
             "stages_us": {name: round(value, 1) for name, value in self.stages_us.items()},
@@ -141,8 +139,7 @@ class LoaderResult:
         stages = [(name, f"{us:,.0f}", f"{us / whole:.0%}") for name, us in self.stages_us.items()]
         fed = f"{self.cores_fed:,.0f}" if self.cores_fed >= 10 else f"{self.cores_fed:.1f}"
         return [
-            f"{images.count:,} images of {self.data}: "
-            f"{images.bytes / 1000:,.0f} KB, {images.megapixels:.2g} Mpx each",
+            f"{images.count:,} images of {self.data}: {images.bytes / 1000:,.0f} KB, {images.megapixels:.2g} Mpx each",
             f"Batches of {self.batch_size} at {size} px, one core, {rounds} turns; ratios are to PIL's",
             "",
             *table(("loader", "images/CPU-s", "images/s", "ratio"), rates),
@@ -175,9 +172,7 @@ def advice(result: LoaderResult) -> str:
         smaller = resized is not None and result.images.bytes > _WORTH * resized[0].bytes
         return "copy the shards to a faster disk" + (f", or make them smaller: {command}" if smaller else "")
     if resized is not None and result.resizing_gain >= _WORTH:
-        return (
-            f"{command}: {result.resizing_gain:.1f} times as fast, {resized[0].bytes / 1000:,.0f} KB an image"
-        )
+        return f"{command}: {result.resizing_gain:.1f} times as fast, {resized[0].bytes / 1000:,.0f} KB an image"
     if stage in PARALLEL:
         return "give the loader more cores, or decode on a GPU"
     return "larger batches, or more processes: this stage has one thread in each"

@@ -54,9 +54,7 @@ class Network:
         precision: of weights and activations: fp32 or bf16.
     """
 
-    def __init__(
-        self, model: str, *, image_size: int, views: int, device: torch.device, precision: str
-    ) -> None:
+    def __init__(self, model: str, *, image_size: int, views: int, device: torch.device, precision: str) -> None:
         name, method = split(model)
         if device.type == "cpu":
             keep_freed_memory()  # as in training

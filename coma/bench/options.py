@@ -36,9 +36,7 @@ class LoaderOptions:
     def sample_size(self, megapixels: float) -> tuple[int, int]:
         """Return the number of images and the batch size for images of so many megapixels each."""
         shown = max(megapixels, self.image_size**2 / 1e6)
-        batch_size = self.batch_size or next(
-            (size for size in (256, 128, 64) if size * shown <= _BATCH_MEGAPIXELS), 32
-        )
+        batch_size = self.batch_size or next((size for size in (256, 128, 64) if size * shown <= _BATCH_MEGAPIXELS), 32)
         images = self.images or min(8 * batch_size, max(batch_size, int(_SAMPLE_MEGAPIXELS / shown)))
         return images, batch_size
 

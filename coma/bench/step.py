@@ -112,15 +112,11 @@ def bench_step(options: StepOptions, progress: Callable[[str, int, int], None] |
     return StepResult(tuple(timings))
 
 
-def _measure(
-    options: StepOptions, precision: str, progress: Callable[[str, int, int], None]
-) -> list[StepTiming]:
+def _measure(options: StepOptions, precision: str, progress: Callable[[str, int, int], None]) -> list[StepTiming]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = torch.randn(options.batch_size, 3, options.image_size, options.image_size, device=device)
     networks = {
-        model: Network(
-            model, image_size=options.image_size, views=options.views, device=device, precision=precision
-        )
+        model: Network(model, image_size=options.image_size, views=options.views, device=device, precision=precision)
         for model in options.models
     }
     units = {model: network.units(len(images)) for model, network in networks.items()}

@@ -76,9 +76,7 @@ def take_turns(
                 else:
                     cpu[name].append(cpu_s / done)
                     wall[name].append(wall_s / done)
-    return {
-        name: Timing(tuple(cpu[name]), tuple(wall[name])) for name in loaders if name not in failed
-    }, failed
+    return {name: Timing(tuple(cpu[name]), tuple(wall[name])) for name in loaders if name not in failed}, failed
 
 
 def _reason(error: Exception) -> str:

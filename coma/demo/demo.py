@@ -128,9 +128,7 @@ def demo(
     before = _score_untrained(config, manifests, device, progress) if manifests else None
 
     with _quiet_training(watched):
-        training = pretrain(
-            config, (lambda now: progress("training", now.step, now.steps)) if watched else None
-        )
+        training = pretrain(config, (lambda now: progress("training", now.step, now.steps)) if watched else None)
 
     _, checkpoint = run_of(run)
     autoencoder = load_autoencoder(checkpoint, device)
@@ -138,9 +136,7 @@ def demo(
     for step, scores in ((0, before), (checkpoint_step(checkpoint), after)):
         if scores is not None:
             append_metrics(run, scores.metrics_line(step))
-    picture = reconstruct_run(
-        run, out=run / RECONSTRUCTION_NAME, count=PICTURE_ROWS, seed=seed, device=device
-    )
+    picture = reconstruct_run(run, out=run / RECONSTRUCTION_NAME, count=PICTURE_ROWS, seed=seed, device=device)
     report = write_report(run)
     first_loss, last_loss = _losses(run)
     return DemoResult(

@@ -56,9 +56,7 @@ def _run_apart(check: Check, limit_s: float) -> Finding:
     theirs.close()
     try:
         if not answer.poll(limit_s):
-            return Finding(
-                "problem", f"no answer within {limit_s:g} s", "something here hangs: try again, then reboot"
-            )
+            return Finding("problem", f"no answer within {limit_s:g} s", "something here hangs: try again, then reboot")
         finding: Finding = answer.recv()
         return finding
     except EOFError:

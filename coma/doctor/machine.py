@@ -89,9 +89,7 @@ def open_files() -> Finding:
     """Check how many files and connections may be open at a time."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < _FEW_FILES:
-        return Finding(
-            "warning", f"{soft:,} at most", f"ulimit -n {min(65_536, hard) if hard > 0 else 65_536}"
-        )
+        return Finding("warning", f"{soft:,} at most", f"ulimit -n {min(65_536, hard) if hard > 0 else 65_536}")
     return Finding("ok", "no limit" if soft < 0 else f"{soft:,} at most")
 
 
@@ -108,21 +106,15 @@ def disk() -> Finding:
             file.write(data)
             os.fsync(file.fileno())
             write_s = time.perf_counter() - began_s
-            os.posix_fadvise(
-                file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED
-            )  # read from the disk, not from memory
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read from the disk, not from memory
             file.seek(0)
             began_s = time.perf_counter()
             whole = file.read() == data
             read_s = time.perf_counter() - began_s
     except OSError as error:
-        return Finding(
-            "problem", f"{room}, but no file can be written: {error.strerror}", "go to a folder of your own"
-        )
+        return Finding("problem", f"{room}, but no file can be written: {error.strerror}", "go to a folder of your own")
     if not whole:
-        return Finding(
-            "problem", f"{room}, but it gives back other bytes than were written", "do not use this disk"
-        )
+        return Finding("problem", f"{room}, but it gives back other bytes than were written", "do not use this disk")
     writing, reading = (_TRIAL_BYTES / MB / seconds for seconds in (write_s, read_s))
     text = f"{room}, writes {writing:,.0f} MB/s, reads {reading:,.0f} MB/s"
     if min(writing, reading) < _SLOW_DISK_MB_PER_S:

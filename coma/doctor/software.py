@@ -56,9 +56,7 @@ def gpus() -> Finding:
     driver, built = _driver(), torch.version.cuda
     if not torch.cuda.is_available():
         if driver is None:
-            return Finding(
-                "ok", f"none, training runs on the CPU (torch is built for CUDA {built or 'none'})"
-            )
+            return Finding("ok", f"none, training runs on the CPU (torch is built for CUDA {built or 'none'})")
         if built is None:
             text = f"driver {driver}, but this torch is built without CUDA"
             return Finding("problem", text, "install torch from the index for CUDA 12, see pytorch.org")
@@ -68,9 +66,7 @@ def gpus() -> Finding:
     for number in range(torch.cuda.device_count()):
         values = torch.ones(64, 64, device=f"cuda:{number}")
         if float((values @ values).sum()) != 64**3:
-            return Finding(
-                "problem", f"GPU {number} computes wrongly", "leave it out: export CUDA_VISIBLE_DEVICES"
-            )
+            return Finding("problem", f"GPU {number} computes wrongly", "leave it out: export CUDA_VISIBLE_DEVICES")
         free, total = torch.cuda.mem_get_info(number)
         name = torch.cuda.get_device_name(number)
         devices.append(f"{name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
@@ -111,9 +107,7 @@ def gloo() -> Finding:
     try:
         _all_reduce("gloo", torch.device("cpu"))
     except (RuntimeError, ValueError) as error:
-        advice = (
-            "name the network interface to use: export GLOO_SOCKET_IFNAME=lo, or that between the machines"
-        )
+        advice = "name the network interface to use: export GLOO_SOCKET_IFNAME=lo, or that between the machines"
         return Finding("problem", _first_line(error), advice)
     return Finding("ok", "an all-reduce works")
 
@@ -159,9 +153,7 @@ def _toolkit() -> str | None:
     )
     if nvcc is None:
         return None
-    output = subprocess.run(
-        [nvcc, "--version"], capture_output=True, text=True, check=False, timeout=30
-    ).stdout
+    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False, timeout=30).stdout
     release = re.search(r"release (\d+\.\d+)", output)
     return release.group(1) if release else None
 
@@ -231,9 +223,7 @@ def network(url: str) -> Finding:
     try:
         has_data = is_there(folder_at(url) / INFO_NAME)
     except (OSError, ComaError) as error:
-        return Finding(
-            "problem", _first_line(error), "see the address, the credentials, and proxies (HTTPS_PROXY)"
-        )
+        return Finding("problem", _first_line(error), "see the address, the credentials, and proxies (HTTPS_PROXY)")
     text = f"{without_credentials(url)} answers within {time.perf_counter() - began_s:.2f} s"
     if not has_data:
         return Finding("warning", f"{text}, but has no {INFO_NAME}", "name the folder that coma shard wrote")

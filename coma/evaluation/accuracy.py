@@ -39,9 +39,7 @@ class Accuracy:
 
 
 @torch.no_grad()
-def accuracy(
-    model: Classifier, batches: Iterable[Batch], after_batch: Callable[[], None] = lambda: None
-) -> Accuracy:
+def accuracy(model: Classifier, batches: Iterable[Batch], after_batch: Callable[[], None] = lambda: None) -> Accuracy:
     """Test a classifier, in the mode that it is in, on batches of a `Stream(training=False)`.
 
     Raises:

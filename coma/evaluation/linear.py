@@ -135,9 +135,7 @@ def lars_logits(train_x: Tensor, train_labels: Tensor, test_x: Tensor) -> Tensor
     )
     epoch_steps = max(1, len(x) // batch)
     with torch.enable_grad():
-        for step, rows in zip(
-            range(_MAE_EPOCHS * epoch_steps), _batches(len(x), batch, chance), strict=False
-        ):
+        for step, rows in zip(range(_MAE_EPOCHS * epoch_steps), _batches(len(x), batch, chance), strict=False):
             for group in optimiser.param_groups:
                 group["lr"] = _MAE_BASE_LR * batch / 256 * _mae_schedule(step / epoch_steps)
             rows = rows.to(device)

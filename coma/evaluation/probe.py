@@ -87,9 +87,7 @@ def choose_l2(x: Tensor, labels: Tensor, grid: Sequence[float] = L2_GRID) -> flo
         return grid[len(grid) // 2]
     classes = int(labels.max()) + 1
     scores = {
-        l2: fit_probe(x[~held_out], labels[~held_out], l2=l2, classes=classes).accuracy(
-            x[held_out], labels[held_out]
-        )
+        l2: fit_probe(x[~held_out], labels[~held_out], l2=l2, classes=classes).accuracy(x[held_out], labels[held_out])
         for l2 in grid
     }
     return max(grid, key=lambda l2: (scores[l2], l2))

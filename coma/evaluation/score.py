@@ -104,9 +104,7 @@ def labelled_manifests(data: Path) -> tuple[Manifest, Manifest | None]:
         if manifest is None:
             logger.info("%s has no split val: a fifth of train is held out for testing", data)
         elif manifest.label is None:
-            raise DataError(
-                f"{manifest.folder} has no labels, so nothing can be probed: shard a tree of class folders"
-            )
+            raise DataError(f"{manifest.folder} has no labels, so nothing can be probed: shard a tree of class folders")
         elif len(manifest) and (manifest.label == manifest.label[0]).all():
             raise DataError(f"{manifest.folder} has one class alone, so nothing can be told apart")
     return train, val
@@ -146,9 +144,7 @@ def features_of(
         return features[0], features[1], "val"
     held_out = held_out_fifth(len(features[0]))
     if not held_out.any():
-        raise DataError(
-            f"{train.folder} has {total} labelled images; a probe needs 5 or more, or a split val"
-        )
+        raise DataError(f"{train.folder} has {total} labelled images; a probe needs 5 or more, or a split val")
     return features[0].select(~held_out), features[0].select(held_out), HELD_OUT
 
 

@@ -110,8 +110,6 @@ def append_metrics(run: Path, line: dict[str, Any]) -> bool:
     try:
         append_line(run / METRICS_NAME, line)
     except OSError as error:
-        logger.warning(
-            "the scores are not kept in %s: %s", run / METRICS_NAME, (error.strerror or "").lower()
-        )
+        logger.warning("the scores are not kept in %s: %s", run / METRICS_NAME, (error.strerror or "").lower())
         return False
     return True

@@ -29,9 +29,7 @@ _SCORES = {
 }
 
 
-def card(
-    run: Path, content: dict[str, Any], config: dict[str, Any], *, step: int, parameters: int, onnx: bool
-) -> str:
+def card(run: Path, content: dict[str, Any], config: dict[str, Any], *, step: int, parameters: int, onnx: bool) -> str:
     """Return the text of the card of a run's weights after `step`.
 
     Args:
@@ -92,8 +90,7 @@ def _training(content: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str,
     asked, resolved = content["config"], content.get("resolved", {})
     size = resolved.get("network", asked)["image_size"]
     facts: dict[str, Any] = {
-        "images": f"{size} x {size} px"
-        + (f", from {asked['start_size']} px on" if asked.get("start_size") else ""),
+        "images": f"{size} x {size} px" + (f", from {asked['start_size']} px on" if asked.get("start_size") else ""),
         "views of an image": asked.get("views") if asked.get("method") != "mae" else None,
         "batch": resolved.get("batch_size"),
         "peak learning rate": resolved.get("peak_lr"),
@@ -145,9 +142,7 @@ maps = timm.create_model("local-dir:PATH", pretrained=True, features_only=True)
     if config[SECTION]["decoder"]:
         text += f"\n\n`{DECODER_NAME}` is for going on: `coma pretrain --init PATH`."
     if onnx:
-        text += (
-            f"\n\n`{ONNX_NAME}` takes `images` [any number, 3, {size}, {size}] and gives `{given}` and `map`."
-        )
+        text += f"\n\n`{ONNX_NAME}` takes `images` [any number, 3, {size}, {size}] and gives `{given}` and `map`."
     return text
 
 

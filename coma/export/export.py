@@ -71,9 +71,7 @@ def export_run(
     from safetensors.torch import save_file
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
-        raise UsageError(
-            f"--license {license!r}: give a name that the Hub knows: apache-2.0, mit, other, ..."
-        )
+        raise UsageError(f"--license {license!r}: give a name that the Hub knows: apache-2.0, mit, other, ...")
     if onnx:
         check_onnx()
     check_free(folder)
@@ -150,9 +148,7 @@ def check_weights(checkpoint: Path) -> None:
         )
 
 
-def timm_config(
-    backbone: nn.Module, img_size: tuple[int, int], model: dict[str, Any], license: str
-) -> dict[str, Any]:
+def timm_config(backbone: nn.Module, img_size: tuple[int, int], model: dict[str, Any], license: str) -> dict[str, Any]:
     """Return config.json as timm reads it: the network's arguments, and how its images were prepared.
 
     Args:

@@ -65,9 +65,7 @@ class Export:
             try:
                 hash_file(self.folder / name, digest)
             except OSError as error:
-                raise DataError(
-                    f"{self.folder / name} cannot be read: {error.strerror}: export the run anew"
-                ) from None
+                raise DataError(f"{self.folder / name} cannot be read: {error.strerror}: export the run anew") from None
         return digest.hexdigest()
 
 
@@ -83,9 +81,7 @@ def read_export(folder: Path) -> Export:
         DataError: there is no such folder, or something else in it.
     """
     if not folder.is_dir():
-        raise DataError(
-            f"no export at {folder}: " + ("it is a file" if folder.exists() else "no such folder")
-        )
+        raise DataError(f"no export at {folder}: " + ("it is a file" if folder.exists() else "no such folder"))
     config = _config_of(folder)
     if config is None:
         raise DataError(f"{folder} was not written by `coma export`: it has no {CONFIG_NAME} that says so")
@@ -146,9 +142,7 @@ def writing(folder: Path) -> Iterator[Path]:
         _remove(before)
     except (OSError, SafetensorError) as error:
         reason = (getattr(error, "strerror", None) or str(error).splitlines()[0]).lower()
-        raise ComaError(
-            f"{folder} could not be written: {reason}: make room, or name another folder"
-        ) from error
+        raise ComaError(f"{folder} could not be written: {reason}: make room, or name another folder") from error
 
 
 def check_free(folder: Path) -> None:

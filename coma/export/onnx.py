@@ -17,7 +17,7 @@ OPSET = 18
 
 
 class Outputs(nn.Module):
-    """Images [B, 3, H, W] to pooled features [B, C], or a classifier's logits, and the last feature map [B, C, h, w]."""
+    """Images [B, 3, H, W] to pooled features [B, C], or a classifier's logits, and a last feature map [B, C, h, w]."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()

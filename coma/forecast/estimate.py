@@ -224,9 +224,7 @@ def _measure(prepared: Prepared, model: MaskedAutoencoder, world: World) -> Meas
     images = torch.randn(most, 3, *model.img_size, device=device)
     samples = torch.arange(most, device=device)
     units = partition_units(samples, torch.zeros_like(samples), seed=0, units=model.units)
-    deepspeed = dataclasses.replace(
-        resolved.deepspeed, batch_size=most, micro_batch_size=most, accumulation=1
-    )
+    deepspeed = dataclasses.replace(resolved.deepspeed, batch_size=most, micro_batch_size=most, accumulation=1)
     alone = dataclasses.replace(resolved, world_size=1, deepspeed=deepspeed)
 
     def take_step(count: int) -> tuple[float, float]:

@@ -46,9 +46,7 @@ def state_memory(parameters: int, resolved: ResolvedRun) -> StateMemory:
     # bytes of a weight as the network computes with it, which autocast keeps in float32
     size = 2 if resolved.precision in ("bf16", "fp16") else _FP32_BYTES
     has_copy = deepspeed.stage > 0 or size < _FP32_BYTES
-    share = [
-        parameters // resolved.world_size if deepspeed.stage >= stage else parameters for stage in (1, 2, 3)
-    ]
+    share = [parameters // resolved.world_size if deepspeed.stage >= stage else parameters for stage in (1, 2, 3)]
     weights, gradients = share[2] * size, share[1] * size
     optimizer = share[0] * (_ADAM_BYTES + (_FP32_BYTES if has_copy else 0))
     nvme = optimizer if deepspeed.optimizer_device == "nvme" else 0

@@ -66,9 +66,7 @@ class MultiWindowAttention(nn.Module):
             out = mixed[0]
         else:
             weights = len(mixed) * self.gate(x).softmax(dim=-1).to(x.dtype)  # [B, N, G]
-            out = torch.cat(
-                [o * a for o, a in zip(mixed, torch.split(weights, 1, dim=-1), strict=True)], dim=-1
-            )
+            out = torch.cat([o * a for o, a in zip(mixed, torch.split(weights, 1, dim=-1), strict=True)], dim=-1)
         projected: Tensor = self.proj(out)
         return projected
 

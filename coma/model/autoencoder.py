@@ -143,9 +143,7 @@ class MaskedAutoencoder(nn.Module, ABC):
             pixels = pixels.reshape(*unseen.shape, self.tokens, -1)  # [B, W_k, T, P]
             pixels = pixels * take_units(deviation, unseen) + take_units(mean, unseen)
             kept = take_units(patches.float(), seen)  # [B, V_k, T_1, P_1]
-            both = torch.cat(
-                [kept, pixels.reshape(*unseen.shape, *kept.shape[2:])], dim=1
-            )  # [B, U, T_1, P_1]
+            both = torch.cat([kept, pixels.reshape(*unseen.shape, *kept.shape[2:])], dim=1)  # [B, U, T_1, P_1]
             raster = take_units(both, torch.cat([seen, unseen], dim=1).argsort(dim=1))
             pictures.append(from_units(raster, grid, self.encoder.patch_size))
         return torch.stack(pictures, dim=1)

@@ -20,9 +20,7 @@ class Mlp(nn.Sequential):
     """Linear, GELU, Linear: [..., C] to [..., C]."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__(
-            OrderedDict(fc1=nn.Linear(dim, hidden_dim), act=nn.GELU(), fc2=nn.Linear(hidden_dim, dim))
-        )
+        super().__init__(OrderedDict(fc1=nn.Linear(dim, hidden_dim), act=nn.GELU(), fc2=nn.Linear(hidden_dim, dim)))
 
 
 class DropPath(nn.Module):

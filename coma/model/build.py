@@ -41,9 +41,7 @@ def build(
     """
     if method not in METHODS:
         hint = did_you_mean(method, METHODS)
-        raise UsageError(
-            f"no method named {method!r}: {hint + ' ' if hint else ''}choose {', '.join(METHODS)}"
-        )
+        raise UsageError(f"no method named {method!r}: {hint + ' ' if hint else ''}choose {', '.join(METHODS)}")
     if patch_size is not None:
         backbone_kwargs["patch_size"] = patch_size
     decoder = {

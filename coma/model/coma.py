@@ -69,7 +69,6 @@ class CoMA(MaskedAutoencoder):
         visible = list(torch.split(units, list(view_sizes(units.shape[1], self.views)), dim=1))
         predict = self.views - 1 if predict_all else self.predict
         hidden = [
-            torch.cat([visible[(k + i) % self.views] for i in range(1, predict + 1)], dim=1)
-            for k in range(self.views)
+            torch.cat([visible[(k + i) % self.views] for i in range(1, predict + 1)], dim=1) for k in range(self.views)
         ]
         return visible, hidden

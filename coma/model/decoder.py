@@ -105,9 +105,7 @@ class CrossBlock(nn.Module):
         if len(runs) == 1:
             return self._attend_run(q, k, v, runs[0][1])
         q_parts = torch.split(q, [length * count for (length, _), count in runs], 1)
-        k_parts, v_parts = (
-            torch.split(t, [length * count for (_, length), count in runs], 1) for t in (k, v)
-        )
+        k_parts, v_parts = (torch.split(t, [length * count for (_, length), count in runs], 1) for t in (k, v))
         counts = [count for _, count in runs]
         return torch.cat(
             [self._attend_run(*part) for part in zip(q_parts, k_parts, v_parts, counts, strict=True)], dim=1
@@ -202,13 +200,9 @@ def cross_attention_decoder(
     check_decoder_size(dim, depth)
     memory_stages = stages if memory_stages is None else memory_stages
     if not 1 <= memory_stages <= stages:
-        raise UsageError(
-            f"memory of {memory_stages} stages: this backbone has {stages}, take 1 or more of them"
-        )
+        raise UsageError(f"memory of {memory_stages} stages: this backbone has {stages}, take 1 or more of them")
     tokens, patch_values = predicted_patches(encoder)
-    decoder = Decoder(
-        encoder.stage_dims, encoder.stage_tokens, tokens, patch_values, dim, depth, memory_stages
-    )
+    decoder = Decoder(encoder.stage_dims, encoder.stage_tokens, tokens, patch_values, dim, depth, memory_stages)
     decoder.apply(init_weights)
     return decoder
 

@@ -106,9 +106,7 @@ class DyViT(nn.Module):
                 Stage(
                     merge=Merge(dims[s - 1], dim) if s else nn.Identity(),
                     position=SinCosPosition(dim, round(self.stage_tokens[s] ** 0.5)) if s == 2 else None,
-                    blocks=[
-                        Block(dim, head_dims[s], groups, mlp_ratio, next(rates)) for _ in range(depths[s])
-                    ],
+                    blocks=[Block(dim, head_dims[s], groups, mlp_ratio, next(rates)) for _ in range(depths[s])],
                 )
             )
         self.norm = nn.LayerNorm(self.num_features)
@@ -185,9 +183,7 @@ class DyViT(nn.Module):
     ) -> Iterator[Tensor]:
         view_sizes = (patches.shape[1],) if view_sizes is None else tuple(view_sizes)
         if sum(view_sizes) != patches.shape[1]:
-            raise ValueError(
-                f"views of {view_sizes} units do not add up to the {patches.shape[1]} units given"
-            )
+            raise ValueError(f"views of {view_sizes} units do not add up to the {patches.shape[1]} units given")
         x = self.patch_embed(patches)
         for s, stage in enumerate(self.stages):
             x = stage(x, grid, units, view_sizes, window_sizes if s == 2 else None)
@@ -317,7 +313,5 @@ def _stage_tokens(unit_size: int, patch_size: int, heads: Heads) -> tuple[int, .
     for s, groups in enumerate(heads):
         for window, _ in groups:
             if window is not None and tokens[s] % window:
-                raise UsageError(
-                    f"stage {s + 1}: a window of {window} tokens does not fit the {tokens[s]} of a unit"
-                )
+                raise UsageError(f"stage {s + 1}: a window of {window} tokens does not fit the {tokens[s]} of a unit")
     return tokens

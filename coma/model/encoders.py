@@ -123,15 +123,11 @@ def encoder_of(backbone: nn.Module, unit_size: int | None = None) -> Encoder:
     """Return the backbone as an `Encoder`; `unit_size` in pixels for a ViT (a DyViT has its own)."""
     if isinstance(backbone, DyViT):
         if unit_size not in (None, backbone.unit_size):
-            raise UsageError(
-                f"mask unit of {unit_size} pixels, but the DyViT was built for {backbone.unit_size}"
-            )
+            raise UsageError(f"mask unit of {unit_size} pixels, but the DyViT was built for {backbone.unit_size}")
         return backbone
     if isinstance(backbone, VisionTransformer):
         return ViTEncoder(backbone, unit_size or 2 * backbone.patch_embed.patch_size[0])
-    raise UsageError(
-        f"a {type(backbone).__name__} cannot be pre-trained: the backbone is a DyViT or a timm ViT"
-    )
+    raise UsageError(f"a {type(backbone).__name__} cannot be pre-trained: the backbone is a DyViT or a timm ViT")
 
 
 class ViTEncoder:

@@ -108,9 +108,7 @@ class MAE(MaskedAutoencoder):
         return backbone.patch_embed.patch_size[0] if isinstance(backbone, VisionTransformer) else None
 
 
-def self_attention_decoder(
-    encoder: Encoder, dim: int | None = None, depth: int | None = None
-) -> SelfAttentionDecoder:
+def self_attention_decoder(encoder: Encoder, dim: int | None = None, depth: int | None = None) -> SelfAttentionDecoder:
     """Make MAE's decoder for an encoder: by default 8 blocks of 512 channels, smaller for those below ViT-B."""
     encoder_dim = encoder.stage_dims[-1]
     dim = min(512, round(encoder_dim * 2 / 3 / HEAD_DIM) * HEAD_DIM) if dim is None else dim

@@ -47,9 +47,7 @@ def enlarge(pixels: Pixels, scale: int) -> Pixels:
     if scale == 1:
         return pixels
     height, width = pixels.shape[1] * scale, pixels.shape[2] * scale
-    return np.stack(
-        [np.asarray(Image.fromarray(p).resize((width, height), Image.Resampling.BICUBIC)) for p in pixels]
-    )
+    return np.stack([np.asarray(Image.fromarray(p).resize((width, height), Image.Resampling.BICUBIC)) for p in pixels])
 
 
 def lay_out(columns: Sequence[Column]) -> Image.Image:

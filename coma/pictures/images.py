@@ -64,15 +64,11 @@ def images_to_show(
     return images, partition_units(samples, torch.zeros_like(samples), seed=seed, units=in_all)
 
 
-def _from_shards(
-    data: Path, options: dict[str, Any], count: int, seed: int, device: str
-) -> tuple[Tensor, Tensor]:
+def _from_shards(data: Path, options: dict[str, Any], count: int, seed: int, device: str) -> tuple[Tensor, Tensor]:
     from coma.pipeline import Stream
 
     split = "val" if (data / "val" / "manifest.parquet").is_file() else "train"
-    with Stream(
-        data, split=split, batch_size=count, seed=seed, device=device, training=False, **options
-    ) as stream:
+    with Stream(data, split=split, batch_size=count, seed=seed, device=device, training=False, **options) as stream:
         batch = next(stream)
         return batch.images.clone(), batch.units.clone()
 

@@ -78,9 +78,7 @@ def look(backbone: DyViT, images: Tensor) -> Sight:
             if s == third and i == len(stage.blocks) - 1:  # type: ignore[arg-type]
                 hooks.append(
                     attention.register_forward_pre_hook(
-                        lambda module, inputs: attended.append(
-                            _attention_of_the_middle(module, inputs[0], grid)
-                        )
+                        lambda module, inputs: attended.append(_attention_of_the_middle(module, inputs[0], grid))
                     )
                 )
     was_training = backbone.training
@@ -168,9 +166,7 @@ def look_at(
     autoencoder = load_autoencoder(checkpoint, device)
     backbone = autoencoder.backbone
     if not isinstance(backbone, DyViT):
-        raise UsageError(
-            f"{run} has trained a {type(backbone).__name__}: only a DyViT has windows to look at"
-        )
+        raise UsageError(f"{run} has trained a {type(backbone).__name__}: only a DyViT has windows to look at")
     images, _ = images_to_show(run, autoencoder, sources, count=count, image_size=image_size, device=device)
     sight = look(backbone, images)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -229,9 +225,7 @@ def _spotlight(original: Pixels, attended: Tensor) -> Pixels:
     maps = (attended / attended.amax(dim=(1, 2), keepdim=True)).sqrt().cpu().numpy()
     light = np.stack(
         [
-            np.asarray(
-                Image.fromarray(m.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-            )
+            np.asarray(Image.fromarray(m.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
             for m in maps
         ]
     )

@@ -210,9 +210,7 @@ def read_step(run: Path, step: int) -> StepContents:
             zip(crops.start.tolist(), crops.shape.tolist(), strict=True)
         )
     )
-    recorded = [
-        line["batch_digest"] for line in readable_lines(run / METRICS_NAME, step) if "batch_digest" in line
-    ]
+    recorded = [line["batch_digest"] for line in readable_lines(run / METRICS_NAME, step) if "batch_digest" in line]
     return StepContents(
         run=run,
         step=step,
@@ -234,10 +232,7 @@ def steps_of(run: Path) -> int:
 def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     content = read_config(run)
     config, resolved = content["config"], content.get("resolved")
-    if (
-        not isinstance(resolved, dict)
-        or not {"data", "fingerprint", "steps", "batch_size"} <= resolved.keys()
-    ):
+    if not isinstance(resolved, dict) or not {"data", "fingerprint", "steps", "batch_size"} <= resolved.keys():
         raise DataError(f"{run / CONFIG_NAME} does not describe a run of `coma pretrain`")
     return config, resolved
 

@@ -135,9 +135,7 @@ def _groups(images: int, across: int, down: int) -> int:
 
 def _head(draw: ImageDraw.ImageDraw, contents: StepContents, images: int, width: int) -> None:
     words = [
-        f"{images:,} of {len(contents.rows):,} images"
-        if images < len(contents.rows)
-        else f"{images:,} images",
+        f"{images:,} of {len(contents.rows):,} images" if images < len(contents.rows) else f"{images:,} images",
         f"epoch {contents.epochs:.2f}",
         *([f"{contents.substituted:,} substituted"] if contents.substituted else []),
         {
@@ -219,9 +217,7 @@ def _font(px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(px)
 
 
-def _text(
-    draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int, colour: str, px: int
-) -> None:
+def _text(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int, colour: str, px: int) -> None:
     """Write a line cut to `width` pixels; PIL's own font, the same on every machine, has ASCII only."""
     letters = (each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
     text = "".join(letters).encode("ascii", "replace").decode()

@@ -63,9 +63,7 @@ def checkpoint_step(checkpoint: Path) -> int:
 def checkpoints(run: Path) -> list[Path]:
     """Return the run's checkpoint folders, newest first."""
     folders = (run / CHECKPOINTS_NAME).glob("step-*")
-    return sorted(
-        (path for path in folders if re.fullmatch(r"step-\d+", path.name)), key=checkpoint_step, reverse=True
-    )
+    return sorted((path for path in folders if re.fullmatch(r"step-\d+", path.name)), key=checkpoint_step, reverse=True)
 
 
 def optimizer_name(rank: int) -> str:

@@ -223,8 +223,7 @@ def _ledger_table(ledger: Lines) -> str:
         return ""
     reasons = Counter(str(line.get("reason", "?")) for line in ledger)
     rows = "".join(
-        f"<tr><td class='n'>{count:,}</td><td>{escape(reason)}</td></tr>"
-        for reason, count in reasons.most_common(12)
+        f"<tr><td class='n'>{count:,}</td><td>{escape(reason)}</td></tr>" for reason, count in reasons.most_common(12)
     )
     return (
         "<h2>Damaged samples</h2>"

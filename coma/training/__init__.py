@@ -61,7 +61,7 @@ def finetune(
     """Fine-tune a pre-trained backbone on labels; arguments and errors are those of `pretrain`.
 
     Returns:
-        What `pretrain` returns, and with a split val: accuracy and, with more than 5 classes, accuracy_top5, in percent.
+        What `pretrain` returns, and with a split val: accuracy and, above 5 classes, accuracy_top5, in percent.
     """
     return _run(config, progress, config_file)
 
@@ -80,8 +80,7 @@ def _run(config: RunConfig, progress: Watcher | None, config_file: Path | None) 
         return launch.start_here(config, config.devices)
     if place is not None and config.devices not in (None, place.world_size):
         raise UsageError(
-            f"--devices {config.devices} inside a launcher that started {place.world_size} processes: leave "
-            "it out"
+            f"--devices {config.devices} inside a launcher that started {place.world_size} processes: leave it out"
         )
     if place is not None and place.rank > 0:
         logging.getLogger("coma").setLevel(logging.ERROR)

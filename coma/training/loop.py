@@ -129,9 +129,7 @@ class Session:
         batch = next(stream)
         self.watchdog.enter("forward and backward", step)
         data_wait_s = time.perf_counter() - began_s
-        lr = learning_rate(
-            step, peak=resolved.peak_lr, warmup_steps=resolved.warmup_steps, steps=resolved.steps
-        )
+        lr = learning_rate(step, peak=resolved.peak_lr, warmup_steps=resolved.warmup_steps, steps=resolved.steps)
         set_learning_rate(self.engine, lr)
         seed_step(self.config.seed, step, world.rank)
         inputs = self.task.inputs(batch)
@@ -186,10 +184,7 @@ class Session:
         self._use_weights(
             evaluating=self._evaluation_is_due(step) and not leaving,  # made up for when the run is resumed
             previewing=step in self.preview_steps,
-            saving=stop_asked
-            or step == self.last_step
-            or step % resolved.save_every == 0
-            or self._is_milestone(step),
+            saving=stop_asked or step == self.last_step or step % resolved.save_every == 0 or self._is_milestone(step),
         )
         if leaving:
             self._leave(interrupted=result.interrupted)
@@ -218,9 +213,7 @@ class Session:
         if evaluating:
             assert self.scorer
             scored = weights if averaged is None else averaged
-            scores = evaluate(
-                self.scorer, world, scored, step, lambda: self.watchdog.enter("evaluating", step)
-            )
+            scores = evaluate(self.scorer, world, scored, step, lambda: self.watchdog.enter("evaluating", step))
             if self.metrics:
                 self.metrics.write(scores, "evaluation")
             self.watchdog.enter("saving", step)

@@ -27,15 +27,11 @@ NONFINITE_LIMIT = 10
 def suspect_samples(samples: Tensor, losses: Sequence[float], micro_batch_size: int) -> list[int]:
     """Return the ids, of `samples` [B], in micro-batches whose loss is not finite."""
     parts = micro_batches(len(samples), micro_batch_size)
-    ids = [
-        samples[part].tolist() for part, loss in zip(parts, losses, strict=True) if not math.isfinite(loss)
-    ]
+    ids = [samples[part].tolist() for part, loss in zip(parts, losses, strict=True) if not math.isfinite(loss)]
     return list(chain.from_iterable(ids))
 
 
-def note_nonfinite(
-    state: TrainingState, world: World, run: Path, manifest: Manifest, suspects: Sequence[int]
-) -> None:
+def note_nonfinite(state: TrainingState, world: World, run: Path, manifest: Manifest, suspects: Sequence[int]) -> None:
     """Append a step to RUN/nonfinite.jsonl, with the `suspects` of all ranks; collective.
 
     Raises:

@@ -116,9 +116,7 @@ def _examine(path: Path, config: RunConfig, resolved: ResolvedRun) -> RunFolder 
 def _difference(name: str, before: Any, now: Any) -> str:
     if isinstance(before, dict) and isinstance(now, dict):
         key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
-        return _difference(
-            f"{name}, {key}" if "," not in name else f"{name}.{key}", before.get(key), now.get(key)
-        )
+        return _difference(f"{name}, {key}" if "," not in name else f"{name}.{key}", before.get(key), now.get(key))
     return f"{name} was {before!r} there and is {now!r} now"
 
 

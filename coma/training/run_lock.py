@@ -1,4 +1,4 @@
-"""Lock of a run folder: rank 0 holds RUN/lock from before it writes anything until it ends, so one run writes at a time.
+"""Lock of a run folder: rank 0 holds RUN/lock from before it writes anything until it ends: one writer at a time.
 
 The kernel frees the lock when the process ends, however it ends. The file stays, and names its last holder.
 """
@@ -47,9 +47,7 @@ class RunLock(contextlib.ExitStack):
             reason = os.strerror(error.errno or 0).lower()
             if error.errno not in NO_LOCKS:
                 raise UsageError(f"{run} cannot be written to ({reason}): give another --out") from None
-            logger.warning(
-                "the file system of %s has no locks (%s): nothing keeps a second run out of it", run, reason
-            )
+            logger.warning("the file system of %s has no locks (%s): nothing keeps a second run out of it", run, reason)
         self.push(attempt)
         (run / LOCK_NAME).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
         return True
@@ -90,9 +88,7 @@ def take_run(
             lock.close()
             continue
         if stop_asked():
-            raise Preempted(
-                f"asked to stop while {folder.path} was being written to by {holder(folder.path)}"
-            )
+            raise Preempted(f"asked to stop while {folder.path} was being written to by {holder(folder.path)}")
         if time.monotonic() >= deadline_s:
             raise UsageError(
                 f"{folder.path} is being written to by {holder(folder.path)}: end it, or give another --out"

@@ -202,9 +202,7 @@ class _ShardCheck:
             lost = row.offset + row.size - reader.stop
             if lost > 0:
                 self.add(row.key, f"the shard ends {lost:,} bytes before the image does")
-            elif (
-                reason := _image_difference(reader.read(row.offset, row.size), row, self.decode)
-            ) is not None:
+            elif (reason := _image_difference(reader.read(row.offset, row.size), row, self.decode)) is not None:
                 self.add(row.key, reason)
             else:
                 whole.append(row.key)

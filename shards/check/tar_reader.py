@@ -59,7 +59,7 @@ def samples(reader: TarReader) -> Iterator[tuple[str, list[tar.Member]]]:
 
 
 def _members(reader: TarReader) -> Iterator[tar.Member]:
-    """Yield the members of a tar; from the first header on that `coma shard` would write otherwise, by `tar.members`."""
+    """Yield the members of a tar; from the first header that `coma shard` would write otherwise, by `tar.members`."""
     at = 0
     while any(block := bytes(reader.read(at, tar.BLOCK_BYTES))):
         name = block[:100].rstrip(b"\0")

@@ -138,9 +138,7 @@ def _counts(description: Description) -> str:
         lines[-1] += "; `quarantine.parquet` names each and says why"
     changed = sum(description.converted.values())
     if changed:
-        lines += [
-            f"- converted: {changed:,}{_kinds(description.converted)}; the others byte for byte as they were"
-        ]
+        lines += [f"- converted: {changed:,}{_kinds(description.converted)}; the others byte for byte as they were"]
     else:
         lines += ["- converted: none, every image is byte for byte what it was"]
     return "\n".join(lines)

@@ -20,9 +20,7 @@ _FONT_PX = 12
 _PAGE, _MAT, _BORDER, _INK = "#ffffff", "#f4f4f5", "#d4d4d8", "#52525b"
 
 
-def contact_sheet(
-    data: Path, split: str = "train", images: int = 64, seed: int = 0, cell_px: int = 128
-) -> Image.Image:
+def contact_sheet(data: Path, split: str = "train", images: int = 64, seed: int = 0, cell_px: int = 128) -> Image.Image:
     """Draw a random choice of a split's images in rows of equal length, each image whole in a square cell.
 
     As many classes as there is room for are shown, one image of each before a second of any, in the order of the
@@ -131,7 +129,7 @@ def class_captions(manifest: Manifest) -> list[str] | None:
 
 
 def _centred(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int) -> None:
-    """Draw a line of text, cut to `width` pixels, in PIL's own font, which is the same everywhere and has ASCII only."""
+    """Draw a line of text, cut to `width` pixels, in PIL's own font, the same everywhere and ASCII only."""
     font = ImageFont.load_default(_FONT_PX)
     letters = (each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
     text = " ".join("".join(letters).encode("ascii", "replace").decode().split())

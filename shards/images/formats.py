@@ -129,9 +129,7 @@ def _unsupported(data: bytes) -> str:
         return f"unsupported format: {kind} (convert it to JPEG or PNG first)"
     head = data[:2048].lstrip().lower()
     for start, thing in _NO_IMAGE:
-        if head.startswith(start) or (
-            head.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and start in head
-        ):
+        if head.startswith(start) or (head.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and start in head):
             return f"not an image: {thing}"
     return "not an image" if data.strip(b"\0") else "not an image: nothing but zeros"
 

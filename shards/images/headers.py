@@ -22,12 +22,8 @@ _PNG_CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 _PNG_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _PNG_TURNING_TEXT = (b"Raw profile type", b"XML:com.adobe.xmp")  # where PIL looks for an orientation, too
 _TIFF_MODES = frozenset({"L", "P", "RGB", "RGBA", "CMYK", "I;16", "I;16B"})
-_TIFF_COMPRESSIONS = frozenset(
-    {"raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "jpeg", "zstd"}
-)
-_JPEG_MARKER = re.compile(
-    rb"\xff+[^\x00\xd0-\xd7\xff]"
-)  # in entropy-coded bytes 00 and restarts are no markers
+_TIFF_COMPRESSIONS = frozenset({"raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "jpeg", "zstd"})
+_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # in entropy-coded bytes 00 and restarts are no markers
 
 
 @dataclass(frozen=True)

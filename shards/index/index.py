@@ -137,9 +137,7 @@ def _is_complete(out: Path, root: Path, tars: list[ListedTar], record: dict[str,
     links = {tar: out / tar.layout.split / tar.shard for tar in tars}
     moved = any(link.is_symlink() and not _is_link_to(link, root / tar.path) for tar, link in links.items())
     if moved or plan.get("state") != state:
-        raise UsageError(
-            f"{out} indexes these tars, which have changed since; remove it, or name another OUT"
-        )
+        raise UsageError(f"{out} indexes these tars, which have changed since; remove it, or name another OUT")
     return True
 
 

@@ -195,9 +195,7 @@ def find_data(folder: Path) -> Path:
         return data_sets[0]
     if data_sets:
         names = ", ".join(child.name for child in data_sets[:5]) + (", ..." if len(data_sets) > 5 else "")
-        raise DataError(
-            f"{len(data_sets)} sharded data sets in {folder.resolve()}: {names}; name one of them"
-        )
+        raise DataError(f"{len(data_sets)} sharded data sets in {folder.resolve()}: {names}; name one of them")
     raise DataError(f"no sharded data set in {folder.resolve()}; make one with: coma shard FOLDER_OF_IMAGES")
 
 

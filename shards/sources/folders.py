@@ -73,9 +73,7 @@ def files_below(folder: Path, extension: str, exclude: Path | None = None) -> tu
     skip = _identity(exclude) if exclude is not None and exclude.exists() else None
     paths, others = [], Counter[str]()
     for place, below, names in os.walk(folder):
-        below[:] = [
-            name for name in below if not name.startswith(".") and _identity(Path(place, name)) != skip
-        ]
+        below[:] = [name for name in below if not name.startswith(".") and _identity(Path(place, name)) != skip]
         for name in names:
             if name.startswith("."):
                 continue
@@ -110,9 +108,7 @@ def split_by_folders(
         name: [c for c, (_, i) in zip(classes[name], group, strict=True) if i not in listing.refused]
         for name, group in members.items()
     }
-    names = sorted(
-        {c for split in good.values() if None not in split for c in split if c is not None}, key=os.fsencode
-    )
+    names = sorted({c for split in good.values() if None not in split for c in split if c is not None}, key=os.fsencode)
     index = {name: i for i, name in enumerate(names)}
     splits = []
     for name in train_first(members):

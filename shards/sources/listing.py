@@ -205,8 +205,6 @@ def printable(path: str) -> str:
 def counted(counts: Counter[str]) -> str:
     """Return a count of files by kind as text: "3 files (2 .txt, 1 .md)"."""
     total = sum(counts.values())
-    kinds = [
-        f"{count} {what}" for what, count in sorted(counts.items(), key=lambda kind: (-kind[1], kind[0]))[:4]
-    ]
+    kinds = [f"{count} {what}" for what, count in sorted(counts.items(), key=lambda kind: (-kind[1], kind[0]))[:4]]
     more = ", ..." if len(counts) > 4 else ""
     return f"{total:,} {'file' if total == 1 else 'files'} ({', '.join(kinds)}{more})"

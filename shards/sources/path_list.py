@@ -114,9 +114,7 @@ def _members(source: Path, table: PathTable) -> dict[str, list[int]]:
     """Group images by split."""
     if table.splits is None:
         return {split_from_name(source.name): list(range(len(table.paths)))}
-    split_of: dict[str, str | None] = {
-        text: SPLIT_OF_FOLDER.get(text.strip().lower()) for text in set(table.splits)
-    }
+    split_of: dict[str, str | None] = {text: SPLIT_OF_FOLDER.get(text.strip().lower()) for text in set(table.splits)}
     if unknown := sorted(text for text, split in split_of.items() if split is None):
         names = ", ".join(repr(text[:40]) for text in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise DataError(f"{source} has unknown splits ({names}); splits are called train, val and test")
@@ -126,9 +124,7 @@ def _members(source: Path, table: PathTable) -> dict[str, list[int]]:
     return members
 
 
-def _class_names(
-    labels: Sequence[Label], names: Sequence[str], labelled: Sequence[int]
-) -> tuple[str, ...] | None:
+def _class_names(labels: Sequence[Label], names: Sequence[str], labelled: Sequence[int]) -> tuple[str, ...] | None:
     """Name integer labels by the column of names beside them; return None if the two do not fit each other."""
     name_of: dict[int, str] = {}
     for i in labelled:

@@ -52,9 +52,7 @@ class _Columns:
                 raise UsageError(f"{flag} {column}: {source} has no such column (there are {columns})")
         path = path if path is not None else find_column(_PATHS, header)
         if path is None:
-            raise UsageError(
-                f"{source} has no column of paths ({columns}); name a column of paths with --image-column"
-            )
+            raise UsageError(f"{source} has no column of paths ({columns}); name a column of paths with --image-column")
         rest = [column for column in header if column != path]
         label = label if label is not None else find_column(_LABELS, rest)
         name = find_column(_NAMES, [column for column in rest if column != label])
@@ -191,6 +189,4 @@ def _lines(source: Path) -> Iterator[str]:
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
-                raise DataError(
-                    f"{source}, line {number}: not UTF-8 ({line[:40]!r}); save it as UTF-8"
-                ) from None
+                raise DataError(f"{source}, line {number}: not UTF-8 ({line[:40]!r}); save it as UTF-8") from None

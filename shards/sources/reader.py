@@ -86,9 +86,7 @@ def _read_bytes(descriptor: int, size: int, offset: int | None) -> bytes:
     pieces: list[bytes] = []
     left = size
     while left > 0:
-        piece = (
-            os.read(descriptor, left) if offset is None else os.pread(descriptor, left, offset + size - left)
-        )
+        piece = os.read(descriptor, left) if offset is None else os.pread(descriptor, left, offset + size - left)
         if not piece:
             break
         pieces.append(piece)

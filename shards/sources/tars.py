@@ -47,9 +47,7 @@ def list_tars(
     return listing, ignored
 
 
-def walk_tars(
-    root: Path, tars: Iterable[str], walk: Callable[[int], Iterable[T]]
-) -> Iterator[tuple[str, int, T]]:
+def walk_tars(root: Path, tars: Iterable[str], walk: Callable[[int], Iterable[T]]) -> Iterator[tuple[str, int, T]]:
     """Open one tar after the other and yield everything that `walk` yields: (tar, modification time in ns, item).
 
     Raises DataError at the end that names all tars that cannot be read or are damaged.

@@ -59,7 +59,7 @@ class WdsSample:
 
 
 def is_webdataset(root: Path, tars: list[str]) -> bool:
-    """Whether tars hold samples rather than image folders, judged by the first members of the first tar and its name."""
+    """Whether tars hold samples, not image folders, judged by the first members of the first tar and its name."""
     if not tars:
         return False
     path = root / tars[0]
@@ -76,16 +76,13 @@ def is_webdataset(root: Path, tars: list[str]) -> bool:
     except (TarError, OSError):
         pass  # listing the tar will raise it
     if any(
-        not {"cls", "json", "txt"}.isdisjoint(of_key) and any(map(_is_image, of_key))
-        for of_key in extensions.values()
+        not {"cls", "json", "txt"}.isdisjoint(of_key) and any(map(_is_image, of_key)) for of_key in extensions.values()
     ):
         return True
     return bool(extensions) and flat and _SHARD_NAME.search(tars[0]) is not None
 
 
-def list_webdataset(
-    root: Path, tars: list[str], progress: Callable[[int], None] | None = None
-) -> SourceListing:
+def list_webdataset(root: Path, tars: list[str], progress: Callable[[int], None] | None = None) -> SourceListing:
     """List the images of the samples in `tars` (paths below `root`), with their labels.
 
     The split is the word train, val, test, ... in a tar's name or folder. Raises DataError that names all damaged

@@ -98,9 +98,7 @@ class ShardOptions:
         """Check the limits."""
         validate(self)
         if self.resize_px is None and self.quality != PixelOptions.quality:
-            raise UsageError(
-                f"--quality {self.quality} only matters when images are re-encoded; add --resize PX"
-            )
+            raise UsageError(f"--quality {self.quality} only matters when images are re-encoded; add --resize PX")
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise UsageError(
                 f"--part {self.part_name} is not between 1/{self.part[1]} and {self.part[1]}/{self.part[1]}"

@@ -16,9 +16,7 @@ from coma.shards.write.worker import Done, Job, Tally
 log = logging.getLogger(__name__)
 
 
-def run_jobs(
-    jobs: Iterable[Job], workers: int | None, engine: str = "processes"
-) -> Generator[Tally | tuple[Job, Any]]:
+def run_jobs(jobs: Iterable[Job], workers: int | None, engine: str = "processes") -> Generator[Tally | tuple[Job, Any]]:
     """Run jobs in parallel; yield progress as it comes, and each job with its result when it is done.
 
     Raises the exception of a job that failed, and ComaError if a process died. All workers have ended when the

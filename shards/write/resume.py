@@ -151,9 +151,7 @@ def finished_counts(out: Path, shard: ShardLayout) -> dict[str, int] | None:
         counts: dict[str, int] = json.loads(metadata[PART_KEY])
         tar = out / shard.split / f"{shard.name}.tar"
         with store_errors_as_oserror(tar):
-            if counts["kept"] and (
-                tar.stat().st_size != counts["tar_bytes"] or not tar.with_suffix(".idx").is_file()
-            ):
+            if counts["kept"] and (tar.stat().st_size != counts["tar_bytes"] or not tar.with_suffix(".idx").is_file()):
                 return None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -72,9 +72,7 @@ def shard(
         log.warning("stopped; the same command resumes from the shards that are done")
         raise
     except OSError as error:
-        raise ComaError(
-            f"cannot write to {out}: {error.strerror or error}; finished shards are kept"
-        ) from error
+        raise ComaError(f"cannot write to {out}: {error.strerror or error}; finished shards are kept") from error
     return complete(out, kept_shards, begun_s)
 
 
@@ -134,9 +132,7 @@ def _write_shards(run: ShardRun) -> int:
     return kept_shards
 
 
-def _make_readable(
-    run: ShardRun, missing: list[tuple[SplitLayout, ShardLayout]], stack: ExitStack
-) -> ShardRun:
+def _make_readable(run: ShardRun, missing: list[tuple[SplitLayout, ShardLayout]], stack: ExitStack) -> ShardRun:
     """Copy parquet rows to where they can be read one by one, and refuse duplicates if that is asked for."""
     listing, options = run.listing, run.options
     if listing.image_column is not None:
@@ -175,9 +171,7 @@ def _make_readable(
     return replace(run, listing=listing)
 
 
-def _images_of(
-    run: ShardRun, shards: list[tuple[SplitLayout, ShardLayout]]
-) -> dict[str, npt.NDArray[np.bool_]]:
+def _images_of(run: ShardRun, shards: list[tuple[SplitLayout, ShardLayout]]) -> dict[str, npt.NDArray[np.bool_]]:
     """Return, for each split of the source, which of its images go into these shards."""
     chosen = {split.name: np.zeros(len(split), bool) for split in run.listing.splits}
     for split, layout in shards:
@@ -230,9 +224,7 @@ def _part_summary(run: ShardRun, kept_shards: int, elapsed_s: float) -> ShardSum
         counts.update(of_split)
         if own:
             labelled = run.listing_of(split).labels is not None
-            splits.append(
-                SplitSummary(split.name, of_split["kept"], len(own), of_split["tar_bytes"], labelled)
-            )
+            splits.append(SplitSummary(split.name, of_split["kept"], len(own), of_split["tar_bytes"], labelled))
     return ShardSummary(
         out=run.out,
         found=counts["kept"] + counts["set_aside"],

@@ -230,9 +230,7 @@ def test_networks_are_of_the_size_that_is_said():
         name: sum(p.numel() for p in VARIANTS[name].build(32).backbone.parameters()) / 1e6
         for name in ("mae", "mae-wide", "coma", "coma-wide")
     }
-    assert millions == pytest.approx(
-        {"mae": 1.2, "mae-wide": 1.35, "coma": 0.97, "coma-wide": 1.27}, abs=0.01
-    )
+    assert millions == pytest.approx({"mae": 1.2, "mae-wide": 1.35, "coma": 0.97, "coma-wide": 1.27}, abs=0.01)
 
 
 def test_several_masks_cost_several_passes():

@@ -63,9 +63,7 @@ def broken(sample):
 
 
 def test_what_is_not_installed_or_fails_is_said(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        loaders, "PEERS", (Peer("no-such-package", "x", broken), Peer("pytest", "broken peer", broken))
-    )
+    monkeypatch.setattr(loaders, "PEERS", (Peer("no-such-package", "x", broken), Peer("pytest", "broken peer", broken)))
     figures, plot = tmp_path / "figures.json", tmp_path / "plot.png"
     command = ["loaders", str(data), "--images", "8", "--rounds", "1", "--image-size", "28"]
     monkeypatch.setattr(sys, "argv", [*command, "--json", str(figures), "--plot", str(plot)])

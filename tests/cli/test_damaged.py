@@ -34,9 +34,7 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set of two classes."""
-    images = draw_images(
-        tmp_path_factory.mktemp("images"), IMAGES, classes=("class0", "class1"), size=(48, 40)
-    )
+    images = draw_images(tmp_path_factory.mktemp("images"), IMAGES, classes=("class0", "class1"), size=(48, 40))
     return shard_images(images, tmp_path_factory.mktemp("sharded") / "photos-shards")
 
 

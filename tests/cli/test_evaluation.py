@@ -50,9 +50,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
             patch.setattr(demo_module, name, value)
-        return json.loads(
-            coma("demo", "--json", "--seed", 2, "--out", tmp_path_factory.mktemp("demo") / "out")
-        )
+        return json.loads(coma("demo", "--json", "--seed", 2, "--out", tmp_path_factory.mktemp("demo") / "out"))
 
 
 def test_the_demos_result(shown):
@@ -87,9 +85,7 @@ def test_the_demo_ends_with_ten_lines(shown):
 
     paths = ("out", "data", "run", "picture", "report")
     values = {name: Path(value) if name in paths else value for name, value in shown.items()}
-    values.update(
-        data=Path("coma-demo/shards"), picture=Path("coma-demo/p.png"), report=Path("coma-demo/r.html")
-    )
+    values.update(data=Path("coma-demo/shards"), picture=Path("coma-demo/p.png"), report=Path("coma-demo/r.html"))
     for change in (
         {},
         {"probe_before": None, "probe_after": None, "knn_before": None, "drawn": False, "classes": 0},

@@ -89,9 +89,7 @@ def test_help_is_a_sentence(option: Option) -> None:
 def test_a_command_says_nothing_about_its_options_again() -> None:
     for name, path in OWN_FILES.items():
         options = [each for key, cls in MADE_OF.items() if key.split()[0] == name for each in options_of(cls)]
-        words = {
-            n.value for n in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(n, ast.Constant)
-        }
+        words = {n.value for n in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(n, ast.Constant)}
         assert not words & {text for each in options for text in (each.flag, each.help)}, path
 
 
@@ -104,9 +102,7 @@ def test_numbers_in_words_are_those_of_the_code() -> None:
 
 @pytest.mark.parametrize("config", [PretrainConfig(), FinetuneConfig(source=Path("x"))])
 def test_the_config_file_has_the_fields(config: PretrainConfig | FinetuneConfig) -> None:
-    assert list(json.loads(json.dumps(config.to_json()))) == [
-        field.name for field in dataclasses.fields(config)
-    ]
+    assert list(json.loads(json.dumps(config.to_json()))) == [field.name for field in dataclasses.fields(config)]
     assert set(config.identity()) <= {each.flag for each in options_of(type(config))}
 
 
@@ -134,9 +130,7 @@ def test_what_is_typed_becomes_the_fields(monkeypatch: pytest.MonkeyPatch) -> No
     assert given == ShardOptions(shard_bytes=2**20, part=(2, 3), resize_px=64)
     given = options_given("bench step", "--models", "a:coma, b:mae", monkeypatch=monkeypatch)
     assert given == StepOptions(models=("a:coma", "b:mae"))
-    given = options_given(
-        "finetune", "runs/x", "--out", "y", "--compile", "--epochs", "3", monkeypatch=monkeypatch
-    )
+    given = options_given("finetune", "runs/x", "--out", "y", "--compile", "--epochs", "3", monkeypatch=monkeypatch)
     assert given == FinetuneConfig(source=Path("runs/x"), out=Path("y"), compile=True, epochs=3.0)
     for name in ("pretrain", "plan"):
         assert options_given(name, monkeypatch=monkeypatch) == PretrainConfig()

@@ -40,9 +40,7 @@ def test_a_folder_of_tars_becomes_a_data_set(photos):
     lines = dict(line.split("  ", 1) for line in done.stdout.splitlines())
     assert lines["found"].strip() == "5 images"
     assert lines["kept"].strip() == "4, split train 4"
-    assert (
-        lines["set aside"].strip().startswith("1 (1 empty): see quarantine.parquet; they stay in their tars")
-    )
+    assert lines["set aside"].strip().startswith("1 (1 empty): see quarantine.parquet; they stay in their tars")
     assert lines["next"].strip() == "coma pretrain photos-index"
 
     again = CliRunner().invoke(app, ["photos", "--json"])

@@ -107,9 +107,7 @@ def test_mistakes_are_one_line(made, here, coma):
 def test_neither_deepspeed_nor_a_checkpoint_is_needed(here):
     shutil.rmtree("run/checkpoints")
     code = "import sys; sys.argv = 'coma inspect run --step 2'.split()\n"
-    code += (
-        "from coma.cli.main import app\ntry:\n    app()\nfinally:\n    assert 'deepspeed' not in sys.modules"
-    )
+    code += "from coma.cli.main import app\ntry:\n    app()\nfinally:\n    assert 'deepspeed' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "sheet of 12 of 12" in done.stdout

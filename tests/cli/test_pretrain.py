@@ -38,14 +38,10 @@ def test_help_fits_80_columns_and_imports_nothing_heavy() -> None:
     code += "from coma.cli.main import app\ntry:\n    app()\nfinally:\n"
     code += "    assert not {'torch', 'deepspeed', 'numpy'} & set(sys.modules)"
     environment = {"COLUMNS": "80", "TERM": "dumb", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
-    flags = (
-        "model method views start-size epochs steps batch-size base-lr seed out ds-config devices hostfile"
-    )
+    flags = "model method views start-size epochs steps batch-size base-lr seed out ds-config devices hostfile"
     flags += " save-every stop-after keep-last keep-every-epochs stuck-after resume compile json"
     for flag in flags.split():
         assert re.search(rf"--{flag}\b", done.stdout), flag

@@ -173,9 +173,7 @@ def test_the_credentials_in_a_url_are_told_to_nobody(data: Path, coma, tmp_path:
 
 def test_a_run_on_the_folder_of_one_split_stays_with_it(data: Path, coma, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    half, rest = (
-        coma("pretrain", data / "val", *RUN, *more, "--out", run) for more in (["--stop-after", 2], [])
-    )
+    half, rest = (coma("pretrain", data / "val", *RUN, *more, "--out", run) for more in (["--stop-after", 2], []))
     assert (half.code, rest.code) == (0, 0), half.err + rest.err
     assert "resumed at step 3" in rest.err
     resolved = json.loads((run / "config.json").read_text())["resolved"]

@@ -75,9 +75,7 @@ def _environment(pid: int) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
 
-def wait_until(
-    holds: Callable[[], bool], limit_s: float, process: subprocess.Popen[bytes] | None = None
-) -> bool:
+def wait_until(holds: Callable[[], bool], limit_s: float, process: subprocess.Popen[bytes] | None = None) -> bool:
     """Wait for something; False if the process ended before. Fail after `limit_s`."""
     deadline_s = time.monotonic() + limit_s
     while not holds():

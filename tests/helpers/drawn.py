@@ -73,7 +73,5 @@ def photograph(seed: int, width: int, height: int) -> Image.Image:
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
     )
-    fine = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)).resize(
-        (width, height)
-    )
+    fine = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)).resize((width, height))
     return Image.blend(coarse, fine, 0.2)

@@ -80,9 +80,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.watch()
             self.server.downloads[unquote(self.path.split("?")[0]).rsplit("/", 1)[1]] += 1
             fault = self.server.always or (self.server.faults.popleft() if self.server.faults else "well")
-        status, headers, body = (
-            self.passed_on() if isinstance(self.server.source, str) else self.from_folder()
-        )
+        status, headers, body = self.passed_on() if isinstance(self.server.source, str) else self.from_folder()
         if fault == "500":
             status, body = 500, b"out of order"
             headers = {"Content-Length": str(len(body))}
@@ -111,9 +109,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def is_download(self) -> bool:
         path, _, query = self.path.partition("?")
-        described = (
-            path.startswith("/storage/v1/") and "alt=media" not in query
-        )  # how Google's is asked of a file
+        described = path.startswith("/storage/v1/") and "alt=media" not in query  # how Google's is asked of a file
         return self.command == "GET" and path.endswith(".tar") and not described
 
     def from_folder(self) -> Answer:

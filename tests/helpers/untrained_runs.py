@@ -26,14 +26,9 @@ def write_run(run: Path, steps: tuple[int, ...] = (7,), **fields: Any) -> Path:
         folder = run / "checkpoints" / f"step-{step:06}"
         folder.mkdir(parents=True)
         path = folder / "weights.safetensors"
-        scaled = {
-            name: value + step * 1e-3 if value.is_floating_point() else value
-            for name, value in weights.items()
-        }
+        scaled = {name: value + step * 1e-3 if value.is_floating_point() else value for name, value in weights.items()}
         save_file(scaled, path)
-        files = {
-            path.name: {"bytes": path.stat().st_size, "xxh3_64": xxhash.xxh3_64_hexdigest(path.read_bytes())}
-        }
+        files = {path.name: {"bytes": path.stat().st_size, "xxh3_64": xxhash.xxh3_64_hexdigest(path.read_bytes())}}
         (folder / "checkpoint.json").write_text(json.dumps({"files": files}))
     (run / "checkpoints" / "latest").write_text(f"step-{steps[-1]:06}\n")
     resolved = {
@@ -48,9 +43,7 @@ def write_run(run: Path, steps: tuple[int, ...] = (7,), **fields: Any) -> Path:
         "precision": "bf16",
     }
     versions = {"coma": "0.1.0", "torch": torch.__version__, "command": "coma pretrain /somewhere/private"}
-    (run / "config.json").write_text(
-        json.dumps({"config": config, "resolved": resolved, "versions": versions})
-    )
+    (run / "config.json").write_text(json.dumps({"config": config, "resolved": resolved, "versions": versions}))
     lines = [{"step": step, "loss": 1 / step, "step_s": 36.0} for step in range(1, 21)]
     lines += [{"step": 7, "knn": 61.25, "rankme": 31.5}, {"step": 20, "knn": 99.0}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{half a li")

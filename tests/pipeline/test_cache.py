@@ -127,9 +127,7 @@ def test_what_a_killed_process_leaves_is_removed(data: Path, remote: Manifest, t
     assert len([path for path in tmp_path.glob("partial/*/*") if path.is_file()]) == 1
     os.close(ShardCache(remote, tmp_path, LARGE).open(1))
     assert not list((tmp_path / "partial").iterdir())
-    assert contents(ShardCache(remote, tmp_path, LARGE).open(0)) == (
-        (remote.folder / remote.shards[0]).read_bytes()
-    )
+    assert contents(ShardCache(remote, tmp_path, LARGE).open(0)) == ((remote.folder / remote.shards[0]).read_bytes())
 
 
 def test_who_waits_for_another_process_can_be_stopped(remote: Manifest, tmp_path: Path) -> None:
@@ -189,9 +187,7 @@ def test_a_folder_that_cannot_be_names_the_way_out(remote: Manifest, tmp_path: P
         ShardCache(remote, tmp_path / "file")
 
 
-def test_a_full_disk_names_the_way_out(
-    remote: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_names_the_way_out(remote: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> Path:
         raise OSError(28, "No space left on device")
 
@@ -298,9 +294,7 @@ def use(cache: ShardCache, *shards: int) -> None:
         os.close(cache.open(shard))
 
 
-def test_leavings_go_even_if_nothing_is_downloaded_any_more(
-    data: Path, remote: Manifest, tmp_path: Path
-) -> None:
+def test_leavings_go_even_if_nothing_is_downloaded_any_more(data: Path, remote: Manifest, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED, data, tmp_path], capture_output=True, check=False)
     assert list((tmp_path / "partial").iterdir())
     ShardCache(remote, tmp_path, LARGE)

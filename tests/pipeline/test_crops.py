@@ -11,9 +11,7 @@ from coma.pipeline.crops import Crops, center_crops, random_resized_crops
 SIZES = [(500, 375), (375, 500), (640, 120), (60, 900), (32, 32)]
 
 
-def draw(
-    width: int, height: int, count: int, seed: int = 0, scale: tuple[float, float] = (0.2, 1.0)
-) -> Crops:
+def draw(width: int, height: int, count: int, seed: int = 0, scale: tuple[float, float] = (0.2, 1.0)) -> Crops:
     samples = np.arange(count)
     sizes = np.full(count, width, np.int32), np.full(count, height, np.int32)
     return random_resized_crops(samples, np.zeros(count, np.int64), *sizes, seed=seed, scale=scale)
@@ -105,9 +103,7 @@ def test_half_of_the_images_are_mirrored_whatever_their_crop() -> None:
         (1, 1, 224, (0, 0, 1)),
     ],
 )
-def test_evaluation_shows_the_centre(
-    width: int, height: int, image_size: int, expected: tuple[int, int, int]
-) -> None:
+def test_evaluation_shows_the_centre(width: int, height: int, image_size: int, expected: tuple[int, int, int]) -> None:
     crops = center_crops(*sizes(width, height), image_size=image_size)
     top, left, side = expected
     assert crops.start.tolist() == [[top, left]]

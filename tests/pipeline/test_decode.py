@@ -23,9 +23,7 @@ def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> np.ndar
 
 
 def window(top: int, left: int, height: int, width: int, flip: int = 0) -> Crops:
-    return Crops(
-        np.array([[top, left]], np.int32), np.array([[height, width]], np.int32), np.array([flip], np.int32)
-    )
+    return Crops(np.array([[top, left]], np.int32), np.array([[height, width]], np.int32), np.array([flip], np.int32))
 
 
 def decoder(batches: list[Encoded], batch_size: int = 4, depth: int = 1, threads: int = 1) -> Decoder:
@@ -55,9 +53,7 @@ def by_pil(data: np.ndarray, crop: Crops) -> np.ndarray:
     with Image.open(io.BytesIO(data.tobytes())) as file:
         image = ImageOps.exif_transpose(file).convert("RGB")
     (top, left), (height, width) = crop.start[0].tolist(), crop.shape[0].tolist()
-    image = image.crop((left, top, left + width, top + height)).resize(
-        (SIZE, SIZE), Image.Resampling.BILINEAR
-    )
+    image = image.crop((left, top, left + width, top + height)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     return np.asarray(ImageOps.mirror(image) if crop.flip[0] else image, np.float64)
 
 
@@ -134,9 +130,7 @@ def test_batches_come_in_order_and_keep_their_memory(depth: int) -> None:
     for batch, images, copy in zip(given, held, copies, strict=True):
         assert images.shape == (4, 3, batch.side, batch.side)
         assert torch.equal(images, copy)  # no later batch was written over it
-        alone = [
-            run.decode_one(data, batch.crops[i : i + 1], batch.side) for i, data in enumerate(batch.data)
-        ]
+        alone = [run.decode_one(data, batch.crops[i : i + 1], batch.side) for i, data in enumerate(batch.data)]
         assert torch.equal(images, torch.cat(alone))  # an image does not depend on its batch
 
 
@@ -147,9 +141,7 @@ def test_tensors_outlive_the_decoder() -> None:
     copies = [images.clone() for images in held if images is not None]
     del run
     _ = [np.ones((4, 3, SIZE, SIZE), np.float32) for _ in range(50)]  # what was freed would be taken again
-    assert all(
-        torch.equal(images, copy) for images, copy in zip(held, copies, strict=True) if images is not None
-    )
+    assert all(torch.equal(images, copy) for images, copy in zip(held, copies, strict=True) if images is not None)
 
 
 REASONS = {"text": "nvImageCodec", "header": "nvImageCodec", "outside": "cropping window"}

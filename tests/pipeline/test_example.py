@@ -135,8 +135,7 @@ def test_two_processes_and_then_one(data: Path, tmp_path: Path) -> None:
     here(data, tmp_path / "one")
     # Gone on by one process, it has nearly the losses of a run that was alone from the beginning.
     alone, joined = (
-        [float(line.split()[-1]) for line in here(data, tmp_path / name, STEPS + 3)]
-        for name in ("one", "two")
+        [float(line.split()[-1]) for line in here(data, tmp_path / name, STEPS + 3)] for name in ("one", "two")
     )
     assert len(alone) == 3
     assert joined == pytest.approx(alone, rel=2e-3)

@@ -90,9 +90,7 @@ def jpegs(manifest: Manifest) -> list[int]:
     return [sample for sample, name in enumerate(formats) if name == "jpeg"]
 
 
-def epoch_of(
-    manifest: Manifest, ledger: Path | None = None, **options: object
-) -> tuple[torch.Tensor, torch.Tensor]:
+def epoch_of(manifest: Manifest, ledger: Path | None = None, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
     """Samples and images of the first batches, a little more than an epoch."""
     with Stream(manifest, batch_size=8, ledger=ledger, **{**OPTIONS, **options}) as stream:
         batches = [next(stream) for _ in range(len(manifest) // 8 + 1)]
@@ -118,9 +116,7 @@ def test_a_bad_sample_is_replaced_written_down_and_the_rest_untouched(
         samples, images = epoch_of(manifest, ledger)
     assert torch.equal(samples, before)  # the ids asked for, as if nothing had happened
     changed = [
-        int(sample)
-        for sample, a, b in zip(samples, images, images_before, strict=True)
-        if not torch.equal(a, b)
+        int(sample) for sample, a, b in zip(samples, images, images_before, strict=True) if not torch.equal(a, b)
     ]
     assert sorted(set(changed)) == bad
 
@@ -347,9 +343,7 @@ def test_a_ledger_on_a_full_disk_ends_the_run_in_one_line(damaged: Path, tmp_pat
 
 
 @pytest.mark.parametrize("place", ["a-file/ledger.jsonl", "a-folder"])
-def test_a_ledger_that_cannot_be_one_ends_the_run_in_one_line(
-    damaged: Path, tmp_path: Path, place: str
-) -> None:
+def test_a_ledger_that_cannot_be_one_ends_the_run_in_one_line(damaged: Path, tmp_path: Path, place: str) -> None:
     (tmp_path / "a-file").touch()
     (tmp_path / "a-folder").mkdir()
     manifest = read_manifest(damaged)
@@ -393,9 +387,7 @@ def test_ranks_workers_and_prefetch_do_not_change_what_is_substituted(
                 ]
                 steps = range(len(manifest) // (4 * rank_batch_size) + 1)
                 parts = [next(stream) for _ in steps for stream in streams]
-            written = [
-                line for ledger in ledgers if ledger.exists() for line in ledger.read_text().splitlines()
-            ]
+            written = [line for ledger in ledgers if ledger.exists() for line in ledger.read_text().splitlines()]
             return (
                 torch.cat([part.samples for part in parts]),
                 torch.cat([part.images for part in parts]),

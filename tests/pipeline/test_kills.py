@@ -72,9 +72,7 @@ def live(life: Life, world_size: int) -> tuple[list[dict[str, Any]], dict[str, A
     """Be so many processes for a while; return the notes of each step, ranks joined, and the first one's state."""
     Path(life.folder).mkdir()
     ranks = range(world_size)
-    processes = [
-        subprocess.Popen(replace(life, rank=rank, world_size=world_size).command()) for rank in ranks
-    ]
+    processes = [subprocess.Popen(replace(life, rank=rank, world_size=world_size).command()) for rank in ranks]
     assert [process.wait() for process in processes] == [0] * world_size
     found = [committed(Path(life.folder), rank) for rank in ranks]
     joined = []
@@ -116,9 +114,7 @@ class Kill:
     after: str  # "start", "step" (a few), "epoch" (the last step of one), "save" (written, but not renamed)
     delay_s: float
 
-    def wait(
-        self, process: "subprocess.Popen[bytes]", folder: Path, total: int, chance: random.Random
-    ) -> None:
+    def wait(self, process: "subprocess.Popen[bytes]", folder: Path, total: int, chance: random.Random) -> None:
         """Return when the process is to be killed, or has ended."""
         taken, steps = len(diary(folder)), chance.randint(1, 6)
 

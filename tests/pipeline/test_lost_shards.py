@@ -97,9 +97,7 @@ def largest(manifest: Manifest) -> str:
 
 
 @pytest.mark.parametrize("damage", [*LOST, *BAD])
-def test_under_a_running_stream_whose_shards_are_not_open_yet(
-    damaged: Path, damage: Callable[[Path], None]
-) -> None:
+def test_under_a_running_stream_whose_shards_are_not_open_yet(damaged: Path, damage: Callable[[Path], None]) -> None:
     manifest = read_manifest(damaged)
     shard = largest(manifest)
     damage(manifest.folder / shard)
@@ -197,7 +195,5 @@ print("alive")
 
 
 def test_shards_that_shrink_while_they_are_read_are_no_bus_error(damaged: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SHRINKING, str(damaged)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", SHRINKING, str(damaged)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

@@ -67,9 +67,7 @@ def epoch_of(data: Path | str | Manifest) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_an_epoch_over_http_is_the_local_one(
-    server: Server, data: Path, manifest: Manifest, ranges: bool
-) -> None:
+def test_an_epoch_over_http_is_the_local_one(server: Server, data: Path, manifest: Manifest, ranges: bool) -> None:
     server.ranges = ranges
     samples, images = epoch_of(f"{server.url}/{data.name}/train")
     expected, local = epoch_of(data)
@@ -78,9 +76,7 @@ def test_an_epoch_over_http_is_the_local_one(
     assert server.downloads == dict.fromkeys(manifest.shards, 1)
 
 
-def test_an_epoch_out_of_a_bucket_is_the_local_one(
-    bucket: tuple[Server, str], data: Path, manifest: Manifest
-) -> None:
+def test_an_epoch_out_of_a_bucket_is_the_local_one(bucket: tuple[Server, str], data: Path, manifest: Manifest) -> None:
     proxy, url = bucket
     proxy.downloads.clear()
     samples, images = epoch_of(url)
@@ -106,9 +102,7 @@ def test_the_index_is_read_through_trouble_from_a_server_that_lists_nothing(
 
 
 @pytest.mark.slow
-def test_an_index_that_does_not_come_ends_the_wait(
-    server: Server, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_that_does_not_come_ends_the_wait(server: Server, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coma.shards.files._STALL_TIMEOUT_S", 0.2)
     monkeypatch.setattr("coma.shards.files._RETRY_PAUSES_S", (0.01,) * 4)
     server.silent = True
@@ -126,9 +120,7 @@ def test_trouble_that_passes_costs_nothing(server: Server, remote: Manifest, man
     assert not server.faults
 
 
-def test_trouble_of_a_bucket_that_passes_costs_nothing(
-    bucket: tuple[Server, str], manifest: Manifest
-) -> None:
+def test_trouble_of_a_bucket_that_passes_costs_nothing(bucket: tuple[Server, str], manifest: Manifest) -> None:
     proxy, url = bucket
     remote = read_manifest(folder_at(url))
     proxy.faults.extend(TROUBLE)
@@ -148,18 +140,14 @@ REASONS = {
 def test_trouble_that_stays_is_named(server: Server, remote: Manifest, trouble: str) -> None:
     server.always, server.trickle = trouble, (100, 0.1)
     reader = ShardReader(remote, cache=ShardCache(remote, retry=HASTY))
-    with pytest.raises(
-        DataError, match=rf"{remote.shards[0]} cannot be downloaded \({REASONS[trouble]}"
-    ) as caught:
+    with pytest.raises(DataError, match=rf"{remote.shards[0]} cannot be downloaded \({REASONS[trouble]}") as caught:
         reader.read([0])
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("trouble", ["500", "stall", "trickle"])
-def test_trouble_of_a_bucket_that_stays_is_named(
-    bucket: tuple[Server, str], trouble: str, cache: Path
-) -> None:
+def test_trouble_of_a_bucket_that_stays_is_named(bucket: tuple[Server, str], trouble: str, cache: Path) -> None:
     proxy, url = bucket
     remote = read_manifest(folder_at(url))
     proxy.always = trouble
@@ -213,9 +201,7 @@ def test_a_server_that_dies_ends_the_stream_with_the_shard(server: Server, remot
     reader = ShardReader(remote, cache=cache)
     reader.read(np.flatnonzero(remote.shard_id < 2))
     server.die()
-    with pytest.raises(
-        DataError, match=rf"{remote.shards[2]} cannot be downloaded \(5 tries\): .*(onnect|refused)"
-    ):
+    with pytest.raises(DataError, match=rf"{remote.shards[2]} cannot be downloaded \(5 tries\): .*(onnect|refused)"):
         reader.read(np.flatnonzero(remote.shard_id == 2))
 
 
@@ -225,9 +211,7 @@ def test_a_shard_that_is_gone_ends_the_stream_at_once(damaged: Path) -> None:
         (damaged / "train" / remote.shards[1]).unlink()
         with (
             Stream(remote, **OPTIONS) as stream,
-            pytest.raises(
-                DataError, match=rf"{remote.shards[1]} cannot be downloaded \(1 try\): no such file"
-            ),
+            pytest.raises(DataError, match=rf"{remote.shards[1]} cannot be downloaded \(1 try\): no such file"),
         ):
             deque(stream, maxlen=0)
 
@@ -241,9 +225,7 @@ def test_a_shard_cut_short_at_the_store_is_named(damaged: Path) -> None:
             ShardReader(remote, cache=ShardCache(remote, retry=HASTY)).read([0])
 
 
-def test_credentials_are_in_no_message_and_no_log(
-    server: Server, data: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_credentials_are_in_no_message_and_no_log(server: Server, data: Path, caplog: pytest.LogCaptureFixture) -> None:
     url = f"{server.url}/{data.name}/train".replace("//", "//someone:hush@")
     remote = read_manifest(folder_at(url))
     server.always = "500"
@@ -380,9 +362,7 @@ def test_a_stream_can_be_closed_whatever_it_waits_for(server: Server, remote: Ma
             time.sleep(0.01)
         stream.close()
         assert waiting.result() is None
-    assert not [
-        thread for thread in threading.enumerate() if thread.name.startswith(("coma-read", "coma-fetch"))
-    ]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("coma-read", "coma-fetch"))]
 
 
 def bytes_in(cache: Path) -> int:

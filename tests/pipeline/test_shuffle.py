@@ -59,9 +59,7 @@ def test_the_measure_knows_random_from_sorted_and_from_dealt() -> None:
     ]
     assert abs(np.mean(random)) < 1
     assert 0.6 < np.std(random) < 1.5
-    dealt = (
-        np.arange(count).reshape(CLASSES, -1).T.ravel()[: BATCHES * BATCH_SIZE]
-    )  # a sample of each in turn
+    dealt = np.arange(count).reshape(CLASSES, -1).T.ravel()[: BATCHES * BATCH_SIZE]  # a sample of each in turn
     assert deviation(labels, dealt.reshape(BATCHES, BATCH_SIZE)) < -FAR
     clumps = rng.permutation(count // 4)[:, None] * 4 + np.arange(4)  # four neighbours at a time
     clumps = clumps.ravel()[: BATCHES * BATCH_SIZE].reshape(BATCHES, BATCH_SIZE)

@@ -45,9 +45,7 @@ def test_squares_are_pils(side: int) -> None:
 @pytest.mark.parametrize("threads", [2, 3, 16])
 def test_threads_change_nothing(threads: int) -> None:
     given, mirrored = windows(), np.array([1, 1, 0, 0, 1, 0, 1])
-    assert torch.equal(
-        Squares(64, threads).normalised(given, mirrored), Squares(64, 1).normalised(given, mirrored)
-    )
+    assert torch.equal(Squares(64, threads).normalised(given, mirrored), Squares(64, 1).normalised(given, mirrored))
     assert len(Squares(64, threads).normalised([], mirrored[:0])) == 0
 
 

@@ -36,9 +36,7 @@ def google(data: Path) -> Iterator[Store]:
 
     logging.getLogger("gcp_storage_emulator").setLevel(logging.ERROR)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false"
-        )  # asks by gRPC, which the emulator does not know
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks by gRPC, which the emulator does not know
         import gcsfs
 
         emulator = create_server("127.0.0.1", 0, in_memory=True, default_bucket="photos")
@@ -103,9 +101,7 @@ def test_trouble_that_stays_is_named(store: Store, trouble: str, cache: Path) ->
     remote = read_manifest(folder_at(url))
     server.always = trouble
     reason = "no good answer" if trouble == "500" else r"(less than \d+ bytes came|no good answer)"
-    with pytest.raises(
-        DataError, match=f"{url}/train/{remote.shards[0]} cannot be downloaded .*{reason}"
-    ) as caught:
+    with pytest.raises(DataError, match=f"{url}/train/{remote.shards[0]} cannot be downloaded .*{reason}") as caught:
         ShardReader(remote, cache=ShardCache(remote, retry=HASTY)).read([0])
     assert "\n" not in str(caught.value)
     assert not [path for path in cache.rglob("*") if path.is_file() and path.parent.name != "locks"]
@@ -115,9 +111,7 @@ def test_a_missing_shard_is_named(store: Store, manifest: Manifest, data: Path) 
     _, url = store
     remote = read_manifest(folder_at(url))
     gone = Manifest(**{**vars(remote), "shards": ("gone.tar", *remote.shards[1:])})
-    with pytest.raises(
-        DataError, match=rf"{url}/train/gone.tar cannot be downloaded \(1 try\): no such file"
-    ):
+    with pytest.raises(DataError, match=rf"{url}/train/gone.tar cannot be downloaded \(1 try\): no such file"):
         ShardCache(gone, retry=HASTY).open(0)
 
 
@@ -143,10 +137,7 @@ def test_a_package_that_is_not_there_is_named() -> None:
         "hf://datasets/someone/photos": "pip install huggingface_hub",
         "http://127.0.0.1:1/shards": "pip install aiohttp",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, *ways_out], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", WITHOUT, *ways_out], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        f"{url}: reading {url.split('://')[0]}:// needs another package: {way_out}"
-        for url, way_out in ways_out.items()
+        f"{url}: reading {url.split('://')[0]}:// needs another package: {way_out}" for url, way_out in ways_out.items()
     ]

@@ -214,9 +214,7 @@ def test_crops_grow_and_nothing_else_changes(manifest: Manifest, reference: list
             state = first.state_dict()
         with Stream(manifest, batch_size=12, **growing) as second:
             second.load_state_dict(state)
-            assert all(
-                same(ours, whole) for ours, whole in zip(take(second, 3), batches[done:], strict=False)
-            )
+            assert all(same(ours, whole) for ours, whole in zip(take(second, 3), batches[done:], strict=False))
         ranks = [
             Stream(manifest, batch_size=12, start_samples=12 * done, rank=rank, world_size=2, **growing)
             for rank in range(2)
@@ -231,9 +229,7 @@ def test_batches_larger_than_the_data_set(manifest: Manifest) -> None:
     total = len(manifest)
     with Stream(manifest, batch_size=2 * total + 3, **SIZE) as stream:
         samples = next(stream).samples
-    assert (
-        sorted(samples[:total].tolist()) == sorted(samples[total : 2 * total].tolist()) == list(range(total))
-    )
+    assert sorted(samples[:total].tolist()) == sorted(samples[total : 2 * total].tolist()) == list(range(total))
 
 
 @pytest.mark.parametrize(
@@ -333,9 +329,7 @@ def test_the_interpreter_exits_with_a_stream_open(data: Path, ending: str) -> No
         "next(s)\n"
         f"{ending}\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == ""
     if "KeyError" in ending:
         assert done.returncode == 1
@@ -347,9 +341,7 @@ def test_the_interpreter_exits_with_a_stream_open(data: Path, ending: str) -> No
 
 def test_the_package_imports_nothing_heavy() -> None:
     code = "import sys, coma.pipeline; print(sorted({'torch', 'nvidia.dali', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
 
 

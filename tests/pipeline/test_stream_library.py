@@ -72,9 +72,7 @@ def refuse(stream: Stream) -> None:
         next(stream)
 
 
-def test_a_child_forked_before_the_first_batch_goes_on_by_itself(
-    stream: Stream, expected: list[Batch]
-) -> None:
+def test_a_child_forked_before_the_first_batch_goes_on_by_itself(stream: Stream, expected: list[Batch]) -> None:
     assert in_fork(lambda: check(stream, expected)) == 0
     check(stream, expected)
 
@@ -138,9 +136,7 @@ def test_a_forked_child_reads_remote_data(
             check(copied, expected[2:4])
 
 
-def test_a_gpu_that_was_used_before_a_fork_is_refused(
-    stream: Stream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_that_was_used_before_a_fork_is_refused(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     stream._forked = True
     object.__setattr__(stream._options, "device", torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
@@ -151,9 +147,7 @@ def test_a_gpu_that_was_used_before_a_fork_is_refused(
 def _take(stream: Stream, count: int) -> None:
     with stream:
         samples = [next(stream).samples.tolist() for _ in range(count)]
-    assert samples == [
-        stream.plan(stream.consumed // 8 - count + 1 + at).samples.tolist() for at in range(count)
-    ]
+    assert samples == [stream.plan(stream.consumed // 8 - count + 1 + at).samples.tolist() for at in range(count)]
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
@@ -200,9 +194,7 @@ def test_threads_share_a_stream(data: Path) -> None:
         gate, got = threading.Barrier(3), list[list[int]]()
         with Stream(data, **OPTIONS) as stream:
 
-            def take(
-                stream: Stream = stream, gate: threading.Barrier = gate, got: list[list[int]] = got
-            ) -> None:
+            def take(stream: Stream = stream, gate: threading.Barrier = gate, got: list[list[int]] = got) -> None:
                 gate.wait()
                 got.extend(next(stream).samples.tolist() for _ in range(3))
 
@@ -225,9 +217,7 @@ def test_a_closed_stream_says_so(stream: Stream) -> None:
 
 
 @pytest.mark.parametrize("scalar", [np.int64, np.uint8, torch.tensor])
-def test_numbers_of_numpy_and_torch(
-    manifest: Manifest, expected: list[Batch], scalar: Callable[..., int]
-) -> None:
+def test_numbers_of_numpy_and_torch(manifest: Manifest, expected: list[Batch], scalar: Callable[..., int]) -> None:
     names = {
         **OPTIONS,
         "views": 2,
@@ -343,6 +333,4 @@ def test_the_programs_own_random_numbers_stay(data: Path) -> None:
 def test_views_take_other_integers() -> None:
     samples = torch.tensor([5, 2**31 - 1])
     plain = views.partition_units(samples, samples, seed=3, units=16)
-    assert torch.equal(
-        plain, views.partition_units(samples.int(), samples.int(), seed=np.int64(3), units=np.int64(16))
-    )
+    assert torch.equal(plain, views.partition_units(samples.int(), samples.int(), seed=np.int64(3), units=np.int64(16)))

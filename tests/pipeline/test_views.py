@@ -33,9 +33,7 @@ def test_views_partition_the_image_in_a_thousand_cases() -> None:
         assert max(sizes) - min(sizes) <= 1
         for row in laid:
             seen = [set(part.tolist()) for part in row.split(list(sizes))]
-            assert set.union(*seen) == set(
-                range(units)
-            )  # sizes add up to `units`, so they are disjoint as well
+            assert set.union(*seen) == set(range(units))  # sizes add up to `units`, so they are disjoint as well
 
 
 def test_an_images_views_do_not_depend_on_its_batch() -> None:
@@ -58,9 +56,7 @@ def test_every_unit_is_as_likely_in_every_place() -> None:
 
 def test_seed_epoch_and_sample_all_count() -> None:
     def one(sample: int, epoch: int, seed: int) -> tuple[int, ...]:
-        return tuple(
-            partition_units(torch.tensor([sample]), torch.tensor([epoch]), seed=seed, units=49)[0].tolist()
-        )
+        return tuple(partition_units(torch.tensor([sample]), torch.tensor([epoch]), seed=seed, units=49)[0].tolist())
 
     assert len({one(0, 0, 0), one(1, 0, 0), one(0, 1, 0), one(0, 0, 1)}) == 4
     assert views.partition_units is partition_units

@@ -20,11 +20,7 @@ def write_tree(root: Path, per_class: int = 6, classes: tuple[str, ...] = ("cat"
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file under a folder, by relative path."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="session")

@@ -62,9 +62,7 @@ def test_tars_are_what_webdataset_would_have_written(made):
         file = io.BytesIO()
         writer = webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False)
         for sample in webdataset.WebDataset([str(path)], shardshuffle=False):
-            writer.write(
-                {name: value for name, value in sample.items() if name not in ("__url__", "__local_path__")}
-            )
+            writer.write({name: value for name, value in sample.items() if name not in ("__url__", "__local_path__")})
         writer.close()
         assert file.getvalue() == path.read_bytes()
 

@@ -165,12 +165,7 @@ def test_sizes_and_names_of_older_and_larger_archives(tmp_path):
 
 def test_pax_sizes_count(tmp_path):
     records = b"10 size=5\n" + b"16 path=big.jpg\n"
-    data = (
-        raw(b"x", len(records), b"x", records)
-        + raw(b"short", 0, data=b"12345")
-        + raw(b"next", 1, data=b"n")
-        + END
-    )
+    data = raw(b"x", len(records), b"x", records) + raw(b"short", 0, data=b"12345") + raw(b"next", 1, data=b"n") + END
     assert walk(tmp_path, data) == by_tarfile(data) == [("big.jpg", "file", b"12345"), ("next", "file", b"n")]
 
 
@@ -256,9 +251,7 @@ def test_damage(tmp_path):
         walk(tmp_path, b"<html>" * 1000)
     with pytest.raises(tar.TarError, match="not a tar: it is empty"):
         walk(tmp_path, b"")
-    with pytest.raises(
-        tar.TarError, match=r"two archives in one: the first ends at byte 3,072, .* byte 10,240"
-    ):
+    with pytest.raises(tar.TarError, match=r"two archives in one: the first ends at byte 3,072, .* byte 10,240"):
         walk(tmp_path, TWO + TWO)
     assert walk(tmp_path, TWO + b"rubbish") == walk(tmp_path, TWO)
 
@@ -271,9 +264,7 @@ LIES = {
     "PAX of 10 GB": raw(b"x", b"\x80" + (10**10).to_bytes(11, "big"), b"x") + END,
     "name of 10 GB": raw(b"x", b"\x80" + (10**10).to_bytes(11, "big"), b"L") + END,
     "PAX size past the end": raw(b"x", 20, b"x", b"20 size=99999999999\n") + raw(b"x", 0) + END,
-    "PAX size of 4000 digits": raw(b"x", 4010, b"x", b"4010 size=" + b"9" * 3999 + b"\n")
-    + raw(b"x", 0)
-    + END,
+    "PAX size of 4000 digits": raw(b"x", 4010, b"x", b"4010 size=" + b"9" * 3999 + b"\n") + raw(b"x", 0) + END,
     "PAX size of no digits": raw(b"x", 11, b"x", b"11 size=-1\n") + raw(b"x", 0) + END,
     "PAX record past the end": raw(b"x", 11, b"x", b"99 path=ab\n") + raw(b"x", 0) + END,
     "PAX record of no length": raw(b"x", 11, b"x", b"00 path=ab\n") + raw(b"x", 0) + END,

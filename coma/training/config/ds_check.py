@@ -42,9 +42,7 @@ _LOGGED = "coma logs to metrics.jsonl and TensorBoard itself, and to other track
 _SILENCED = "coma silences what DeepSpeed prints, and coma bench step measures a step: delete it"
 _NO_EFFECT = "it changes nothing for AdamW, with which coma trains: delete it"
 _UNTESTED = "it changes numbers in ways that are not tested with coma: delete it"
-_UNSAVED = (
-    "coma cannot save an optimizer that is kept so: use zero3_offload, which keeps it in the host's memory"
-)
+_UNSAVED = "coma cannot save an optimizer that is kept so: use zero3_offload, which keeps it in the host's memory"
 _REFUSED = {
     "aio": "coma reads and writes the files of an offload itself: delete it",
     "scheduler": "coma sets the learning rate before each step: use --base-lr and --warmup-epochs",
@@ -163,9 +161,7 @@ def _keys_at(model: Any, location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         field = model.model_fields.get(part)
         inner = getattr(field, "annotation", None)
-        model = next(
-            (kind for kind in (inner, *getattr(inner, "__args__", ())) if hasattr(kind, "model_fields")), None
-        )
+        model = next((kind for kind in (inner, *getattr(inner, "__args__", ())) if hasattr(kind, "model_fields")), None)
         if model is None:
             return []
     return [field.alias or name for name, field in model.model_fields.items()]
@@ -180,9 +176,7 @@ def _check_keys(section: Any, keys: tuple[str, ...] | None, name: str, source: s
         raise must_be("a JSON object", name, section, source)
     for key in section:
         if key not in keys:
-            raise UsageError(
-                f"{source} has '{name}.{key}', which coma does not know{_did_you_mean(key, list(keys))}"
-            )
+            raise UsageError(f"{source} has '{name}.{key}', which coma does not know{_did_you_mean(key, list(keys))}")
 
 
 def _check_values(value: Any, source: str, path: tuple[str, ...]) -> None:
@@ -199,9 +193,7 @@ def _check_values(value: Any, source: str, path: tuple[str, ...]) -> None:
         raise must_be("a finite number", key, value, source)
     if path and path[-1] in _FLAGS and not isinstance(value, bool | None):
         raise must_be("true or false", key, value, source)
-    items = (
-        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    )
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for part, inner in items:
         _check_values(inner, source, (*path, str(part)))
 

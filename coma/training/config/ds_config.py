@@ -119,9 +119,7 @@ def read_ds_config(name: str) -> DeepSpeedConfig:
     except (ValueError, OSError, RecursionError) as error:
         raise UsageError(f"{source} is not a JSON file: {error}") from None
     if not isinstance(content, dict):
-        raise UsageError(
-            f"{source} holds a {type(content).__name__}; a DeepSpeed configuration is a JSON object"
-        )
+        raise UsageError(f"{source} holds a {type(content).__name__}; a DeepSpeed configuration is a JSON object")
     return check_ds_config(content, source)
 
 

@@ -48,9 +48,7 @@ def check_offload(content: Mapping[str, Any], source: str) -> None:
         )
 
 
-def with_swap_buffers(
-    zero: Mapping[str, Any], optimizer: Mapping[str, Any], nvme_path: str | None
-) -> dict[str, Any]:
+def with_swap_buffers(zero: Mapping[str, Any], optimizer: Mapping[str, Any], nvme_path: str | None) -> dict[str, Any]:
     """Return a `zero_optimization` with the buffers and the folder that its NVMe offload needs, if it has one."""
     section = nvme_section(zero)
     if section is None:

@@ -43,13 +43,9 @@ def check_precision(content: Mapping[str, Any], source: str) -> None:
         raise UsageError(f"{source} has both {on[0]!r} and {on[1]!r} true: keep one")
     if content.get("fp16", {}).get("enabled") and not content.get("zero_optimization", {}).get("stage", 0):
         # DeepSpeed divides the gradients by a loss scale by which it has not multiplied the loss.
-        raise UsageError(
-            f"{source} has 'fp16.enabled' true at ZeRO stage 0, which trains wrongly: use stage 1"
-        )
+        raise UsageError(f"{source} has 'fp16.enabled' true at ZeRO stage 0, which trains wrongly: use stage 1")
     if content.get("bf16", {}).get("check_grad_overflow", True) is not True:
-        raise must_be(
-            "true, or gradients that are not finite are applied", "bf16.check_grad_overflow", False, source
-        )
+        raise must_be("true, or gradients that are not finite are applied", "bf16.check_grad_overflow", False, source)
     communication = content.get("communication_data_type")
     if communication is not None and str(communication).lower() not in ("bf16", "fp16", "fp32"):
         raise must_be("bf16, fp16 or fp32", "communication_data_type", communication, source)

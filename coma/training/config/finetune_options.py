@@ -50,9 +50,7 @@ class FinetuneConfig(RunConfig):
         most=1,
         identity=True,
     )
-    mixup: float = option(
-        0.8, help="Alpha of mixup; 0: none.", panel=AUGMENTATION, least=0, most=100, identity=True
-    )
+    mixup: float = option(0.8, help="Alpha of mixup; 0: none.", panel=AUGMENTATION, least=0, most=100, identity=True)
     cutmix: float = option(
         1.0,
         help="Alpha of CutMix; 0: none. With mixup, each step takes either at random.",

@@ -61,9 +61,7 @@ class RunConfig(ABC):
         above=0,
         shown_default=f"{default_epochs:g}",
     )
-    steps: int | None = option(
-        None, help="Number of steps, instead of --epochs.", panel=OPTIMISATION, least=1
-    )
+    steps: int | None = option(None, help="Number of steps, instead of --epochs.", panel=OPTIMISATION, least=1)
     batch_size: int | None = option(
         None,
         help="Number of images per step, over all devices.",
@@ -94,9 +92,7 @@ class RunConfig(ABC):
         least=0,
         identity=True,
     )
-    out: Path | None = option(
-        None, help="Run folder.", panel=RUN, metavar="RUN", shown_default="runs/MODEL[-NUMBER]"
-    )
+    out: Path | None = option(None, help="Run folder.", panel=RUN, metavar="RUN", shown_default="runs/MODEL[-NUMBER]")
     resume: Literal["auto", "never"] = option(
         "auto",
         help="auto: resume the unfinished run of the same command; never: start a new one.",
@@ -175,13 +171,9 @@ class RunConfig(ABC):
             raise UsageError("--epochs and --steps exclude each other: give one")
         for name in self.trackers:
             if name not in TRACKERS:
-                raise UsageError(
-                    f"--log-to {name}: it must be {' or '.join(TRACKERS)}, or both, with a comma"
-                )
+                raise UsageError(f"--log-to {name}: it must be {' or '.join(TRACKERS)}, or both, with a comma")
         if self.devices is not None and self.hostfile is not None:
-            raise UsageError(
-                "--devices starts processes on this machine and --hostfile on those of the file: give one"
-            )
+            raise UsageError("--devices starts processes on this machine and --hostfile on those of the file: give one")
 
     @property
     @abstractmethod
@@ -200,8 +192,7 @@ class RunConfig(ABC):
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; paths as strings."""
         return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in dataclasses.asdict(self).items()
+            name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(self).items()
         }
 
     @classmethod
@@ -211,9 +202,7 @@ class RunConfig(ABC):
         paths = {
             field.name: Path(fields[field.name])
             for field in dataclasses.fields(cls)
-            if "Path" in str(field.type)
-            and fields.get(field.name) is not None
-            and "://" not in fields[field.name]
+            if "Path" in str(field.type) and fields.get(field.name) is not None and "://" not in fields[field.name]
         }
         return cls(**{**fields, **paths})
 

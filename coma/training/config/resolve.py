@@ -82,9 +82,7 @@ def resolve(
     steps = config.steps or max(1, round(epochs * samples_per_epoch / batch_size))
     steps_per_epoch = samples_per_epoch / batch_size
     warmup_steps = (
-        round(WARMUP_SHARE * steps)
-        if config.warmup_epochs is None
-        else round(config.warmup_epochs * steps_per_epoch)
+        round(WARMUP_SHARE * steps) if config.warmup_epochs is None else round(config.warmup_epochs * steps_per_epoch)
     )
     if warmup_steps >= steps and config.warmup_epochs:
         raise UsageError(
@@ -111,8 +109,7 @@ def resolve(
         accumulation=accumulation,
         peak_lr=peak_lr(config.base_lr, batch_size),
         warmup_steps=warmup_steps,
-        save_every=config.save_every
-        or min(MOST_STEPS_PER_CHECKPOINT, max(math.ceil(steps_per_epoch), steps // 50)),
+        save_every=config.save_every or min(MOST_STEPS_PER_CHECKPOINT, max(math.ceil(steps_per_epoch), steps // 50)),
         device=device,
         precision=precision,
         ds_config=deepspeed.source,

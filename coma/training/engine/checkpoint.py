@@ -4,7 +4,7 @@
     checkpoints/step-000100/checkpoint.json format, step, data state, and every file's size and hash
                             weights.safetensors             the whole network in float32
                             average.safetensors             the exponential moving average (EMA) of the weights, if kept
-                            optimizer-00000.safetensors     a process's share of the optimizer state (optimizer_state.py)
+                            optimizer-00000.safetensors     a process's share of the optimizer's state
 
 All is written under a temporary name, which rank 0 makes the final one when every rank is done. Any number of
 processes at any ZeRO stage can resume from a checkpoint.
@@ -179,9 +179,7 @@ def newest_whole(run: Path, world: World) -> Path | None:
         if world.is_rank0:
             logger.warning("checkpoint %s is damaged (%s): trying the one before", folder, damage[0])
     if candidates:
-        raise ComaError(
-            f"every checkpoint in {run / CHECKPOINTS_NAME} is damaged: start anew with another --out"
-        )
+        raise ComaError(f"every checkpoint in {run / CHECKPOINTS_NAME} is damaged: start anew with another --out")
     return None
 
 

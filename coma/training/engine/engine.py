@@ -72,7 +72,7 @@ def dispose(engine: Any) -> None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the optimizer's two groups: matrices have weight decay, vectors and `model.no_weight_decay()` have none."""
+    """Return the optimizer's groups: matrices have weight decay, vectors and `model.no_weight_decay()` have none."""
     kept = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():

@@ -132,9 +132,7 @@ class SwapFiles:
         """Start to write a tensor to a file at a byte offset; returns 0."""
         return self._start(_write, buffer, path, offset)
 
-    def _start(
-        self, transfer: Callable[[memoryview, str, int], None], buffer: Tensor, path: str, offset: int
-    ) -> int:
+    def _start(self, transfer: Callable[[memoryview, str, int], None], buffer: Tensor, path: str, offset: int) -> int:
         content = buffer.detach().view(torch.uint8).numpy().data
         self._pending.append(
             [

@@ -122,9 +122,7 @@ def optimizer_state(engine: Any) -> dict[str, Tensor]:
 def _share(partition: Partition, rank: int, size: int) -> Partition:
     """Return a rank's share of a partition that every process holds."""
     start, end = partition.count * rank // size, partition.count * (rank + 1) // size
-    return replace(
-        partition, start=partition.start + start, offset=partition.offset + start, count=end - start
-    )
+    return replace(partition, start=partition.start + start, offset=partition.offset + start, count=end - start)
 
 
 def restore_optimizer(engine: Any, weights: Mapping[str, Tensor], files: Sequence[Path]) -> None:

@@ -27,9 +27,7 @@ def micro_batches(images: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, images, size)]
 
 
-def train_step(
-    engine: Any, inputs: Sequence[Tensor], micro_batch_size: int
-) -> tuple[list[float], float, bool]:
+def train_step(engine: Any, inputs: Sequence[Tensor], micro_batch_size: int) -> tuple[list[float], float, bool]:
     """Take one optimizer step with gradient accumulation over micro-batches; collective.
 
     Args:

@@ -11,9 +11,7 @@ from coma.runs.read import latest_checkpoint
 from coma.training.config.resolve import ResolvedRun
 
 
-def run_result(
-    run: Path, resolved: ResolvedRun, *, elapsed_s: float, images_per_s: float | None
-) -> dict[str, Any]:
+def run_result(run: Path, resolved: ResolvedRun, *, elapsed_s: float, images_per_s: float | None) -> dict[str, Any]:
     """Return what `coma.training.pretrain` documents; paths that do not exist are None."""
     checkpoint = latest_checkpoint(run)
     step = checkpoint_step(checkpoint) if checkpoint else 0

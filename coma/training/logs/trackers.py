@@ -42,9 +42,7 @@ class _Wandb:
         import wandb
 
         project = os.environ.get("WANDB_PROJECT", _PROJECT)
-        self._run = wandb.init(
-            project=project, name=run.name, dir=run, id=known, resume="allow", config=dict(config)
-        )
+        self._run = wandb.init(project=project, name=run.name, dir=run, id=known, resume="allow", config=dict(config))
         self.id = str(self._run.id)
 
     def write(self, figures: Mapping[str, float], step: int) -> None:
@@ -80,9 +78,7 @@ def check_installed(names: Sequence[str]) -> None:
     """Raise UsageError for a tracker that is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise UsageError(
-                f"--log-to {name}: it is not installed here: pip install {name}, or leave it out"
-            )
+            raise UsageError(f"--log-to {name}: it is not installed here: pip install {name}, or leave it out")
 
 
 def open_trackers(config: RunConfig, run: Path) -> list[Tracker]:

@@ -50,7 +50,7 @@ def peak_tflops(device_name: str, precision: str) -> float | None:
     """Return a GPU's peak rate in TFLOP/s at a run's precision; None where it is not known.
 
     It is that of dense matrix products, summed in float32, without sparsity, at the boost clock; of float32 without
-    TF32, which torch leaves off. The figures are from NVIDIA's data sheet of each product, and for GeForce and RTX cards
+    TF32, which torch leaves off. The figures are from NVIDIA's data sheets, and for GeForce and RTX cards
     from the appendices of its white papers on the Ada and Ampere (GA102) architectures.
     """
     for name, fp16, bf16, fp32 in _PEAKS:
@@ -70,9 +70,7 @@ class Usage:
         precision: precision of the run.
     """
 
-    def __init__(
-        self, build: Callable[[], nn.Module], device: torch.device, device_name: str, precision: str
-    ) -> None:
+    def __init__(self, build: Callable[[], nn.Module], device: torch.device, device_name: str, precision: str) -> None:
         self._build = build
         self._device = device
         self._peak_tflops = peak_tflops(device_name, precision)

@@ -131,9 +131,7 @@ def _check_reachable(hostfile: Path, hosts: Sequence[str]) -> None:
     """Check that ssh reaches every host: DeepSpeed checks the first only, and the rest would wait for minutes."""
     for tool in ["ssh", "pdsh"][: len(hosts)]:
         if shutil.which(tool) is None:
-            raise UsageError(
-                f"--hostfile {hostfile} needs {tool}: install it, or use torchrun on each machine"
-            )
+            raise UsageError(f"--hostfile {hostfile} needs {tool}: install it, or use torchrun on each machine")
     ssh = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_S}"]
     checks = {
         host: subprocess.Popen(
@@ -172,9 +170,7 @@ def _result(folder: Path, exit_code: int) -> dict[str, Any]:
     return result
 
 
-def _wait_for_all(
-    processes: Sequence[subprocess.Popen[bytes]], beat: Callable[[], None] = lambda: None
-) -> int:
+def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]], beat: Callable[[], None] = lambda: None) -> int:
     """Wait until all have ended, calling `beat` every few seconds, and return the exit code of the first cause.
 
     After one has failed, the others get `_GRACE_S` seconds to end.
@@ -191,9 +187,7 @@ def _wait_for_all(
         if any(codes) and deadline == float("inf"):
             deadline = now + _GRACE_S
         time.sleep(_POLL_S)
-    return _first_cause(
-        [code if code > 0 else 128 - code for process in processes if (code := process.poll())]
-    )
+    return _first_cause([code if code > 0 else 128 - code for process in processes if (code := process.poll())])
 
 
 def _first_cause(codes: Sequence[int]) -> int:

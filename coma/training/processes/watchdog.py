@@ -129,9 +129,7 @@ class Watchdog:
             return
         pulses = self._pulses(now)
         last = laggards(pulses)
-        if now not in last and self._over.wait(
-            2 * self._beat_s
-        ):  # those behind report it themselves, if they can
+        if now not in last and self._over.wait(2 * self._beat_s):  # those behind report it themselves, if they can
             return
         speaker = last[0] if now in last else next(pulse for pulse in pulses if pulse not in last)
         if speaker == now:

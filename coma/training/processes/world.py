@@ -59,9 +59,7 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     if "RANK" in environment and "WORLD_SIZE" in environment:
         missing = [name for name in _VARIABLES if name not in environment and name != "LOCAL_RANK"]
         if missing:
-            raise UsageError(
-                f"RANK and WORLD_SIZE are set but {missing[0]} is not: unset them, or use torchrun"
-            )
+            raise UsageError(f"RANK and WORLD_SIZE are set but {missing[0]} is not: unset them, or use torchrun")
         return Place(
             rank=int(environment["RANK"]),
             local_rank=int(environment.get("LOCAL_RANK", "0")),

@@ -63,15 +63,11 @@ class Augment:
         self._deviation = torch.tensor(STD, device=device).view(1, 3, 1, 1)
         grey = [round(255 * value) for value in MEAN]  # outside the image, when it is turned or shifted
         self._change = (
-            BatchRandAugment(
-                _OPERATIONS, config.rand_augment, interpolation=InterpolationMode.BILINEAR, fill=grey
-            )
+            BatchRandAugment(_OPERATIONS, config.rand_augment, interpolation=InterpolationMode.BILINEAR, fill=grey)
             if config.rand_augment
             else None
         )
-        self._erase = (
-            RandomErasing(config.erasing, mode="pixel", device=str(device)) if config.erasing else None
-        )
+        self._erase = RandomErasing(config.erasing, mode="pixel", device=str(device)) if config.erasing else None
         self._mix = (
             Mixup(config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=classes)
             if config.mixes

@@ -148,9 +148,7 @@ def val_split(manifest: Manifest) -> Manifest | None:
         return None
     val = read_manifest(manifest.folder.parent, "val")
     if val.label is None or val.class_names != manifest.class_names:
-        raise DataError(
-            f"{val.folder} has other classes than {manifest.folder}, or none: shard both with one command"
-        )
+        raise DataError(f"{val.folder} has other classes than {manifest.folder}, or none: shard both with one command")
     return val
 
 

@@ -86,9 +86,7 @@ class Task(ABC):
 
 
 @contextmanager
-def network_with(
-    build: Callable[[], Network], weights: dict[str, Tensor], device: torch.device
-) -> Iterator[Network]:
+def network_with(build: Callable[[], Network], weights: dict[str, Tensor], device: torch.device) -> Iterator[Network]:
     """Build a second network with these weights, in eval mode, and leave the random generators as they were."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():

@@ -50,9 +50,7 @@ def _bytes_leaf(kinds: dict[str, str], column: str) -> str | None:
     return next((leaf for leaf in (column, f"{column}.bytes") if kinds.get(leaf) == "bytes"), None)
 
 
-def choose_columns(
-    contents: Mapping[str, Contents], image_column: str | None, label_column: str | None
-) -> Columns:
+def choose_columns(contents: Mapping[str, Contents], image_column: str | None, label_column: str | None) -> Columns:
     """Choose the columns of files, given as {file: contents}: those asked for, else by their names and types.
 
     Raises UsageError if a column asked for is not there or there are several candidates, DataError if there are no
@@ -61,9 +59,7 @@ def choose_columns(
     if image_column is not None:
         candidates = {leaf for each in contents.values() if (leaf := _bytes_leaf(each.kinds, image_column))}
         if not candidates:
-            raise UsageError(
-                f"--image-column {image_column}: no such column of bytes{_all_columns(contents)}"
-            )
+            raise UsageError(f"--image-column {image_column}: no such column of bytes{_all_columns(contents)}")
     else:
         candidates = {leaf for each in contents.values() for leaf in image_columns(each)}
         if not candidates:
@@ -77,8 +73,7 @@ def choose_columns(
         label: str | None = label_column
         if not any(each.kinds.get(label_column) in ("integer", "text") for each in holding):
             raise UsageError(
-                f"--label-column {label_column}: there is no such column of integers or text"
-                f"{_all_columns(contents)}"
+                f"--label-column {label_column}: there is no such column of integers or text{_all_columns(contents)}"
             )
     else:
         label = next((label for each in holding if (label := _label_column(each)) is not None), None)
@@ -101,7 +96,5 @@ def _label_column(contents: Contents) -> str | None:
 
 def _all_columns(contents: Mapping[str, Contents]) -> str:
     """List the columns that there are, for a message."""
-    columns = [
-        printable(name) for name in sorted({name for each in contents.values() for name in each.kinds})
-    ]
+    columns = [printable(name) for name in sorted({name for each in contents.values() for name in each.kinds})]
     return f" (there are {', '.join(columns[:8])}{', ...' if len(columns) > 8 else ''})" if columns else ""

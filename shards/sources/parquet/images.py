@@ -102,13 +102,9 @@ def list_parquet(
     return SourceListing(root, "parquet", splits, class_names, class_words, ignored, columns.image)
 
 
-def _read_table(
-    reader: SandboxedReader, root: Path, file: str, contents: Contents, columns: Columns
-) -> _Table:
+def _read_table(reader: SandboxedReader, root: Path, file: str, contents: Contents, columns: Columns) -> _Table:
     wanted = (columns.path, columns.label)
-    present = tuple(
-        name for name in wanted if name is not None and contents.kinds.get(name) in ("integer", "text")
-    )
+    present = tuple(name for name in wanted if name is not None and contents.kinds.get(name) in ("integer", "text"))
     sizes: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
     values: dict[str, list[Label]] = {name: [] for name in present}
     mtime_ns = (root / file).stat().st_mtime_ns
@@ -129,9 +125,7 @@ def _generic(
     source: Path, tables: list[_Table], columns: Columns
 ) -> tuple[tuple[SplitListing, ...], tuple[str, ...] | None]:
     names = (
-        f"{table.file}/{row:09d}{_extension(path)}"
-        for table in tables
-        for row, path in enumerate(table.inner_paths)
+        f"{table.file}/{row:09d}{_extension(path)}" for table in tables for row, path in enumerate(table.inner_paths)
     )
     listing = _listing(tables, names)
     values: dict[str, list[Label]] = {}
@@ -152,9 +146,7 @@ def _imagenet(
     log.info("the images have the paths of ImageNet, and keep its names")
     listing = _listing(tables, (path for _, _, path in names))
     label_of: dict[str, Label] = {}
-    for label, (_, wnid, path) in zip(
-        (label for table in tables for label in table.labels), names, strict=True
-    ):
+    for label, (_, wnid, path) in zip((label for table in tables for label in table.labels), names, strict=True):
         if wnid is not None and label not in (None, -1) and label_of.setdefault(wnid, label) != label:
             raise DataError(f"{source}: {path} has the label {label}, others of {wnid} have {label_of[wnid]}")
     wnid_of = {label: wnid for wnid, label in label_of.items()}
@@ -167,8 +159,7 @@ def _imagenet(
     for i, (split, _, _) in enumerate(names):
         members.setdefault(split, []).append(i)
     labels = {
-        split: None if split == "test" else [index[names[i][1] or ""] for i in rows]
-        for split, rows in members.items()
+        split: None if split == "test" else [index[names[i][1] or ""] for i in rows] for split, rows in members.items()
     }
     class_words = None
     if columns.class_names is not None and class_names:

@@ -206,9 +206,7 @@ def _batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
                     break
                 yield batch
         if seen != metadata.num_rows:
-            raise DataError(
-                f"{_shown(file)} is damaged: it claims {metadata.num_rows:,} rows, and has {seen:,}"
-            )
+            raise DataError(f"{_shown(file)} is damaged: it claims {metadata.num_rows:,} rows, and has {seen:,}")
 
 
 def _kind(arrow_type: pa.DataType) -> str:

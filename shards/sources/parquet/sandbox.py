@@ -52,9 +52,7 @@ class SandboxedReader:
         (contents,) = self._call("contents", file)
         return contents
 
-    def rows(
-        self, file: Path, bytes_column: str | None = None, columns: tuple[str, ...] = ()
-    ) -> Generator[Rows]:
+    def rows(self, file: Path, bytes_column: str | None = None, columns: tuple[str, ...] = ()) -> Generator[Rows]:
         """Read all rows in order, of `bytes_column` only the lengths. Raises DataError if they cannot be read."""
         return self._call("rows", file, bytes_column, columns)
 

@@ -99,9 +99,7 @@ class _Spool:
     digest: bytes
 
     @staticmethod
-    def lay_out(
-        listing: SourceListing, file: str, places: _Places, target: Path, wanted: Wanted | None
-    ) -> "_Spool":
+    def lay_out(listing: SourceListing, file: str, places: _Places, target: Path, wanted: Wanted | None) -> "_Spool":
         """Lay out the spool of a file, which may be there already."""
         rows = 1 + max(int(listing.splits[s].offsets[images].max()) for s, images in places.items())
         lengths = np.full(rows, -1, np.int64)
@@ -142,9 +140,7 @@ class _Spool:
                 "command resumes the run"
             ) from None
         if changed:
-            raise DataError(
-                f"{printable(str(self.source))} changed after it was listed; run the command again"
-            )
+            raise DataError(f"{printable(str(self.source))} changed after it was listed; run the command again")
         ending = np.packbits(self.present).tobytes() + self.digest
         yield from reader.copy(self.source, image_column, self.lengths, self.present, self.target, ending)
 
@@ -155,9 +151,7 @@ class _Spool:
         return np.where(self.present, np.cumsum(sizes) - sizes, end)
 
 
-def _read_present(
-    target: Path, lengths: npt.NDArray[np.int64], digest: bytes
-) -> npt.NDArray[np.bool_] | None:
+def _read_present(target: Path, lengths: npt.NDArray[np.int64], digest: bytes) -> npt.NDArray[np.bool_] | None:
     """Return which rows [R] a spool has; None if there is none, or it belongs to another listing."""
     bits = (len(lengths) + 7) // 8
     try:
@@ -187,9 +181,7 @@ def _places_by_file(listing: SourceListing) -> dict[str, _Places]:
     places: dict[str, _Places] = {}
     for s, split in enumerate(listing.splits):
         number: dict[str, int] = {}
-        codes = np.fromiter(
-            (number.setdefault(file, len(number)) for file in split.files), np.int64, len(split)
-        )
+        codes = np.fromiter((number.setdefault(file, len(number)) for file in split.files), np.int64, len(split))
         order = np.argsort(codes, kind="stable")
         groups = np.split(order, np.searchsorted(codes[order], np.arange(1, len(number))))
         for file, group in zip(number, groups, strict=False):
@@ -197,9 +189,7 @@ def _places_by_file(listing: SourceListing) -> dict[str, _Places]:
     return {file: places[file] for file in sorted(places, key=os.fsencode)}
 
 
-def _relocated(
-    listing: SourceListing, spools: list[_Spool], places: dict[str, _Places]
-) -> tuple[SplitListing, ...]:
+def _relocated(listing: SourceListing, spools: list[_Spool], places: dict[str, _Places]) -> tuple[SplitListing, ...]:
     """Return the splits with the places of their images in the spools."""
     files = [list(split.files) for split in listing.splits]
     offsets = [split.offsets.copy() for split in listing.splits]

@@ -79,9 +79,7 @@ def test_the_command_prints_a_table_that_fits_and_draws_it(tmp_path: Path) -> No
         "--rounds",
         "1",
     ]
-    done = CliRunner().invoke(
-        app, ["step", *small, "--precision", "fp32", "--plot", str(tmp_path / "bars.png")]
-    )
+    done = CliRunner().invoke(app, ["step", *small, "--precision", "fp32", "--plot", str(tmp_path / "bars.png")])
     assert done.exit_code == 0, done.output
     assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
     assert "dyvit_nano:coma" in done.stdout

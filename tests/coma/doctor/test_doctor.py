@@ -66,10 +66,7 @@ def test_what_is_wrong_is_said_with_the_way_out(monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "4096")
     found = machine.cores()
     assert (found.status, "4096 threads on" in found.text) == ("warning", True)
-    assert (
-        f"OMP_NUM_THREADS={len(os.sched_getaffinity(0))}" in found.advice
-        or "OMP_NUM_THREADS=" in found.advice
-    )
+    assert f"OMP_NUM_THREADS={len(os.sched_getaffinity(0))}" in found.advice or "OMP_NUM_THREADS=" in found.advice
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (900, hard))

@@ -96,9 +96,7 @@ def test_a_classifier_and_grey_images(export: Path) -> None:
     torch.testing.assert_close(load(export, in_chans=1)(grey), load(export)(grey.expand(-1, 3, -1, -1)))
 
 
-@pytest.mark.parametrize(
-    ("method", "model"), [("mae", "vit_tiny_patch16_224"), ("coma", "vit_tiny_patch16_224")]
-)
+@pytest.mark.parametrize(("method", "model"), [("mae", "vit_tiny_patch16_224"), ("coma", "vit_tiny_patch16_224")])
 def test_a_plain_vit_is_timms_own(method: str, model: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", model=model, method=method, image_size=64, patch_size=8)
     export_run(run, tmp_path / "out")

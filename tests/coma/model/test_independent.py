@@ -53,9 +53,7 @@ def test_views_of_an_image_are_independent() -> None:
     """A unit that one view sees is seen by another as often as any unit: half of them, not none as in CoMA."""
     n, u, size = 20_000, 9, 4
     units = given(n, u)
-    draws = torch.cat(
-        [units[:, None], independent_units(units, 3)], dim=1
-    )  # nor do they follow the given one
+    draws = torch.cat([units[:, None], independent_units(units, 3)], dim=1)  # nor do they follow the given one
     seen = [torch.zeros(n, u).scatter(1, draws[:, k, :size], 1.0) for k in range(4)]
     spread = ((size / u) ** 2 * (1 - (size / u) ** 2) / n) ** 0.5
     for a, b in itertools.combinations(seen, 2):

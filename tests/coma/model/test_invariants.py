@@ -85,9 +85,7 @@ def test_a_views_memory_feels_all_that_it_sees_and_nothing_that_it_hides(
     images = image.repeat(views, 1, 1, 1).requires_grad_()  # image k is asked for view k alone
     sizes = view_sizes(network.units, views)
     memory = network.decoder.memory(backbone.encode(images, units.repeat(views, 1), sizes))
-    asked = memory.float().unflatten(1, (network.units, -1)) * torch.randn(
-        network.decoder.tokens, memory.shape[-1]
-    )
+    asked = memory.float().unflatten(1, (network.units, -1)) * torch.randn(network.decoder.tokens, memory.shape[-1])
     sum(asked[k, place].sum() for k, place in enumerate(places(sizes))).backward()
     felt = backbone.unit_patches(images.grad).abs().amax(dim=(2, 3))  # [K, U]
     for k, place in enumerate(places(sizes)):
@@ -138,9 +136,7 @@ def test_zero_gate_equals_no_gate(network: CoMA, backbone: DyViT, monkeypatch: p
         kv, parts = layer.kv(x).chunk(2 * len(layer.groups), dim=-1), [x.shape[1]]
         groups = enumerate(zip(layer.groups, layer.q, strict=True))
         outs = [
-            attend_within(
-                q(x), kv[2 * g], kv[2 * g + 1], group.window, parts if group.window else view_tokens
-            )
+            attend_within(q(x), kv[2 * g], kv[2 * g + 1], group.window, parts if group.window else view_tokens)
             for g, (group, q) in groups
         ]
         return layer.proj(torch.cat(outs, dim=-1))

@@ -75,9 +75,7 @@ def test_loss_and_gradients_are_those_of_the_reference() -> None:
     loss, expected = model(images, units), mae_reference(model, images, units)
     torch.testing.assert_close(loss, expected)
     parameters = list(model.parameters())
-    for a, b in zip(
-        torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True
-    ):
+    for a, b in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
 
 
@@ -87,9 +85,7 @@ def test_it_is_maes_own_shape_for_vit_base() -> None:
     assert len(model.decoder.blocks) == 8
     assert model.decoder.blocks[0].attn.num_heads == 16
     assert model.decoder.head.weight.shape == (768, 512)
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(
-        111.65e6, rel=0.005
-    )  # without positions
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(111.65e6, rel=0.005)  # without positions
     visible, hidden = model.split_units(torch.arange(196)[None])
     assert (visible[0].shape, hidden[0].shape) == ((1, 49), (1, 147))
 
@@ -134,9 +130,7 @@ def test_vit_encodes_downstream_what_it_was_trained_on() -> None:
     patches = torch.stack([model.encoder.unit_patches(images)[i, units[i]] for i in range(2)])
     (tokens,) = model.encoder.encode_patches(patches, (4, 4), units)
     plain = model.backbone.forward_features(images)
-    torch.testing.assert_close(
-        tokens, torch.stack([plain[i, units[i]] for i in range(2)]), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(tokens, torch.stack([plain[i, units[i]] for i in range(2)]), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("sizes", [(4, 4, 4, 4), (6, 5, 5)])

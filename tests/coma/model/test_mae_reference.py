@@ -125,9 +125,7 @@ def test_predictions_loss_and_gradients_are_theirs(
     loss.backward()
     by_name = dict(theirs.named_parameters())
     grads = their_gradients(ours)
-    assert grads.keys() == {
-        name for name, p in by_name.items() if p.requires_grad and "cls_token" not in name
-    }
+    assert grads.keys() == {name for name, p in by_name.items() if p.requires_grad and "cls_token" not in name}
     for name, grad in grads.items():
         torch.testing.assert_close(by_name[name].grad, grad, atol=1e-5, rtol=1e-4, msg=name)
 
@@ -139,9 +137,7 @@ def their_gradients(model: MAE) -> dict[str, Tensor]:
     return their_weights(copy)
 
 
-def test_targets_are_their_patches_in_their_order(
-    ours: MAE, theirs: ViTMAEForPreTraining, images: Tensor
-) -> None:
+def test_targets_are_their_patches_in_their_order(ours: MAE, theirs: ViTMAEForPreTraining, images: Tensor) -> None:
     """A unit's values go row by row, column by column, channel by channel; the variance is the unbiased one."""
     patches = ours.encoder.unit_patches(images)[:, :, 0]  # [B, U, P]
     expected = theirs.patchify(images)

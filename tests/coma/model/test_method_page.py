@@ -23,9 +23,7 @@ VARIANTS = [f"dyvit_{size}" for size in ("nano", "tiny", "small", "base", "large
 
 def rows(first: str) -> list[list[str]]:
     """Cells of the page's table rows whose first cell matches."""
-    lines = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line[:1] == "|"
-    ]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line[:1] == "|"]
     return [row for row in lines if re.fullmatch(first, row[0])]
 
 

@@ -80,9 +80,7 @@ def test_parameter_groups() -> None:
     no_decay, decay = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
     assert any(p is position for p in no_decay["params"])
     assert all(p.ndim >= 2 for p in decay["params"])
-    groups = param_groups_layer_decay(
-        model, 0.05, no_weight_decay_list=model.no_weight_decay(), layer_decay=0.5
-    )
+    groups = param_groups_layer_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay(), layer_decay=0.5)
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     assert scale[id(model.head.fc.weight)] == 1
     assert scale[id(position)] == min(scale.values())

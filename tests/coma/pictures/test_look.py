@@ -47,9 +47,7 @@ def test_an_untrained_gate_prefers_nothing_and_a_turned_one_its_window_where_it_
     weights = next(g.weights for g in turned.gates if (g.stage, g.block) == (3, 2))
     alpha = 2 * (5 * seen[0][..., 7]).sigmoid()
     assert weights == pytest.approx((2 - alpha.mean().item(), alpha.mean().item()), abs=1e-5)
-    expected = to_map(((alpha - 1) / 4)[..., None], (2, 3))[
-        ..., 0
-    ]  # mean over four blocks, three of them even
+    expected = to_map(((alpha - 1) / 4)[..., None], (2, 3))[..., 0]  # mean over four blocks, three of them even
     torch.testing.assert_close(turned.preference[2], expected)
 
 

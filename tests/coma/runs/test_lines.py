@@ -25,9 +25,7 @@ def test_the_readable_lines_are_of_all_steps_or_of_one(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert list(readable_lines(path, 1)) == []
     lines = [{"step": 1}, {"step": 11, "loss": 1}, {"step": 1, "knn": 2.0}]
-    path.write_bytes(
-        b"\n".join(json.dumps(line).encode() for line in lines) + b'\n\xff1\n[1]\n{"step": 1, "lo'
-    )
+    path.write_bytes(b"\n".join(json.dumps(line).encode() for line in lines) + b'\n\xff1\n[1]\n{"step": 1, "lo')
     assert list(readable_lines(path)) == lines
     assert list(readable_lines(path, 1)) == [lines[0], lines[2]]
 
@@ -43,9 +41,7 @@ def test_appending_replaces_half_a_last_line(tmp_path: Path) -> None:
 
 def test_cutting_keeps_earlier_steps_and_drops_half_a_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        "".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 2, 3, 4)) + '{"step": 1, "lo'
-    )
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 2, 3, 4)) + '{"step": 1, "lo')
     cut_lines(path, 2)
     assert [line["step"] for line in read_lines(path)] == [1, 2, 2]
     cut_lines(tmp_path / "absent.jsonl", 2)

@@ -73,9 +73,7 @@ def _run(folder: Path, steps: int = 40, *, pictures: int = 3) -> Path:
         {"step": 40, "probe": 52.5, "knn": 33.0, "rankme": 12.34},
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines + scores))
-    (run / "ledger.jsonl").write_text(
-        json.dumps({"step": 3, "key": "k", "reason": "<i>truncated</i>"}) + "\n"
-    )
+    (run / "ledger.jsonl").write_text(json.dumps({"step": 3, "key": "k", "reason": "<i>truncated</i>"}) + "\n")
     for i in range(pictures):
         Image.new("RGB", (300, 120), (10 * i, 50, 50)).save(run / "previews" / f"step-{10 * i:06d}.png")
     return run
@@ -120,9 +118,7 @@ def test_it_tells_loss_speed_scores_ledger_configuration_and_versions(tmp_path):
 def test_a_browser_has_nothing_to_complain_of_and_runs_nothing(tmp_path):
     run = _run(tmp_path)
     config = json.loads((run / "config.json").read_text())
-    config["resolved"]["data"] = (
-        "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
-    )
+    config["resolved"]["data"] = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
     (run / "config.json").write_text(json.dumps(config))
     write_report(run)
     for width in (1280, 400):

@@ -78,9 +78,7 @@ def test_every_method_takes_smaller_crops() -> None:
         ("vit_tiny_patch16_224", "coma"),
         ("dyvit_nano", "mae"),
     ):
-        network = build_model(
-            {"model": model, "method": method, "views": 2, "image_size": 128, "patch_size": None}
-        )
+        network = build_model({"model": model, "method": method, "views": 2, "image_size": 128, "patch_size": None})
         unit = network.stream_options()["unit_size"]
         for side in (64, 128):
             units = torch.arange((side // unit) ** 2).expand(2, -1)

@@ -18,9 +18,7 @@ from small_runs import lines
     ("number", "limit_s", "said"),
     [(signal.SIGSTOP, 90.0, "stuck: rank 1 on"), (signal.SIGKILL, 1800.0, "lost another process")],
 )
-def test_one_stops_and_all_are_gone(
-    data: Path, tmp_path: Path, number: int, limit_s: float, said: str
-) -> None:
+def test_one_stops_and_all_are_gone(data: Path, tmp_path: Path, number: int, limit_s: float, said: str) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     options = ["--steps", "100000", "--devices", "2", "--stuck-after", str(limit_s)]
     process = begin(command(data, run, *options), log)

@@ -44,14 +44,10 @@ def test_the_first_run_is_named_after_the_model(elsewhere: Path) -> None:
 def test_an_unfinished_run_of_the_same_command_is_gone_on_with(elsewhere: Path) -> None:
     begin(Path("runs/dyvit_tiny"), step=4)
     assert choose() == RunFolder(Path("runs/dyvit_tiny"), begun=True)
-    watched = dataclasses.replace(
-        CONFIG, stop_after=3, save_every=2, devices=1, workers=5, ds_config="zero3_offload"
-    )
+    watched = dataclasses.replace(CONFIG, stop_after=3, save_every=2, devices=1, workers=5, ds_config="zero3_offload")
     assert choose(watched, world_size=2) == RunFolder(Path("runs/dyvit_tiny"), begun=True)
     for kernel in ({"foreach": True}, {"fused": False}):
-        Path("kernel.json").write_text(
-            json.dumps({"gradient_clipping": 1.0, "optimizer": {"params": kernel}})
-        )
+        Path("kernel.json").write_text(json.dumps({"gradient_clipping": 1.0, "optimizer": {"params": kernel}}))
         found = choose(dataclasses.replace(CONFIG, ds_config="kernel.json"))
         assert found == RunFolder(Path("runs/dyvit_tiny"), begun=True)
     Path("eps.json").write_text('{"gradient_clipping": 1.0, "optimizer": {"params": {"eps": 1e-6}}}')

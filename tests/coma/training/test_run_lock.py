@@ -80,9 +80,7 @@ def test_who_waits_can_be_asked_to_stop(data: Path, tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(60) == 75
     last = log.read_text().splitlines()[-1]
-    assert last.startswith(
-        f"error: asked to stop while {run} was being written to by process {holder.pid} on"
-    )
+    assert last.startswith(f"error: asked to stop while {run} was being written to by process {holder.pid} on")
     assert [path.name for path in run.iterdir()] == [LOCK_NAME]
 
 

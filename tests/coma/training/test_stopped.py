@@ -102,9 +102,7 @@ def srun(arguments: list[str], log: Path) -> Processes:
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_NODELIST": "localhost",
     }
-    return [
-        begin(arguments, log, **common, SLURM_PROCID=str(task), SLURM_LOCALID=str(task)) for task in (0, 1)
-    ]
+    return [begin(arguments, log, **common, SLURM_PROCID=str(task), SLURM_LOCALID=str(task)) for task in (0, 1)]
 
 
 def is_free(port: int) -> bool:

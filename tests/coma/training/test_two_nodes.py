@@ -184,9 +184,7 @@ def test_killed_on_two_machines_nothing_is_left_and_the_same_command_goes_on(
     nodes.wait_until_idle()
     assert not list(here.iterdir())
     told = log.read_text()
-    assert (
-        told.count("the command that started this run is gone") <= 1
-    )  # not if rank 1, which is silent, saw it first
+    assert told.count("the command that started this run is gone") <= 1  # not if rank 1, which is silent, saw it first
     assert told.count("asked to stop: saved step") == 1
     assert "Traceback" not in told
     found = sorted(map(checkpoint_step, (run / "checkpoints").glob("step-*")))
@@ -198,9 +196,7 @@ def test_killed_on_two_machines_nothing_is_left_and_the_same_command_goes_on(
 def test_a_machine_out_of_reach_is_named(data: Path, tmp_path: Path, nodes: Nodes) -> None:
     hostfile, log = tmp_path / "hosts", tmp_path / "log"
     hostfile.write_text("node1 slots=1\nnode3 slots=1\n")
-    process = begin(
-        nodes.command(command(data, tmp_path / "run", "--hostfile", str(hostfile)), tmp_path), log
-    )
+    process = begin(nodes.command(command(data, tmp_path / "run", "--hostfile", str(hostfile)), tmp_path), log)
     assert process.wait(START_S) == 2, log.read_text()
     (line,) = log.read_text().splitlines()
     assert "cannot run commands on node3" in line

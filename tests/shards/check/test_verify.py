@@ -71,9 +71,7 @@ def rewritten(path, change):
     out, lines, keys = io.BytesIO(), [], {}
     for name, content in members:
         out.write(tar.header(name.encode(), len(content)))
-        keys.setdefault(name.split(".")[0], []).append(
-            f"{name.split('.', 1)[1]} {out.tell()} {len(content)} {name}"
-        )
+        keys.setdefault(name.split(".")[0], []).append(f"{name.split('.', 1)[1]} {out.tell()} {len(content)} {name}")
         out.write(content + tar.padding(len(content)))
     out.write(tar.ending(out.tell()))
     path.write_bytes(out.getvalue())
@@ -152,9 +150,7 @@ def test_a_sample_that_moved_is_named(data):
         path,
         lambda name, content: [(name, content), (f"{first}.txt", b"!")][: 2 if name == f"{first}.jpg" else 1],
     )
-    assert {(where, "its image lies at byte" in reason) for _, _, where, reason in found(data)} >= {
-        (key, True)
-    }
+    assert {(where, "its image lies at byte" in reason) for _, _, where, reason in found(data)} >= {(key, True)}
 
 
 def test_missing_cut_swapped_and_unlisted_shards_are_all_named(data):

@@ -143,9 +143,7 @@ def test_an_image_is_shown_upright_and_in_8_bits(tmp_path, image):
     shard_images(tmp_path / "odd", tmp_path / "out")
     manifest = read_manifest(tmp_path / "out")
     shown = {manifest.sources([row])[0]: read_displayed(manifest, row, 64) for row in (0, 1)}
-    turned, grey = (
-        next(image for name, image in shown.items() if name.endswith(end)) for end in ("jpg", "png")
-    )
+    turned, grey = (next(image for name, image in shown.items() if name.endswith(end)) for end in ("jpg", "png"))
     assert turned.size == (30, 40)
     assert grey.mode == "RGB"
     assert abs(grey.getpixel((5, 5))[0] - 128) <= 1

@@ -130,9 +130,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def raw_png(
-    pixels: npt.NDArray[np.generic], depth: int, colour: int, *extra: bytes, last: bytes = b""
-) -> bytes:
+def raw_png(pixels: npt.NDArray[np.generic], depth: int, colour: int, *extra: bytes, last: bytes = b"") -> bytes:
     """A PNG of big-endian samples, with chunks before and after the pixels."""
     height, width = pixels.shape[:2]
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
@@ -228,13 +226,9 @@ def damaged_checksum() -> bytes:
 SET_ASIDE = {
     "empty.jpg": Case(lambda: b"", "empty"),
     "text.jpg": Case(lambda: b"these are words, not pixels\n" * 20, "not an image"),
-    "svg.jpg": Case(
-        lambda: b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image"
-    ),
+    "svg.jpg": Case(lambda: b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image"),
     "html.jpg": Case(lambda: b"<!DOCTYPE html><html><body>404</body></html>", "not an image"),
-    "pointer.jpg": Case(
-        lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "not an image"
-    ),
+    "pointer.jpg": Case(lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "not an image"),
     "pdf.jpg": Case(lambda: b"%PDF-1.7\n" + bytes(100), "not an image"),
     "zeros.jpg": Case(lambda: bytes(5000), "not an image"),
     "video.jpg": Case(lambda: b"\0\0\0\x20ftypisom" + bytes(64), "not an image"),
@@ -305,18 +299,14 @@ KEPT = {
     **{f"turned-{o}.png": Case(lambda o=o: png(exif=exif(o))) for o in (2, 6)},
     **{f"turned-{o}.webp": Case(lambda o=o: saved(photo(), "WEBP", exif=exif(o))) for o in (4, 8)},
     **{f"turned-{o}.tif": Case(lambda o=o: tiff(exif=exif(o))) for o in (3, 5)},
-    "turned-late.png": Case(
-        lambda: raw_png(np.asarray(photo()), 8, 2, last=chunk(b"eXIf", exif(8).tobytes()[6:]))
-    ),
+    "turned-late.png": Case(lambda: raw_png(np.asarray(photo()), 8, 2, last=chunk(b"eXIf", exif(8).tobytes()[6:]))),
     "turned-9.jpg": Case(lambda: jpeg(exif=exif(9))),
     "big-endian.jpg": Case(lambda: with_app1(exif_block(6, ">"))),
     "damaged-exif.jpg": Case(lambda: with_app1(b"Exif\0\0II*\0\x08\0\0\0\xff\xff")),
     "junk-exif.webp": Case(lambda: saved(photo(), "WEBP", exif=b"Exif\0\0XX")),
     "xmp.jpg": Case(lambda: with_app1(XMP), converted="orientation in XMP"),
     "xmp-and-exif.jpg": Case(lambda: with_app1(XMP, exif_block(3))),
-    "xmp.webp": Case(
-        lambda: saved(photo(), "WEBP", xmp=TURNED, lossless=True), converted="orientation in XMP"
-    ),
+    "xmp.webp": Case(lambda: saved(photo(), "WEBP", xmp=TURNED, lossless=True), converted="orientation in XMP"),
     "xmp.png": Case(lambda: with_text("XML:com.adobe.xmp", TURNED.decode()), converted="orientation in XMP"),
     "raw-profile.png": Case(lambda: with_text("Raw profile type exif", raw_profile()), converted=TURN),
     "two-exif.jpg": Case(lambda: with_app1(exif_block(6), exif_block(3)), converted=TURN),

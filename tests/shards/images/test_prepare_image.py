@@ -32,9 +32,7 @@ def test_whole_images_pass_untouched(image, form, decode):
     assert check_image(data, decode=decode) == prepared.facts
 
 
-@pytest.mark.parametrize(
-    "options", [{"resize_px": 0}, {"resize_px": 70_000}, {"quality": 0}, {"quality": 101}]
-)
+@pytest.mark.parametrize("options", [{"resize_px": 0}, {"resize_px": 70_000}, {"quality": 0}, {"quality": 101}])
 def test_options_outside_their_limits_are_refused_by_the_name_of_their_flag(options):
     flag = {"resize_px": "--resize", "quality": "--quality"}[next(iter(options))]
     with pytest.raises(UsageError, match=flag):

@@ -110,9 +110,7 @@ def test_stream_gives_every_sample_once(made):
     with Stream(made[1], batch_size=5, image_size=64, training=False, device="cpu") as stream:
         batches = list(stream)
     assert sorted(sample for batch in batches for sample in batch.samples.tolist()) == list(range(12))
-    labels = {
-        s: k for batch in batches for s, k in zip(batch.samples.tolist(), batch.labels.tolist(), strict=True)
-    }
+    labels = {s: k for batch in batches for s, k in zip(batch.samples.tolist(), batch.labels.tolist(), strict=True)}
     assert labels == {i: i % 3 for i in range(12)}
 
 

@@ -123,9 +123,7 @@ def test_small_manifests_leave_no_files(split, cache, monkeypatch):
     assert not cache.exists()
 
 
-@pytest.mark.parametrize(
-    "what", ["cut", "empty", "gone", "of another type", "no json", "other json", "all gone"]
-)
+@pytest.mark.parametrize("what", ["cut", "empty", "gone", "of another type", "no json", "other json", "all gone"])
 def test_files_that_are_not_whole_are_written_again(split, cache, what):
     before = load_manifest(split)
     (folder,) = kept(cache)

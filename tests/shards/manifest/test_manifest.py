@@ -118,9 +118,7 @@ def test_row_groups_do_not_show(data, rows):
     assert again.least_bytes.tolist() == base.least_bytes.tolist()
 
 
-@pytest.mark.parametrize(
-    "name", ["../train/coma-train-000000.tar", "/etc/passwd", "..", "", "a/b.tar", "a\\b.tar"]
-)
+@pytest.mark.parametrize("name", ["../train/coma-train-000000.tar", "/etc/passwd", "..", "", "a/b.tar", "a\\b.tar"])
 def test_a_shard_outside_its_folder_is_refused(data, name):
     rewrite(data, shard=[name] * 18)
     with pytest.raises(DataError, match="not a plain file name"):

@@ -37,9 +37,7 @@ def test_one_image_outside_the_class_folders_means_no_labels(tmp_path):
 
 
 def test_splits_share_their_class_numbers(tmp_path):
-    splits, found = listed(
-        put(tmp_path, "train/b/1.jpg", "train/c/1.jpg", "validation/a/2.jpg", "test/c/1.jpg")
-    )
+    splits, found = listed(put(tmp_path, "train/b/1.jpg", "train/c/1.jpg", "validation/a/2.jpg", "test/c/1.jpg"))
     assert list(splits) == ["train", "test", "val"]
     assert found.class_names == ("a", "b", "c")
     assert [splits[name].labels.tolist() for name in ("train", "val", "test")] == [[1, 2], [0], [2]]

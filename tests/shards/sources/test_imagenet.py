@@ -120,9 +120,7 @@ def test_a_devkit_that_does_not_fit_or_is_damaged(tmp_path, images):
     kit.with_suffix("").with_suffix("").mkdir()
     with pytest.raises(DataError, match=r"devkit .*t12 cannot be read .*No such file"):
         list_official(folder)
-    hostile = devkit() | {
-        "ILSVRC2012_devkit_t12/data/meta.mat": meta_mat().replace(b"n02123045", b"../../../")
-    }
+    hostile = devkit() | {"ILSVRC2012_devkit_t12/data/meta.mat": meta_mat().replace(b"n02123045", b"../../../")}
     for path, data in hostile.items():
         write(folder / path, data)
     with pytest.raises(DataError, match=r"has the WNID '\.\./"):
@@ -156,9 +154,7 @@ def test_kaggle_s_csv_and_images_must_fit(tmp_path, images, caplog):
     solution = folder / "LOC_val_solution.csv"
     text = solution.read_text()
     solution.write_text("\n".join(text.splitlines()[:2]))
-    with pytest.raises(
-        DataError, match="has no class for 3 validation images, such as ILSVRC2012_val_0000000"
-    ):
+    with pytest.raises(DataError, match="has no class for 3 validation images, such as ILSVRC2012_val_0000000"):
         list_kaggle(folder)
     solution.write_text(text.replace("n01443537 1", "../../etc 1"))
     with pytest.raises(DataError, match=r"LOC_val_solution.csv, line 3: .* is not an image and its classes"):

@@ -33,9 +33,7 @@ def expected(tmp_path_factory, images, contents):
 
 
 @pytest.mark.parametrize("layout", [official, kaggle, hugging_face])
-def test_every_layout_of_imagenet_gives_the_same_manifest_and_shards(
-    layout, tmp_path, images, expected, contents
-):
+def test_every_layout_of_imagenet_gives_the_same_manifest_and_shards(layout, tmp_path, images, expected, contents):
     shard(layout(tmp_path / "imagenet", images), tmp_path / "out", SMALL)
     got = contents(tmp_path / "out")
     assert set(got) == set(expected)
@@ -53,9 +51,7 @@ def same_images(data, images, prefix):
     rows = range(len(manifest))
     assert len(manifest) == sum(path.startswith(prefix) for path in images)
     sizes = dict(zip(manifest.sources(rows), manifest.size.tolist(), strict=True))
-    assert sorted(sizes.values()) == sorted(
-        len(data) for path, data in images.items() if path.startswith(prefix)
-    )
+    assert sorted(sizes.values()) == sorted(len(data) for path, data in images.items() if path.startswith(prefix))
     return dict(
         zip(
             manifest.sources(rows),
@@ -96,9 +92,7 @@ def test_a_list_of_paths_and_labels(tmp_path, images, form, caplog):
 
     caplog.set_level(logging.INFO, "coma")
     folders(tmp_path / "tree", images)
-    rows = [
-        {"path": f"tree/{path}", "label": path.split("/")[1]} for path in images if path.startswith("train/")
-    ]
+    rows = [{"path": f"tree/{path}", "label": path.split("/")[1]} for path in images if path.startswith("train/")]
     if form == "csv":
         with (tmp_path / "list.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, ["path", "label"])
@@ -116,9 +110,7 @@ def test_a_list_of_paths_and_labels(tmp_path, images, form, caplog):
 
 def test_folders_of_any_depth_without_labels(tmp_path, images):
     folders(tmp_path / "tree", images)
-    shard(
-        tmp_path / "tree/train", tmp_path / "out", ShardOptions(shard_bytes=10_000, workers=1, layout="flat")
-    )
+    shard(tmp_path / "tree/train", tmp_path / "out", ShardOptions(shard_bytes=10_000, workers=1, layout="flat"))
     assert read_manifest(tmp_path / "out").label is None
 
 

@@ -127,16 +127,12 @@ def test_of_several_class_labels_the_fine_ones_are_taken(tmp_path):
 
 def test_which_column_holds_the_images_may_have_to_be_said(tmp_path):
     file = write(tmp_path / "x.parquet", {"image": images(b"a"), "png": [b"bb"], "label": [0]})
-    with pytest.raises(
-        UsageError, match=r"several columns may hold the images \(image, png\); .* --image-column"
-    ):
+    with pytest.raises(UsageError, match=r"several columns may hold the images \(image, png\); .* --image-column"):
         list_parquet(file)
     assert list_parquet(file, "image").image_column == "image.bytes"
     assert list_parquet(file, "png").image_column == "png"
     assert split(list_parquet(file, "png")).sizes.tolist() == [2]
-    with pytest.raises(
-        UsageError, match=r"--image-column label: no such column of bytes \(there are image, "
-    ):
+    with pytest.raises(UsageError, match=r"--image-column label: no such column of bytes \(there are image, "):
         list_parquet(file, "label")
     with pytest.raises(UsageError, match="--label-column what: there is no such"):
         list_parquet(file, "png", "what")
@@ -340,9 +336,7 @@ def liar(file, rows=1, page=b"\1\0\0\0a", zeros=0, unpacked=None, values=None, g
 
     The page is `page` and then `zeros` MiB of zeros.
     """
-    packed = (
-        pa.compress(page, "zstd", asbytes=True) + pa.compress(bytes(1 << 20), "zstd", asbytes=True) * zeros
-    )
+    packed = pa.compress(page, "zstd", asbytes=True) + pa.compress(bytes(1 << 20), "zstd", asbytes=True) * zeros
     unpacked = len(page) + (zeros << 20) if unpacked is None else unpacked
     values = rows // groups if values is None else values
     data_header = Thrift().i32(1, values).i32(2, PLAIN).i32(3, RLE).i32(4, RLE)
@@ -415,9 +409,7 @@ def test_parquet_that_lies_is_refused_in_one_line_with_bounded_memory(tmp_path):
         (tmp_path / str(i)).mkdir()
         files.append(tmp_path / str(i) / "x.parquet")
         make(files[-1])
-    done = subprocess.run(
-        [sys.executable, "-c", LIST, *map(str, files)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", LIST, *map(str, files)], capture_output=True, text=True, check=True)
     *said, peaks = done.stdout.splitlines()
     assert not done.stderr
     for (what, (_, expected)), file, line in zip(LIES.items(), files, said, strict=True):

@@ -76,9 +76,7 @@ def test_parquet_is_a_list_too(folder):
     pq.write_table(pa.table({"image": [b"a"], "path": ["a.jpg"]}), folder / "x.parquet")
     assert holds_images(folder / "x.parquet")
     pq.write_table(table, folder / "x.parquet")
-    with pytest.raises(
-        UsageError, match=r"no text in the column label; name a column of paths with --image-column"
-    ):
+    with pytest.raises(UsageError, match=r"no text in the column label; name a column of paths with --image-column"):
         list_paths(folder / "x.parquet", "label")
 
 
@@ -99,9 +97,7 @@ def test_columns_that_are_asked_for(folder):
     assert (split.paths, split.labels.tolist()) == (["b.jpg"], [5])
     with pytest.raises(UsageError, match=r"--label-column what: .* \(there are path, label, copy, rank\)"):
         listed(folder, text, label_column="what")
-    with pytest.raises(
-        UsageError, match=r"no column of paths \(a, b\); name a column of paths with --image-column"
-    ):
+    with pytest.raises(UsageError, match=r"no column of paths \(a, b\); name a column of paths with --image-column"):
         listed(folder, "a,b\n1,2\n")
 
 
@@ -172,7 +168,9 @@ def test_paths_that_lead_elsewhere_are_refused_by_name(folder, tmp_path):
 
 def test_what_is_not_there_or_twice_or_no_file(folder):
     (folder / "loop").symlink_to("loop")
-    text = "path,split\na.jpg,train\ngone.jpg,train\ndeep/../a.jpg,val\ndeep,train\na.jpg/x,train\n.,train\nloop,train\n"
+    text = (
+        "path,split\na.jpg,train\ngone.jpg,train\ndeep/../a.jpg,val\ndeep,train\na.jpg/x,train\n.,train\nloop,train\n"
+    )
     sources = listed(folder, text)
     split = train(sources)
     assert {split.paths[i]: reason for i, reason in split.refused.items()} == {
@@ -181,9 +179,7 @@ def test_what_is_not_there_or_twice_or_no_file(folder):
         "deep": "not an image: a folder",
         ".": "not an image: a folder",
     }
-    assert (
-        dict(zip(split.paths, split.sizes.tolist(), strict=True))["loop"] == -1
-    )  # the worker says what it is
+    assert dict(zip(split.paths, split.sizes.tolist(), strict=True))["loop"] == -1  # the worker says what it is
     assert sources.splits[1].refused == {0: "duplicate: listed twice"}
     assert len(sources) == 7
 
@@ -251,13 +247,9 @@ PARTS = st.sampled_from(["..", ".", "", "root", "deep", "er", "a.jpg", "x"])
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    paths=st.lists(st.tuples(st.booleans(), st.lists(PARTS, min_size=1, max_size=6)), min_size=1, max_size=6)
-)
+@given(paths=st.lists(st.tuples(st.booleans(), st.lists(PARTS, min_size=1, max_size=6)), min_size=1, max_size=6))
 def test_nothing_outside_is_ever_read(folder, paths):
-    texts = ["a.jpg"] + [
-        (str(folder) + "/" if absolute else "") + "/".join(parts) for absolute, parts in paths
-    ]
+    texts = ["a.jpg"] + [(str(folder) + "/" if absolute else "") + "/".join(parts) for absolute, parts in paths]
     split = train(listed(folder, "".join(f'"{text}",1\n' for text in texts)))
     assert len(split) == len(texts)
     taken = [path for i, path in enumerate(split.paths) if i not in split.refused]

@@ -57,18 +57,13 @@ def found(folder, tars):
 
 SPLITS, CLASSES = ("train", "val"), ("a", "b")
 TREE = {
-    f"{split}/{name}/{i}.jpg": f"{split}{name}{i}".encode()
-    for split in SPLITS
-    for name in CLASSES
-    for i in range(3)
+    f"{split}/{name}/{i}.jpg": f"{split}{name}{i}".encode() for split in SPLITS for name in CLASSES for i in range(3)
 }
 
 
 def below(folder, before=""):
     """The part of TREE in a folder, by the paths below it, with something before them."""
-    return {
-        before + path.removeprefix(folder): data for path, data in TREE.items() if path.startswith(folder)
-    }
+    return {before + path.removeprefix(folder): data for path, data in TREE.items() if path.startswith(folder)}
 
 
 def class_tars(split):
@@ -85,9 +80,7 @@ WAYS = {
     },
     "in parts": {f"part{i}": {path: TREE[path] for path in TREE if f"{i}.jpg" in path} for i in range(3)},
     "tars in a tar a split": {split: class_tars(split) for split in SPLITS},
-    "tars in a tar": {
-        "all": {f"{split}/{name}": tar for split in SPLITS for name, tar in class_tars(split).items()}
-    },
+    "tars in a tar": {"all": {f"{split}/{name}": tar for split in SPLITS for name, tar in class_tars(split).items()}},
 }
 
 
@@ -143,9 +136,7 @@ def test_parts_with_the_same_paths_are_told_apart(tmp_path):
 def test_a_flat_tar_has_no_classes(tmp_path):
     flat = {"1.jpg": (b"1", None), "2.jpg": (b"2", None)}
     assert found(tmp_path, put(tmp_path, photos={"1.jpg": b"1", "2.jpg": b"2"}))[0] == {"train": flat}
-    assert found(tmp_path, put(tmp_path, photos={"photos/1.jpg": b"1", "photos/2.jpg": b"2"}))[0] == {
-        "train": flat
-    }
+    assert found(tmp_path, put(tmp_path, photos={"photos/1.jpg": b"1", "photos/2.jpg": b"2"}))[0] == {"train": flat}
 
 
 def test_one_class_keeps_its_folder(tmp_path):

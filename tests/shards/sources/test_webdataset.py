@@ -97,9 +97,7 @@ def test_keys_are_webdataset_s(name):
     assert split_name(name) == webdataset.tariterators.base_plus_ext(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["a", ".hidden.jpg", "x/.hidden.jpg", "x.y/a", "__meta__", "__x__/a.jpg", "", "x/"]
-)
+@pytest.mark.parametrize("name", ["a", ".hidden.jpg", "x/.hidden.jpg", "x.y/a", "__meta__", "__x__/a.jpg", "", "x/"])
 def test_names_that_are_no_part_of_a_sample(name):
     assert split_name(name) is None
 
@@ -155,9 +153,7 @@ def test_some_labels_are_none(tmp_path, caplog):
     (tmp_path / "x.tar").write_bytes(packed(("1.jpg", b"x"), ("1.cls", b"1"), ("2.jpg", b"y")))
     (train,) = list_webdataset(tmp_path, ["x.tar"]).splits
     assert train.labels is None
-    assert (
-        "1 of 2 images of split train have no integer label: the split is taken without labels" in caplog.text
-    )
+    assert "1 of 2 images of split train have no integer label: the split is taken without labels" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -219,9 +215,7 @@ def test_damaged_tars_are_named_together(tmp_path):
     for tar in tars[:2]:
         data = (tmp_path / tar).read_bytes()
         (tmp_path / tar).write_bytes(data[:1800])
-    with pytest.raises(
-        DataError, match=r"2 tars cannot be read: .*0000.tar \(cut .*0001.tar \(cut .* again$"
-    ):
+    with pytest.raises(DataError, match=r"2 tars cannot be read: .*0000.tar \(cut .*0001.tar \(cut .* again$"):
         list_webdataset(tmp_path, tars)
 
 

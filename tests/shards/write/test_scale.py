@@ -63,9 +63,7 @@ def test_parts_at_the_same_time(pets, tmp_path, contents):
     out = tmp_path / "out"
     with ThreadPoolExecutor(4) as threads:
         summaries = list(threads.map(lambda number: shard(source, out, part(number)), range(1, 5)))
-    if all(
-        summary.part is not None for summary in summaries
-    ):  # two that ended at once may each leave it to the other
+    if all(summary.part is not None for summary in summaries):  # two that ended at once may each leave it to the other
         shard(source, out, ShardOptions(**SMALL, dedupe=True))
     assert contents(out) == expected
 

@@ -133,9 +133,7 @@ def test_a_limit_on_file_sizes_is_one_line_and_the_run_goes_on(pets, tmp_path, c
         check=False,
     )
     last = process.stderr.strip().splitlines()[-1]
-    assert re.fullmatch(
-        r"coma\.errors\.ComaError: cannot write .*\.tar: File too large; .* resumes from them", last
-    )
+    assert re.fullmatch(r"coma\.errors\.ComaError: cannot write .*\.tar: File too large; .* resumes from them", last)
     assert not list(out.rglob("*.tar"))
     assert not list(out.rglob("*.coma-tmp"))
     shard(source, out, SMALL)
@@ -203,9 +201,7 @@ def test_a_worker_that_dies_is_one_line(pets, tmp_path, monkeypatch):
     (hook / "sitecustomize.py").write_text(KILLED.replace("os.kill(os.getppid(), signal.SIGKILL)", "pass"))
     monkeypatch.setenv("PYTHONPATH", str(hook))
     monkeypatch.setenv("COMA_KILL", "worker:2")
-    with pytest.raises(
-        ComaError, match=r"a worker process ended by signal 9 .* while writing coma-train-000000"
-    ):
+    with pytest.raises(ComaError, match=r"a worker process ended by signal 9 .* while writing coma-train-000000"):
         shard(source, tmp_path / "out", SMALL)
 
 

@@ -49,9 +49,7 @@ def test_warm_up_is_a_twentieth_or_as_told() -> None:
         resolved(steps=400, batch_size=50, warmup_epochs=20)
 
 
-@given(
-    samples=st.integers(1, 2_000_000), world_size=st.integers(1, 16), device=st.sampled_from(["cpu", "cuda"])
-)
+@given(samples=st.integers(1, 2_000_000), world_size=st.integers(1, 16), device=st.sampled_from(["cpu", "cuda"]))
 def test_the_default_batch_divides_and_leaves_steps(samples: int, world_size: int, device: str) -> None:
     batch = default_batch(samples, world_size, device)
     assert batch % world_size == 0
@@ -76,9 +74,7 @@ def test_the_default_batch_divides_and_leaves_steps(samples: int, world_size: in
         ),
     ],
 )
-def test_batch_sizes_multiply_up(
-    content: dict[str, Any], fields: dict[str, Any], expected: tuple[int, ...]
-) -> None:
+def test_batch_sizes_multiply_up(content: dict[str, Any], fields: dict[str, Any], expected: tuple[int, ...]) -> None:
     run = resolved(content, **fields)
     assert (run.batch_size, run.micro_batch_size, run.accumulation) == expected
     assert run.batch_size == run.micro_batch_size * run.accumulation * run.world_size

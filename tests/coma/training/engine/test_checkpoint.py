@@ -55,9 +55,7 @@ def save(engine: Any, world: World, run: Path, step: int) -> Path:
     return checkpoint.save(engine, world, run, state(step), full_weights(engine))
 
 
-def test_what_is_loaded_goes_on_as_what_was_saved_would_have(
-    engine: Any, world: World, tmp_path: Path
-) -> None:
+def test_what_is_loaded_goes_on_as_what_was_saved_would_have(engine: Any, world: World, tmp_path: Path) -> None:
     train(engine, range(1, 4))
     folder = save(engine, world, tmp_path, 3)
     assert folder == latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-000003"
@@ -181,10 +179,7 @@ def test_one_that_the_drive_does_not_give_back_is_passed_over(
     monkeypatch.setattr(checkpoint, "hash_file", fails)
     with caplog.at_level(logging.WARNING, "coma"):
         assert checkpoint.newest_whole(tmp_path, world) == first
-    assert (
-        "step-000002 is damaged (optimizer-00000.safetensors cannot be read: input/output error)"
-        in caplog.text
-    )
+    assert "step-000002 is damaged (optimizer-00000.safetensors cannot be read: input/output error)" in caplog.text
 
 
 @pytest.mark.parametrize("engine", ["zero1"], indirect=True)
@@ -193,17 +188,13 @@ def test_a_damaged_one_is_not_kept_in_place_of_a_whole_one(engine: Any, world: W
     damage_flip(second)
     assert checkpoint.newest_whole(tmp_path, world) == first
     weights = full_weights(engine)
-    newer = [
-        checkpoint.save(engine, world, tmp_path, state(step), weights, Retention(last=1)) for step in (2, 3)
-    ]
+    newer = [checkpoint.save(engine, world, tmp_path, state(step), weights, Retention(last=1)) for step in (2, 3)]
     assert checkpoint.newest_whole(tmp_path, world) == newer[-1]
     assert not newer[0].exists()
 
 
 @pytest.mark.parametrize("engine", ["zero1"], indirect=True)
-def test_as_many_are_kept_as_asked_and_nothing_else_is_touched(
-    engine: Any, world: World, tmp_path: Path
-) -> None:
+def test_as_many_are_kept_as_asked_and_nothing_else_is_touched(engine: Any, world: World, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     (folder / ".step-000009.tmp").mkdir(parents=True)
     (folder / "step-best").mkdir()
@@ -220,9 +211,7 @@ def test_as_many_are_kept_as_asked_and_nothing_else_is_touched(
 
 
 @pytest.mark.parametrize("engine", ["zero1"], indirect=True)
-def test_a_save_that_finds_no_room_says_so_and_leaves_the_last_one(
-    engine: Any, world: World, tmp_path: Path
-) -> None:
+def test_a_save_that_finds_no_room_says_so_and_leaves_the_last_one(engine: Any, world: World, tmp_path: Path) -> None:
     train(engine, range(1, 2))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for room, left in ((100, "there is none before it"), (None, ""), (100, "step-000001 is whole")):
@@ -240,12 +229,8 @@ def test_a_save_that_finds_no_room_says_so_and_leaves_the_last_one(
 
 
 @pytest.mark.parametrize("engine", ["zero1"], indirect=True)
-@pytest.mark.parametrize(
-    ("found", "age"), [(None, "an older"), (FORMAT - 1, "an older"), (FORMAT + 1, "a newer")]
-)
-def test_another_format_is_refused(
-    engine: Any, world: World, tmp_path: Path, found: int | None, age: str
-) -> None:
+@pytest.mark.parametrize(("found", "age"), [(None, "an older"), (FORMAT - 1, "an older"), (FORMAT + 1, "a newer")])
+def test_another_format_is_refused(engine: Any, world: World, tmp_path: Path, found: int | None, age: str) -> None:
     folder = save(engine, world, tmp_path, 1)
     content = json.loads((folder / "checkpoint.json").read_text())
     assert (content.pop("format"), content["samples"]) == (FORMAT, 4)
@@ -253,9 +238,7 @@ def test_another_format_is_refused(
     if found is not None:
         content["format"] = found
     (folder / "checkpoint.json").write_text(json.dumps(content))
-    with pytest.raises(
-        UsageError, match=rf"step-000001 is of format {found or 1}, from {age}.*another --out"
-    ):
+    with pytest.raises(UsageError, match=rf"step-000001 is of format {found or 1}, from {age}.*another --out"):
         checkpoint.newest_whole(tmp_path, world)
 
 

@@ -40,9 +40,7 @@ def test_matrices_decay_and_nothing_else() -> None:
     assert kept["weight_decay"] == 0.0
 
 
-@pytest.mark.parametrize(
-    "name", ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_nvme"]
-)
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_nvme"])
 def test_a_step_is_adamws_and_a_gradient_that_is_not_finite_changes_nothing(alone: None, name: str) -> None:
     torch.manual_seed(0)
     model = Toy()
@@ -101,9 +99,7 @@ def test_in_half_precision_the_float32_copy_takes_adamws_step(alone: None, stage
     before = reference.linear.weight.detach().clone()
     adamw.step()
     weights = full_weights(engine)["linear.weight"]
-    moments = [
-        value for key, value in optimizer_state(engine).items() if key.startswith("exp_avg_sq/linear.w")
-    ]
+    moments = [value for key, value in optimizer_state(engine).items() if key.startswith("exp_avg_sq/linear.w")]
     counters = {float(value) for key, value in optimizer_state(engine).items() if key.startswith("step/")}
     dispose(engine)
     assert weights.dtype == torch.float32

@@ -121,17 +121,13 @@ def test_files_are_as_large_as_foreseen(alone: None, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_two_processes_killed_on_the_way_are_those_that_keep_all_in_memory(
-    data: Path, tmp_path: Path
-) -> None:
+def test_two_processes_killed_on_the_way_are_those_that_keep_all_in_memory(data: Path, tmp_path: Path) -> None:
     options = ["--steps", "8", "--save-every", "2", "--devices", "2", "--model", "dyvit_tiny", "--ds-config"]
     swap, log = tmp_path / "swap", tmp_path / "log"
     swap.mkdir()
     killed = command(data, tmp_path / "killed", *options, "zero3_nvme")
     process = begin(killed, log, TMPDIR=str(swap))
-    assert wait_until(
-        lambda: (tmp_path / "killed" / "checkpoints" / "step-000002").exists(), START_S, process
-    )
+    assert wait_until(lambda: (tmp_path / "killed" / "checkpoints" / "step-000002").exists(), START_S, process)
     for pid in ranks(process, 2):
         os.kill(pid, signal.SIGKILL)
     process.wait(60)
@@ -179,9 +175,7 @@ def test_folders_of_the_dead_are_swept_up_and_nothing_else(tmp_path: Path) -> No
     config = configured(zero)
     first, second = SwapFolder(config), SwapFolder(config)
     assert len(list(tmp_path.glob("coma-swap-*"))) == 2
-    assert {first.config.nvme_path, second.config.nvme_path} == {
-        str(path) for path in tmp_path.glob("coma-swap-*")
-    }
+    assert {first.config.nvme_path, second.config.nvme_path} == {str(path) for path in tmp_path.glob("coma-swap-*")}
     first.remove()
     second.remove()
     assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
@@ -190,9 +184,7 @@ def test_folders_of_the_dead_are_swept_up_and_nothing_else(tmp_path: Path) -> No
 
 def test_what_cannot_work_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zero = offload(tmp_path / "missing", "nvme")
-    with pytest.raises(
-        UsageError, match=r"missing is no folder.*'zero_optimization.offload_optimizer.nvme_path'"
-    ):
+    with pytest.raises(UsageError, match=r"missing is no folder.*'zero_optimization.offload_optimizer.nvme_path'"):
         check_nvme_folder(configured(zero))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     del zero["offload_optimizer"]["nvme_path"]

@@ -13,9 +13,7 @@ from coma.training.logs.metrics import MetricsLog, Pace, Progress, duration
 
 
 @given(samples=st.lists(st.integers(0, 2**40), max_size=40), ranks=st.integers(1, 5), seed=st.integers())
-def test_the_digest_is_of_the_whole_batch_however_it_is_dealt(
-    samples: list[int], ranks: int, seed: int
-) -> None:
+def test_the_digest_is_of_the_whole_batch_however_it_is_dealt(samples: list[int], ranks: int, seed: int) -> None:
     shuffled = random.Random(seed).sample(samples, len(samples))
     parts = [digest_limbs(shuffled[rank::ranks]) for rank in range(ranks)]
     assert digest([sum(limbs) for limbs in zip(*parts, strict=True)]) == digest(digest_limbs(samples))

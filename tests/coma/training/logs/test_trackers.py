@@ -38,9 +38,7 @@ class Flaky:
         self.closed = True
 
 
-def test_figures_go_where_they_are_wanted_until_that_fails(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_figures_go_where_they_are_wanted_until_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     flaky = Flaky()
     log = MetricsLog(tmp_path, 0, [flaky])
     log.write({"step": 1, "loss": 0.5, "lr": float("nan"), "batch_digest": "0f"})
@@ -69,9 +67,7 @@ def test_what_is_not_installed_is_refused_before_anything_is_written(
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_is_one_run_there(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_goes_on_is_one_run_there(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the real libraries, where they are installed: Weights & Biases offline, MLflow into files."""
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("wandb")

@@ -56,9 +56,7 @@ def test_a_steps_flop_are_six_times_the_multiply_adds_of_its_images(method: str,
     model = build_model(described)
     given = batch(torch.randn(3, 3, size, size), (size // model.encoder.unit_size) ** 2)
     inputs = (given.images, given.units)
-    figures = Usage(lambda: build_model(described), CPU, "CPU (2 threads)", "fp32").figures(
-        inputs, step_s=0.5
-    )
+    figures = Usage(lambda: build_model(described), CPU, "CPU (2 threads)", "fp32").figures(inputs, step_s=0.5)
     expected = 6 * multiply_adds(model, given.images, given.units) / 0.5 / 1e12
     assert figures["model_tflops"] == pytest.approx(expected)
     assert set(figures) == {"model_tflops", "memory_gib"}
@@ -93,9 +91,7 @@ def test_the_base_on_an_h100_by_hand() -> None:
         ("CPU (2 threads)", "fp32", None),
     ],
 )
-def test_peaks_are_of_the_very_device_and_precision(
-    name: str, precision: str, expected: float | None
-) -> None:
+def test_peaks_are_of_the_very_device_and_precision(name: str, precision: str, expected: float | None) -> None:
     assert peak_tflops(name, precision) == expected
 
 

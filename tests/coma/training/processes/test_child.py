@@ -95,9 +95,7 @@ def test_a_killed_parent_is_noticed_at_once_and_cleaned_up_after(launched: Path)
     ) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "ready\n"
-        (child,) = (
-            int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-        )
+        (child,) = (int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split())
         parent.send_signal(signal.SIGKILL)
     wait_until(lambda: not alive(child), 20.0)
     assert not launched.parent.exists()

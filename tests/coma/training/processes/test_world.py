@@ -23,9 +23,7 @@ SRUN = {
 
 def test_alone_unless_a_launcher_says_otherwise() -> None:
     assert find_place({}) is None
-    assert (
-        find_place({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}) is None
-    )  # sbatch, no srun
+    assert find_place({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}) is None  # sbatch, no srun
     assert find_place({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
 
 
@@ -113,9 +111,7 @@ except BaseException as error:
 def test_all_leave_when_one_fails_and_it_alone_says_why(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TOGETHER]
     both = [
-        subprocess.Popen(
-            [*command, str(rank), f"file://{tmp_path / 'meet'}"], stdout=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([*command, str(rank), f"file://{tmp_path / 'meet'}"], stdout=subprocess.PIPE, text=True)
         for rank in (0, 1)
     ]
     outputs = [process.communicate(timeout=120)[0].splitlines() for process in both]

@@ -72,9 +72,7 @@ def tuned(labelled: Path, source: Path, tmp_path_factory: pytest.TempPathFactory
 
 def test_it_learns_and_says_how_well(labelled: Path, source: Path, tmp_path: Path) -> None:
     plain = {"rand_augment": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0}
-    config = tuning(
-        labelled, source, tmp_path / "run", steps=12, base_lr=0.05, layer_decay=1.0, drop_path=0.0, **plain
-    )
+    config = tuning(labelled, source, tmp_path / "run", steps=12, base_lr=0.05, layer_decay=1.0, drop_path=0.0, **plain)
     result = finetune(config)
     assert result["finished"]
     assert result["accuracy"] == 100.0
@@ -111,9 +109,7 @@ def test_stopped_and_gone_on_is_to_the_bit_never_stopped(
     assert not torch.equal(weights_of(whole, "average")[head], weights_of(whole)[head])
 
 
-def test_a_run_its_checkpoint_and_its_export_begin_alike(
-    labelled: Path, source: Path, tmp_path: Path
-) -> None:
+def test_a_run_its_checkpoint_and_its_export_begin_alike(labelled: Path, source: Path, tmp_path: Path) -> None:
     export_run(source, tmp_path / "export")
     forms = (source, source / "checkpoints/step-000001", tmp_path / "export")
     assert len({read_backbone(form).digest() for form in forms}) == 1
@@ -129,9 +125,7 @@ def test_a_run_its_checkpoint_and_its_export_begin_alike(
     finetune(dataclasses.replace(config, source=tmp_path / "export"))  # the same weights are the same run
 
 
-def test_a_layer_learns_at_a_share_of_the_rate_of_the_one_above(
-    labelled: Path, source: Path, tmp_path: Path
-) -> None:
+def test_a_layer_learns_at_a_share_of_the_rate_of_the_one_above(labelled: Path, source: Path, tmp_path: Path) -> None:
     task = Finetuning(tuning(labelled, source, tmp_path, layer_decay=0.5), read_manifest(labelled))
     scale = {
         id(parameter): (group["lr_scale"], group["weight_decay"])
@@ -166,9 +160,7 @@ def test_augmented_images_are_a_function_of_the_seeds() -> None:
     assert torch.equal(images, before)
     torch.testing.assert_close(one[1].sum(dim=1), torch.ones(5))
     assert one[1][4].argmax() == 1  # the one that is left over stays by itself
-    nothing = FinetuneConfig(
-        source=Path("x"), rand_augment=0, erasing=0.0, mixup=0.0, cutmix=0.0, label_smoothing=0.1
-    )
+    nothing = FinetuneConfig(source=Path("x"), rand_augment=0, erasing=0.0, mixup=0.0, cutmix=0.0, label_smoothing=0.1)
     same, targets = Augment(nothing, 3, torch.device("cpu"))(images, labels)
     assert torch.equal(same, images)
     torch.testing.assert_close(targets[0], torch.tensor([0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3]))
@@ -273,9 +265,7 @@ def test_randaugment_of_a_batch_is_torchvisions_of_each_image() -> None:
     changed = batched.changed(images, names, signs)
     for image, name, sign, found in zip(images, names, signs, changed, strict=True):
         single._AUGMENTATION_SPACE = {name: batched._AUGMENTATION_SPACE[name]}
-        with mock.patch(
-            "torch.rand", return_value=torch.tensor(0.2 if sign else 0.8)
-        ):  # which draws the sign
+        with mock.patch("torch.rand", return_value=torch.tensor(0.2 if sign else 0.8)):  # which draws the sign
             assert torch.equal(found, single(image)), (name, sign)
     torch.manual_seed(1)
     several = batched(images)

@@ -33,8 +33,7 @@ def test_training_does_not_notice_and_a_stopped_run_has_the_same_lines(
 ) -> None:
     """Of 24 images and 8 a step, every epoch ends after 3 steps."""
     plain, watched, stopped = (
-        dataclasses.replace(small(data, tmp_path / name, steps=7, batch_size=8), model="dyvit_nano")
-        for name in "abc"
+        dataclasses.replace(small(data, tmp_path / name, steps=7, batch_size=8), model="dyvit_nano") for name in "abc"
     )
     pretrain(plain)
     with caplog.at_level(logging.INFO, "coma"):
@@ -51,9 +50,7 @@ def test_training_does_not_notice_and_a_stopped_run_has_the_same_lines(
     assert metrics(tmp_path / "c") == (steps, scores)
     assert same_weights(tmp_path / "a", tmp_path / "c")
 
-    judged = score(
-        load_autoencoder(tmp_path / "b"), *labelled_manifests(data), probe=False
-    )  # as `coma knn` would
+    judged = score(load_autoencoder(tmp_path / "b"), *labelled_manifests(data), probe=False)  # as `coma knn` would
     assert judged.knn is not None
     assert (scores[-1]["knn"], scores[-1]["rankme"]) == (round(judged.knn, 3), round(judged.rankme, 3))
     assert "20-NN" in (tmp_path / "b" / "report.html").read_text()

@@ -97,9 +97,7 @@ def test_a_decoder_of_another_method_is_refused_where_it_differs(data: Path, tmp
     pretrain(run)
     export_run(tmp_path / "vit", tmp_path / "out", with_decoder=True)
     going_on = dataclasses.replace(run, init=tmp_path / "out", out=tmp_path / "more")
-    refused(
-        dataclasses.replace(going_on, method="coma"), UsageError, "decoder of --method mae.*--method coma"
-    )
+    refused(dataclasses.replace(going_on, method="coma"), UsageError, "decoder of --method mae.*--method coma")
     taken_up = began_with(dataclasses.replace(going_on, image_size=64))  # positions follow the image's size
     trained = load_file(tmp_path / "vit" / "checkpoints" / "step-000001" / "weights.safetensors")
     for name, value in taken_up.items():
@@ -118,9 +116,7 @@ class Bomb:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "decoder.safetensors"])
 @pytest.mark.parametrize("saving", [pickle.dump, torch.save])
-def test_a_pickle_is_refused_and_never_run(
-    whole: Path, data: Path, tmp_path: Path, name: str, saving: Any
-) -> None:
+def test_a_pickle_is_refused_and_never_run(whole: Path, data: Path, tmp_path: Path, name: str, saving: Any) -> None:
     written = tmp_path / "written"
     shutil.copytree(whole, tmp_path / "export")
     if name == "pytorch_model.bin":
