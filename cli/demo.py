@@ -15,23 +15,16 @@ def demo(
     images: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of images, as for `coma shard`.",
-            metavar="DIR",
-            show_default="labelled images are drawn",
+            help="Folder of images, as for `coma shard`.", metavar="DIR", show_default="labelled images are drawn"
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="New or empty folder for all results.",
-            metavar="DIR",
-            show_default="coma-demo, or coma-demo-2, ...",
+            help="New or empty folder for all results.", metavar="DIR", show_default="coma-demo, or coma-demo-2, ..."
         ),
     ] = None,
-    seed: Annotated[
-        int,
-        typer.Option(help="Random seed for images, weights and masks.", min=0, metavar="N"),
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for images, weights and masks.", min=0, metavar="N")] = 0,
     json: Json = False,
 ) -> None:
     """Shard, pre-train and evaluate on a small scale, in minutes.
@@ -40,13 +33,7 @@ def demo(
     network is pre-trained on complementary views of them, and its features are
     evaluated before and after. No GPU, no network and no labels are needed.
     """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from coma.cli import console
     from coma.demo.demo import demo as run_demo

@@ -17,8 +17,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 def doctor(
     url: Annotated[
-        str | None,
-        typer.Option(help="Data set to reach over the network as well.", metavar="URL", show_default="none"),
+        str | None, typer.Option(help="Data set to reach over the network as well.", metavar="URL", show_default="none")
     ] = None,
     json: Json = False,
 ) -> None:

@@ -12,19 +12,13 @@ def export(
     run: Run,
     folder: Annotated[Path, typer.Argument(help="Folder to write: new, empty, or an earlier export.", metavar="DIR")],
     with_decoder: Annotated[
-        bool,
-        typer.Option(
-            "--with-decoder",
-            help="Write the decoder as well, for `coma pretrain --init DIR`.",
-        ),
+        bool, typer.Option("--with-decoder", help="Write the decoder as well, for `coma pretrain --init DIR`.")
     ] = False,
     onnx: Annotated[
-        bool,
-        typer.Option("--onnx", help="Write DIR/model.onnx as well (pip install 'coma\\[onnx]')."),
+        bool, typer.Option("--onnx", help="Write DIR/model.onnx as well (pip install 'coma\\[onnx]').")
     ] = False,
     license: Annotated[
-        str,
-        typer.Option(help="License for the model card: apache-2.0, cc-by-nc-4.0, ...", metavar="NAME"),
+        str, typer.Option(help="License for the model card: apache-2.0, cc-by-nc-4.0, ...", metavar="NAME")
     ] = "unknown",
     json: Json = False,
 ) -> None:

@@ -17,8 +17,7 @@ _KEPT_IN_TARS = "; they stay in their tars, where other readers find them"
 def index(
     source: Annotated[Path, typer.Argument(help="Folder of WebDataset tars, at any depth, or one tar.")],
     out: Annotated[
-        Path | None,
-        typer.Argument(help="New or empty folder.", show_default="NAME-index in the current folder"),
+        Path | None, typer.Argument(help="New or empty folder.", show_default="NAME-index in the current folder")
     ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Number of worker processes.", metavar="N", show_default="one per core")

@@ -30,8 +30,7 @@ def inspect(
         ),
     ] = None,
     step: Annotated[
-        int | None,
-        typer.Option(help="Step of a run whose images, crops and views are shown.", metavar="N"),
+        int | None, typer.Option(help="Step of a run whose images, crops and views are shown.", metavar="N")
     ] = None,
     sheet: Annotated[
         Path | None,
@@ -42,8 +41,7 @@ def inspect(
         ),
     ] = None,
     seed: Annotated[
-        int,
-        typer.Option(help="Random seed for the images of the sheet and of the colours.", metavar="N", min=0),
+        int, typer.Option(help="Random seed for the images of the sheet and of the colours.", metavar="N", min=0)
     ] = 0,
     json: Json = False,
 ) -> None:

@@ -4,11 +4,7 @@ from coma.cli.options import BatchSize, Device, Json, LabelledData, RunOrExport
 
 
 def knn(
-    run: RunOrExport,
-    data: LabelledData = None,
-    batch_size: BatchSize = 64,
-    device: Device = None,
-    json: Json = False,
+    run: RunOrExport, data: LabelledData = None, batch_size: BatchSize = 64, device: Device = None, json: Json = False
 ) -> None:
     """Classify by the 20 nearest neighbours among frozen features.
 

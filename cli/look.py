@@ -13,12 +13,7 @@ def look(
     images: ShownImages = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Picture to write.",
-            metavar="PNG",
-            show_default="RUN/look.png",
-            rich_help_panel="Picture",
-        ),
+        typer.Option(help="Picture to write.", metavar="PNG", show_default="RUN/look.png", rich_help_panel="Picture"),
     ] = None,
     count: Count = 6,
     image_size: Annotated[

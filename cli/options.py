@@ -9,8 +9,7 @@ RUNNING = "Running"
 
 Run = Annotated[Path, typer.Argument(help="Run folder, or one of its checkpoints.")]
 RunOrExport = Annotated[
-    Path,
-    typer.Argument(help="Run folder, one of its checkpoints, or what `coma export` wrote.", metavar="RUN|EXPORT"),
+    Path, typer.Argument(help="Run folder, one of its checkpoints, or what `coma export` wrote.", metavar="RUN|EXPORT")
 ]
 Data = Annotated[
     str | None,
@@ -22,15 +21,13 @@ Data = Annotated[
 LabelledData = Annotated[
     str | None,
     typer.Argument(
-        help="Labelled data set made by `coma shard`: a folder, or a URL (s3://...).",
-        show_default="the run's own",
+        help="Labelled data set made by `coma shard`: a folder, or a URL (s3://...).", show_default="the run's own"
     ),
 ]
 ShownImages = Annotated[
     list[Path] | None,
     typer.Argument(
-        help="Image files, folders of images, or a data set made by `coma shard`.",
-        show_default="the run's own data",
+        help="Image files, folders of images, or a data set made by `coma shard`.", show_default="the run's own data"
     ),
 ]
 Count = Annotated[
@@ -42,10 +39,7 @@ BatchSize = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(
-        help="Device to run on.",
-        metavar="cpu|cuda",
-        show_default="a GPU if there is one",
-        rich_help_panel=RUNNING,
+        help="Device to run on.", metavar="cpu|cuda", show_default="a GPU if there is one", rich_help_panel=RUNNING
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -14,10 +14,7 @@ def reconstruct(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Picture to write.",
-            metavar="PNG",
-            show_default="RUN/reconstruction.png",
-            rich_help_panel="Picture",
+            help="Picture to write.", metavar="PNG", show_default="RUN/reconstruction.png", rich_help_panel="Picture"
         ),
     ] = None,
     count: Count = 8,

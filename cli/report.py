@@ -8,10 +8,7 @@ import typer
 from coma.cli.options import Json
 
 
-def report(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    json: Json = False,
-) -> None:
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")], json: Json = False) -> None:
     """Write an HTML report: curves, pictures, scores and options.
 
     RUN/report.html holds everything: it can be mailed and read offline.

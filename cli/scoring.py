@@ -6,11 +6,7 @@ from typing import Any
 
 from coma.cli import console
 
-_PROBES = {
-    "probe": "linear probe",
-    "probe_dinov2": "linear probe (DINOv2)",
-    "probe_mae": "linear probe (MAE)",
-}
+_PROBES = {"probe": "linear probe", "probe_dinov2": "linear probe (DINOv2)", "probe_mae": "linear probe (MAE)"}
 
 
 def score_and_print(

@@ -14,14 +14,12 @@ if TYPE_CHECKING:
     from coma.shards.write.dry_run import DryRun as Preview
 
 Source = Annotated[
-    Path,
-    typer.Argument(help="Folder of images; or ImageNet as downloaded, tars, parquet, a list of paths."),
+    Path, typer.Argument(help="Folder of images; or ImageNet as downloaded, tars, parquet, a list of paths.")
 ]
 Out = Annotated[
     str | None,
     typer.Argument(
-        help="New or empty folder, or a URL (s3://bucket/name).",
-        show_default="NAME-shards in the current folder",
+        help="New or empty folder, or a URL (s3://bucket/name).", show_default="NAME-shards in the current folder"
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be written, and write nothing.")]

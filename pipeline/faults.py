@@ -77,13 +77,7 @@ class Ledger:
         for entry in substitutions:
             key, substitute = self.manifest.keys([entry.sample, entry.substitute])
             shard = self.manifest.shards[int(self.manifest.shard_id[entry.sample])]
-            line = {
-                "step": entry.step,
-                "key": key,
-                "shard": shard,
-                "reason": entry.reason,
-                "substitute": substitute,
-            }
+            line = {"step": entry.step, "key": key, "shard": shard, "reason": entry.reason, "substitute": substitute}
             log.warning("step %d: sample %s of %s: %s; showing %s instead", *line.values())
             if self._path is not None:
                 _append(self._path, json.dumps(line) + "\n")

@@ -216,11 +216,7 @@ class Stream(IterableDataset[Batch]):
 
     def state_dict(self) -> dict[str, str | int]:
         """The whole state of the stream: fingerprint of the manifest, seed, samples consumed."""
-        return {
-            "fingerprint": self.manifest.fingerprint,
-            "seed": self._options.seed,
-            "samples": self._consumed,
-        }
+        return {"fingerprint": self.manifest.fingerprint, "seed": self._options.seed, "samples": self._consumed}
 
     def load_state_dict(self, state: dict[str, str | int]) -> None:
         """Resume from another stream's `state_dict`, whatever its world size, batch size or workers were.

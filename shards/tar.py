@@ -58,13 +58,7 @@ def header(name: bytes, size: int) -> bytes:
         raise ValueError(f"a USTAR member cannot be called {name!r} and have {size} bytes")
     digits = b"%011o" % size
     checksum = _FIXED_SUM + sum(name) + sum(digits)
-    return b"%b%b%b\x0000000000000\x00%06o\0 %b" % (
-        name.ljust(100, b"\0"),
-        _BEFORE_SIZE,
-        digits,
-        checksum,
-        _AFTER_SUM,
-    )
+    return b"%b%b%b\x0000000000000\x00%06o\0 %b" % (name.ljust(100, b"\0"), _BEFORE_SIZE, digits, checksum, _AFTER_SUM)
 
 
 def padding(size: int) -> bytes:

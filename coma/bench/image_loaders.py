@@ -162,12 +162,7 @@ def dali_decoding(sample: Sample) -> Loading:
 def _read_natively(sample: Sample) -> Any:
     indexes = [tar.removesuffix(".tar") + ".idx" for tar in sample.tars]
     return fn.readers.webdataset(
-        paths=sample.tars,
-        index_paths=indexes,
-        ext=[sample.extensions],
-        random_shuffle=True,
-        initial_fill=256,
-        seed=0,
+        paths=sample.tars, index_paths=indexes, ext=[sample.extensions], random_shuffle=True, initial_fill=256, seed=0
     )
 
 

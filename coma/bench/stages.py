@@ -48,11 +48,7 @@ def window_decoding(sample: Sample) -> Loading:
 
     def graph() -> Any:
         encoded, start, shape = fn.external_source(
-            source=source,
-            num_outputs=3,
-            batch=True,
-            dtype=[types.UINT8, types.INT32, types.INT32],
-            ndim=[1, 1, 1],
+            source=source, num_outputs=3, batch=True, dtype=[types.UINT8, types.INT32, types.INT32], ndim=[1, 1, 1]
         )
         return fn.decoders.image_slice(encoded, start=start, shape=shape, axes=[0, 1], output_type=types.RGB)
 

@@ -52,10 +52,7 @@ class StepTiming:
 
     def to_json(self) -> dict[str, Any]:
         """Return fields and derived figures as JSON values."""
-        return asdict(self) | {
-            "images_per_s": self.images_per_s,
-            "imagenet_epoch_h": self.imagenet_epoch_h,
-        }
+        return asdict(self) | {"images_per_s": self.images_per_s, "imagenet_epoch_h": self.imagenet_epoch_h}
 
 
 @dataclass(frozen=True)

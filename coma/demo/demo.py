@@ -204,12 +204,7 @@ def _shard(source: Path, data: Path, seed: int, progress: Progress) -> Any:
     from coma.shards.write.writer import shard
 
     logger.info("sharding %s into %s", source, data)
-    return shard(
-        source,
-        data,
-        ShardOptions(seed=seed),
-        lambda now: progress("sharding", now.images, now.total_images),
-    )
+    return shard(source, data, ShardOptions(seed=seed), lambda now: progress("sharding", now.images, now.total_images))
 
 
 def _score_untrained(
@@ -225,10 +220,7 @@ def _score_untrained(
 
 
 def _score(
-    autoencoder: MaskedAutoencoder,
-    manifests: tuple[Manifest, Manifest | None],
-    device: str,
-    progress: Progress,
+    autoencoder: MaskedAutoencoder, manifests: tuple[Manifest, Manifest | None], device: str, progress: Progress
 ) -> Scores:
     from coma.evaluation.score import score
 

@@ -155,12 +155,7 @@ def _blurred(field: Field, radius_px: float, away_px: tuple[int, int]) -> Field:
 
 
 def _put(
-    picture: Field,
-    surface: Field,
-    rim: Field,
-    radius_px: float,
-    light: tuple[float, float],
-    rng: np.random.Generator,
+    picture: Field, surface: Field, rim: Field, radius_px: float, light: tuple[float, float], rng: np.random.Generator
 ) -> Field:
     """Lay a surface [3, H, W] inside `rim` < 1 over the picture, with its shadow and its rounded shading."""
     inside = np.clip((1 - rim) * np.float32(radius_px), 0, 1).astype(np.float32)
@@ -201,10 +196,7 @@ def draw_scene(label: int, rng: np.random.Generator) -> Image.Image:
     u, v = _place(x, y, radius, max(0.05, 0.5 - 0.75 * radius), float(np.deg2rad(turn_deg)), rng)
     rim = _silhouette(u, v, rng)
     bulge = np.float32(rng.uniform(0.0, 0.35)) * np.clip(rim, 0, 1.2) ** 2
-    periods, crumple = (
-        np.float32(radius / (kind.period * rng.uniform(*PERIOD))),
-        np.float32(rng.uniform(0.02, 0.14)),
-    )
+    periods, crumple = (np.float32(radius / (kind.period * rng.uniform(*PERIOD))), np.float32(rng.uniform(0.02, 0.14)))
     phase_u, phase_v = rng.uniform(0, 1, 2).astype(np.float32)
     centred = kind.pattern is _rings
     surface_u = u * (1 + bulge) * periods + crumple * _noise(u.shape, 4, rng) + (0 if centred else phase_u)

@@ -164,8 +164,7 @@ def deepspeed_ops() -> Finding:
 
     names = buildable_kernels()
     return Finding(
-        "ok",
-        f"can compile {', '.join(names)}" if names else "can compile no kernel of its own, and needs none",
+        "ok", f"can compile {', '.join(names)}" if names else "can compile no kernel of its own, and needs none"
     )
 
 
@@ -187,13 +186,7 @@ def decoding() -> Finding:
         for decode in where:
             device = "cuda" if decode == "gpu" else "cpu"
             with Stream(
-                folder / "data",
-                batch_size=1,
-                image_size=_SIDE,
-                training=False,
-                device=device,
-                decode=decode,
-                workers=1,
+                folder / "data", batch_size=1, image_size=_SIDE, training=False, device=device, decode=decode, workers=1
             ) as stream:
                 shown = _as_seen(next(stream).images[0])
             if max(abs(a - b) for a, b in zip(shown, (200, 100, 50), strict=True)) > 5:

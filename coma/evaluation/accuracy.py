@@ -60,8 +60,5 @@ def accuracy(model: Classifier, batches: Iterable[Batch], after_batch: Callable[
     if not images:
         raise DataError("there is no image to test on")
     return Accuracy(
-        top1=100 * first / images,
-        top5=100 * five / images if classes > 5 else None,
-        loss=loss / images,
-        images=images,
+        top1=100 * first / images, top5=100 * five / images if classes > 5 else None, loss=loss / images, images=images
     )

@@ -36,12 +36,7 @@ def knn_predict(
 
 
 def knn_accuracy(
-    train_x: Tensor,
-    train_labels: Tensor,
-    test_x: Tensor,
-    test_labels: Tensor,
-    *,
-    neighbours: int = NEIGHBOURS,
+    train_x: Tensor, train_labels: Tensor, test_x: Tensor, test_labels: Tensor, *, neighbours: int = NEIGHBOURS
 ) -> float:
     """Percentage of test rows whose weighted vote of `neighbours` training rows is right."""
     predicted = knn_predict(train_x, train_labels, test_x, neighbours=neighbours)

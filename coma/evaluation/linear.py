@@ -70,12 +70,7 @@ def choose_rate(
 
 
 def train_heads(
-    x: Tensor,
-    labels: Tensor,
-    rates: Sequence[float],
-    *,
-    classes: int | None = None,
-    steps: int | None = None,
+    x: Tensor, labels: Tensor, rates: Sequence[float], *, classes: int | None = None, steps: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Train a linear classifier for each learning rate on the same batches: weights [R, C, L], biases [R, 1, L].
 
@@ -130,8 +125,7 @@ def lars_logits(train_x: Tensor, train_labels: Tensor, test_x: Tensor) -> Tensor
     bias = nn.Parameter(torch.zeros(len(start), device=device))
     # MAE's LARS adapts to the weights' norm without weight decay too, and leaves the bias to plain SGD
     optimiser = Lars(
-        [{"params": [weight], "always_adapt": True}, {"params": [bias], "always_adapt": False}],
-        momentum=_MOMENTUM,
+        [{"params": [weight], "always_adapt": True}, {"params": [bias], "always_adapt": False}], momentum=_MOMENTUM
     )
     epoch_steps = max(1, len(x) // batch)
     with torch.enable_grad():

@@ -94,12 +94,7 @@ def choose_l2(x: Tensor, labels: Tensor, grid: Sequence[float] = L2_GRID) -> flo
 
 
 def probe_accuracy(
-    train_x: Tensor,
-    train_labels: Tensor,
-    test_x: Tensor,
-    test_labels: Tensor,
-    *,
-    l2: float | None = None,
+    train_x: Tensor, train_labels: Tensor, test_x: Tensor, test_labels: Tensor, *, l2: float | None = None
 ) -> float:
     """Fit on the training rows (choosing the penalty there if None); return test accuracy in percent."""
     l2 = choose_l2(train_x, train_labels) if l2 is None else l2

@@ -152,10 +152,7 @@ def _scores(lines: list[dict[str, Any]]) -> str:
     for line in sorted(lines, key=lambda line: line.get("step", 0)):
         for name in _SCORES:
             if _is_number(line.get(name)):
-                newest[name, _data(line["data"]) if line.get("data") else "its own"] = (
-                    line[name],
-                    line["step"],
-                )
+                newest[name, _data(line["data"]) if line.get("data") else "its own"] = (line[name], line["step"])
     rows = [
         f"| {_SCORES[name]} | {value:.4g} | {step:,} | {_plain(data)} |"
         for (name, data), (value, step) in sorted(newest.items())

@@ -24,14 +24,7 @@ from coma.export.folder import (
 )
 from coma.export.onnx import check_onnx, write_onnx
 from coma.runs.names import MANIFEST_NAME, checkpoint_step
-from coma.runs.read import (
-    is_finetuned,
-    load_autoencoder,
-    load_classifier,
-    read_config,
-    run_of,
-    weights_path,
-)
+from coma.runs.read import is_finetuned, load_autoencoder, load_classifier, read_config, run_of, weights_path
 from coma.shards.files import hash_file
 
 if TYPE_CHECKING:
@@ -44,12 +37,7 @@ LICENSE = "unknown"
 
 
 def export_run(
-    run_or_checkpoint: Path,
-    folder: Path,
-    *,
-    with_decoder: bool = False,
-    onnx: bool = False,
-    license: str = LICENSE,
+    run_or_checkpoint: Path, folder: Path, *, with_decoder: bool = False, onnx: bool = False, license: str = LICENSE
 ) -> dict[str, Any]:
     """Write a run's backbone (its newest checkpoint's, or the one named) to `folder`, whole or not at all.
 

@@ -44,11 +44,7 @@ def build(
         raise UsageError(f"no method named {method!r}: {hint + ' ' if hint else ''}choose {', '.join(METHODS)}")
     if patch_size is not None:
         backbone_kwargs["patch_size"] = patch_size
-    decoder = {
-        "decoder_depth": decoder_depth,
-        "decoder_dim": decoder_dim,
-        "memory_stages": memory_stages,
-    }
+    decoder = {"decoder_depth": decoder_depth, "decoder_dim": decoder_dim, "memory_stages": memory_stages}
     if method == "mae":
         return MAE(model, img_size=image_size, **decoder, **backbone_kwargs)
     network = IndependentMasks if method == "independent" else CoMA

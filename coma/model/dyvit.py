@@ -159,11 +159,7 @@ class DyViT(nn.Module):
         return self.encode_patches(patches, grid, units, view_sizes)
 
     def encode_patches(
-        self,
-        patches: Tensor,
-        grid: Grid,
-        units: Tensor | None = None,
-        view_sizes: Sequence[int] | None = None,
+        self, patches: Tensor, grid: Grid, units: Tensor | None = None, view_sizes: Sequence[int] | None = None
     ) -> list[Tensor]:
         """Encode patches [B, V, T, P] that already lie in the order of `units`, as `encode` does.
 
@@ -293,11 +289,7 @@ class DyViT(nn.Module):
         """Patterns for layer-wise learning rates."""
         blocks: str | list[tuple[str, tuple[int, ...] | None]] = r"^stages\.(\d+)"
         if not coarse:
-            blocks = [
-                (r"^stages\.(\d+)\.merge", (0,)),
-                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^norm", (99999,)),
-            ]
+            blocks = [(r"^stages\.(\d+)\.merge", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
         return {"stem": r"^patch_embed", "blocks": blocks}
 
 

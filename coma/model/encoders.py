@@ -40,11 +40,7 @@ class Encoder(Protocol):
         """Cut images [B, 3, H, W] into patches [B, U, T, P]."""
 
     def encode_patches(
-        self,
-        patches: Tensor,
-        grid: Grid,
-        units: Tensor | None = None,
-        view_sizes: Sequence[int] | None = None,
+        self, patches: Tensor, grid: Grid, units: Tensor | None = None, view_sizes: Sequence[int] | None = None
     ) -> list[Tensor]:
         """Encode patches [B, V, T, P] of `units` [B, V] to the features of each stage s, [B, V·T_s, C_s]."""
 
@@ -161,11 +157,7 @@ class ViTEncoder:
         return to_units(images, self.unit_size, self.patch_size)
 
     def encode_patches(
-        self,
-        patches: Tensor,
-        grid: Grid,
-        units: Tensor | None = None,
-        view_sizes: Sequence[int] | None = None,
+        self, patches: Tensor, grid: Grid, units: Tensor | None = None, view_sizes: Sequence[int] | None = None
     ) -> list[Tensor]:
         """Encode patches [B, V, T, P] as a list of one feature tensor [B, V·T, C], normed; see `DyViT.encode`."""
         b, v, t, _ = patches.shape

@@ -55,11 +55,7 @@ def lay_out(columns: Sequence[Column]) -> Image.Image:
     count, height, width, _ = columns[0].tiles.shape
     font = ImageFont.load_default(_TITLE_PX)
     top = 2 * _TITLE_PX
-    page = Image.new(
-        "RGB",
-        (len(columns) * (width + _GAP_PX) + _GAP_PX, top + count * (height + _GAP_PX)),
-        _PAPER,
-    )
+    page = Image.new("RGB", (len(columns) * (width + _GAP_PX) + _GAP_PX, top + count * (height + _GAP_PX)), _PAPER)
     draw = ImageDraw.Draw(page)
     for c, column in enumerate(columns):
         left = _GAP_PX + c * (width + _GAP_PX)

@@ -109,8 +109,7 @@ def _cropped(file: Path, size: tuple[int, int]) -> Pixels:
     height, width = size
     scale = max(height / image.height, width / image.width) * 256 / 224
     image = image.resize(
-        (max(width, round(image.width * scale)), max(height, round(image.height * scale))),
-        Image.Resampling.BILINEAR,
+        (max(width, round(image.width * scale)), max(height, round(image.height * scale))), Image.Resampling.BILINEAR
     )
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return np.asarray(image.crop((left, top, left + width, top + height)))

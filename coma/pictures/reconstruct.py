@@ -16,15 +16,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from coma.pictures.columns import (
-    HIDDEN_GREY,
-    TILE_PX,
-    Column,
-    check_picture_name,
-    enlarge,
-    hidden_pixels,
-    lay_out,
-)
+from coma.pictures.columns import HIDDEN_GREY, TILE_PX, Column, check_picture_name, enlarge, hidden_pixels, lay_out
 from coma.pictures.images import images_to_show, to_pixels
 from coma.runs.names import RECONSTRUCTION_NAME
 from coma.runs.read import load_autoencoder, run_of

@@ -98,14 +98,7 @@ def network_images(contents: StepContents, count: int) -> Iterator[Tensor | None
         DataError: a shard is gone.
     """
     manifest, device = contents.manifest, torch.device("cpu")
-    decoder = Decoder(
-        lambda: None,
-        batch_size=1,
-        device=device,
-        decode_on_gpu=False,
-        threads=1,
-        depth=1,
-    )
+    decoder = Decoder(lambda: None, batch_size=1, device=device, decode_on_gpu=False, threads=1, depth=1)
     with closing(SampleReader(manifest, 1)) as reader:
         for row in contents.rows[:count]:
             data = reader.read_one(row.shown.sample)

@@ -13,14 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from coma.errors import UsageError
-from coma.runs.names import (
-    CHECKPOINTS_NAME,
-    CONFIG_NAME,
-    LOCK_NAME,
-    MANIFEST_NAME,
-    REPORT_NAME,
-    checkpoint_step,
-)
+from coma.runs.names import CHECKPOINTS_NAME, CONFIG_NAME, LOCK_NAME, MANIFEST_NAME, REPORT_NAME, checkpoint_step
 from coma.runs.read import FORMAT, current_names, latest_checkpoint, other_format
 from coma.shards.files import remove_temporaries, without_credentials, write_atomically
 from coma.training.config.options import RunConfig

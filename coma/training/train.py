@@ -84,11 +84,7 @@ def train(
 def resume(engine: Any, world: World, run: Path, resolved: ResolvedRun) -> TrainingState:
     """Load the newest checkpoint that is whole, if there is one, and cut logs of later steps; collective."""
     state = TrainingState(
-        step=0,
-        fingerprint=resolved.fingerprint,
-        seed=resolved.seed,
-        samples=0,
-        world_size=resolved.world_size,
+        step=0, fingerprint=resolved.fingerprint, seed=resolved.seed, samples=0, world_size=resolved.world_size
     )
     folder = checkpoint.newest_whole(run, world)
     if folder is not None:

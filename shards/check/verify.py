@@ -15,14 +15,7 @@ import pyarrow as pa
 from coma.shards.check.one_shard import Decode, Problem, check_shard
 from coma.shards.files import folder_at, store_errors_as_oserror
 from coma.shards.images.prepare import MAX_PIXELS, check_image
-from coma.shards.manifest import (
-    INFO_NAME,
-    MANIFEST_NAME,
-    QUARANTINE_NAME,
-    Manifest,
-    load_manifests,
-    read_info,
-)
+from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, QUARANTINE_NAME, Manifest, load_manifests, read_info
 from coma.shards.manifest.quarantine import count_reasons
 
 _OWN_PREFIX = "coma-"

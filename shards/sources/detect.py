@@ -8,14 +8,7 @@ import numpy as np
 
 from coma.errors import DataError, UsageError
 from coma.shards.sources import folders, imagenet, path_list, tars, webdataset
-from coma.shards.sources.listing import (
-    LAYOUTS,
-    SourceListing,
-    SplitListing,
-    counted,
-    is_image_name,
-    printable,
-)
+from coma.shards.sources.listing import LAYOUTS, SourceListing, SplitListing, counted, is_image_name, printable
 from coma.shards.sources.parquet.images import list_parquet
 
 log = logging.getLogger(__name__)

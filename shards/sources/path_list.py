@@ -132,12 +132,7 @@ def _class_names(labels: Sequence[Label], names: Sequence[str], labelled: Sequen
         if not isinstance(label, int):
             return None
         if not name or name_of.setdefault(label, name) != name:
-            log.warning(
-                "the classes are left without names: label %d is called %r and %r",
-                label,
-                name_of[label],
-                name,
-            )
+            log.warning("the classes are left without names: label %d is called %r and %r", label, name_of[label], name)
             return None
     count = max(name_of, default=-1) + 1
     if len(set(name_of.values())) < len(name_of) or count > 2 * len(name_of):

@@ -16,13 +16,7 @@ from typing import Any
 
 from coma.shards.manifest import INFO_NAME
 from coma.shards.sources.folders import SPLIT_OF_FOLDER
-from coma.shards.sources.listing import (
-    IMAGE_EXTENSIONS,
-    ListingBuilder,
-    SourceListing,
-    printable,
-    train_first,
-)
+from coma.shards.sources.listing import IMAGE_EXTENSIONS, ListingBuilder, SourceListing, printable, train_first
 from coma.shards.sources.tars import unsafe, walk_tars
 from coma.shards.tar import Member, TarError, members
 

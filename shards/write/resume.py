@@ -15,13 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from coma.errors import DataError, UsageError
-from coma.shards.files import (
-    is_remote,
-    make_folder,
-    remove_temporaries,
-    store_errors_as_oserror,
-    write_atomically,
-)
+from coma.shards.files import is_remote, make_folder, remove_temporaries, store_errors_as_oserror, write_atomically
 from coma.shards.locks import take_lock
 from coma.shards.manifest import INFO_NAME, WORK_FOLDER, read_info
 from coma.shards.sources.parquet.spool import remove_spool

@@ -53,10 +53,7 @@ class ShardRun:
 
 
 def prepare_run(
-    source: Path,
-    out: Path,
-    options: ShardOptions | None,
-    progress: Callable[[ShardProgress], None] | None,
+    source: Path, out: Path, options: ShardOptions | None, progress: Callable[[ShardProgress], None] | None
 ) -> ShardRun:
     """List the source and lay out its shards; nothing is written.
 

@@ -23,9 +23,7 @@ class Tally:
     def __add__(self, other: "Tally") -> "Tally":
         """Return the sum of two tallies."""
         return Tally(
-            self.images + other.images,
-            self.source_bytes + other.source_bytes,
-            self.set_aside + other.set_aside,
+            self.images + other.images, self.source_bytes + other.source_bytes, self.set_aside + other.set_aside
         )
 
 

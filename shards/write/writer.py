@@ -27,14 +27,7 @@ from coma.shards.write.merge import SplitParts, finish
 from coma.shards.write.one_shard import ShardJob
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.pool import run_jobs
-from coma.shards.write.resume import (
-    OutState,
-    finished_counts,
-    inspect_out,
-    locked_run,
-    parts_folder,
-    spool_folder,
-)
+from coma.shards.write.resume import OutState, finished_counts, inspect_out, locked_run, parts_folder, spool_folder
 from coma.shards.write.run import ShardRun, free_bytes, prepare_run
 from coma.shards.write.summary import ShardProgress, ShardSummary, SplitSummary, complete
 from coma.shards.write.worker import Job, Tally

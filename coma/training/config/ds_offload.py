@@ -54,10 +54,7 @@ def with_swap_buffers(zero: Mapping[str, Any], optimizer: Mapping[str, Any], nvm
     if section is None:
         return dict(zero)
     path = {} if nvme_path is None else {"nvme_path": nvme_path}
-    return {
-        **zero,
-        "offload_optimizer": {"buffer_count": _swap_buffers(section, optimizer), **section, **path},
-    }
+    return {**zero, "offload_optimizer": {"buffer_count": _swap_buffers(section, optimizer), **section, **path}}
 
 
 def _swap_buffers(offload: Mapping[str, Any], optimizer: Mapping[str, Any]) -> int:

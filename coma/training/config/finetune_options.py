@@ -27,12 +27,7 @@ class FinetuneConfig(RunConfig):
     )
     image_size: int | None = option_like(RunConfig, "image_size", shown_default="as in pre-training")
     crop_scale: float = option(
-        0.08,
-        help="Smallest share of an image's area that a crop shows.",
-        panel=DATA,
-        above=0,
-        most=1,
-        identity=True,
+        0.08, help="Smallest share of an image's area that a crop shows.", panel=DATA, above=0, most=1, identity=True
     )
     rand_augment: int = option(
         9,

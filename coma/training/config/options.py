@@ -55,11 +55,7 @@ class RunConfig(ABC):
         shown_default="its share of the cores",
     )
     epochs: float | None = option(
-        None,
-        help="Number of passes over the data.",
-        panel=OPTIMISATION,
-        above=0,
-        shown_default=f"{default_epochs:g}",
+        None, help="Number of passes over the data.", panel=OPTIMISATION, above=0, shown_default=f"{default_epochs:g}"
     )
     steps: int | None = option(None, help="Number of steps, instead of --epochs.", panel=OPTIMISATION, least=1)
     batch_size: int | None = option(
@@ -86,17 +82,11 @@ class RunConfig(ABC):
         shown_default="a twentieth of the run",
     )
     seed: int = option(
-        0,
-        help="Random seed for weights, sample order, crops and views.",
-        panel=OPTIMISATION,
-        least=0,
-        identity=True,
+        0, help="Random seed for weights, sample order, crops and views.", panel=OPTIMISATION, least=0, identity=True
     )
     out: Path | None = option(None, help="Run folder.", panel=RUN, metavar="RUN", shown_default="runs/MODEL[-NUMBER]")
     resume: Literal["auto", "never"] = option(
-        "auto",
-        help="auto: resume the unfinished run of the same command; never: start a new one.",
-        panel=RUN,
+        "auto", help="auto: resume the unfinished run of the same command; never: start a new one.", panel=RUN
     )
     save_every: int | None = option(
         None,
@@ -107,17 +97,10 @@ class RunConfig(ABC):
     )
     keep_last: int = option(2, help="Number of newest checkpoints to keep.", panel=RUN, least=1)
     keep_every_epochs: int | None = option(
-        None,
-        help="Epochs between checkpoints that are kept for good.",
-        panel=RUN,
-        least=1,
-        shown_default="none",
+        None, help="Epochs between checkpoints that are kept for good.", panel=RUN, least=1, shown_default="none"
     )
     stuck_after: float = option(
-        1800.0,
-        help="Seconds without progress after which the run ends as stuck; 0: never.",
-        panel=RUN,
-        least=0,
+        1800.0, help="Seconds without progress after which the run ends as stuck; 0: never.", panel=RUN, least=0
     )
     evaluate_every: int | None = option(
         None,

@@ -62,12 +62,7 @@ class Watchdog:
     """
 
     def __init__(self, run: Path, world: World, limit_s: float) -> None:
-        self._folder, self._rank, self._size, self._limit_s = (
-            run / RANKS_NAME,
-            world.rank,
-            world.size,
-            limit_s,
-        )
+        self._folder, self._rank, self._size, self._limit_s = (run / RANKS_NAME, world.rank, world.size, limit_s)
         self._beat_s = min(_LONGEST_BEAT_S, limit_s / _BEATS_PER_LIMIT)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)

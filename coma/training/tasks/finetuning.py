@@ -131,10 +131,7 @@ class Finetuning(Task):
             ),
             ("start", f"from the backbone in {config.source}"),
             ("images", ", ".join(changes)),
-            (
-                "layers",
-                f"each at {config.layer_decay:g} of the rate above it, drop path {config.drop_path:g}",
-            ),
+            ("layers", f"each at {config.layer_decay:g} of the rate above it, drop path {config.drop_path:g}"),
         ]
 
 

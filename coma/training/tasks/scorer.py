@@ -83,11 +83,7 @@ class FeatureScorer:
     """
 
     def __init__(
-        self,
-        build: Callable[[], MaskedAutoencoder],
-        data: Manifest,
-        device: torch.device,
-        decoding: dict[str, Any],
+        self, build: Callable[[], MaskedAutoencoder], data: Manifest, device: torch.device, decoding: dict[str, Any]
     ) -> None:
         if len(data) < _LEAST_IMAGES:
             raise DataError(
@@ -133,11 +129,7 @@ class AccuracyScorer:
     """
 
     def __init__(
-        self,
-        build: Callable[[], Classifier],
-        data: Manifest,
-        device: torch.device,
-        stream_options: dict[str, Any],
+        self, build: Callable[[], Classifier], data: Manifest, device: torch.device, stream_options: dict[str, Any]
     ) -> None:
         self._build, self._data, self._device, self._stream_options = build, data, device, stream_options
 
@@ -146,11 +138,7 @@ class AccuracyScorer:
         with (
             network_with(self._build, weights, self._device) as model,
             Stream(
-                self._data,
-                batch_size=_BATCH_SIZE,
-                training=False,
-                device=self._device,
-                **self._stream_options,
+                self._data, batch_size=_BATCH_SIZE, training=False, device=self._device, **self._stream_options
             ) as stream,
         ):
             result = accuracy(model, stream, after_batch)

@@ -14,20 +14,9 @@ import numpy.typing as npt
 from coma.errors import ComaError, DataError
 from coma.shards.child_process import start_child
 from coma.shards.sources.listing import printable
-from coma.shards.sources.parquet.read import (
-    MEMORY_BYTES,
-    Contents,
-    Rows,
-    copy_rows,
-    read_contents,
-    read_rows,
-)
+from coma.shards.sources.parquet.read import MEMORY_BYTES, Contents, Rows, copy_rows, read_contents, read_rows
 
-_FUNCTIONS: dict[str, Callable[..., Iterator[Any]]] = {
-    "contents": read_contents,
-    "rows": read_rows,
-    "copy": copy_rows,
-}
+_FUNCTIONS: dict[str, Callable[..., Iterator[Any]]] = {"contents": read_contents, "rows": read_rows, "copy": copy_rows}
 
 
 class SandboxedReader:

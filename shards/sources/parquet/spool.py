@@ -33,10 +33,7 @@ def spool_bytes(listing: SourceListing, wanted: Wanted | None = None) -> int:
 
 
 def spool(
-    listing: SourceListing,
-    folder: Path,
-    wanted: Wanted | None = None,
-    progress: Callable[[int], None] | None = None,
+    listing: SourceListing, folder: Path, wanted: Wanted | None = None, progress: Callable[[int], None] | None = None
 ) -> SourceListing:
     """Copy the images `wanted` (None is all) to spools in `folder`; return the listing that reads them there.
 
