@@ -1,6 +1,9 @@
 """`coma`: the root command, its commands, and the one place where errors become exit codes."""
 
+import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -79,6 +82,9 @@ app.add_typer(bench.app, rich_help_panel="This machine")
 
 def main() -> None:
     """Run the command line; a `ComaError` becomes one line and its exit code, and Ctrl-C exit code 130 (by Typer)."""
+    with suppress(OSError):  # of a current folder that is gone
+        if Path.cwd().resolve() != Path(__file__).resolve().parents[1]:  # where coma itself may be imported from
+            os.environ.setdefault("PYTHONSAFEPATH", "1")  # no process that is started imports from the current folder
     try:
         app()
     except ComaError as error:

@@ -10,9 +10,18 @@ import subprocess
 import sys
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import IO, Any
 
+# -P keeps the current folder out of sys.path, where a json.py of somebody's data might lie.
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from {} import serve; serve(int(sys.argv[1]))"
+
+
+def _safe_path() -> list[str]:
+    """Return sys.path without the current folder, which comes last if coma itself lies there."""
+    here, home = Path.cwd().resolve(), Path(__file__).resolve().parents[1]
+    others = [path for path in sys.path if path and Path(path).resolve() != here]
+    return [*others, str(here)] if here == home else others
 
 
 def start_child(
@@ -24,7 +33,7 @@ def start_child(
     """
     ours, theirs = Pipe()
     process = subprocess.Popen(
-        [sys.executable, "-c", _START.format(module), str(theirs.fileno()), json.dumps(sys.path)],
+        [sys.executable, "-P", "-c", _START.format(module), str(theirs.fileno()), json.dumps(_safe_path())],
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=output,

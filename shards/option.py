@@ -8,6 +8,7 @@ import math
 import types
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from coma.errors import UsageError
@@ -119,9 +120,11 @@ def _type_of(hint: Any) -> tuple[type, tuple[str, ...]]:
 
 
 def validate(options: object) -> None:
-    """Raise UsageError for the first value outside its limits: one line that names flag, value and limit."""
+    """Make paths of texts, and raise UsageError, naming flag, value and limit, for a value outside its limits."""
     for each in options_of(type(options)):
         value = getattr(options, each.name)
+        if each.kind is Path and isinstance(value, str):
+            object.__setattr__(options, each.name, Path(value))
         if not each.allows(value):
             shown = repr(value) if each.choices else value
             raise UsageError(f"{each.flag} is {shown}; it must be {each.limits}")

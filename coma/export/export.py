@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from coma.errors import DataError, UsageError
+from coma.errors import UsageError
 from coma.export.card import card
 from coma.export.folder import (
     CARD_NAME,
@@ -23,9 +23,8 @@ from coma.export.folder import (
     writing,
 )
 from coma.export.onnx import check_onnx, write_onnx
-from coma.runs.names import MANIFEST_NAME, checkpoint_step
-from coma.runs.read import is_finetuned, load_autoencoder, load_classifier, read_config, run_of, weights_path
-from coma.shards.files import hash_file
+from coma.runs.names import checkpoint_step
+from coma.runs.read import is_finetuned, load_autoencoder, load_classifier, read_config, run_of
 
 if TYPE_CHECKING:
     from coma.model.classifier import Classifier
@@ -64,7 +63,6 @@ def export_run(
         check_onnx()
     check_free(folder)
     run, checkpoint = run_of(run_or_checkpoint)
-    check_weights(checkpoint)
     content, step = read_config(run), checkpoint_step(checkpoint)
     network, decoder = _networks(run, checkpoint, content, with_decoder=with_decoder)
     backbone, model = network.backbone, content.get("resolved", {}).get("network", content["config"])
@@ -113,27 +111,6 @@ def _networks(
     if with_decoder:
         raise UsageError(f"{run} is a fine-tuned classifier and has no decoder: leave out --with-decoder")
     return load_classifier(checkpoint), None
-
-
-def check_weights(checkpoint: Path) -> None:
-    """Compare a checkpoint's weights with the hash that was noted when they were saved.
-
-    Raises:
-        DataError: the weights are damaged.
-    """
-    trained = weights_path(checkpoint)
-    try:
-        noted = json.loads((checkpoint / MANIFEST_NAME).read_text())["files"][trained.name]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # no hash was noted; loading tells whether the weights can be read
-    try:
-        hashed = hash_file(trained)
-    except OSError as error:
-        raise DataError(f"{trained} cannot be read: {error.strerror}") from None
-    if hashed != noted.get("xxh3_64"):
-        raise DataError(
-            f"{trained} is damaged, its bytes have changed since they were saved: name an earlier checkpoint"
-        )
 
 
 def timm_config(backbone: nn.Module, img_size: tuple[int, int], model: dict[str, Any], license: str) -> dict[str, Any]:

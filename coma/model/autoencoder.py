@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from coma.model.encoders import Encoder, build_backbone, encoder_of, predicted_patches
+from coma.model.blocks import init_weights
+from coma.model.encoders import Encoder, build_backbone, encoder_of, init_backbone, predicted_patches
 from coma.model.layout import Grid, from_units, take_units
 
 
@@ -162,6 +163,17 @@ class MaskedAutoencoder(nn.Module, ABC):
             "unit_size": self.encoder.unit_size,
             "image_size": height if height == width else (height, width),
         }
+
+    def init_weights(self) -> None:
+        """Initialise all weights anew: of a network made on the meta device, say, after `to_empty`."""
+        for module in self.backbone.modules():
+            if isinstance(module, nn.Conv2d):  # whose bias a ViT leaves as torch makes it
+                module.reset_parameters()
+        init_backbone(self.backbone)
+        self.decoder.apply(init_weights)
+        for name, parameter in self.decoder.named_parameters():
+            if name.endswith("mask_token"):
+                nn.init.normal_(parameter, std=0.02)
 
     def no_weight_decay(self) -> set[str]:
         """Names of position and token parameters."""

@@ -135,5 +135,7 @@ def init_weights(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        module.reset_parameters()  # of use to a network that was made on the meta device
     elif isinstance(module, MultiWindowAttention):
         module.init_gate()  # `apply` goes from the leaves up

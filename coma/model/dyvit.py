@@ -264,6 +264,17 @@ class DyViT(nn.Module):
             self.reset_classifier(0)
         return wanted
 
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Set the size in pixels that the model is said to take, as timm's models do; no weight depends on it.
+
+        Raises:
+            UsageError: the size is no multiple of the mask unit.
+        """
+        size = to_2tuple(img_size)
+        self.unit_grid(*size)
+        self.img_size = size
+        self.pretrained_cfg["input_size"] = (self.in_chans, *size)
+
     def get_classifier(self) -> nn.Module:
         """The last linear layer (or Identity)."""
         classifier: nn.Module = self.head.fc

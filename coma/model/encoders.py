@@ -73,14 +73,22 @@ def build_backbone(name: str, img_size: int | tuple[int, int], **kwargs: Any) ->
     vit: VisionTransformer = timm.create_model(name, num_classes=0, img_size=img_size, **pooled, **kwargs)
     if vit.num_prefix_tokens or vit.pos_embed is None:
         raise UsageError(f"{name!r} has tokens that are no patches: only plain ViTs can be pre-trained")
-    vit.apply(init_weights)
-    proj = vit.patch_embed.proj.weight
-    nn.init.xavier_uniform_(proj.view(proj.shape[0], -1))
     del vit.pos_embed
-    position = SinCosPosition(vit.embed_dim, side=1)
-    table = position.table(vit.patch_embed.grid_size, proj.device).flatten(0, 1)[None]
-    vit.register_buffer("pos_embed", table.clone(), persistent=False)
+    init_backbone(vit)
     return vit
+
+
+def init_backbone(backbone: nn.Module) -> None:
+    """Initialise all weights of a backbone of `build_backbone`, and a ViT's fixed positions."""
+    if not isinstance(backbone, VisionTransformer):
+        backbone.init_weights()  # type: ignore[operator]
+        return
+    backbone.apply(init_weights)
+    proj = backbone.patch_embed.proj.weight
+    nn.init.xavier_uniform_(proj.view(proj.shape[0], -1))
+    position = SinCosPosition(backbone.embed_dim, side=1)
+    table = position.table(backbone.patch_embed.grid_size, proj.device).flatten(0, 1)[None]
+    backbone.register_buffer("pos_embed", table.clone(), persistent=False)
 
 
 def give_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:

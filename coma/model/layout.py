@@ -41,7 +41,7 @@ def to_units(images: Tensor, unit_size: int, patch_size: int) -> Tensor:
 def from_units(patches: Tensor, grid: Grid, patch_size: int) -> Tensor:
     """Put units and patches back together: [B, U, T, P] to [B, P/p², H, W], the inverse of `to_units`."""
     b, _, tokens, values = patches.shape
-    levels, c = _levels(round(tokens**0.5)), values // patch_size**2
+    levels, c = _levels(round(int(tokens) ** 0.5)), values // patch_size**2
     side = patch_size * 2**levels
     split = (b, *grid, *[2, 2] * levels, patch_size, patch_size, c)
     order = (0, *_morton_dims(2, levels), 1)  # of to_units: position i holds the source dimension order[i]
@@ -118,7 +118,8 @@ class SinCosPosition(nn.Module):
     def table(self, grid: Grid, device: torch.device) -> Tensor:
         """Positions of all units, [U, side², dim] float32 on `device`."""
         exporting = getattr(torch.compiler, "is_exporting", bool)  # torch 2.7
-        if exporting():  # what is kept is of one grid, and the program may be for any
+        # What is kept is of one grid, and an exported or traced program may be for any.
+        if exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return sincos_2d(grid, self.side, self.dim, device)
         if self._kept is None or self._kept[0] != (grid, device):
             with torch.inference_mode(False), torch.no_grad():

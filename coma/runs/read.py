@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from coma.errors import DataError, UsageError
 from coma.pipeline.sizes import CropSizes
-from coma.runs.names import AVERAGE_NAME, CHECKPOINTS_NAME, CONFIG_NAME, LATEST_NAME, WEIGHTS_NAME
+from coma.runs.names import AVERAGE_NAME, CHECKPOINTS_NAME, CONFIG_NAME, LATEST_NAME, MANIFEST_NAME, WEIGHTS_NAME
+from coma.shards.files import hash_file
 
 if TYPE_CHECKING:
     import torch
@@ -180,11 +181,12 @@ def weights_path(checkpoint: Path) -> Path:
 
 
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """Read the whole network's weights of a checkpoint from `weights_path`.
+    """Read the whole network's weights of a checkpoint from `weights_path`, checked against their hash.
 
     Raises:
         DataError: they are damaged.
     """
+    check_weights(checkpoint)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -194,3 +196,24 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     return weights
+
+
+def check_weights(checkpoint: Path) -> None:
+    """Compare a checkpoint's weights with the hash that was noted when they were saved.
+
+    Raises:
+        DataError: the weights are damaged.
+    """
+    trained = weights_path(checkpoint)
+    try:
+        noted = json.loads((checkpoint / MANIFEST_NAME).read_text())["files"][trained.name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no hash was noted; loading tells whether the weights can be read
+    try:
+        hashed = hash_file(trained)
+    except OSError as error:
+        raise DataError(f"{trained} cannot be read: {error.strerror}") from None
+    if hashed != noted.get("xxh3_64"):
+        raise DataError(
+            f"{trained} is damaged, its bytes have changed since they were saved: name an earlier checkpoint"
+        )

@@ -45,9 +45,9 @@ _UNTESTED = "it changes numbers in ways that are not tested with coma: delete it
 _UNSAVED = "coma cannot save an optimizer that is kept so: use zero3_offload, which keeps it in the host's memory"
 _REFUSED = {
     "aio": "coma reads and writes the files of an offload itself: delete it",
-    "scheduler": "coma sets the learning rate before each step: use --base-lr and --warmup-epochs",
-    "optimizer.params.lr": "coma sets the learning rate before each step: use --base-lr",
-    "optimizer.params.weight_decay": "coma sets it: use --weight-decay",
+    "scheduler": "coma sets the learning rate before each step: delete it, and use --base-lr and --warmup-epochs",
+    "optimizer.params.lr": "coma sets the learning rate before each step: delete it, and use --base-lr",
+    "optimizer.params.weight_decay": "coma sets it: delete it, and use --weight-decay",
     **dict.fromkeys(("tensorboard", "wandb", "csv_monitor", "comet"), _LOGGED),
     **dict.fromkeys(("comms_logger", "flops_profiler", "memory_breakdown", "dump_state"), _SILENCED),
     **dict.fromkeys(("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"), _NO_EFFECT),
@@ -146,9 +146,14 @@ def _validate(name: str, section: Any, source: str) -> Any:
 
 
 def _check_flags(validated: Any, section: Mapping[str, Any], name: str, source: str) -> None:
-    """Refuse true and false where pydantic made a number of them."""
+    """Refuse names that DeepSpeed has given up, and true and false where pydantic made a number of them."""
     for field, about in type(validated).model_fields.items():
         key = field if field in section else about.alias or field
+        if (about.json_schema_extra or {}).get("deprecated"):
+            if key in section:
+                new = about.json_schema_extra["new_param"]
+                raise UsageError(f"{source} has '{name}.{key}', an old name: delete it, and write {new!r} in its place")
+            continue
         given, taken = section.get(key), getattr(validated, field)
         if isinstance(given, bool) and not isinstance(taken, bool):
             raise must_be("a number", f"{name}.{key}", given, source)
@@ -180,15 +185,12 @@ def _check_keys(section: Any, keys: tuple[str, ...] | None, name: str, source: s
 
 
 def _check_values(value: Any, source: str, path: tuple[str, ...]) -> None:
-    """Refuse, at any depth, keys of `_REFUSED`, "auto", numbers that no float holds, and flags that are no booleans."""
+    """Refuse keys of `_REFUSED`, "auto" in a list, numbers that no float holds, and flags that are no booleans."""
     key = ".".join(path)
     if key in _REFUSED:
         raise UsageError(f"{source} has {key!r}, which coma does not take: {_REFUSED[key]}")
     if value == "auto":
-        raise UsageError(
-            f'{source}: {key!r} is "auto", which only other frameworks fill in: '
-            "delete the key and coma derives it, or give a value"
-        )
+        raise UsageError(f'{source}: {key!r} is "auto", which stands for a whole key only: give a value')
     if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
         raise must_be("a finite number", key, value, source)
     if path and path[-1] in _FLAGS and not isinstance(value, bool | None):

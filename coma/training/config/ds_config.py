@@ -26,7 +26,9 @@ class DeepSpeedConfig:
     source: str
     """What messages call it: a packaged name, or the path."""
     content: Mapping[str, Any]
-    """The JSON object as the user wrote it."""
+    """The JSON object as the user wrote it, without its keys that are "auto"."""
+    auto: tuple[str, ...] = ()
+    """Those keys, such as "bf16.enabled": coma derives them, or DeepSpeed's default stands."""
     stage: int
     """ZeRO stage, 0 to 3."""
     precision: str | None
@@ -53,6 +55,16 @@ class DeepSpeedConfig:
     """Gradient elements in a bucket, which is reduced over the devices as a whole."""
     buckets: int
     """Number of such buckets that are kept in memory at a time."""
+
+    def auto_values(self) -> dict[str, Any]:
+        """Return what the keys that are "auto" come to, once all fields are filled in."""
+        values = {}
+        for name in self.auto:
+            value: Any = self.to_json()
+            for key in name.split("."):
+                value = value.get(key, "DeepSpeed's default") if isinstance(value, dict) else value
+            values[name] = "set by coma" if name == "optimizer.params.lr" else value
+        return values
 
     def to_json(self) -> dict[str, Any]:
         """Return what `deepspeed.initialize` is given, once all fields are filled in."""
@@ -129,6 +141,7 @@ def check_ds_config(content: Mapping[str, Any], source: str) -> DeepSpeedConfig:
     Raises:
         UsageError: a key or value would be ignored, overridden or fail; the message names it and the way out.
     """
+    content, auto = _without_auto(content)
     zero = check(content, source)
     stage = int(zero.stage)
     buckets = int(stage > 0 and zero.contiguous_gradients) * (2 if zero.overlap_comm and stage < 3 else 1)
@@ -137,6 +150,7 @@ def check_ds_config(content: Mapping[str, Any], source: str) -> DeepSpeedConfig:
     return DeepSpeedConfig(
         source=source,
         content=content,
+        auto=tuple(auto),
         stage=stage,
         precision=precision_of(content),
         batch_size=content.get(BATCH_KEY),
@@ -150,6 +164,27 @@ def check_ds_config(content: Mapping[str, Any], source: str) -> DeepSpeedConfig:
         bucket_elements=zero.reduce_bucket_size,
         buckets=buckets,
     )
+
+
+def _without_auto(content: Mapping[str, Any], path: str = "") -> tuple[dict[str, Any], list[str]]:
+    """Return a section without its keys that are "auto", and the names of these.
+
+    A section that is enabled by "auto" goes as a whole: whether it holds is for coma to derive.
+    """
+    kept: dict[str, Any] = {}
+    auto: list[str] = []
+    for key, value in content.items():
+        name = f"{path}{key}"
+        if value == "auto":
+            auto.append(name)
+        elif isinstance(value, dict):
+            section, names = _without_auto(value, f"{name}.")
+            auto += names
+            if f"{name}.enabled" not in names:
+                kept[key] = section
+        else:
+            kept[key] = value
+    return kept, auto
 
 
 def _device(offload: Any) -> str:

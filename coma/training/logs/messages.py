@@ -42,6 +42,8 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
         f"{resolved.deepspeed.gradient_clipping:g}, seed {config.seed}",
     )
     _log("machine", f"{device}, {resolved.precision}, ZeRO stage {resolved.stage} ({resolved.ds_config})")
+    if auto := resolved.deepspeed.auto_values():
+        _log("", f'"auto" in {resolved.ds_config}: {", ".join(f"{key} = {value}" for key, value in auto.items())}')
     stands = f"resumed at step {step + 1}" if step else "new"
     _log("run", f"{folder.path}, {stands}; a checkpoint every {resolved.save_every} steps")
     gpus = torch.cuda.device_count()

@@ -206,3 +206,39 @@ def test_reset_classifier_may_change_the_pooling() -> None:
     model.reset_classifier(0, "max")
     torch.testing.assert_close(model(images), model.forward_features(images).amax(dim=(1, 2)))
     assert model.num_classes == 0
+
+
+@pytest.mark.parametrize("name", ["dyvit_nano", "vit_tiny_patch16_224"])
+def test_a_network_made_on_the_meta_device_is_initialised_afterwards(name: str) -> None:
+    """As FSDP2 does with networks that fit no single device."""
+    sizes = {"patch_size": 2, "img_size": 64} if name == "dyvit_nano" else {"img_size": 224}
+    with torch.device("meta"):
+        model = coma.CoMA(name, **sizes)
+    model.to_empty(device="cpu")
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    with torch.no_grad():
+        for tensor in tensors.values():
+            tensor.fill_(float("nan"))
+    model.init_weights()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    assert [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()] == []
+    torch.manual_seed(0)
+    usual = dict(coma.CoMA(name, **sizes).named_parameters())
+    for key, parameter in model.named_parameters():
+        assert float(parameter.std()) == pytest.approx(float(usual[key].std()), rel=0.5, abs=0.01), key
+
+
+def test_a_traced_backbone_gives_the_same_numbers() -> None:
+    model = timm.create_model("dyvit_nano", img_size=64, patch_size=2, num_classes=5).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.trace(model, images)(images), model(images))
+
+
+def test_the_input_size_is_set_as_in_timm() -> None:
+    model = timm.create_model("dyvit_nano", patch_size=2)
+    model.set_input_size((64, 96))
+    assert model.img_size == (64, 96)
+    assert model.pretrained_cfg["input_size"] == (3, 64, 96)
+    with pytest.raises(UsageError, match="100x100 is not a multiple"):
+        model.set_input_size(100)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from coma.errors import DataError
 from coma.runs.read import build_model, latest_checkpoint, load_autoencoder, read_config, run_of
+from coma.shards.files import hash_file
 from coma.training.config.options import PretrainConfig
 
 CONFIG = PretrainConfig(model="dyvit_tiny", image_size=64, patch_size=2).to_json()
@@ -90,3 +91,15 @@ def test_reading_a_run_needs_no_deepspeed(run: Path) -> None:
     code = f"import sys, pathlib, coma.runs.read as r; r.load_autoencoder(pathlib.Path({str(run)!r}))"
     code += "; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_weights_whose_bytes_have_changed_are_not_computed_with(run: Path) -> None:
+    checkpoint = run / "checkpoints" / "step-000002"
+    path = checkpoint / "weights.safetensors"
+    (checkpoint / "checkpoint.json").write_text(json.dumps({"files": {path.name: {"xxh3_64": hash_file(path)}}}))
+    load_autoencoder(run)
+    data = bytearray(path.read_bytes())
+    data[-5000] ^= 0x55
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"weights.safetensors is damaged, its bytes have changed"):
+        load_autoencoder(run)

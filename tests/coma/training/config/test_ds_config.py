@@ -123,9 +123,7 @@ def test_a_file_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.
             "stage3_prefetch_bucket_size' is true",
         ),
         ({"zero_optimization": 2}, "'zero_optimization' is 2"),
-        ({"bf16": {"enabled": "auto"}}, "'bf16.enabled' is \"auto\""),
         ({"bf16": {"enable": True}}, "bf16.enable.*'enabled'"),
-        ({"train_batch_size": "auto"}, "'train_batch_size' is \"auto\""),
         ({"train_batch_size": 0}, "'train_batch_size' is 0"),
         ({"train_micro_batch_size_per_gpu": 1.5}, "1.5"),
         ({"gradient_clipping": "1"}, "'gradient_clipping'"),
@@ -149,6 +147,14 @@ def test_a_file_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.
         (
             {"torch_autocast": {"enabled": True, "dtype": "float16"}},
             "must be bfloat16; for float16 use 'fp16'",
+        ),
+        (
+            {"zero_optimization": {"cpu_offload": True}},
+            "cpu_offload', an old name.*'offload_optimizer'",
+        ),
+        (
+            {"zero_optimization": {"stage3_gather_fp16_weights_on_model_save": True}},
+            "fp16_weights.*, an old name.*'gather_16bit_weights_on_model_save'",
         ),
         ({"torch_autocast": {"dtype": None}}, "'torch_autocast.dtype' is null"),
         (
@@ -269,3 +275,34 @@ def test_every_value_is_typed() -> None:
 @pytest.mark.parametrize("given", [{"foreach": True}, {"torch_adam": False}, {"fused": False}])
 def test_the_fused_kernel_is_the_default_of_torchs_adamw_alone(given: dict[str, bool]) -> None:
     assert not filled_in({"optimizer": {"params": given}}).to_json()["optimizer"]["params"].get("fused")
+
+
+def test_auto_means_what_coma_derives() -> None:
+    """As in the files that transformers and accelerate users have."""
+    content = {
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+        },
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"},
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+    }
+    without = {"optimizer": {"type": "AdamW", "params": {}}, "zero_optimization": {"stage": 2}}
+    done = filled_in(content, has_bf16=True)
+    assert done.to_json() == filled_in(without, has_bf16=True).to_json()
+    assert done.auto_values() == {
+        "bf16.enabled": True,
+        "fp16.enabled": "DeepSpeed's default",
+        "optimizer.params.lr": "set by coma",
+        "optimizer.params.betas": [0.9, 0.95],
+        "optimizer.params.eps": "DeepSpeed's default",
+        "optimizer.params.weight_decay": 0.1,
+        "zero_optimization.reduce_bucket_size": "DeepSpeed's default",
+        "gradient_clipping": 1.0,
+        "train_batch_size": 8,
+        "train_micro_batch_size_per_gpu": 8,
+    }
