@@ -24,7 +24,9 @@ def demo(
             help="New or empty folder for all results.", metavar="DIR", show_default="coma-demo, or coma-demo-2, ..."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed for images, weights and masks.", min=0, metavar="N")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Random seed for images, weights and masks.", min=0, max=2**63 - 1, metavar="N")
+    ] = 0,
     json: Json = False,
 ) -> None:
     """Shard, pre-train and evaluate on a small scale, in minutes.

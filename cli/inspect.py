@@ -41,7 +41,10 @@ def inspect(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Random seed for the images of the sheet and of the colours.", metavar="N", min=0)
+        int,
+        typer.Option(
+            help="Random seed for the images of the sheet and of the colours.", metavar="N", min=0, max=2**63 - 1
+        ),
     ] = 0,
     json: Json = False,
 ) -> None:

@@ -18,7 +18,10 @@ def reconstruct(
         ),
     ] = None,
     count: Count = 8,
-    seed: Annotated[int, typer.Option(help="Random seed for the masks.", metavar="N", rich_help_panel="Picture")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(help="Random seed for the masks.", min=0, max=2**63 - 1, metavar="N", rich_help_panel="Picture"),
+    ] = 0,
     device: Device = None,
     json: Json = False,
 ) -> None:

@@ -55,9 +55,16 @@ class RunConfig(ABC):
         shown_default="its share of the cores",
     )
     epochs: float | None = option(
-        None, help="Number of passes over the data.", panel=OPTIMISATION, above=0, shown_default=f"{default_epochs:g}"
+        None,
+        help="Number of passes over the data.",
+        panel=OPTIMISATION,
+        above=0,
+        most=1e6,
+        shown_default=f"{default_epochs:g}",
     )
-    steps: int | None = option(None, help="Number of steps, instead of --epochs.", panel=OPTIMISATION, least=1)
+    steps: int | None = option(
+        None, help="Number of steps, instead of --epochs.", panel=OPTIMISATION, least=1, most=10**12
+    )
     batch_size: int | None = option(
         None,
         help="Number of images per step, over all devices.",
@@ -82,7 +89,12 @@ class RunConfig(ABC):
         shown_default="a twentieth of the run",
     )
     seed: int = option(
-        0, help="Random seed for weights, sample order, crops and views.", panel=OPTIMISATION, least=0, identity=True
+        0,
+        help="Random seed for weights, sample order, crops and views.",
+        panel=OPTIMISATION,
+        least=0,
+        below=2**63,
+        identity=True,
     )
     out: Path | None = option(None, help="Run folder.", panel=RUN, metavar="RUN", shown_default="runs/MODEL[-NUMBER]")
     resume: Literal["auto", "never"] = option(
