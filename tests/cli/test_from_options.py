@@ -140,7 +140,7 @@ def test_what_is_typed_becomes_the_fields(monkeypatch: pytest.MonkeyPatch) -> No
     ("arguments", "says"),
     [
         ("pretrain --steps 0", "--steps is 0; it must be from 1 to 1000000000000"),
-        ("pretrain --epochs 0", "--epochs is 0.0; it must be above 0 and at most 1000000"),
+        ("pretrain --epochs 0", "--epochs is 0.0; it must be above 0 and at most 1000000.0"),
         ("pretrain --base-lr nan", "--base-lr is nan; it must be above 0"),
         ("plan --method dino", "--method is 'dino'; it must be coma or independent or mae"),
         ("finetune run --crop-scale 2", "--crop-scale is 2.0; it must be above 0 and at most 1"),

@@ -27,7 +27,7 @@ from coma.training.config.options import PretrainConfig
         ({"seed": -1}, "--seed is -1"),
         ({"seed": 2**64}, "--seed is 18446744073709551616"),
         ({"steps": 10**20}, "--steps is 100000000000000000000"),
-        ({"epochs": 1e300}, "--epochs is 1e+300".replace("+", r"\\+")),
+        ({"epochs": 1e300}, "--epochs is .*at most 1000000"),
         ({"method": "mea"}, "'mea'"),
         ({"log_to": "wandb,comet"}, "--log-to comet"),
         ({"evaluate_every": 0}, "--evaluate-every is 0"),
