@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from coma.runs.names import CHECKPOINTS_NAME
 from coma.shards.option import option, option_like
-from coma.training.config.options import DATA, MODEL, OPTIMISATION, RunConfig
+from coma.training.config.options import RunConfig, data_option, model_option, optimisation_option
 
-AUGMENTATION = "Augmentation"
+augmentation_option = partial(option, panel="Augmentation", identity=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,67 +27,35 @@ class FinetuneConfig(RunConfig):
         metavar="RUN|EXPORT",
     )
     image_size: int | None = option_like(RunConfig, "image_size", shown_default="as in pre-training")
-    crop_scale: float = option(
-        0.08, help="Smallest share of an image's area that a crop shows.", panel=DATA, above=0, most=1, identity=True
+    crop_scale: float = data_option(
+        0.08, help="Smallest share of an image's area that a crop shows.", above=0, most=1, identity=True
     )
-    rand_augment: int = option(
-        9,
-        help="Magnitude of RandAugment, two operations per image, up to 30; 0: none.",
-        panel=AUGMENTATION,
-        least=0,
-        most=30,
-        identity=True,
+    rand_augment: int = augmentation_option(
+        9, help="Magnitude of RandAugment, two operations per image, up to 30; 0: none.", least=0, most=30
     )
-    erasing: float = option(
-        0.25,
-        help="Share of images of which a random rectangle is erased.",
-        panel=AUGMENTATION,
-        least=0,
-        most=1,
-        identity=True,
+    erasing: float = augmentation_option(
+        0.25, help="Share of images of which a random rectangle is erased.", least=0, most=1
     )
-    mixup: float = option(0.8, help="Alpha of mixup; 0: none.", panel=AUGMENTATION, least=0, most=100, identity=True)
-    cutmix: float = option(
-        1.0,
-        help="Alpha of CutMix; 0: none. With mixup, each step takes either at random.",
-        panel=AUGMENTATION,
-        least=0,
-        most=100,
-        identity=True,
+    mixup: float = augmentation_option(0.8, help="Alpha of mixup; 0: none.", least=0, most=100)
+    cutmix: float = augmentation_option(
+        1.0, help="Alpha of CutMix; 0: none. With mixup, each step takes either at random.", least=0, most=100
     )
-    label_smoothing: float = option(
-        0.1,
-        help="Share of a label that is spread over all classes.",
-        panel=AUGMENTATION,
-        least=0,
-        most=0.99,
-        identity=True,
+    label_smoothing: float = augmentation_option(
+        0.1, help="Share of a label that is spread over all classes.", least=0, most=0.99
     )
-    drop_path: float = option(
-        0.1,
-        help="Stochastic depth: drop rate of the last block, rising linearly from 0.",
-        panel=MODEL,
-        least=0,
-        most=0.99,
-        identity=True,
+    drop_path: float = model_option(
+        0.1, help="Stochastic depth: drop rate of the last block, rising linearly from 0.", least=0, most=0.99
     )
-    ema_decay: float = option(
+    ema_decay: float = model_option(
         0.0,
         help="Decay of an exponential moving average (EMA) of the weights, such as 0.9999, which is evaluated "
         "and exported in their place; 0: none.",
-        panel=MODEL,
         least=0,
         most=0.999999,
-        identity=True,
     )
     base_lr: float = option_like(RunConfig, "base_lr", 5e-4)
-    layer_decay: float = option(  # of BEiT, arXiv 2106.08254
-        0.65,
-        help="Learning rate of a layer as a share of that of the layer above it.",
-        panel=OPTIMISATION,
-        above=0,
-        most=1,
-        identity=True,
+    layer_decay: float = optimisation_option(  # of BEiT, arXiv 2106.08254
+        0.65, help="Learning rate of a layer as a share of that of the layer above it.", above=0, most=1, identity=True
     )
     seed: int = option_like(RunConfig, "seed", help="Random seed for sample order, crops and augmentation.")
     out: Path | None = option_like(RunConfig, "out", shown_default="runs/RUN-finetune[-NUMBER]")

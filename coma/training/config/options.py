@@ -9,6 +9,7 @@ import dataclasses
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -18,7 +19,10 @@ from coma.shards.option import identity_of, option, option_like, validate
 
 TRACKERS = ("wandb", "mlflow")
 
-DATA, MODEL, OPTIMISATION, RUN, MACHINE = "Data", "Model", "Optimisation", "Run", "Machine"
+# One for each panel of the help. A model with other options is another run.
+model_option = partial(option, panel="Model", identity=True)
+data_option, optimisation_option = partial(option, panel="Data"), partial(option, panel="Optimisation")
+run_option, machine_option = partial(option, panel="Run"), partial(option, panel="Machine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,123 +45,80 @@ class RunConfig(ABC):
         argument=True,
         shown_default="the one in the current folder",
     )
-    image_size: int | None = option(
-        None, help="Side of the square crops, in pixels.", panel=DATA, metavar="PX", least=1, identity=True
+    image_size: int | None = data_option(
+        None, help="Side of the square crops, in pixels.", metavar="PX", least=1, identity=True
     )
-    decode: Literal["auto", "cpu", "gpu"] = option(
-        "auto", help="Where images are decoded; auto: on the device that trains.", panel=DATA
+    decode: Literal["auto", "cpu", "gpu"] = data_option(
+        "auto", help="Where images are decoded; auto: on the device that trains."
     )
-    workers: int | None = option(
-        None,
-        help="Number of decoding threads per process.",
-        panel=DATA,
-        least=1,
-        shown_default="its share of the cores",
+    workers: int | None = data_option(
+        None, help="Number of decoding threads per process.", least=1, shown_default="its share of the cores"
     )
-    epochs: float | None = option(
-        None,
-        help="Number of passes over the data.",
-        panel=OPTIMISATION,
-        above=0,
-        most=1e6,
-        shown_default=f"{default_epochs:g}",
+    epochs: float | None = optimisation_option(
+        None, help="Number of passes over the data.", above=0, most=1e6, shown_default=f"{default_epochs:g}"
     )
-    steps: int | None = option(
-        None, help="Number of steps, instead of --epochs.", panel=OPTIMISATION, least=1, most=10**12
-    )
-    batch_size: int | None = option(
+    steps: int | None = optimisation_option(None, help="Number of steps, instead of --epochs.", least=1, most=10**12)
+    batch_size: int | None = optimisation_option(
         None,
         help="Number of images per step, over all devices.",
-        panel=OPTIMISATION,
         least=1,
         shown_default="256 on GPUs, 32 on a CPU, less for small data",
     )
-    base_lr: float = option(
+    base_lr: float = optimisation_option(
         help="Peak learning rate for a batch of 256 images; it is scaled linearly with the batch.",
-        panel=OPTIMISATION,
         above=0,
         identity=True,
     )
-    weight_decay: float = option(
-        0.05, help="Weight decay, applied to matrices only.", panel=OPTIMISATION, least=0, identity=True
+    weight_decay: float = optimisation_option(
+        0.05, help="Weight decay, applied to matrices only.", least=0, identity=True
     )
-    warmup_epochs: float | None = option(
-        None,
-        help="Epochs of linear warm-up of the learning rate.",
-        panel=OPTIMISATION,
-        least=0,
-        shown_default="a twentieth of the run",
+    warmup_epochs: float | None = optimisation_option(
+        None, help="Epochs of linear warm-up of the learning rate.", least=0, shown_default="a twentieth of the run"
     )
-    seed: int = option(
-        0,
-        help="Random seed for weights, sample order, crops and views.",
-        panel=OPTIMISATION,
-        least=0,
-        below=2**63,
-        identity=True,
+    seed: int = optimisation_option(
+        0, help="Random seed for weights, sample order, crops and views.", least=0, below=2**63, identity=True
     )
-    out: Path | None = option(None, help="Run folder.", panel=RUN, metavar="RUN", shown_default="runs/MODEL[-NUMBER]")
-    resume: Literal["auto", "never"] = option(
-        "auto", help="auto: resume the unfinished run of the same command; never: start a new one.", panel=RUN
+    out: Path | None = run_option(None, help="Run folder.", metavar="RUN", shown_default="runs/MODEL[-NUMBER]")
+    resume: Literal["auto", "never"] = run_option(
+        "auto", help="auto: resume the unfinished run of the same command; never: start a new one."
     )
-    save_every: int | None = option(
-        None,
-        help="Steps between checkpoints.",
-        panel=RUN,
-        least=1,
-        shown_default="an epoch or a 50th of the run, at most 2000",
+    save_every: int | None = run_option(
+        None, help="Steps between checkpoints.", least=1, shown_default="an epoch or a 50th of the run, at most 2000"
     )
-    keep_last: int = option(2, help="Number of newest checkpoints to keep.", panel=RUN, least=1)
-    keep_every_epochs: int | None = option(
-        None, help="Epochs between checkpoints that are kept for good.", panel=RUN, least=1, shown_default="none"
+    keep_last: int = run_option(2, help="Number of newest checkpoints to keep.", least=1)
+    keep_every_epochs: int | None = run_option(
+        None, help="Epochs between checkpoints that are kept for good.", least=1, shown_default="none"
     )
-    stuck_after: float = option(
-        1800.0, help="Seconds without progress after which the run ends as stuck; 0: never.", panel=RUN, least=0
+    stuck_after: float = run_option(
+        1800.0, help="Seconds without progress after which the run ends as stuck; 0: never.", least=0
     )
-    evaluate_every: int | None = option(
+    evaluate_every: int | None = run_option(
         None,
         help="Epochs between evaluations: 20-NN accuracy, if there are labels, and RankMe.",
-        panel=RUN,
         least=1,
         shown_default="never",
     )
-    log_to: str | None = option(
+    log_to: str | None = run_option(
         None,
         help="Trackers that get the metrics as well: wandb, mlflow or both, if installed.",
-        panel=RUN,
         metavar=",".join(TRACKERS),
         shown_default="none",
     )
-    stop_after: int | None = option(
-        None,
-        help="Number of steps after which to save a checkpoint and leave.",
-        panel=RUN,
-        least=1,
-        shown_default="never",
+    stop_after: int | None = run_option(
+        None, help="Number of steps after which to save a checkpoint and leave.", least=1, shown_default="never"
     )
-    ds_config: str = option(
+    ds_config: str = machine_option(
         "zero1",
         help="DeepSpeed configuration: zero0 to zero3, zero2_offload, zero3_offload, zero3_nvme, or a file.",
-        panel=MACHINE,
         metavar="NAME|PATH",
     )
-    devices: int | None = option(
-        None,
-        help="Number of processes to start on this machine, one per GPU.",
-        panel=MACHINE,
-        least=1,
-        shown_default="1",
+    devices: int | None = machine_option(
+        None, help="Number of processes to start on this machine, one per GPU.", least=1, shown_default="1"
     )
-    hostfile: Path | None = option(
-        None,
-        help="DeepSpeed hostfile with the machines to run on.",
-        panel=MACHINE,
-        metavar="FILE",
-        shown_default="this machine",
+    hostfile: Path | None = machine_option(
+        None, help="DeepSpeed hostfile with the machines to run on.", metavar="FILE", shown_default="this machine"
     )
-    compile: bool = option(
-        False, help="Compile the model with torch.compile: slower start, faster steps.", panel=MACHINE
-    )
+    compile: bool = machine_option(False, help="Compile the model with torch.compile: slower start, faster steps.")
 
     def __post_init__(self) -> None:
         """Refuse what no data and no machine could make right."""
@@ -219,43 +180,33 @@ class PretrainConfig(RunConfig):
     betas: ClassVar[tuple[float, float]] = (0.9, 0.95)
 
     image_size: int = option_like(RunConfig, "image_size", 224)
-    start_size: int | None = option(
+    start_size: int | None = data_option(
         None,
         help="Side of the first crops, in pixels; they grow to --image-size, so that early steps cost less.",
-        panel=DATA,
         metavar="PX",
         least=1,
         identity=True,
         shown_default="--image-size",
     )
-    model: str = option(
-        "dyvit_base",
-        help="Network: dyvit_nano, _tiny, _small, _base, _large, or a timm ViT.",
-        panel=MODEL,
-        metavar="NAME",
-        identity=True,
+    model: str = model_option(
+        "dyvit_base", help="Network: dyvit_nano, _tiny, _small, _base, _large, or a timm ViT.", metavar="NAME"
     )
-    method: Literal["coma", "independent", "mae"] = option(
-        "coma",
-        help="Masking: complementary views (coma), or for comparison independently masked ones, or mae.",
-        panel=MODEL,
-        identity=True,
+    method: Literal["coma", "independent", "mae"] = model_option(
+        "coma", help="Masking: complementary views (coma), or for comparison independently masked ones, or mae."
     )
-    views: int = option(2, help="Number of views per image; mae has 1.", panel=MODEL, least=1, identity=True)
-    patch_size: int | None = option(
+    views: int = model_option(2, help="Number of views per image; mae has 1.", least=1)
+    patch_size: int | None = model_option(
         None,
         help="Side of a patch, in pixels; small images need small ones.",
-        panel=MODEL,
         metavar="PX",
         least=1,
-        identity=True,
         shown_default="the model's own",
     )
-    init: Path | None = option(
+    init: Path | None = model_option(
         None,
         help="Export whose weights the run starts from, with the decoder's if it has them.",
-        panel=MODEL,
         metavar="DIR",
+        identity=False,  # what it holds is: `ResolvedRun.init_digest`
         shown_default="random weights",
     )
     base_lr: float = option_like(RunConfig, "base_lr", 6e-4)
