@@ -29,7 +29,6 @@ class LinearProbe:
     std: Tensor  # [C]
     weight: Tensor  # [L, C]
     bias: Tensor  # [L]
-    l2: float
 
     def logits(self, x: Tensor) -> Tensor:
         """Score the classes of features x [M, C] → [M, L]."""
@@ -74,7 +73,7 @@ def fit_probe(x: Tensor, labels: Tensor, *, l2: float, classes: int | None = Non
 
     with torch.enable_grad():
         optimiser.step(objective)  # type: ignore[no-untyped-call]
-    return LinearProbe(mean, std, weight.detach(), bias.detach(), l2)
+    return LinearProbe(mean, std, weight.detach(), bias.detach())
 
 
 def choose_l2(x: Tensor, labels: Tensor, grid: Sequence[float] = L2_GRID) -> float:
