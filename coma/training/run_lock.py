@@ -67,9 +67,7 @@ def take_run(
     Args:
         choose: returns the folder as it is now (`choose_run`); repeated under the lock, as another process may have
             written to the folder before.
-        lock: takes the folder's lock.
         wait_s: seconds to wait for another process.
-        stop_asked: whether to stop waiting.
 
     Raises:
         UsageError: another process holds the lock for longer than `wait_s`.
@@ -94,12 +92,8 @@ def take_run(
                 f"{folder.path} is being written to by {holder(folder.path)}: end it, or give another --out"
             )
         if awaited is None:
-            logger.info(
-                "%s is being written to by %s: waiting for its end, %.0f s at most",
-                folder.path,
-                holder(folder.path),
-                wait_s,
-            )
+            text = "%s is being written to by %s: waiting for its end, %.0f s at most"
+            logger.info(text, folder.path, holder(folder.path), wait_s)
             awaited = folder
         time.sleep(_POLL_S)
 

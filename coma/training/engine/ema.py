@@ -25,10 +25,8 @@ _KIND = "average"
 class ExponentialMovingAverage:
     """The EMA of an engine's weights.
 
-    Args:
-        engine: DeepSpeed's.
-        decay: the share of the average that a step keeps; below 1. Early steps keep less, (1 + n) / (10 + n) at step
-            n, or the average would be of the initial weights for long (as TensorFlow's ExponentialMovingAverage).
+    `decay` is the share of the average that a step keeps; below 1. Early steps keep less, (1 + n) / (10 + n) at step n,
+    or the average would be of the initial weights for long (as TensorFlow's ExponentialMovingAverage).
     """
 
     def __init__(self, engine: Any, decay: float) -> None:

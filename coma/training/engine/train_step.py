@@ -30,10 +30,7 @@ def micro_batches(images: int, size: int) -> list[slice]:
 def train_step(engine: Any, inputs: Sequence[Tensor], micro_batch_size: int) -> tuple[list[float], float, bool]:
     """Take one optimizer step with gradient accumulation over micro-batches; collective.
 
-    Args:
-        engine: DeepSpeed's.
-        inputs: arguments of the network, each with one row per image.
-        micro_batch_size: images in a forward pass.
+    `inputs` are the arguments of the network, each with one row per image.
 
     Returns:
         The loss of each micro-batch of this rank, the global norm of the gradient before clipping, and whether the

@@ -61,10 +61,7 @@ Watcher = Callable[[Progress], None]
 class MetricsLog:
     """Writes metrics to metrics.jsonl, TensorBoard and trackers; on rank 0 only.
 
-    Args:
-        run: the run folder.
-        start_step: step of the checkpoint that the run is resumed from; later lines are cut.
-        trackers: trackers of --log-to.
+    Lines of steps after `start_step`, the checkpoint that the run is resumed from, are cut.
     """
 
     def __init__(self, run: Path, start_step: int, trackers: Sequence[Tracker] = ()) -> None:
@@ -100,10 +97,8 @@ class Pace:
     """The smoothed speed of a run, and what the console shows of it."""
 
     def __init__(self, steps: int, batch_size: int) -> None:
-        self._steps = steps
-        self._batch_size = batch_size
-        self._step_s = 0.0
-        self._wait_s = 0.0
+        self._steps, self._batch_size = steps, batch_size
+        self._step_s = self._wait_s = 0.0
         self._count = 0
         self._last_line_s = -math.inf
 

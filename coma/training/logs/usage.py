@@ -61,14 +61,7 @@ def peak_tflops(device_name: str, precision: str) -> float | None:
 
 
 class Usage:
-    """Computes the utilization of this process's device from the duration of steps.
-
-    Args:
-        build: makes the network that is trained.
-        device: device that it is trained on.
-        device_name: name of the device.
-        precision: precision of the run.
-    """
+    """Computes the utilization of this process's device from the duration of steps; `build` makes the network."""
 
     def __init__(self, build: Callable[[], nn.Module], device: torch.device, device_name: str, precision: str) -> None:
         self._build = build

@@ -46,7 +46,6 @@ class ParentCommand:
     Args:
         config_file: the configuration file that the command wrote; if it is None or in no launch folder, there is no
             such command and nothing is exchanged.
-        rank: rank of this process.
         gone_after_s: seconds without a heartbeat after which the command counts as gone.
     """
 
@@ -83,8 +82,7 @@ class ParentCommand:
     def __enter__(self) -> ParentCommand:
         """Ask the kernel for a SIGTERM, which saves a checkpoint, if the command on this machine is killed."""
         if self._parent is not None and sys.platform.startswith("linux"):
-            pr_set_pdeathsig = 1
-            ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
             if self._is_gone():  # since before the request
                 self._remove_folder()
                 raise SystemExit(1)

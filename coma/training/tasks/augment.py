@@ -49,13 +49,7 @@ class BatchRandAugment(RandAugment):  # type: ignore[misc]
 
 
 class Augment:
-    """Augments a batch of crops and turns its labels into soft targets.
-
-    Args:
-        config: strength of each augmentation.
-        classes: number of classes, N.
-        device: device of the batches.
-    """
+    """Augments a batch of crops and turns its labels into soft targets over N classes."""
 
     def __init__(self, config: FinetuneConfig, classes: int, device: torch.device) -> None:
         self._classes, self._smoothing = classes, config.label_smoothing

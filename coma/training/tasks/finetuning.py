@@ -28,10 +28,6 @@ logger = logging.getLogger(__name__)
 class Finetuning(Task):
     """What `coma finetune` trains.
 
-    Args:
-        config: options of the run.
-        manifest: what it trains on.
-
     Raises:
         UsageError, DataError: no such backbone, no labels, or sizes that do not fit each other.
     """

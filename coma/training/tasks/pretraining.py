@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 class Pretraining(Task):
     """What `coma pretrain` trains.
 
-    Args:
-        config: options of the run.
-        manifest: what it trains on.
-
     Raises:
         UsageError, DataError: no such network, or --init does not fit it.
     """

@@ -31,12 +31,7 @@ def preview_steps(steps: int) -> frozenset[int]:
 class ReconstructionPreviewer:
     """Draws reconstructions of the first images of the data, in float32 and without effect on training.
 
-    Args:
-        run: the run folder.
-        build: makes the network.
-        data: what the run trains on.
-        stream_options: arguments of the stream that the model asks for.
-        decoding: arguments of the stream on decoding: workers, device.
+    `stream_options` are the arguments of the stream that the model asks for, `decoding` those on decoding.
     """
 
     def __init__(

@@ -73,11 +73,6 @@ class FeatureScorer:
     At most `TRAIN_IMAGES` images to learn from and `VAL_IMAGES` to test on, always the same, are scored as by
     `coma knn`; without labels, by RankMe only.
 
-    Args:
-        build: makes the network.
-        data: what the run trains on.
-        decoding: arguments of the stream on decoding: workers, device.
-
     Raises:
         DataError: there are too few images.
     """
@@ -120,13 +115,7 @@ class FeatureScorer:
 
 
 class AccuracyScorer:
-    """Measures a classifier's accuracy on a labelled split, in float32 and without effect on training.
-
-    Args:
-        build: makes the network.
-        data: what it is tested on.
-        stream_options: arguments of the stream.
-    """
+    """Measures a classifier's accuracy on a labelled split, in float32 and without effect on training."""
 
     def __init__(
         self, build: Callable[[], Classifier], data: Manifest, device: torch.device, stream_options: dict[str, Any]
