@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +11,10 @@ from hypothesis import HealthCheck, settings
 
 # A worker of pytest-xdist has a core: of two threads on one, one spins while it waits for the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Begun in the background of a shell, tests have Ctrl-C ignored, and so has all that they start.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("coma", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("coma")
