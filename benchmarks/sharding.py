@@ -28,7 +28,8 @@ import webdataset
 from PIL import Image
 
 from coma.shards.images.prepare import PixelOptions
-from coma.shards.sources.listing import WHOLE_FILE, SourceImage, is_image_name
+from coma.shards.sources.kinds import is_image_name
+from coma.shards.sources.listing import WHOLE_FILE, SourceImage
 from coma.shards.write.layout import ShardLayout
 from coma.shards.write.one_shard import ShardJob, write_shard
 from coma.shards.write.options import ShardOptions

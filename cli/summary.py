@@ -17,6 +17,7 @@ def summary_as_json(summary: "ShardSummary") -> dict[str, Any]:
         "set_aside": summary.set_aside,
         "reasons": summary.reasons,
         "converted": summary.converted,
+        "passed_over": summary.passed_over,
         "classes": summary.classes,
         "shards": summary.shards,
         "bytes": summary.shard_bytes,
@@ -45,6 +46,10 @@ def summary_as_lines(summary: "ShardSummary", set_aside_note: str = "") -> dict[
         "kept": (f"{summary.kept:,} ({kept})" if len(summary.splits) > 1 else f"{summary.kept:,}, split {kept}")
         + (converted if summary.converted else ""),
         "set aside": f"{summary.set_aside:,}{aside}" if summary.set_aside else "none",
+        "passed over": f"{sum(summary.passed_over.values()):,} files that are no images "
+        f"({counts_in_words(summary.passed_over)}): see passed_over.parquet"
+        if summary.passed_over
+        else "none",
         "shards": f"{summary.shards:,}, {decimal(summary.shard_bytes)} in all, in {summary.elapsed_s:.1f} s",
         "where": str(summary.out),
     }

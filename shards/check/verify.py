@@ -16,7 +16,7 @@ from coma.shards.check.one_shard import Decode, Problem, check_shard
 from coma.shards.files import folder_at, store_errors_as_oserror
 from coma.shards.images.prepare import MAX_PIXELS, check_image
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, QUARANTINE_NAME, Manifest, load_manifests, read_info
-from coma.shards.manifest.quarantine import count_reasons
+from coma.shards.manifest.quarantine import PASSED_OVER_NAME, count_reasons
 
 _OWN_PREFIX = "coma-"
 _REPORT_EVERY_S = 0.2
@@ -191,22 +191,27 @@ def _info_problems(data: Path, manifests: list[Manifest]) -> Iterator[Problem]:
 
 
 def _quarantine_problems(data: Path) -> Iterator[Problem]:
-    """Yield the differences between the quarantine and the counts in `_info.json`."""
-    path = data / QUARANTINE_NAME
-    counted = _dict(_dict(read_info(data).get("coma")).get("set_aside"))
-    try:
-        kinds = count_reasons(path)
-    except FileNotFoundError:
-        if counted:
-            yield Problem("", QUARANTINE_NAME, "", "missing, and images were set aside")
-        return
-    except (pa.ArrowException, OSError, AttributeError) as error:
-        yield Problem("", QUARANTINE_NAME, "", f"cannot be read: {' '.join(str(error).split())[:200]}")
-        return
-    for kind in sorted({*kinds, *counted}):
-        if kinds[kind] != counted.get(kind, 0):
-            difference = f"lists {kinds[kind]} images as {kind}, {INFO_NAME} counts {counted.get(kind, 0)}"
-            yield Problem("", QUARANTINE_NAME, "", difference)
+    """Yield the differences between the tables of what is not in the data set and the counts in `_info.json`."""
+    about = _dict(read_info(data).get("coma"))
+    for name, key, what in (
+        (QUARANTINE_NAME, "set_aside", "images were set aside"),
+        (PASSED_OVER_NAME, "passed_over", "files were passed over"),
+    ):
+        counted = _dict(about.get(key))
+        try:
+            kinds = count_reasons(data / name)
+        except FileNotFoundError:
+            if counted:
+                yield Problem("", name, "", f"missing, and {what}")
+            continue
+        except (pa.ArrowException, OSError, AttributeError) as error:
+            yield Problem("", name, "", f"cannot be read: {' '.join(str(error).split())[:200]}")
+            continue
+        for kind in sorted({*kinds, *counted}):
+            if kinds[kind] != counted.get(kind, 0):
+                things = what.partition(" ")[0]
+                difference = f"lists {kinds[kind]} {things} as {kind}, {INFO_NAME} counts {counted.get(kind, 0)}"
+                yield Problem("", name, "", difference)
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -12,17 +12,19 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import xxhash
 
 from coma.errors import ComaError, DataError, UsageError
 from coma.shards.files import make_folder
-from coma.shards.index.one_tar import IndexJob, ListedTar, TarCounts, drop_labels, read_counts
+from coma.shards.index.one_tar import IndexJob, ListedTar, TarCounts, read_counts, relabel
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, read_info
 from coma.shards.sources.folders import files_below
-from coma.shards.sources.listing import counted, printable, train_first
-from coma.shards.sources.webdataset import NO_IMAGE, ClassNames, is_labelled, split_of_tar
+from coma.shards.sources.listing import PassedOver, clamped, printable, train_first, warn_of_packed
+from coma.shards.sources.splits import split_of_source
+from coma.shards.sources.webdataset import ClassNames, is_labelled, split_of_sample
 from coma.shards.write.layout import ShardLayout
 from coma.shards.write.merge import SplitParts, finish
 from coma.shards.write.pool import run_jobs
@@ -70,7 +72,7 @@ def index(
     begun_s = time.monotonic()
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers} is less than 1")
-    root, tars = _list_tars(Path(source), Path(out))
+    root, tars, passed_over = _list_tars(Path(source), Path(out))
     names = repr([(tar.layout.split, tar.path) for tar in tars])
     record = {"seed": None, "index": xxhash.xxh3_128_hexdigest(names.encode()), "decode": decode}
     state = xxhash.xxh3_128_hexdigest(repr([(tar.size, tar.mtime_ns) for tar in tars]).encode())
@@ -83,7 +85,7 @@ def index(
             for split in {tar.layout.split for tar in tars}:
                 make_folder(out / split)
             kept_tars = _index_tars(jobs, workers, progress or (lambda _: None))
-            _finish(source, out, root, jobs, record | {"state": state})
+            _finish(source, out, root, jobs, record | {"state": state}, passed_over)
     except KeyboardInterrupt:
         log.warning("stopped; the same command resumes from the tars that are done")
         raise
@@ -92,19 +94,19 @@ def index(
     return complete(out, kept_tars, begun_s)
 
 
-def _list_tars(source: Path, out: Path) -> tuple[Path, list[ListedTar]]:
-    """Return the folder that the paths of the tars are relative to, and the tars sorted by split and name."""
+def _list_tars(source: Path, out: Path) -> tuple[Path, list[ListedTar], PassedOver]:
+    """Return the folder that the paths of the tars are relative to, the tars sorted by split and name, and all else."""
     if not source.exists():
         raise UsageError(f"no such file or folder: {source}")
     if (source / INFO_NAME).is_file() and any(source.glob(f"*/{MANIFEST_NAME}")):
         raise UsageError(f"{source} is a data set already, with manifests; see: coma inspect {source}")
     root = (source if source.is_dir() else source.parent).absolute()
-    paths = files_below(root, ".tar", out)[0] if source.is_dir() else [source.name]
+    paths, others = files_below(root, ".tar", out) if source.is_dir() else ([source.name], PassedOver())
     if not paths:
         raise UsageError(f"no .tar files in {source}")
     by_place: dict[tuple[str, str], str] = {}
     for path in paths:
-        place = (split_of_tar(path), path.rsplit("/", 1)[-1])
+        place = (split_of_sample(path) or split_of_source(source.resolve().name), path.rsplit("/", 1)[-1])
         if printable(path) != path:
             raise UsageError(f"{printable(str(root / path))} has a name that is not UTF-8; rename it")
         if place in by_place:
@@ -117,9 +119,10 @@ def _list_tars(source: Path, out: Path) -> tuple[Path, list[ListedTar]]:
     numbers: Counter[str] = Counter()
     for (split, _), path in sorted(by_place.items()):
         status, layout = (root / path).stat(), ShardLayout(split, numbers[split], 0, 0)
-        tars.append(ListedTar(path, status.st_size, status.st_mtime_ns, layout))
+        tars.append(ListedTar(path, status.st_size, clamped(status.st_mtime_ns), layout))
         numbers[split] += 1
-    return root, tars
+    warn_of_packed(others)
+    return root, tars, others
 
 
 def _is_complete(out: Path, root: Path, tars: list[ListedTar], record: dict[str, Any], state: str) -> bool:
@@ -184,14 +187,24 @@ def _index_tars(jobs: list[IndexJob], workers: int | None, progress: Callable[[I
     return kept_tars
 
 
-def _finish(source: Path, out: Path, root: Path, jobs: list[IndexJob], record: dict[str, Any]) -> None:
+def _finish(
+    source: Path, out: Path, root: Path, jobs: list[IndexJob], record: dict[str, Any], passed_over: PassedOver
+) -> None:
     """Link the tars and merge their part files into a data set."""
     counts = {job: _require_counts(job) for job in jobs}
     images = sum(each.kept + each.set_aside for each in counts.values())
     if not images:
         raise DataError(f"no sample in the tars of {source} has an image")
-    if without_image := sum(each.without_image for each in counts.values()):
-        log.info("passed over %s", counted(Counter({NO_IMAGE: without_image})))
+    held_out = next(((job, each.held_out) for job, each in counts.items() if each.held_out is not None), None)
+    if held_out is not None:
+        raise UsageError(
+            f"{held_out[0].tar.path} has samples that are not to be trained on by their names, such as {held_out[1]}, "
+            f"and a tar is indexed as one split; coma shard {quote(str(source))} sorts them"
+        )
+    words = sorted({word for each in counts.values() for word in each.words}, key=os.fsencode)
+    if words and any(each.names for each in counts.values()):
+        raise DataError(f"some labels in the tars of {source} are numbers and others words, such as {words[0]}")
+    number_of = {word: i for i, word in enumerate(words)}
     names = ClassNames()
     for job in jobs:
         if not counts[job].ended:
@@ -205,16 +218,18 @@ def _finish(source: Path, out: Path, root: Path, jobs: list[IndexJob], record: d
         labelled = is_labelled(name, kept, sum(counts[job].without_label for job in of_split))
         for job in of_split:
             if not labelled and counts[job].without_label < counts[job].kept:
-                drop_labels(job)
+                relabel(job, None)
+            elif counts[job].words:
+                relabel(job, number_of)
             link = out / name / job.tar.shard
             if counts[job].kept:
                 _link(link, root / job.tar.path)
             else:
                 link.unlink(missing_ok=True)
                 log.warning("all images in %s were set aside: it is left out", root / job.tar.path)
-        class_names = names.complete() if labelled else None
+        class_names = (tuple(words) or names.complete()) if labelled else None
         splits.append(SplitParts(name, [job.tar.layout for job in of_split], class_names))
-    finish(out, source, splits, record | {"images": images})
+    finish(out, source, splits, record | {"images": images}, passed_over=passed_over)
 
 
 def _require_counts(job: IndexJob) -> TarCounts:

@@ -16,9 +16,9 @@ import xxhash
 from coma.errors import ComaError, DataError
 from coma.shards.files import replacing, write_atomically
 from coma.shards.images.prepare import BadImageError, check_image
-from coma.shards.sources.listing import SourceImage, printable
+from coma.shards.sources.listing import SourceImage, clamped, printable
 from coma.shards.sources.reader import SourceReader
-from coma.shards.sources.webdataset import ClassNames, WdsSample, samples
+from coma.shards.sources.webdataset import ClassNames, WdsSample, samples, split_of_sample
 from coma.shards.tar import PackedTarError, TarError, has_ending
 from coma.shards.write.layout import ShardLayout
 from coma.shards.write.one_shard import PART_KEY, PART_SCHEMA
@@ -58,11 +58,14 @@ class TarCounts:
     set_aside: int
     without_label: int
     """Kept images without a label."""
-    without_image: int
     image_bytes: int
     """Bytes of all images, including those that were set aside."""
     names: dict[int, str | None]
     """`ClassNames.names`; in the part file, JSON turns the labels into text."""
+    words: tuple[str, ...] = ()
+    """The labels that are words. In the part file's rows word i is the label -1 - i."""
+    held_out: str | None = None
+    """Key of a sample in a folder that is called val or test, in a tar of split train."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class IndexJob:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
                 status = os.fstat(descriptor)
-                if (status.st_size, status.st_mtime_ns) != (self.tar.size, self.tar.mtime_ns):
+                if (status.st_size, clamped(status.st_mtime_ns)) != (self.tar.size, self.tar.mtime_ns):
                     raise DataError(f"{path} was changed while its folder was indexed; run the command again")
                 with replacing(self.part) as file:
                     self._write(descriptor, file, report)
@@ -114,16 +117,25 @@ class IndexJob:
         rows: list[dict[str, Any]] = []
         index = _DaliIndex()
         names = ClassNames()
-        fields = ("kept", "set_aside", "without_label", "without_image", "image_bytes")
+        words: dict[str, int] = {}
+        held_out: str | None = None
+        fields = ("kept", "set_aside", "without_label", "image_bytes")
         counts: dict[str, Any] = dict.fromkeys(fields, 0)
         tally, reported_s = Tally(), time.monotonic()
         reader = SourceReader(self.root)
         with closing(reader), pq.ParquetWriter(file, PART_SCHEMA, compression="zstd") as writer:
             for sample in samples(descriptor):
+                for member, what in sample.passed_over:
+                    source = printable(f"{self.tar.path}/{member.name}")
+                    rows.append({"source": source, "passed_over": what, "bytes": member.size})
                 if sample.image is None:
-                    counts["without_image"] += 1
                     continue
-                rows.append(row := self._row(reader, sample))
+                label = sample.label
+                if isinstance(label, str):
+                    label = -1 - words.setdefault(label, len(words))
+                if self.tar.layout.split == "train" and split_of_sample("", sample.key) not in (None, "train"):
+                    held_out = printable(sample.key)
+                rows.append(row := self._row(reader, sample, label))
                 counts["image_bytes"] += sample.image.size
                 if "reason" in row:
                     counts["set_aside"] += 1
@@ -132,7 +144,7 @@ class IndexJob:
                     counts["without_label"] += sample.label is None
                     names.add(sample.label, sample.class_name)
                     index.add(sample)
-                if len(rows) == _ROWS:
+                if len(rows) >= _ROWS:
                     writer.write_table(pa.Table.from_pylist(rows, PART_SCHEMA))
                     rows = []
                 tally += Tally(1, sample.image.size, "reason" in row)
@@ -145,11 +157,11 @@ class IndexJob:
             else:
                 self.index.unlink(missing_ok=True)
             state = (self.tar.size, self.tar.mtime_ns, self.decode, has_ending(descriptor))
-            tar_counts = TarCounts(*state, **counts, names=names.names)
+            tar_counts = TarCounts(*state, **counts, names=names.names, words=tuple(words), held_out=held_out)
             writer.add_key_value_metadata({PART_KEY: json.dumps(asdict(tar_counts))})
         report(tally)
 
-    def _row(self, reader: SourceReader, sample: WdsSample) -> dict[str, Any]:
+    def _row(self, reader: SourceReader, sample: WdsSample, label: int | None) -> dict[str, Any]:
         """Return the sample's row of the part file, for the manifest or the quarantine."""
         image = sample.image
         assert image is not None
@@ -162,7 +174,7 @@ class IndexJob:
                     offset=image.offset,
                     size=image.size,
                     mtime_ns=self.tar.mtime_ns,
-                    label=sample.label,
+                    label=label,
                     refused=sample.refused,
                 )
             )
@@ -177,7 +189,7 @@ class IndexJob:
             "width": facts.width,
             "height": facts.height,
             "format": facts.format,
-            "label": sample.label,
+            "label": label,
             "xxh3_64": xxhash.xxh3_64_intdigest(data),
             "source": printable(source),
         }
@@ -214,7 +226,7 @@ def read_counts(job: IndexJob) -> TarCounts | None:
     try:
         fields = json.loads(pq.read_metadata(job.part).metadata[PART_KEY])
         names = {int(label): name for label, name in fields["names"].items()}
-        counts = TarCounts(**fields | {"names": names})
+        counts = TarCounts(**fields | {"names": names, "words": tuple(fields["words"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
     state = (job.tar.size, job.tar.mtime_ns, job.decode)
@@ -222,11 +234,18 @@ def read_counts(job: IndexJob) -> TarCounts | None:
     return counts if (counts.size, counts.mtime_ns, counts.decode) == state and is_whole else None
 
 
-def drop_labels(job: IndexJob) -> None:
-    """Remove the labels from a part file, for a split that does not have one for every image."""
+def relabel(job: IndexJob, number_of: dict[str, int] | None) -> None:
+    """Number the words among the labels of a part file, or remove all its labels; doing it twice changes nothing."""
     with pq.ParquetFile(job.part) as file:
         table, metadata = file.read(), file.metadata.metadata
+    labels = table["label"].to_pylist()
+    if number_of is None:
+        labels = [None] * len(labels)
+    else:
+        counts = read_counts(job)
+        words = counts.words if counts is not None else ()
+        labels = [number_of[words[-1 - label]] if label is not None and label < 0 else label for label in labels]
     column = table.schema.get_field_index("label")
-    table = table.set_column(column, PART_SCHEMA.field("label"), pa.nulls(len(table), pa.int32()))
+    table = table.set_column(column, PART_SCHEMA.field("label"), pa.array(labels, pa.int32()))
     with replacing(job.part) as part:
         pq.write_table(table.replace_schema_metadata({PART_KEY: metadata[PART_KEY]}), part)

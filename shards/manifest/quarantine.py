@@ -1,4 +1,7 @@
-"""The quarantine of a data set: one parquet row for each image that was set aside, with the reason."""
+"""The quarantine of a data set: one parquet row for each image that was set aside, with the reason.
+
+A second table of the same columns names the files that were passed over because they are no images.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -9,6 +12,7 @@ import pyarrow.parquet as pq
 from coma.shards.files import store_errors_as_oserror
 
 QUARANTINE_NAME = "quarantine.parquet"
+PASSED_OVER_NAME = "passed_over.parquet"
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),  # in the source folder
@@ -24,7 +28,7 @@ def reason_kind(reason: str) -> str:
 
 
 def count_reasons(path: Path) -> Counter[str]:
-    """Count the images in a quarantine file by kind of reason.
+    """Count the rows of one of the two tables by kind of reason.
 
     Raises OSError or pa.ArrowException if it cannot be read, AttributeError if a reason is missing.
     """

@@ -1,19 +1,33 @@
 """Detection of a source's layout, and the listing of its images in that layout."""
 
 import logging
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
 from coma.errors import DataError, UsageError
 from coma.shards.sources import folders, imagenet, path_list, tars, webdataset
-from coma.shards.sources.listing import LAYOUTS, SourceListing, SplitListing, counted, is_image_name, printable
+from coma.shards.sources.folder_names import FEW, WAYS_OUT, split_by_folders
+from coma.shards.sources.kinds import extension, is_image_name, is_packed_name
+from coma.shards.sources.listing import (
+    LAYOUTS,
+    ListingBuilder,
+    PassedOver,
+    SourceListing,
+    SplitListing,
+    counted,
+    counted_images,
+    printable,
+    warn_of_packed,
+)
 from coma.shards.sources.parquet.images import list_parquet
+from coma.shards.sources.splits import SplitRules, held_out, split_of, split_of_source
 
 log = logging.getLogger(__name__)
-
-_PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 def list_source(
@@ -23,6 +37,7 @@ def list_source(
     image_column: str | None = None,
     label_column: str | None = None,
     root: Path | None = None,
+    splits: SplitRules | None = None,
     exclude: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> SourceListing:
@@ -35,42 +50,103 @@ def list_source(
             detects it.
         label_column: the column that holds the labels; None detects it.
         root: the folder that the paths of a list lie in; None is the list's own.
-        exclude: a folder that is passed over.
+        splits: which folders, tars or tables are which split; None tells it from their names.
+        exclude: a folder that is no part of the source.
         progress: called now and then with the number of images so far.
 
     Raises:
-        UsageError: there is no such source, or it does not have the layout asked for.
+        UsageError: there is no such source, it does not have the layout asked for, or its layout, splits or classes
+            cannot be told.
         DataError: there is no image in it, or it cannot be read.
     """
     if layout is not None and layout not in LAYOUTS:
         raise UsageError(f"--layout {layout} is not one of {', '.join(LAYOUTS)}")
     if not source.exists():
         raise UsageError(f"no such file or folder: {source}")
+    lister = _Lister(source, layout is not None, image_column, label_column, root, splits, exclude, progress)
     detected = layout or (_layout_of_folder(source) if source.is_dir() else _layout_of_file(source))
     if root is not None and detected != "list":
         raise UsageError(f"--root {root} is for a list of paths; {source} holds {LAYOUTS[detected]}")
+    listing = lister.list_as(detected)
+    if layout is None and detected == "folder":
+        containers = _containers(source, listing)
+        if containers is not None:
+            listing = lister.list_as(containers)
+    if not len(listing):
+        contents = f"; it has {counted(listing.passed_over.counts())}" if len(listing.passed_over) else ""
+        raise DataError(f"no images in {source}{contents}")
+    if splits is None and not listing.splits_are_told:
+        _refuse_held_out(listing)
+    _log_contents(source, listing)
+    return listing
 
-    def list_as(layout: str) -> SourceListing:
+
+@dataclass(frozen=True)
+class _Lister:
+    """A source and what the user said of it."""
+
+    source: Path
+    told: bool
+    """Whether the user named the layout."""
+    image_column: str | None
+    label_column: str | None
+    root: Path | None
+    splits: SplitRules | None
+    exclude: Path | None
+    progress: Callable[[int], None] | None
+
+    @property
+    def only_split(self) -> str:
+        """The split of a source that has none inside, by the source's own name."""
+        return split_of_source(self.source.resolve().name)
+
+    def list_as(self, layout: str) -> SourceListing:
+        source = self.source
         if layout == "list":
             if source.is_dir():
                 raise UsageError(f"--layout list: {source} is a folder; give a .csv, .tsv, .txt or .parquet")
-            return path_list.list_paths(source, image_column, label_column, root, progress)
+            return path_list.list_paths(source, self.image_column, self.label_column, self.root, self.progress)
         if layout == "parquet":
-            return list_parquet(source, image_column, label_column, progress, exclude)
+            return list_parquet(source, self.image_column, self.label_column, self.progress, self.exclude)
         if layout in ("tar", "webdataset"):
-            return _list_tars(source, layout, progress, exclude)
-        return _list_folder_or_imagenet(source, layout, progress, exclude)
+            return self._list_tars(layout)
+        if layout == "imagenet":
+            if not imagenet.is_official(source):
+                raise UsageError(f"--layout imagenet: {source} has no ILSVRC2012_img_train.tar or _val.tar")
+            return imagenet.list_official(source, self.progress, self.exclude)
+        if not source.is_dir():
+            raise UsageError(f"--layout {layout}: {source} is a file")
+        if layout == "kaggle":
+            if not imagenet.is_kaggle(source):
+                raise UsageError(f"--layout kaggle: there is no ILSVRC/Data/CLS-LOC in {source}")
+            return imagenet.list_kaggle(source, self.progress, self.exclude)
+        return self._named(source, layout, *folders.list_folder(source, self.exclude, self.progress))
 
-    listing = list_as(detected)
-    if not len(listing) and layout is None and detected == "folder":
-        containers = _layout_of_containers(source, exclude)
-        if containers is not None:
-            listing = list_as(containers)
-    if not len(listing):
-        contents = f"; it has {counted(listing.ignored)}" if listing.ignored else ""
-        raise DataError(f"no images in {source}{contents}")
-    _log_contents(source, listing)
-    return listing
+    def _list_tars(self, layout: str) -> SourceListing:
+        folder, paths, others = self.source.parent, [self.source.name], PassedOver()
+        if self.source.is_dir():
+            folder, (paths, others) = self.source, folders.files_below(self.source, ".tar", self.exclude)
+        if not paths:
+            raise UsageError(f"--layout {layout}: there is no .tar in {self.source}")
+        if layout == "webdataset":
+            listing = webdataset.list_webdataset(folder, paths, self.progress, self.splits, self.only_split)
+        else:
+            listing = self._named(folder, layout, *tars.list_tars(folder, paths, self.progress))
+        listing.passed_over.add_all(others)
+        return listing
+
+    def _named(self, root: Path, layout: str, listing: ListingBuilder, passed_over: PassedOver) -> SourceListing:
+        """Tell splits and classes from the folders' names; an empty listing has none."""
+        if not len(listing):
+            return SourceListing(root, layout, (), None, passed_over=passed_over)
+        splits, class_names = split_by_folders(
+            listing,
+            layout != "flat",
+            self.splits,
+            only_split=self.only_split,
+            told=self.told,
+        )
+        return SourceListing(root, layout, splits, class_names, passed_over=passed_over)
 
 
 def _layout_of_folder(folder: Path) -> str:
@@ -92,72 +168,130 @@ def _layout_of_file(file: Path) -> str:
         return "list"
     if is_image_name(file.name):
         raise UsageError(f"{file} is one image; give the folder that holds it")
-    if file.name.lower().endswith(_PACKED):
+    if is_packed_name(file.name):
         raise UsageError(f"{file} is packed; unpack it first (a plain .tar is read where it lies)")
     raise UsageError(
         f"{file} has an unknown format; give a folder of images, a .tar, a .parquet, or a .csv, .tsv or .txt list"
     )
 
 
-def _layout_of_containers(folder: Path, exclude: Path | None) -> str | None:
-    """Detect the layout of a folder without image files by its tars and parquet files; None if it has none."""
-    if paths := folders.files_below(folder, ".tar", exclude)[0]:
-        return "webdataset" if webdataset.is_webdataset(folder, paths) else "tar"
-    return "parquet" if folders.files_below(folder, ".parquet", exclude)[0] else None
+def _containers(folder: Path, images: SourceListing) -> str | None:
+    """Return the layout of a folder's tars or parquet files if they, not its image files, are the data set.
+
+    Where both are there, nearly all bytes decide. Raises UsageError if they do not.
+    """
+    in_files = sum(int(np.maximum(split.sizes, 0).sum()) for split in images.splits)
+    files: dict[str, list[str]] = {".tar": [], ".parquet": []}
+    sizes = {"": in_files, ".tar": 0, ".parquet": 0}
+    for path, kind, size in zip(
+        images.passed_over.paths, images.passed_over.kinds, images.passed_over.sizes, strict=True
+    ):
+        if kind in files:
+            files[kind].append(path)
+            sizes[kind] += max(size, 0)
+    if not any(files.values()):
+        return None
+    most = max(sizes, key=lambda kind: sizes[kind])
+    found = {
+        "folder": counted_images(len(images)) if len(images) else "",
+        "tar": _counted_files(files[".tar"], ".tar"),
+        "parquet": _counted_files(files[".parquet"], ".parquet"),
+    }
+    both = " and ".join(filter(None, found.values()))
+    layout = {"": "folder", ".tar": "tar", ".parquet": "parquet"}[most]
+    if sum(map(bool, found.values())) > 1:
+        ways = " or ".join(f"--layout {name}" for name, what in found.items() if what)
+        if sizes[most] < (1 - FEW) * sum(sizes.values()):
+            raise UsageError(f"{folder} holds {both}: say which are the data set with {ways}")
+        log.warning("%s holds %s: taken is %s; %s says otherwise", folder, both, found[layout], ways)
+    if layout == "folder":
+        return None
+    if layout == "tar":
+        return "webdataset" if webdataset.is_webdataset(folder, sorted(files[".tar"], key=os.fsencode)) else "tar"
+    return "parquet"
 
 
-def _list_folder_or_imagenet(
-    source: Path, layout: str, progress: Callable[[int], None] | None, exclude: Path | None
-) -> SourceListing:
-    if layout == "imagenet":
-        if not imagenet.is_official(source):
-            raise UsageError(f"--layout imagenet: {source} has no ILSVRC2012_img_train.tar or _val.tar")
-        return imagenet.list_official(source, progress)
-    if not source.is_dir():
-        raise UsageError(f"--layout {layout}: {source} is a file")
-    if layout == "kaggle":
-        if not imagenet.is_kaggle(source):
-            raise UsageError(f"--layout kaggle: there is no ILSVRC/Data/CLS-LOC in {source}")
-        return imagenet.list_kaggle(source, progress, exclude)
-    listing, ignored = folders.list_folder(source, exclude, progress)
-    splits, class_names = folders.split_by_folders(listing, class_folders=layout == "folder")
-    return SourceListing(source, layout, splits, class_names, ignored=ignored)
+def _counted_files(paths: list[str], ending: str) -> str:
+    return f"{len(paths):,} {ending} {'file' if len(paths) == 1 else 'files'}" if paths else ""
 
 
-def _list_tars(
-    source: Path, layout: str, progress: Callable[[int], None] | None, exclude: Path | None
-) -> SourceListing:
-    folder, paths = source.parent, [source.name]
-    if source.is_dir():
-        folder, paths = source, folders.files_below(source, ".tar", exclude)[0]
-    if not paths:
-        raise UsageError(f"--layout {layout}: there is no .tar in {source}")
-    if layout == "webdataset":
-        return webdataset.list_webdataset(folder, paths, progress)
-    listing, ignored = tars.list_tars(folder, paths, progress)
-    splits, class_names = folders.split_by_folders(listing)
-    return SourceListing(folder, layout, splits, class_names, ignored=ignored)
+def _refuse_held_out(listing: SourceListing) -> None:
+    """Refuse to train on images in folders that are called val or test; warn of names that have such a word.
+
+    Raises UsageError.
+    """
+    train = next((split for split in listing.splits if split.name == "train"), None)
+    if train is None:
+        return
+    for folder in sorted({path.rpartition("/")[0] for i, path in enumerate(train.paths) if i not in train.refused}):
+        for part in folder.split("/"):
+            if split_of(part) not in (None, "train"):
+                raise UsageError(
+                    f"{printable(part)} in {printable(folder[-200:])} looks like a split that is not to be trained "
+                    f"on, but cannot be told from a class; {WAYS_OUT}"
+                )
+    named = [path for i, path in enumerate(train.paths) if i not in train.refused and held_out(path)]
+    if named:
+        log.warning(
+            "%s for training %s a name that speaks of validation or test, such as %s; if they are not for training, %s",
+            counted_images(len(named)),
+            "has" if len(named) == 1 else "have",
+            printable(named[0][-200:]),
+            WAYS_OUT,
+        )
 
 
 def _log_contents(source: Path, listing: SourceListing) -> None:
     log.info("%s holds %s", source, LAYOUTS[listing.layout])
     for split in listing.splits:
-        images = "1 image" if len(split) == 1 else f"{len(split):,} images"
-        log.info("found %s in split %s, %s", images, split.name, _classes(split))
+        log.info("found %s in split %s, %s", counted_images(len(split)), split.name, _classes(split))
     refused = [(split, i) for split in listing.splits for i in split.refused]
     if refused:
         split, i = refused[0]
         log.warning(
             "%s set aside unread, such as %s (%s)",
-            "1 image is" if len(refused) == 1 else f"{len(refused):,} images are",
+            f"{counted_images(len(refused))} {'is' if len(refused) == 1 else 'are'}",
             printable(split.paths[i]),
             split.refused[i],
         )
     labelled = {split.labels is not None for split in listing.splits if split.name != "test"}
     if len(labelled) > 1:
         log.warning("some splits have labels and some have not")
-    if listing.ignored:
-        log.info("passed over %s: not images by name", counted(listing.ignored))
+    _warn_of_new_classes(listing)
+    passed_over = listing.passed_over
+    if len(passed_over):
+        log.info("passed over %s, which are no images", counted(passed_over.counts()))
+    warn_of_packed(passed_over)
+    _hint_at_tables(source, listing)
+
+
+def _warn_of_new_classes(listing: SourceListing) -> None:
+    """Warn of classes that a split has and train has not: no model can learn them."""
+    labels = {split.name: split.labels for split in listing.splits if split.labels is not None}
+    train = labels.get("train")
+    if train is None:
+        return
+    known = set(np.unique(train).tolist())
+    for split, of_split in labels.items():
+        new = sorted(set(np.unique(of_split).tolist()) - known)
+        if new:
+            names = listing.class_names
+            shown = ", ".join(names[label] if names is not None else str(label) for label in new[:5])
+            more = ", ..." if len(new) > 5 else ""
+            classes = "1 class" if len(new) == 1 else f"{len(new):,} classes"
+            log.warning("split train has no image of %s of split %s: %s%s", classes, split, shown, more)
+
+
+def _hint_at_tables(source: Path, listing: SourceListing) -> None:
+    """Say that a table beside images without labels is not read: it may hold their labels."""
+    unlabelled = any(split.labels is None for split in listing.splits if split.name != "test")
+    tables = [path for path in listing.passed_over.paths if extension(path) in (".csv", ".tsv") and "/" not in path]
+    if unlabelled and tables and listing.layout != "kaggle":
+        log.warning(
+            "%s beside the images is not read; if it lists their labels, shard it instead of the folder: coma shard %s",
+            printable(tables[0]),
+            quote(printable(str(source / tables[0]))),
+        )
 
 
 def _classes(split: SplitListing) -> str:

@@ -11,7 +11,6 @@ import os
 import re
 import tarfile
 import zlib
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -19,9 +18,12 @@ from typing import IO
 import numpy as np
 
 from coma.errors import DataError
-from coma.shards.sources.folders import list_folder, split_by_folders
-from coma.shards.sources.listing import ListingBuilder, SourceListing, counted, printable
-from coma.shards.sources.tars import images_in, refuse_replaced, walk_tars
+from coma.shards.sources.folder_names import split_by_folders
+from coma.shards.sources.folders import list_folder
+from coma.shards.sources.kinds import kind
+from coma.shards.sources.listing import ListingBuilder, PassedOver, SourceListing, printable
+from coma.shards.sources.tars import files_in, refuse_replaced, walk_tars
+from coma.shards.sources.walk import walk
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,9 @@ def is_kaggle(folder: Path) -> bool:
     return _kaggle_base(folder) is not None
 
 
-def list_official(source: Path, progress: Callable[[int], None] | None = None) -> SourceListing:
+def list_official(
+    source: Path, progress: Callable[[int], None] | None = None, exclude: Path | None = None
+) -> SourceListing:
     """List the images in the official tars; `source` is their folder or one of them.
 
     Validation images get their classes from the devkit beside them, packed or unpacked; without it they are
@@ -55,9 +59,16 @@ def list_official(source: Path, progress: Callable[[int], None] | None = None) -
     """
     root = source if source.is_dir() else source.parent
     tars = _official_tars(source)
-    listing, ignored = ListingBuilder(progress), Counter[str]()
+    listing, passed_over = ListingBuilder(progress), PassedOver()
+    if source.is_dir():
+        for file in walk(root, exclude, passed_over):
+            if file.path not in tars and _DEVKIT not in file.path:
+                passed_over.add(file.path, kind(file.name), file.size)
     val: list[int] = []
-    for tar, mtime_ns, image in walk_tars(root, tars, lambda descriptor: images_in(descriptor, ignored)):
+    for tar, mtime_ns, image in walk_tars(root, tars, files_in):
+        if image.kind is not None:
+            passed_over.add(f"{tar}/{image.path}", image.kind, image.size)
+            continue
         split = tars[tar]
         path = image.path if split == "train" or image.refused else image.path.rsplit("/", 1)[-1]
         if split == "val" and not image.refused:
@@ -73,7 +84,7 @@ def list_official(source: Path, progress: Callable[[int], None] | None = None) -
             _DEVKIT,
             root,
         )
-    return _sources(root, "imagenet", listing, words, ignored)
+    return _sources(root, "imagenet", listing, words, passed_over)
 
 
 def list_kaggle(
@@ -86,17 +97,18 @@ def list_kaggle(
     """
     base = _kaggle_base(folder)
     assert base is not None
-    images = f"{base}{_KAGGLE_IMAGES}"
-    files, ignored = list_folder(folder / images, exclude, progress)
-    has_val = any(path.startswith("val/") for path in files.paths)
+    files, passed_over = list_folder(folder, exclude, progress)
+    images = f"{base}{_KAGGLE_IMAGES}/"
+    has_val = any(path.startswith(f"{images}val/") for path in files.paths)
     wnid_of = _kaggle_val(folder) if has_val else None
-    listing, beside = ListingBuilder(), Counter[str]()
-    lacking = []
-    for path, size, mtime_ns in zip(files.paths, files.sizes, files.mtimes_ns, strict=True):
-        file = f"{images}/{path}"
+    listing = ListingBuilder()
+    lacking, beside = [], []
+    for file, size, mtime_ns in zip(files.paths, files.sizes, files.mtimes_ns, strict=True):
+        path = file.removeprefix(images)
         split, _, name = path.partition("/")
-        if split not in ("train", "val", "test"):
-            beside[split] += 1
+        if not file.startswith(images) or split not in ("train", "val", "test"):
+            beside.append(file)
+            passed_over.add(file, "image beside train, val and test", size)
             continue
         if split == "val" and wnid_of is not None:
             wnid = wnid_of.pop(os.path.splitext(os.path.basename(name))[0], None)  # noqa: PTH119, PTH122
@@ -114,19 +126,19 @@ def list_kaggle(
         count = f"{len(wnid_of):,}"
         log.warning("%s names %s validation images that are not there, such as %s", _KAGGLE_VAL, count, some)
     if beside:
-        log.warning("left out %d images beside train, val and test: %s", beside.total(), counted(beside))
+        log.warning("passed over %d images beside train, val and test, such as %s", len(beside), printable(beside[0]))
     words = _kaggle_words(folder)
-    return _sources(folder, "kaggle", listing, words, ignored)
+    return _sources(folder, "kaggle", listing, words, passed_over)
 
 
 def _sources(
-    root: Path, layout: str, listing: ListingBuilder, words: dict[str, str] | None, ignored: Counter[str]
+    root: Path, layout: str, listing: ListingBuilder, words: dict[str, str] | None, passed_over: PassedOver
 ) -> SourceListing:
     splits, class_names = split_by_folders(listing)
     class_words = None
     if words is not None and class_names is not None:
         class_words = tuple(words.get(name, name) for name in class_names)
-    return SourceListing(root, layout, splits, class_names, class_words, ignored)
+    return SourceListing(root, layout, splits, class_names, class_words, passed_over, splits_are_told=True)
 
 
 def _official_tars(source: Path) -> dict[str, str]:

@@ -2,13 +2,12 @@
 
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coma.errors import DataError
-from coma.shards.sources.folders import SPLIT_OF_FOLDER
 from coma.shards.sources.listing import printable
+from coma.shards.sources.splits import last_split_in
 
 log = logging.getLogger(__name__)
 
@@ -21,11 +20,7 @@ def split_from_name(path: str) -> str:
 
     Examples are "data/train-00000-of-00294.parquet", "default/validation/0000.parquet" and "my_test.csv".
     """
-    for part in reversed(os.path.splitext(path)[0].split("/")):  # noqa: PTH122
-        for word in re.split(r"[^a-z]+", part.lower()):
-            if word in SPLIT_OF_FOLDER:
-                return SPLIT_OF_FOLDER[word]
-    return "train"
+    return last_split_in(path) or "train"
 
 
 def find_column(usual_names: Sequence[str], columns: Iterable[str]) -> str | None:

@@ -3,7 +3,9 @@
 Legend: n images of one split.
 """
 
+import logging
 import os
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,13 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-IMAGE_EXTENSIONS = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
-        *(".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".jxl"),
-    )
-)
-"""Extensions that make a file an image by name, so that it ends up in a shard or in the quarantine."""
+from coma.shards.sources.kinds import is_packed_name
+
+log = logging.getLogger(__name__)
 
 WHOLE_FILE = -1
 """The offset of an image that is a file of its own."""
@@ -43,7 +41,7 @@ class SourceImage:
     size: int
     """Bytes when it was listed; -1 if unknown."""
     mtime_ns: int
-    """Modification time of that file when it was listed; 0 if unknown."""
+    """Modification time of that file when it was listed, `clamped`; 0 if unknown."""
     label: int | None
     refused: str | None
     """Why it is set aside unread, or None."""
@@ -98,8 +96,10 @@ class SourceListing:
     class_names: tuple[str, ...] | None
     class_words: tuple[str, ...] | None = None
     """English names of the classes ("tench, Tinca tinca"), one for each, if the source has them."""
-    ignored: Counter[str] = field(default_factory=Counter)
-    """Extension → number of files that are not images by name."""
+    passed_over: "PassedOver" = field(default_factory=lambda: PassedOver())
+    """The files that are no images."""
+    splits_are_told: bool = False
+    """Whether something else than names of folders and files says the splits."""
     image_column: str | None = None
     """Set if the images are rows of parquet files, which have to be spooled before they can be read."""
 
@@ -109,8 +109,8 @@ class SourceListing:
 
 
 LAYOUTS = {
-    "folder": "folders of images, the first folder's name is the class, train/ and val/ are splits",
-    "flat": "folders of images, without labels",
+    "folder": "folders of images",
+    "flat": "folders of images, taken without labels",
     "imagenet": "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit, as downloaded",
     "kaggle": "ImageNet as Kaggle packs it: ILSVRC/Data/CLS-LOC and LOC_*.csv",
     "tar": "tars of image folders",
@@ -156,7 +156,7 @@ class ListingBuilder:
         self.files.append(path if file is None else file)
         self.offsets.append(offset)
         self.sizes.append(size)
-        self.mtimes_ns.append(mtime_ns)
+        self.mtimes_ns.append(clamped(mtime_ns))
         if self._progress is not None and len(self) % _REPORT_EVERY_IMAGES == 0:
             self._progress(len(self))
 
@@ -187,9 +187,41 @@ def _take(column: "array[int]", rows: list[int]) -> npt.NDArray[np.int64]:
     return np.frombuffer(column, np.int64)[rows] if rows else np.empty(0, np.int64)
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file is an image by its name."""
-    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS  # noqa: PTH122  (pathlib is slow, files are many)
+class PassedOver:
+    """The files of a source that are neither kept nor set aside, because they are no images."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        """Names below the source, as in the manifest."""
+        self.kinds: list[str] = []
+        """What each one is: ".txt", "hidden", "link in a circle" ..."""
+        self.sizes = array("q")
+        """Bytes, -1 if unknown."""
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self.paths)
+
+    def add(self, path: str, kind: str, size: int) -> None:
+        """Add one file."""
+        self.paths.append(path)
+        self.kinds.append(sys.intern(kind))
+        self.sizes.append(size)
+
+    def add_all(self, others: "PassedOver") -> None:
+        """Add the files of another collection."""
+        self.paths += others.paths
+        self.kinds += others.kinds
+        self.sizes += others.sizes
+
+    def counts(self) -> Counter[str]:
+        """Return the number of files of each kind."""
+        return Counter(self.kinds)
+
+
+def clamped(mtime_ns: int) -> int:
+    """Return a time of change that fits into 64 bits; file systems know years past 2262."""
+    return max(-(2**63), min(mtime_ns, 2**63 - 1))
 
 
 def train_first(splits: Iterable[str]) -> list[str]:
@@ -208,3 +240,20 @@ def counted(counts: Counter[str]) -> str:
     kinds = [f"{count} {what}" for what, count in sorted(counts.items(), key=lambda kind: (-kind[1], kind[0]))[:4]]
     more = ", ..." if len(counts) > 4 else ""
     return f"{total:,} {'file' if total == 1 else 'files'} ({', '.join(kinds)}{more})"
+
+
+def counted_images(images: int) -> str:
+    """Return a number of images as text."""
+    return "1 image" if images == 1 else f"{images:,} images"
+
+
+def warn_of_packed(passed_over: PassedOver) -> None:
+    """Warn of archives, which may have images in them, among the files that are passed over."""
+    packed = [path for path in passed_over.paths if is_packed_name(path)]
+    if packed:
+        log.warning(
+            "%d packed %s not read, such as %s: unpack what has images in it (a plain .tar is read where it lies)",
+            len(packed),
+            "file is" if len(packed) == 1 else "files are",
+            printable(packed[0]),
+        )

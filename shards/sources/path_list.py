@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from coma.errors import DataError
-from coma.shards.sources.folders import SPLIT_OF_FOLDER
 from coma.shards.sources.labels import Label, number_labels, split_from_name
 from coma.shards.sources.listing import ListingBuilder, SourceListing, printable
 from coma.shards.sources.parquet.columns import image_columns
 from coma.shards.sources.parquet.sandbox import SandboxedReader
 from coma.shards.sources.path_list_formats import PathTable, read_path_table
+from coma.shards.sources.splits import SPLIT_OF_WORD
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def _members(source: Path, table: PathTable) -> dict[str, list[int]]:
     """Group images by split."""
     if table.splits is None:
         return {split_from_name(source.name): list(range(len(table.paths)))}
-    split_of: dict[str, str | None] = {text: SPLIT_OF_FOLDER.get(text.strip().lower()) for text in set(table.splits)}
+    split_of: dict[str, str | None] = {text: SPLIT_OF_WORD.get(text.strip().lower()) for text in set(table.splits)}
     if unknown := sorted(text for text, split in split_of.items() if split is None):
         names = ", ".join(repr(text[:40]) for text in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise DataError(f"{source} has unknown splits ({names}); splits are called train, val and test")

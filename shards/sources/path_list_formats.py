@@ -8,8 +8,9 @@ from itertools import chain
 from pathlib import Path
 
 from coma.errors import DataError, UsageError
+from coma.shards.sources.kinds import is_image_name
 from coma.shards.sources.labels import Label, find_column
-from coma.shards.sources.listing import is_image_name, printable
+from coma.shards.sources.listing import printable
 from coma.shards.sources.parquet.sandbox import SandboxedReader
 
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coma.errors import DataError
 from coma.shards.images.formats import BadImageError
-from coma.shards.sources.listing import MAX_IMAGE_BYTES, WHOLE_FILE, SourceImage, printable
+from coma.shards.sources.listing import MAX_IMAGE_BYTES, WHOLE_FILE, SourceImage, clamped, printable
 
 _OPEN_CONTAINERS = 16
 
@@ -43,7 +43,7 @@ class SourceReader:
             os.close(descriptor)
         if len(data) != image.size:
             raise BadImageError("changed: while it was read")
-        if status.st_mtime_ns != image.mtime_ns:
+        if clamped(status.st_mtime_ns) != image.mtime_ns:
             raise BadImageError("changed: written to since it was listed")
         return data
 
@@ -70,7 +70,7 @@ class SourceReader:
                     "back, the same command resumes the run"
                 ) from None
             self._containers[image.file] = descriptor
-            if os.fstat(descriptor).st_mtime_ns != image.mtime_ns:
+            if clamped(os.fstat(descriptor).st_mtime_ns) != image.mtime_ns:
                 raise self._changed(image.file)
         self._containers.move_to_end(image.file)
         return self._containers[image.file]

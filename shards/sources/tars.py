@@ -2,16 +2,26 @@
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from coma.errors import DataError
-from coma.shards.sources.folders import CLUTTER_FOLDERS, SPLIT_OF_FOLDER, extension_kind
-from coma.shards.sources.listing import ListingBuilder, is_image_name, printable
-from coma.shards.tar import PackedTarError, TarError, has_ending, members
+from coma.shards.sources.folders import CAMERA_RAW
+from coma.shards.sources.kinds import (
+    HEAD_BYTES,
+    extension,
+    is_image_head,
+    is_image_name,
+    is_raw_name,
+    kind,
+    may_hide_an_image,
+)
+from coma.shards.sources.listing import ListingBuilder, PassedOver, printable
+from coma.shards.sources.splits import split_of
+from coma.shards.sources.walk import CLUTTER_FOLDERS
+from coma.shards.tar import Member, PackedTarError, TarError, has_ending, members
 
 log = logging.getLogger(__name__)
 
@@ -19,32 +29,38 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class TarImage:
-    """A member that is an image by name."""
+class TarFile:
+    """A member of a tar that is not a folder."""
 
     path: str
     """Where unpacking would put it; an unsafe name is kept as it is."""
     offset: int
-    """First byte in the outermost tar, also if the image is in a tar within it."""
+    """First byte in the outermost tar, also if the member is in a tar within it."""
     size: int
     refused: str | None
+    """Why an image is set aside unread, or None."""
+    kind: str | None = None
+    """What it is if it is no image, None for an image."""
 
 
 def list_tars(
     root: Path, tars: list[str], progress: Callable[[int], None] | None = None
-) -> tuple[ListingBuilder, Counter[str]]:
-    """List the images in `tars` (paths below `root`), and count by extension the members that are not images by name.
+) -> tuple[ListingBuilder, PassedOver]:
+    """List the images in `tars` (paths below `root`), and the members that are none.
 
     An image's path is the member's, below the folder of its tar. If images lie at the top of a tar, or the tars are
     called train, val, ..., a tar counts as a folder of its name. A folder that holds everything, as in tars of one
     folder, is left out. Raises DataError that names all damaged tars.
     """
-    listing, ignored = ListingBuilder(progress), Counter[str]()
-    for tar, mtime_ns, image in walk_tars(root, tars, lambda descriptor: images_in(descriptor, ignored)):
-        listing.add(image.path, image.size, mtime_ns, tar, image.offset, image.refused)
+    listing, passed_over = ListingBuilder(progress), PassedOver()
+    for tar, mtime_ns, member in walk_tars(root, tars, files_in):
+        if member.kind is None:
+            listing.add(member.path, member.size, mtime_ns, tar, member.offset, member.refused)
+        else:
+            passed_over.add(f"{tar}/{member.path}", member.kind, member.size)
     _set_paths(listing, tars)
     refuse_replaced(listing)
-    return listing, ignored
+    return listing, passed_over
 
 
 def walk_tars(root: Path, tars: Iterable[str], walk: Callable[[int], Iterable[T]]) -> Iterator[tuple[str, int, T]]:
@@ -77,35 +93,46 @@ def walk_tars(root: Path, tars: Iterable[str], walk: Callable[[int], Iterable[T]
         )
 
 
-def images_in(
-    descriptor: int, ignored: Counter[str], start: int = 0, stop: int | None = None, folder: str = ""
-) -> Iterator[TarImage]:
-    """Yield the images in a tar and in the tars within it, each of which counts as a folder of its name.
+def files_in(descriptor: int, start: int = 0, stop: int | None = None, folder: str = "") -> Iterator[TarFile]:
+    """Yield the files in a tar and in the tars within it, each of which counts as a folder of its name.
 
-    Members that are not images by name are counted in `ignored`; hidden ones are passed over. Raises TarError.
+    Raises TarError.
     """
     for member in members(descriptor, start, stop):
         parts = [part for part in member.name.split("/") if part not in ("", ".")]
-        if member.kind == "folder" or not parts or _is_hidden(parts):
+        if member.kind == "folder" or not parts:
             continue
-        stem, extension = os.path.splitext(parts[-1])  # noqa: PTH122
-        is_tar = extension.lower() == ".tar" and member.kind == "file" and not folder
-        if not is_tar and not is_image_name(parts[-1]):
-            ignored[extension_kind(parts[-1])] += 1
-        elif (refused := unsafe(member.name)) is not None:
-            yield TarImage(folder + member.name, member.offset, member.size, refused)
-        elif is_tar:
-            inner = "/".join([*parts[:-1], stem, ""])
+        name, path = parts[-1], folder + "/".join(parts)
+        stem, ending = name.rpartition(".")[0], extension(name)
+        refused = CAMERA_RAW if is_raw_name(name) else unsafe(member.name)
+        if _is_hidden(parts):
+            yield TarFile(path, member.offset, member.size, None, "hidden")
+        elif ending == ".tar" and member.kind == "file" and not folder:
+            if refused is not None:
+                yield TarFile(member.name, member.offset, member.size, refused)
+                continue
             try:
-                yield from images_in(descriptor, ignored, member.offset, member.offset + member.size, inner)
+                inner = "/".join([*parts[:-1], stem, ""])
+                yield from files_in(descriptor, member.offset, member.offset + member.size, inner)
             except TarError as error:
                 raise type(error)(f"in {printable(member.name)}: {error}") from None
+        elif not (is_image_name(name) or is_raw_name(name) or _is_image(descriptor, member)):
+            yield TarFile(path, member.offset, member.size, None, kind(name))
+        elif refused is not None:
+            yield TarFile(folder + member.name, member.offset, member.size, refused)
         else:
             refused = {
                 "link": "link: the tar holds another file's name for it and no bytes",
                 "special": "special: a device, a pipe or a sparse file",
             }.get(member.kind)
-            yield TarImage(folder + "/".join(parts), member.offset, member.size, refused)
+            yield TarFile(path, member.offset, member.size, refused)
+
+
+def _is_image(descriptor: int, member: Member) -> bool:
+    """Whether a member is an image by its first bytes, whatever its name."""
+    if member.kind != "file" or member.size < HEAD_BYTES or not may_hide_an_image(member.name):
+        return False
+    return is_image_head(os.pread(descriptor, HEAD_BYTES, member.offset))
 
 
 def _is_hidden(parts: list[str]) -> bool:
@@ -131,7 +158,7 @@ def _set_paths(listing: ListingBuilder, tars: list[str]) -> None:
     stems = {tar: os.path.splitext(os.path.basename(tar))[0] for tar in tars}  # noqa: PTH119, PTH122
     by_name = (len(tars) > 1 or any("/" in tar for tar in tars)) and (
         any("" in folders for folders in tops.values())
-        or any(stem.lower() in SPLIT_OF_FOLDER for stem in stems.values())
+        or any(split_of(stem) is not None for stem in stems.values())
         or len({listing.paths[i] for i in good}) < len({(listing.files[i], listing.paths[i]) for i in good})
     )
     prefixes = {
@@ -155,7 +182,7 @@ def _wrapper(paths: list[str], stem: str | None) -> str:
     while paths:
         tops = {path.partition("/")[0] if "/" in path else "" for path in paths}
         top = tops.pop()
-        if tops or not top or top.lower() in SPLIT_OF_FOLDER:
+        if tops or not top or split_of(top) is not None:
             break
         below = [path[len(top) + 1 :] for path in paths]
         if top != stem and not all("/" in path for path in below):

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,24 +14,32 @@ from pathlib import Path
 from typing import Any
 
 from coma.shards.manifest import INFO_NAME
-from coma.shards.sources.folders import SPLIT_OF_FOLDER
-from coma.shards.sources.listing import IMAGE_EXTENSIONS, ListingBuilder, SourceListing, printable, train_first
+from coma.shards.sources.kinds import HEAD_BYTES, is_image_head, is_image_name, kind, may_hide_an_image
+from coma.shards.sources.labels import number_labels
+from coma.shards.sources.listing import ListingBuilder, PassedOver, SourceListing, printable
+from coma.shards.sources.splits import SplitRules, last_split_in, split_of
 from coma.shards.sources.tars import unsafe, walk_tars
 from coma.shards.tar import Member, TarError, members
 
 log = logging.getLogger(__name__)
 
 NO_IMAGE = "sample without image"
-"""Kind of such samples in `SourceListing.ignored`."""
+"""Kind of the members of such samples in `SourceListing.passed_over`."""
 
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
 _FIRST_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-_SPLIT = re.compile(rf"(?<![a-z])({'|'.join(sorted(SPLIT_OF_FOLDER, key=len, reverse=True))})(?![a-z])")
+_NO_PICTURE = re.compile(r"(?:.*\.)?(?:seg|segmentation|masks?|depth|labels?|annotations?|alpha)\.[^.]+", re.IGNORECASE)
+_LABELS = ("cls", "label", "target")  # extensions of members, and names in .json
+_LABEL_NAMES = ("label", "cls", "class_id", "category_id", "target", "class")
+_CLASS_NAMES = ("class_name", "label_name", "category_name", "category", "classname")
+_MAX_NAME = 200  # characters of a label that is a word
 _SHARD_NAME = re.compile(r"-\d{3,}\.tar$", re.ASCII)
 _MAX_SIDECAR_BYTES = 1 << 20
 _MAX_MEMBERS = 1000  # of one sample
 _MAX_LABEL = 2**31 - 1
+_MAX_DIGITS = 16
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
 _PROBED_MEMBERS = 50  # read to detect the layout of a tar
 
 
@@ -44,12 +51,16 @@ class WdsSample:
     members: tuple[tuple[str, Member], ...]
     """(extension, member) of all members in the tar's order; the extension is what follows the key's dot."""
     image: Member | None
-    label: int | None
-    """Label from .cls, or else "label" in .json."""
+    label: int | str | None
+    """Label from .cls, or else "label" in .json; a word is the class's name."""
     class_name: str | None
     """"class_name" in .json."""
     refused: str | None
     """Why it is set aside unread, or None."""
+    unusable: str | None = None
+    """What stands where a label should, if it is none."""
+    passed_over: tuple[tuple[Member, str], ...] = ()
+    """Members that are no part of what is read, with what they are: other pictures; all if there is no image."""
 
 
 def is_webdataset(root: Path, tars: list[str]) -> bool:
@@ -76,52 +87,76 @@ def is_webdataset(root: Path, tars: list[str]) -> bool:
     return bool(extensions) and flat and _SHARD_NAME.search(tars[0]) is not None
 
 
-def list_webdataset(root: Path, tars: list[str], progress: Callable[[int], None] | None = None) -> SourceListing:
+def list_webdataset(
+    root: Path,
+    tars: list[str],
+    progress: Callable[[int], None] | None = None,
+    rules: SplitRules | None = None,
+    only_split: str = "train",
+) -> SourceListing:
     """List the images of the samples in `tars` (paths below `root`), with their labels.
 
-    The split is the word train, val, test, ... in a tar's name or folder. Raises DataError that names all damaged
-    tars.
+    The split is what `rules` say, or the word train, val, test, ... in a tar's path or a key's folders, else
+    `only_split`. Raises DataError that names all damaged tars.
     """
-    listing, ignored = ListingBuilder(progress), Counter[str]()
+    listing, passed_over = ListingBuilder(progress), PassedOver()
     rows: dict[str, list[int]] = {}
-    labels: list[int | None] = []
+    labels: list[int | str | None] = []
     names = ClassNames()
+    unusable: list[str] = []
     for tar, mtime_ns, sample in walk_tars(root, tars, samples):
+        for member, what in sample.passed_over:
+            passed_over.add(f"{tar}/{member.name}", what, member.size)
         if sample.image is None:
-            ignored[NO_IMAGE] += 1
             continue
-        rows.setdefault(split_of_tar(tar), []).append(len(listing))
-        if sample.refused is None:
+        image, refused = sample.image, sample.refused
+        if rules is None:
+            split: str | None = split_of_sample(tar, sample.key) or only_split
+        else:
+            split, _ = rules.place((*tar.removesuffix(".tar").split("/"), *sample.key.split("/")[:-1]))
+            refused = refused or ("outside the splits: no rule of --splits takes it" if split is None else None)
+        rows.setdefault(split or "train", []).append(len(listing))
+        if refused is None:
             names.add(sample.label, sample.class_name)
         labels.append(sample.label)
-        image = sample.image
-        listing.add(f"{tar}/{image.name}", image.size, mtime_ns, tar, image.offset, sample.refused)
-    splits = []
-    for split in train_first(rows):
-        chosen = rows[split]
-        good = [labels[row] for row in chosen if row not in listing.refused]
-        labelled = is_labelled(split, len(good), sum(label is None for label in good))
-        of_split = [labels[row] or 0 for row in chosen] if labelled else None
-        splits.append(listing.split(split, chosen, of_split))
-    return SourceListing(root, "webdataset", tuple(splits), names.complete(), ignored=ignored)
+        unusable += [f"{sample.unusable!r} of {tar}/{image.name}"] if sample.unusable is not None else []
+        listing.add(f"{tar}/{image.name}", image.size, mtime_ns, tar, image.offset, refused)
+    if unusable:
+        log.warning(
+            "%d labels are not used, such as %s: a label is a word or a whole number from 0 to %d",
+            *(len(unusable), printable(unusable[0]), _MAX_LABEL),
+        )
+    good = {split: [row for row in of_split if row not in listing.refused] for split, of_split in rows.items()}
+    values = {split: [labels[row] for row in of_split] for split, of_split in good.items()}
+    numbered = number_labels(printable(str(root)), values, names.complete())
+    of_splits: dict[str, list[int] | None] = {}
+    for split, of_split in rows.items():
+        numbers = numbered.labels[split]
+        number_of = dict(zip(good[split], numbers or (), strict=bool(numbers)))
+        of_splits[split] = [number_of.get(row, 0) for row in of_split] if numbers else None
+    splits = listing.splits(rows, of_splits)
+    return SourceListing(root, "webdataset", splits, numbered.class_names, passed_over=passed_over)
 
 
 def samples(descriptor: int) -> Iterator[WdsSample]:
     """Yield the samples of a tar, including those without an image. Raises TarError as `tar.members` does.
 
-    Links and other members without bytes are not part of a sample, nor are those past the first thousand; if such a
-    member is an image by name, it is yielded as a refused sample of its own.
+    Links and other members without bytes are not part of a sample, nor are those past the first thousand. Such a
+    member is yielded as a sample of its own: a refused one if it is an image by name, else one without an image.
     """
     key: str | None = None
     group: list[tuple[str, Member]] = []
     for member in members(descriptor):
         named = split_name(member.name)
-        if member.kind == "folder" or named is None:
+        if member.kind == "folder":
+            continue
+        if named is None:
+            yield _no_sample(member, kind(member.name.rsplit("/", 1)[-1]))
             continue
         its_key, extension = named
         if its_key != key and member.kind == "file":
             if key is not None:
-                yield _sample(descriptor, key, group)
+                yield from _samples(descriptor, key, group)
             key, group = its_key, []
         if member.kind == "file" and len(group) < _MAX_MEMBERS:
             group.append((extension, member))
@@ -130,8 +165,10 @@ def samples(descriptor: int) -> Iterator[WdsSample]:
             if member.kind == "file":
                 refused = f"unreadable: its sample has more than {_MAX_MEMBERS:,} members"
             yield WdsSample(its_key, (), member, None, None, refused)
+        else:
+            yield _no_sample(member, f".{extension}" if member.kind == "file" else member.kind)
     if key is not None:
-        yield _sample(descriptor, key, group)
+        yield from _samples(descriptor, key, group)
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -140,20 +177,17 @@ def split_name(name: str) -> tuple[str, str] | None:
     return None if match is None or _META.match(name) else (match[1], match[2])
 
 
-def split_of_tar(tar: str) -> str:
-    """Return a tar's split: the last of train, val, validation, test, ... that its path has as a word, else train."""
-    words = _SPLIT.findall(tar.lower())
-    return SPLIT_OF_FOLDER[words[-1]] if words else "train"
+def split_of_sample(tar: str, key: str = "") -> str | None:
+    """Return the split that a tar's path has as a word, the last if it has several, or a folder of the key says."""
+    said = last_split_in(tar)
+    return said or next((split for part in key.split("/")[:-1] if (split := split_of(part)) is not None), None)
 
 
 def is_labelled(split: str, images: int, without: int) -> bool:
     """Whether a split is labelled, that is, none of its images is without a label; warn if only some are."""
     if 0 < without < images:
         log.warning(
-            "%s of %s images of split %s have no integer label: the split is taken without labels",
-            f"{without:,}",
-            f"{images:,}",
-            split,
+            "split %s is taken without labels: %s of its %s images have none", split, f"{without:,}", f"{images:,}"
         )
     return without == 0 and images > 0
 
@@ -165,9 +199,9 @@ class ClassNames:
         self.names: dict[int, str | None] = {}
         """Label → name; None for a class without a name, or with several."""
 
-    def add(self, label: int | None, name: str | None) -> None:
-        """Add the label and class name of a sample."""
-        if label is not None:
+    def add(self, label: int | str | None, name: str | None) -> None:
+        """Add the label and class name of a sample; a label that is a word is its own name."""
+        if isinstance(label, int):
             self.names[label] = name if self.names.get(label, name) == name else None
 
     def complete(self) -> tuple[str, ...] | None:
@@ -178,32 +212,75 @@ class ClassNames:
 
 
 def _is_image(extension: str) -> bool:
-    return f".{extension.lower()}" in IMAGE_EXTENSIONS
+    return is_image_name(f"x.{extension}")
 
 
-def _sample(descriptor: int, key: str, group: list[tuple[str, Member]]) -> WdsSample:
+def _samples(descriptor: int, key: str, group: list[tuple[str, Member]]) -> Iterator[WdsSample]:
+    """Yield the sample that is made of adjacent members, and its other images if they may be samples as well."""
     by_extension: dict[str, Member] = {}
     refused = None
     for extension, member in group:
         if by_extension.setdefault(extension.lower(), member) is not member:
             refused = f"duplicate: the sample has two members .{printable(extension)[:20].lower()}"
-    images = sorted(filter(_is_image, by_extension), key=_preference)
+    images = _images(descriptor, by_extension)
     image = by_extension[images[0]] if images else None
-    if image is not None and refused is None:
+    others = {
+        by_extension[extension]: "other picture of its sample" for extension in by_extension if _is_image(extension)
+    }
+    if image is None:
+        beside = tuple((member, NO_IMAGE) for _, member in group)
+        yield WdsSample(key, tuple(group), None, None, None, None, passed_over=beside)
+        return
+    alike = [by_extension[extension] for extension in images[1:] if "." in images[0]]
+    others = {member: what for member, what in others.items() if member not in (image, *alike)}
+    if refused is None:
         refused = unsafe(image.name)
-    label = class_name = None
-    if image is not None and refused is None:
+    label = class_name = unusable = None
+    if refused is None:
         about = _about(_sidecar(descriptor, by_extension.get("json")))
-        label = _label(_sidecar(descriptor, by_extension.get("cls")), about.get("label"))
-        class_name = about.get("class_name")
-    return WdsSample(
+        sidecar = next((by_extension[extension] for extension in _LABELS if extension in by_extension), None)
+        told = [about[name] for name in _LABEL_NAMES if about.get(name) is not None]
+        text = _sidecar(descriptor, sidecar)
+        value = text.decode("utf-8", "replace") if text is not None else told[0] if told else None
+        label = _label(value)
+        if label is None and value not in (None, "", -1):
+            unusable = printable(str(value)[:40])
+        class_name = next((about[name] for name in _CLASS_NAMES if isinstance(about.get(name), str)), None)
+    yield WdsSample(
         key=key,
         members=tuple(group),
         image=image,
         label=label,
-        class_name=printable(class_name) if isinstance(class_name, str) else None,
+        class_name=printable(class_name) if class_name is not None else None,
         refused=refused,
+        unusable=unusable,
+        passed_over=tuple(others.items()),
     )
+    for member in alike:
+        why = f"several images: the sample {printable(key)} has another (a key ends at the name's first dot)"
+        yield WdsSample(key, (), member, None, None, why)
+
+
+def _no_sample(member: Member, what: str) -> WdsSample:
+    return WdsSample("", (), None, None, None, None, passed_over=((member, printable(what)),))
+
+
+def _images(descriptor: int, by_extension: dict[str, Member]) -> list[str]:
+    """Return the extensions of the images of a sample, best first.
+
+    They are image extensions; if there is none, what ends in one ("v2.jpg") and is no mask; else what has an image's
+    first bytes.
+    """
+    images = [extension for extension in by_extension if _is_image(extension) and "." not in extension]
+    if not images:
+        dotted = filter(_is_image, by_extension)
+        images = [extension for extension in dotted if _NO_PICTURE.fullmatch(extension) is None]
+    if not images and not any(map(_is_image, by_extension)):
+        for extension, member in by_extension.items():
+            if member.size >= HEAD_BYTES and may_hide_an_image(f"x.{extension}"):
+                images += [extension] if is_image_head(os.pread(descriptor, HEAD_BYTES, member.offset)) else []
+        images = images[:1]
+    return sorted(images, key=_preference)
 
 
 def _preference(extension: str) -> tuple[int, str]:
@@ -225,9 +302,15 @@ def _about(data: bytes | None) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def _label(cls: bytes | None, label: object) -> int | None:
-    if cls is not None:
-        digits = cls.strip()
-        return int(digits) if digits.isdigit() and len(digits) <= 10 and int(digits) <= _MAX_LABEL else None
-    is_number = isinstance(label, int) and not isinstance(label, bool)
-    return label if is_number and 0 <= label <= _MAX_LABEL else None  # type: ignore[operator, return-value]
+def _label(value: object) -> int | str | None:
+    """Return a label: a whole number from 0 on, also one that is written as text, or a word; None if it is none."""
+    if isinstance(value, str):
+        text = value.strip()
+        if not text or len(text) > _MAX_NAME:
+            return None
+        if _NUMBER.fullmatch(text) is None:
+            return printable(text)
+        value = float(text) if len(text) < _MAX_DIGITS else -1
+    if isinstance(value, int | float) and 0 <= value <= _MAX_LABEL and value == int(value):
+        return int(value)
+    return None

@@ -2,9 +2,10 @@
 
 import json
 import logging
+import os
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,8 @@ import pyarrow.parquet as pq
 from coma.errors import DataError
 from coma.shards.files import is_remote, replacing, store_errors_as_oserror, write_atomically
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, load_manifest, schema
-from coma.shards.manifest.quarantine import QUARANTINE_NAME, QUARANTINE_SCHEMA, reason_kind
+from coma.shards.manifest.quarantine import PASSED_OVER_NAME, QUARANTINE_NAME, QUARANTINE_SCHEMA, reason_kind
+from coma.shards.sources.listing import PassedOver, printable
 from coma.shards.write.layout import ShardLayout
 from coma.shards.write.resume import parts_folder
 
@@ -65,13 +67,15 @@ def finish(
     splits: list[SplitParts],
     record: dict[str, Any],
     class_words: Sequence[str] | None = None,
+    passed_over: PassedOver | None = None,
 ) -> None:
     """Merge the part files of all shards and complete the data set.
 
     A split without a single good image is left out, with a warning. Raises DataError, which names `source`, if all
     `record["images"]` were set aside.
     """
-    reasons, converted = _merge(out, splits)
+    with _table_of_passed_over(out, passed_over or PassedOver()) as beside:
+        reasons, converted = _merge(out, splits, beside)
     if not is_remote(out):
         for split in splits:
             with suppress(OSError):
@@ -83,10 +87,39 @@ def finish(
             f"none of the {record['images']:,} images of {source} is any good ({kinds}); "
             f"{out / QUARANTINE_NAME} lists them"
         )
-    _write_info(out, splits, record, reasons, converted, class_words)
+    _write_info(out, splits, record, reasons, converted, beside.kinds, class_words)
 
 
-def _merge(out: Path, splits: list[SplitParts]) -> tuple[Counter[str], Counter[str]]:
+class _Beside:
+    """The table of the files that were passed over, and how many there are of each kind."""
+
+    def __init__(self, file: Any) -> None:
+        self.table = _ParquetFile(file, QUARANTINE_SCHEMA)
+        self.kinds: Counter[str] = Counter()
+
+    def add(self, paths: Any, kinds: Any, sizes: Any) -> None:
+        """Add columns of equal length."""
+        table = pa.table([paths, kinds, sizes], names=QUARANTINE_SCHEMA.names)
+        self.table.add(table)
+        self.kinds.update(table["reason"].to_pylist())
+
+
+@contextmanager
+def _table_of_passed_over(out: Path, listed: PassedOver) -> Iterator[_Beside]:
+    """Write the table of what was passed over: what the source's listing says, and what the block adds to it."""
+    with replacing(out / PASSED_OVER_NAME) as file:
+        beside = _Beside(file)
+        order = sorted(range(len(listed)), key=lambda i: os.fsencode(listed.paths[i]))
+        for start in range(0, len(order), _ROW_GROUP_ROWS):
+            rows = order[start : start + _ROW_GROUP_ROWS]
+            paths = pa.array([printable(listed.paths[i]) for i in rows], pa.string())
+            kinds = pa.array([listed.kinds[i] for i in rows], pa.string())
+            beside.add(paths, kinds, pa.array([listed.sizes[i] for i in rows], pa.int64()))
+        yield beside
+        beside.table.close()
+
+
+def _merge(out: Path, splits: list[SplitParts], beside: _Beside) -> tuple[Counter[str], Counter[str]]:
     """Write each split's manifest and the quarantine; count the images set aside, and those converted, by kind."""
     reasons: Counter[str] = Counter()
     converted: Counter[str] = Counter()
@@ -101,6 +134,11 @@ def _merge(out: Path, splits: list[SplitParts]) -> tuple[Counter[str], Counter[s
                     path = parts_folder(out) / f"{shard.name}.parquet"
                     with store_errors_as_oserror(path), path.open("rb") as file:
                         part = pq.read_table(file).replace_schema_metadata(None)
+                    if "passed_over" in part.column_names:  # not in those of older versions
+                        is_beside = pc.is_valid(part["passed_over"])
+                        others = part.filter(is_beside)
+                        beside.add(others["source"], others["passed_over"], others["bytes"])
+                        part = part.filter(pc.invert(is_beside))
                     is_bad = pc.is_valid(part["reason"])
                     good = part.filter(pc.invert(is_bad)).select(manifest_schema.names)
                     bad = part.filter(is_bad)
@@ -123,6 +161,7 @@ def _write_info(
     record: dict[str, Any],
     reasons: Counter[str],
     converted: Counter[str],
+    passed_over: Counter[str],
     class_words: Sequence[str] | None,
 ) -> None:
     """Write `_info.json`, which marks the data set as complete: timm's fields, and ours under "coma"."""
@@ -155,6 +194,7 @@ def _write_info(
             "found": record["images"],
             "set_aside": dict(sorted(reasons.items())),
             "converted": dict(sorted(converted.items())),
+            "passed_over": dict(sorted(passed_over.items())),
             "plan": record,
         },
     }

@@ -31,6 +31,7 @@ PART_SCHEMA = pa.schema(
     + [
         pa.field("converted", pa.string()),  # why the bytes differ from the source's
         pa.field("reason", pa.string()),  # why the image was set aside
+        pa.field("passed_over", pa.string()),  # what it is, if it is no image
         pa.field("bytes", pa.int64()),
     ]
 )

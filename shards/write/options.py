@@ -9,6 +9,7 @@ from coma.errors import UsageError
 from coma.shards.byte_sizes import parse_bytes
 from coma.shards.images.options import PixelOptions
 from coma.shards.option import option, option_like, validate
+from coma.shards.sources.splits import SplitRules, parse_splits
 
 _SOURCE, _SHARDS, _IMAGES, _RUNNING = "Source", "Shards", "Images", "Running"
 
@@ -52,6 +53,14 @@ class ShardOptions:
         panel=_SOURCE,
         metavar="DIR",
         shown_default="the list's own",
+    )
+    splits: SplitRules | None = option(
+        None,
+        help="Folders that are splits, such as train=photos/2019,val=photos/2020; train=. is all the others.",
+        panel=_SOURCE,
+        metavar="SPLIT=FOLDER,...",
+        parse=parse_splits,
+        shown_default="told from their names",
     )
     seed: int = option(0, help="Random seed of the shuffle.", panel=_SHARDS, least=0, below=2**63)
     shard_bytes: int | None = option(

@@ -68,6 +68,7 @@ def prepare_run(
         image_column=options.image_column,
         label_column=options.label_column,
         root=options.root,
+        splits=options.splits,
         exclude=None if is_remote(out) else out,
         progress=lambda images: progress(ShardProgress(images=images)),
     )

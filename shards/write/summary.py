@@ -51,6 +51,8 @@ class ShardSummary:
     """Images set aside, by kind of reason."""
     converted: dict[str, int]
     """Images kept with other bytes than the source's, by kind of reason."""
+    passed_over: dict[str, int]
+    """Files of the source that are no images, by kind."""
     classes: int
     splits: tuple[SplitSummary, ...]
     kept_shards: int
@@ -105,6 +107,7 @@ def complete(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary
         set_aside=set_aside,
         reasons=about["set_aside"],
         converted=about.get("converted", {}),
+        passed_over=about.get("passed_over", {}),
         classes=len(about["classes"] or ()),
         splits=tuple(splits),
         kept_shards=kept_shards if kept_shards is not None else sum(split.shards for split in splits),

@@ -192,7 +192,7 @@ def _finish(run: ShardRun) -> None:
     for split in run.splits:
         labelled = run.listing_of(split).labels is not None
         parts.append(SplitParts(split.name, split.shards, run.listing.class_names if labelled else None))
-    finish(run.out, run.listing.root, parts, run.record, run.listing.class_words)
+    finish(run.out, run.listing.root, parts, run.record, run.listing.class_words, run.listing.passed_over)
 
 
 def _finish_after_last_part(run: ShardRun) -> bool:
@@ -225,6 +225,7 @@ def _part_summary(run: ShardRun, kept_shards: int, elapsed_s: float) -> ShardSum
         set_aside=counts["set_aside"],
         reasons={},
         converted={},
+        passed_over={},
         classes=len(run.listing.class_names or ()),
         splits=tuple(splits),
         kept_shards=kept_shards,

@@ -1,13 +1,18 @@
 """docs/shards.md names flags that exist, and its lines run."""
 
+import io
 import re
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from drawn import shard_images
+from drawn import encoded, shard_images
 
+from coma.shards.sources.detect import list_source
 from coma.shards.sources.listing import LAYOUTS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "shards.md").read_text()
@@ -30,6 +35,61 @@ def test_every_flag_exists(monkeypatch, capsys):
 
 def test_every_layout_is_there():
     assert re.findall(r"^\| `(\w+)` \|", TEXT, re.M) == list(LAYOUTS)
+
+
+ROWS = re.findall(r"^\| (`[^|]*\.(?:jpg|tar|parquet)\b[^|]*) \| ([^|]*\d; [^|]*) \|$", TEXT, re.M)
+
+
+@pytest.mark.parametrize(("files", "taken_as"), ROWS, ids=[files.split("`")[1] for files, _ in ROWS])
+def test_every_layout_is_taken_as_is_written(files: str, taken_as: str, tmp_path: Path) -> None:
+    paths = re.findall(r"`([^`]+)`", files)
+    source = miniature(tmp_path / "source", paths)
+    found = list_source(source / paths[0] if paths[0].endswith(".csv") else source)
+    splits = ", ".join(f"{split.name} {len(split) - len(split.refused)}" for split in found.splits)
+    assert f"{splits}; {', '.join(found.class_names or ('no labels',))}" == taken_as
+
+
+def test_there_are_layouts() -> None:
+    assert len(ROWS) > 15
+
+
+def miniature(root: Path, paths: list[str]) -> Path:
+    """Make the files, of which those below a tar are its members; a table has two images, of a cat and of a dog."""
+    members: dict[str, dict[str, bytes]] = {}
+    for number, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True) if ".tar/" not in path else root.mkdir(exist_ok=True)
+        if ".tar/" in path:
+            tar, _, member = path.partition(".tar/")
+            members.setdefault(f"{tar}.tar", {})[member] = b"cat" if path.endswith(".cls") else encoded(number, 8, 8)
+        elif path.endswith(".parquet"):
+            images = [{"bytes": encoded(number + i, 8, 8), "path": None} for i in range(2)]
+            pq.write_table(pa.table({"image": images, "label": ["cat", "dog"]}), root / path)
+        elif path.endswith(".csv"):
+            (root / path).write_text(
+                "path,label\n" + "".join(f"{paths[1 + i]},{('cat', 'dog')[i]}\n" for i in range(2))
+            )
+        else:
+            (root / path).write_bytes(encoded(number, 8, 8))
+    for tar, files in members.items():
+        (root / tar).write_bytes(packed(files))
+    return root
+
+
+def packed(files: dict[str, bytes]) -> bytes:
+    """A tar; a member below another tar's name is packed into that."""
+    inner: dict[str, dict[str, bytes]] = {}
+    for name in [name for name in files if ".tar/" in name]:
+        tar, _, member = name.partition(".tar/")
+        inner.setdefault(f"{tar}.tar", {})[member] = files[name]
+    whole = {name: data for name, data in files.items() if ".tar/" not in name}
+    whole |= {name: packed(of_tar) for name, of_tar in inner.items()}
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar_file:
+        for name, data in whole.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar_file.addfile(info, io.BytesIO(data))
+    return archive.getvalue()
 
 
 def test_other_readers(tmp_path, tree, monkeypatch):

@@ -7,7 +7,6 @@ unique nor safe. Only if all paths are those of ImageNet-1k are its images named
 import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,14 @@ import numpy.typing as npt
 
 from coma.errors import DataError
 from coma.shards.sources.folders import files_below
+from coma.shards.sources.kinds import is_image_name
 from coma.shards.sources.labels import Label, number_labels, split_from_name
 from coma.shards.sources.listing import (
     MAX_IMAGE_BYTES,
     ListingBuilder,
+    PassedOver,
     SourceListing,
     SplitListing,
-    is_image_name,
     printable,
 )
 from coma.shards.sources.parquet.columns import Columns, choose_columns
@@ -77,9 +77,9 @@ def list_parquet(
     the sizes of all images; `progress` is called with the number of images so far.
     Raises UsageError if a flag is needed to choose a column, DataError if a file cannot be read.
     """
-    root, files, ignored = source.parent, [source.name], Counter[str]()
+    root, files, passed_over = source.parent, [source.name], PassedOver()
     if source.is_dir():
-        root, (files, ignored) = source, files_below(source, ".parquet", exclude)
+        root, (files, passed_over) = source, files_below(source, ".parquet", exclude)
     tables: list[_Table] = []
     rows = 0
     with SandboxedReader() as reader:
@@ -88,7 +88,7 @@ def list_parquet(
         for file in files:
             if columns.image not in contents[file].kinds:
                 log.warning("left out %s: there are no images in it", printable(file))
-                ignored[".parquet without images"] += 1
+                passed_over.add(file, ".parquet without images", (root / file).stat().st_size)
                 continue
             tables.append(_read_table(reader, root, file, contents[file], columns))
             rows += len(tables[-1].sizes)
@@ -99,7 +99,7 @@ def list_parquet(
         splits, class_names, class_words = _imagenet(source, tables, columns, names)
     else:
         splits, class_names = _generic(source, tables, columns)
-    return SourceListing(root, "parquet", splits, class_names, class_words, ignored, columns.image)
+    return SourceListing(root, "parquet", splits, class_names, class_words, passed_over, image_column=columns.image)
 
 
 def _read_table(reader: SandboxedReader, root: Path, file: str, contents: Contents, columns: Columns) -> _Table:

@@ -17,7 +17,7 @@ import xxhash
 
 from coma.errors import ComaError, DataError
 from coma.shards.files import remove_temporaries
-from coma.shards.sources.listing import SourceListing, SplitListing, printable
+from coma.shards.sources.listing import SourceListing, SplitListing, clamped, printable
 from coma.shards.sources.parquet.sandbox import SandboxedReader
 
 _NAME = re.compile(r"\d{5,}\.bin")
@@ -130,7 +130,7 @@ class _Spool:
     def write(self, reader: SandboxedReader, image_column: str) -> Iterator[int]:
         """Copy the images; yield the bytes copied at a time."""
         try:
-            changed = self.source.stat().st_mtime_ns != self.mtime_ns
+            changed = clamped(self.source.stat().st_mtime_ns) != self.mtime_ns
         except OSError as error:
             raise DataError(
                 f"{printable(str(self.source))} cannot be read ({error.strerror}); once it is back, the same "

@@ -78,6 +78,7 @@ def test_out_holds_relative_links_and_what_a_data_set_has(made, contents):
     assert sorted(contents(out)) == [
         "README.md",
         "_info.json",
+        "passed_over.parquet",
         "quarantine.parquet",
         *(f"train/{name}" for name in ("manifest.parquet",)),
         *(f"train/photos-{i:04}.{kind}" for i in range(3) for kind in ("idx", "tar")),
@@ -206,7 +207,7 @@ def test_a_label_that_is_missing_leaves_the_split_without(tmp_path, jpegs, caplo
     plain_tar(source / "more.tar", [("x.jpg", jpegs[8])])
     index(source, tmp_path / "out", workers=1)
     assert read_manifest(tmp_path / "out").label is None
-    assert "1 of 9 images of split train have no integer label" in caplog.text
+    assert "split train is taken without labels: 1 of its 9 images have none" in caplog.text
 
 
 def test_odd_names(tmp_path, jpegs):

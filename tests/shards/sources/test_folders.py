@@ -5,7 +5,7 @@ import pytest
 
 from coma.errors import DataError, UsageError
 from coma.shards.sources.detect import list_source
-from coma.shards.sources.folders import split_by_folders
+from coma.shards.sources.folder_names import split_by_folders
 from coma.shards.sources.listing import ListingBuilder, printable
 
 
@@ -28,12 +28,6 @@ def test_class_folders(tmp_path, caplog):
     assert splits["train"].paths == ["a/3.JPEG", "b/1.jpg", "b/deeper/2.JPG"]
     assert splits["train"].labels.tolist() == [0, 1, 1]
     assert "found 3 images in split train, of 2 classes" in caplog.text
-
-
-def test_one_image_outside_the_class_folders_means_no_labels(tmp_path):
-    splits, found = listed(put(tmp_path, "b/1.jpg", "3.jpg"))
-    assert found.class_names is None
-    assert splits["train"].labels is None
 
 
 def test_splits_share_their_class_numbers(tmp_path):
@@ -78,8 +72,8 @@ def test_clutter_is_passed_over_and_counted(tmp_path, caplog):
     )
     splits, found = listed(tmp_path)
     assert splits["train"].paths == ["a/1.jpg"]
-    assert found.ignored == {".db": 1, ".txt": 1, "no extension": 1}
-    assert "passed over 3 files (1 .db, 1 .txt, 1 no extension): not images by name" in caplog.text
+    assert found.passed_over.counts() == {"hidden": 3, ".db": 1, ".txt": 1, "no extension": 1}
+    assert "passed over 6 files (3 hidden, 1 .db, 1 .txt, 1 no extension), which are no images" in caplog.text
 
 
 def test_links_are_followed_but_never_round_in_a_circle(tmp_path, caplog):

@@ -7,7 +7,8 @@ import pytest
 from miniatures import VAL, WORDS, devkit, folders, imagenet, kaggle, meta_mat, named, official, packed, write
 
 from coma.errors import DataError
-from coma.shards.sources.folders import list_folder, split_by_folders
+from coma.shards.sources.folder_names import split_by_folders
+from coma.shards.sources.folders import list_folder
 from coma.shards.sources.imagenet import is_kaggle, is_official, list_kaggle, list_official
 from coma.shards.sources.listing import SourceListing
 from coma.shards.sources.reader import SourceReader
@@ -24,9 +25,9 @@ def tree(tmp_path, images):
 
 
 def listing_of_tree(root):
-    listing, ignored = list_folder(root)
+    listing, passed_over = list_folder(root)
     splits, class_names = split_by_folders(listing)
-    return SourceListing(root, "folder", splits, class_names, ignored=ignored)
+    return SourceListing(root, "folder", splits, class_names, passed_over=passed_over)
 
 
 def assert_same(found, tree):

@@ -70,7 +70,7 @@ def test_hugging_face_files_are_listed_with_splits_and_class_names(tmp_path):
     assert train.labels.tolist() == [1, 0, 1, 0]
     assert split(sources, "val").labels.tolist() == [1]
     assert heard == [3, 4, 5]
-    assert sources.ignored == {".md": 1}
+    assert sources.passed_over.counts() == {".md": 1}
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_files_without_images_are_left_out_aloud(tmp_path, caplog):
     write(tmp_path / "out" / "manifest.parquet", {"image": [b"a"]})
     sources = list_parquet(tmp_path, exclude=tmp_path / "out")
     assert len(sources) == 1
-    assert sources.ignored == {".parquet without images": 1}
+    assert sources.passed_over.counts() == {".parquet without images": 1, "hidden": 1}
     assert "left out facts.parquet" in caplog.text
 
 

@@ -110,8 +110,8 @@ def test_splits(folder):
         "val": ["b.jpg", "scan"],
     }
     assert sources.splits[0].name == "train"
-    with pytest.raises(DataError, match=r"unknown splits \('', 'dev'\); splits are called train, val"):
-        listed(folder, text + "my cat.jpg,1,dev\ndeep/er/d.jpg,1,\n")
+    with pytest.raises(DataError, match=r"unknown splits \('', 'holdout'\); splits are called train, val"):
+        listed(folder, text + "my cat.jpg,1,holdout\ndeep/er/d.jpg,1,\n")
     assert [s.name for s in listed(folder, "a.jpg 1", "val.txt").splits] == ["val"]
 
 

@@ -8,7 +8,8 @@ import tarfile
 import pytest
 
 from coma.errors import DataError
-from coma.shards.sources.folders import list_folder, split_by_folders
+from coma.shards.sources.folder_names import split_by_folders
+from coma.shards.sources.folders import list_folder
 from coma.shards.sources.listing import SourceImage
 from coma.shards.sources.reader import SourceReader
 from coma.shards.sources.tars import list_tars
@@ -39,7 +40,7 @@ def put(folder, **tars):
 
 def found(folder, tars):
     """{split: {path: (bytes, class)}} as a reader of the listing gets it."""
-    listing, ignored = list_tars(folder, tars)
+    listing, passed_over = list_tars(folder, tars)
     splits, class_names = split_by_folders(listing)
     reader = SourceReader(folder)
     result = {}
@@ -52,7 +53,7 @@ def found(folder, tars):
             for i in range(len(split))
         }
     reader.close()
-    return result, ignored
+    return result, passed_over
 
 
 SPLITS, CLASSES = ("train", "val"), ("a", "b")
@@ -96,11 +97,11 @@ def test_a_tar_is_the_tree_that_it_holds(tmp_path):
         (tmp_path / "tree" / path).write_bytes(data)
     with tarfile.open(tmp_path / "all.tar", "w") as archive:
         archive.add(tmp_path / "tree", ".")  # names "./train/a/0.jpg", folders too
-    listing, ignored = list_tars(tmp_path, ["all.tar"])
-    tree, ignored_in_tree = list_folder(tmp_path / "tree")
+    listing, passed_over = list_tars(tmp_path, ["all.tar"])
+    tree, beside_tree = list_folder(tmp_path / "tree")
     (ours, names), (theirs, names_of_tree) = split_by_folders(listing), split_by_folders(tree)
     assert names == names_of_tree == ("a", "b")
-    assert ignored == ignored_in_tree == {".txt": 1}
+    assert passed_over.counts() == beside_tree.counts() == {".txt": 1, "hidden": 3}
     for split, of_tree in zip(ours, theirs, strict=True):
         assert split.paths == of_tree.paths
         assert split.labels.tolist() == of_tree.labels.tolist()
@@ -163,7 +164,7 @@ def test_hostile_members_are_set_aside_by_name_and_the_rest_goes_on(tmp_path):
         "../../inner.tar": packed({"x.jpg": b"x"}),
         "dog/2.jpg": b"2",
     }  # fmt: skip
-    listing, ignored = list_tars(tmp_path, put(tmp_path, x=members))
+    listing, passed_over = list_tars(tmp_path, put(tmp_path, x=members))
     assert {listing.paths[i]: reason.split(":")[0] for i, reason in listing.refused.items()} == {
         "cat/../../up.jpg": "unsafe name",
         "cat/link.jpg": "link",
@@ -177,7 +178,7 @@ def test_hostile_members_are_set_aside_by_name_and_the_rest_goes_on(tmp_path):
         "cat/1.jpg",
         "dog/2.jpg",
     ]
-    assert ignored == {"no extension": 1}
+    assert passed_over.counts() == {"no extension": 1}
 
 
 def test_a_member_that_a_later_one_replaces_is_set_aside(tmp_path):
@@ -199,9 +200,9 @@ def test_names_that_are_no_utf8(tmp_path):
 
 def test_only_one_level_of_tars_is_looked_into(tmp_path):
     inner = packed({"a.jpg": b"a", "deeper.tar": packed({"b.jpg": b"b"})})
-    listing, ignored = list_tars(tmp_path, put(tmp_path, x={"inner.tar": inner, "c/1.jpg": b"c"}))
+    listing, passed_over = list_tars(tmp_path, put(tmp_path, x={"inner.tar": inner, "c/1.jpg": b"c"}))
     assert listing.paths == ["inner/a.jpg", "c/1.jpg"]
-    assert ignored == {".tar": 1}
+    assert passed_over.counts() == {".tar": 1}
 
 
 def test_all_damaged_tars_are_named_in_one_line(tmp_path):
