@@ -10,6 +10,7 @@ from shlex import quote
 import numpy as np
 
 from coma.errors import DataError, UsageError
+from coma.shards.manifest import INFO_NAME
 from coma.shards.sources import folders, imagenet, path_list, tars, webdataset
 from coma.shards.sources.folder_names import FEW, WAYS_OUT, split_by_folders
 from coma.shards.sources.kinds import extension, is_image_name, is_packed_name
@@ -181,12 +182,13 @@ def _containers(folder: Path, images: SourceListing) -> str | None:
     Where both are there, nearly all bytes decide. Raises UsageError if they do not.
     """
     in_files = sum(int(np.maximum(split.sizes, 0).sum()) for split in images.splits)
+    others = images.passed_over
+    data_sets = tuple(path.removesuffix(INFO_NAME) for path in others.paths if path.endswith(f"/{INFO_NAME}"))
     files: dict[str, list[str]] = {".tar": [], ".parquet": []}
     sizes = {"": in_files, ".tar": 0, ".parquet": 0}
-    for path, kind, size in zip(
-        images.passed_over.paths, images.passed_over.kinds, images.passed_over.sizes, strict=True
-    ):
-        if kind in files:
+    for path, kind, size in zip(others.paths, others.kinds, others.sizes, strict=True):
+        is_ours = len(images) > 0 and path.startswith(data_sets)  # what was made of these images before
+        if kind in files and not is_ours:
             files[kind].append(path)
             sizes[kind] += max(size, 0)
     if not any(files.values()):
