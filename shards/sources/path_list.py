@@ -46,6 +46,14 @@ def list_paths(
     """
     table = read_path_table(source, path_column, label_column)
     root = source.parent if root is None else root
+    if not table.paths:
+        log.warning("%s lists no images: it has no rows", source)
+        return SourceListing(root, "list", (), None)
+    if not any(table.paths):
+        raise DataError(
+            f"the column of paths is empty in all {len(table.paths):,} rows of {source}; name another one with "
+            "--image-column"
+        )
     listing = _list_files(table.paths, root, progress)
     if len(listing) and all(_is_elsewhere(listing.refused.get(i)) for i in range(len(listing))):
         raise DataError(

@@ -90,8 +90,12 @@ def list_parquet(
                 log.warning("left out %s: there are no images in it", printable(file))
                 ignored[".parquet without images"] += 1
                 continue
-            tables.append(_read_table(reader, root, file, contents[file], columns))
-            rows += len(tables[-1].sizes)
+            table = _read_table(reader, root, file, contents[file], columns)
+            if not len(table.sizes):
+                log.warning("%s has no rows", printable(file))
+                continue
+            tables.append(table)
+            rows += len(table.sizes)
             if progress is not None:
                 progress(rows)
     class_words = None

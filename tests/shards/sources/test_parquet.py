@@ -191,6 +191,19 @@ def test_files_without_images_are_left_out_aloud(tmp_path, caplog):
     assert "left out facts.parquet" in caplog.text
 
 
+def test_a_split_without_rows_is_left_out_aloud(tmp_path, caplog):
+    write(tmp_path / "train.parquet", {"image": [b"a", b"b"], "label": [0, 1]})
+    write(tmp_path / "validation.parquet", {"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())})
+    with pq.ParquetWriter(tmp_path / "test.parquet", pa.schema([("image", pa.binary())])):
+        pass  # no row group either
+    sources = list_parquet(tmp_path)
+    assert [(split.name, len(split)) for split in sources.splits] == [("train", 2)]
+    assert "validation.parquet has no rows" in caplog.text
+    assert "test.parquet has no rows" in caplog.text
+    (tmp_path / "train.parquet").unlink()
+    assert len(list_parquet(tmp_path)) == 0
+
+
 # ImageNet-1k as Hugging Face has it: the paths end in the class, the test labels are -1
 WNIDS = ("n01440764", "n01751748", "n02119789")
 FEATURES = {

@@ -239,8 +239,12 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         list_paths(tmp_path / "x.csv")
 
 
-def test_an_empty_list_lists_nothing(folder):
+def test_an_empty_list_lists_nothing(folder, caplog):
     assert len(listed(folder, "path,label\n")) == 0
+    assert "list.csv lists no images: it has no rows" in caplog.text
+    assert len(listed(folder, "\n", "x.txt")) == 0
+    with pytest.raises(DataError, match=r"column of paths is empty in all 2 rows of .*; name .* --image-column"):
+        listed(folder, "path,label\n,0\n,1\n")
 
 
 PARTS = st.sampled_from(["..", ".", "", "root", "deep", "er", "a.jpg", "x"])
