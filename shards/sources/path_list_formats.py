@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from coma.errors import DataError, UsageError
+from coma.shards.images.foreign import HEAD_BYTES, foreign_file
 from coma.shards.sources.labels import Label, find_column
 from coma.shards.sources.listing import is_image_name, printable
 from coma.shards.sources.parquet.sandbox import SandboxedReader
@@ -84,6 +85,8 @@ def read_path_table(source: Path, path_column: str | None, label_column: str | N
     if reader is None:
         raise UsageError(f"{source} is not a list of paths; the name of a list ends in {', '.join(_READERS)}")
     try:
+        if reader is not _read_parquet:
+            _require_text(source)
         return reader(source, path_column, label_column)
     except OSError as error:
         raise DataError(f"cannot read {source}: {error.strerror}") from error
@@ -176,6 +179,13 @@ _READERS: dict[str, Callable[[Path, str | None, str | None], PathTable]] = {
     ".txt": _read_text,
     ".parquet": _read_parquet,
 }
+
+
+def _require_text(source: Path) -> None:
+    with source.open("rb") as file:
+        foreign = foreign_file(file.read(HEAD_BYTES))
+    if foreign is not None:
+        raise DataError(f"{source} is {foreign}")
 
 
 def _lines(source: Path) -> Iterator[str]:

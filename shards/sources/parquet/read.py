@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from coma.errors import ComaError, DataError
 from coma.shards.files import replacing
+from coma.shards.images.foreign import HEAD_BYTES, foreign_file
 from coma.shards.sources.listing import printable
 
 MEMORY_BYTES = 880 << 20
@@ -156,11 +157,12 @@ def _open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
         raise DataError(f"{_shown(file)} is not a regular file")
     size = status.st_size
     with file.open("rb") as whole:
+        head = whole.read(HEAD_BYTES)
         whole.seek(max(0, size - 8))
         tail = whole.read(8)
     footer_bytes = int.from_bytes(tail[:4], "little")
     if len(tail) < 8 or tail[4:] != b"PAR1":
-        raise DataError(f"{_shown(file)} is not a parquet file, or was cut short")
+        raise DataError(f"{_shown(file)} is {_no_parquet(head, tail)}")
     if footer_bytes > min(size, _MAX_FOOTER_BYTES):
         raise DataError(
             f"{_shown(file)} claims {footer_bytes:,} bytes of metadata; it has {size:,}, and the limit is "
@@ -176,6 +178,15 @@ def _open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
                 f"{_shown(file)} claims {parquet.metadata.num_rows:,} rows in {size:,} bytes, which is impossible"
             )
         yield parquet
+
+
+def _no_parquet(head: bytes, tail: bytes) -> str:
+    """Say what a file is instead of parquet."""
+    if head.startswith(b"PARE") or tail.endswith(b"PARE"):
+        return "encrypted; write it anew without encryption"
+    if head.startswith(b"PAR1"):
+        return "cut short: it begins as a parquet file but does not end as one; fetch it again"
+    return foreign_file(head) or "not a parquet file"
 
 
 def _batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -391,8 +391,16 @@ LIES = {
         "unpacks to more than",
     ),
     "metadata of 2 GB": (lambda f: liar(f, footer=2**31 - 1), "claims 2,147,483,647 bytes of metadata"),
-    "not parquet": (lambda f: f.write_bytes(b"hello" * 100), "not a parquet file, or was cut short"),
-    "nothing": (lambda f: f.write_bytes(b""), "not a parquet file, or was cut short"),
+    "not parquet": (lambda f: f.write_bytes(b"hello" * 100), "is not a parquet file"),
+    "nothing": (lambda f: f.write_bytes(b""), r"is empty: it has no bytes \(.* fetch it again"),
+    "cut short": (lambda f: f.write_bytes(b"PAR1" + b"x" * 100), "is cut short: it begins as a parquet file"),
+    "encrypted": (lambda f: f.write_bytes(b"PARE" + b"x" * 100 + b"PARE"), "is encrypted; write it anew"),
+    "a pointer": (
+        lambda f: f.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+        "is a Git LFS pointer .`git lfs pull` fetches",
+    ),
+    "a web page": (lambda f: f.write_bytes(b"<!doctype html><html></html>"), "is an HTML page; .* fetch it again"),
+    "packed": (lambda f: f.write_bytes(b"\x1f\x8b" + bytes(20)), "is a gzip archive; unpack it first"),
     "random metadata": (
         lambda f: f.write_bytes(b"PAR1" + os.urandom(200) + (200).to_bytes(4, "little") + b"PAR1"),
         "cannot be read as parquet",
