@@ -5,8 +5,6 @@ are followed, as in a folder of images.
 """
 
 import logging
-import os
-import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,11 +15,9 @@ from coma.shards.sources.listing import ListingBuilder, SourceListing, printable
 from coma.shards.sources.parquet.columns import image_columns
 from coma.shards.sources.parquet.sandbox import SandboxedReader
 from coma.shards.sources.path_list_formats import PathTable, read_path_table
+from coma.shards.sources.tables.paths import IS_URL, PathFinder
 
 log = logging.getLogger(__name__)
-
-_MAX_PATH = 4096  # characters, the limit of Linux
-_ESCAPES = str.maketrans({"\0": r"\x00", "\n": r"\n", "\r": r"\r"})
 
 
 def holds_images(file: Path) -> bool:
@@ -49,13 +45,15 @@ def list_paths(
     if not table.paths:
         log.warning("%s lists no images: it has no rows", source)
         return SourceListing(root, "list", (), None)
-    if not any(table.paths):
+    if not any(map(str.strip, table.paths)):
         raise DataError(
             f"the column of paths is empty in all {len(table.paths):,} rows of {source}; name another one with "
             "--image-column"
         )
-    listing = _list_files(table.paths, root, progress)
-    if len(listing) and all(_is_elsewhere(listing.refused.get(i)) for i in range(len(listing))):
+    listing = _list_files(table, root, progress)
+    if all(reason == IS_URL for reason in map(listing.refused.get, range(len(listing)))):
+        raise DataError(f"{source} names URLs, and nothing is downloaded; download the images and list their paths")
+    if all(_is_elsewhere(listing.refused.get(i)) for i in range(len(listing))):
         raise DataError(
             f"none of the {len(listing):,} files that {source} names is in {root} "
             f"({printable(listing.paths[0])} is {listing.refused[0].partition(':')[0]}); say with --root which "
@@ -71,47 +69,33 @@ def list_paths(
     return SourceListing(root, "list", listing.splits(members, numbered.labels), class_names)
 
 
-def _list_files(paths: Sequence[str], root: Path, progress: Callable[[int], None] | None) -> ListingBuilder:
+def _list_files(table: PathTable, root: Path, progress: Callable[[int], None] | None) -> ListingBuilder:
     listing = ListingBuilder(progress)
-    seen: set[str] = set()
-    base = os.path.abspath(root)  # noqa: PTH100  (Path.absolute leaves ".." in)
-    for number, text in enumerate(paths, start=1):
-        path, refused = _resolve(text, base, number)
-        if refused is None and path in seen:
+    finder = PathFinder(root)
+    label_of: dict[str, Label] = {}
+    contradictions = 0
+    for number, (text, label) in enumerate(zip(table.paths, table.labels, strict=True), start=1):
+        found = finder.find(text, number)
+        refused = found.refused
+        if refused is None and found.path in label_of:
             refused = "duplicate: listed twice"
-        seen.add(path)
-        size, mtime_ns = -1, 0
-        if refused is None:
-            try:
-                status = os.stat(os.path.join(base, path))  # noqa: PTH116, PTH118  (files are many)
-            except (FileNotFoundError, NotADirectoryError):
-                refused = "missing: the list names it, but it is not there"
-            except OSError:
-                pass  # the worker will record the reason
-            else:
-                size, mtime_ns = status.st_size, status.st_mtime_ns
-                if stat.S_ISDIR(status.st_mode):
-                    size, refused = -1, "not an image: a folder"
-        listing.add(path, size, mtime_ns, refused=refused)
+            if label_of[found.path] != label:
+                refused = "duplicate: listed twice, with different labels"
+                contradictions += 1
+        label_of.setdefault(found.path, label)
+        listing.add(found.path, found.size, found.mtime_ns, refused=refused)
+    if contradictions:
+        log.warning(
+            "rows that name an image again with a different label: %s; the first label is kept, as an image has one",
+            f"{contradictions:,}",
+        )
+    if finder.respelled:
+        log.info(
+            "files that are called otherwise in the list than on the disk: %s, such as %s for %s",
+            f"{finder.respelled:,}",
+            *map(printable, finder.example),
+        )
     return listing
-
-
-def _resolve(text: str, base: str, number: int) -> tuple[str, str | None]:
-    """Return the path below `base` of entry `number`, and why it is refused, if it is."""
-    if not text:
-        return f"(entry {number})", "missing: the list has no path there"
-    if len(text) > _MAX_PATH:
-        return text[:200].translate(_ESCAPES) + "...", f"unsafe name: {len(text)} characters"
-    shown = text.translate(_ESCAPES)
-    if shown != text:
-        return shown, "unsafe name: it holds a zero byte or a line break"
-    whole = os.path.normpath(os.path.join(base, text))  # noqa: PTH118
-    inside = base.rstrip("/") + "/"
-    if whole == base:
-        return text, "not an image: a folder"
-    if not whole.startswith(inside):
-        return text, "outside the source: it does not lie in the folder that the list's paths are in"
-    return whole[len(inside) :], None
 
 
 def _is_elsewhere(refused: str | None) -> bool:

@@ -166,6 +166,87 @@ def test_paths_that_lead_elsewhere_are_refused_by_name(folder, tmp_path):
     assert all(split.sizes[i] == -1 for i in split.refused)
 
 
+def test_a_root_that_is_reached_by_a_link(folder, tmp_path):
+    (tmp_path / "link").symlink_to("root")
+    (tmp_path / "other").symlink_to("link")
+    (folder / "b.jpg").unlink()
+    (tmp_path / "store.jpg").write_text("elsewhere")
+    (folder / "b.jpg").symlink_to(tmp_path / "store.jpg")  # links within the root are followed
+    paths = [f"{folder}/a.jpg", f"{tmp_path}/link/c.png", f"{tmp_path}/other/scan", "../root/my cat.jpg", "b.jpg"]
+    text = "\n".join(["path", *paths, f"{tmp_path}/store.jpg", f"{tmp_path}/root", "../link/../store.jpg"])
+    (folder / "list.csv").write_text(text)
+    split = train(list_paths(tmp_path / "link" / "list.csv"))
+    taken = [path for i, path in enumerate(split.paths) if i not in split.refused]
+    assert taken == ["a.jpg", "b.jpg", "c.png", "my cat.jpg", "scan"]
+    assert sorted(reason.partition(":")[0] for reason in split.refused.values()) == [
+        "not an image",
+        "outside the source",
+        "outside the source",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "on_disk"),
+    [
+        ("file://{root}/my%20cat.jpg", "my cat.jpg"),
+        ("file://localhost{root}/a.jpg", "a.jpg"),
+        ("~/root/a.jpg", "a.jpg"),
+        (" a.jpg  ", "a.jpg"),
+        ("my%20cat.jpg", "my cat.jpg"),
+        (r"deep\er\d.jpg", "deep/er/d.jpg"),
+        (r".\deep\\er/d.jpg", "deep/er/d.jpg"),
+        ("'a.jpg'", "a.jpg"),
+        ("A.JPG", "a.jpg"),
+        ("Deep/ER/d.jpg", "deep/er/d.jpg"),
+        ("cafe\u0301.jpg", "caf\u00e9.jpg"),
+        ("nai\u0308ve/x.jpg", "na\u00efve/x.jpg"),
+    ],
+)
+def test_paths_in_another_spelling(folder, tmp_path, monkeypatch, caplog, written, on_disk):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    caplog.set_level("INFO", "coma")
+    (folder / on_disk).parent.mkdir(exist_ok=True)
+    (folder / on_disk).touch()
+    (only,) = listed(folder, f'path\n"{written.format(root=folder)}"\n').splits
+    assert (only.paths, only.refused) == ([on_disk], {})
+    assert "files that are called otherwise in the list than on the disk: 1, such as" in caplog.text
+
+
+def test_a_path_is_first_taken_as_it_is_written(folder):
+    for name in ("A.jpg", "my%20cat.jpg", r"deep\er", " a.jpg"):
+        (folder / name).write_text(name)
+    split = train(listed(folder, 'path\nA.jpg\nmy%20cat.jpg\ndeep\\er\n" a.jpg"\na.jpg\nB.jpg\nb.JPG\n'))
+    assert split.paths == [" a.jpg", "A.jpg", "a.jpg", "b.jpg", "b.jpg", r"deep\er", "my%20cat.jpg"]
+    assert set(split.refused.values()) == {"duplicate: listed twice"}
+    split = train(listed(folder, "path\nb.jpg\nDeep/er/D.jpg\nmY cat.jpg\na.JPG\n"))
+    assert split.refused == {0: "missing: the list names it, but it is not there"}  # a.jpg or A.jpg
+    assert split.paths[0] == "a.JPG"
+
+
+def test_escapes_do_not_lead_out(folder, tmp_path):
+    (tmp_path / "secret.jpg").write_text("secret")
+    texts = ["%2e%2e/secret.jpg", r"..\secret.jpg", f"file://{tmp_path}/secret.jpg", "../SECRET.jpg", " ../secret.jpg"]
+    split = train(listed(folder, "\n".join(["path", "a.jpg", *texts])))
+    assert [split.paths[i] for i in range(len(split)) if i not in split.refused] == ["a.jpg"]
+
+
+def test_urls_are_not_downloaded(folder):
+    split = train(listed(folder, "path\na.jpg\nhttps://example.org/b.jpg\ns3://bucket/c.png\n"))
+    assert set(split.refused.values()) == {"missing: it is a URL, and nothing is downloaded"}
+    assert len(split.refused) == 2
+    with pytest.raises(DataError, match=r"x.csv names URLs, and nothing is downloaded; download the images"):
+        listed(folder, "path\nhttps://example.org/b.jpg\n", "x.csv")
+
+
+def test_images_that_are_listed_with_several_labels(folder, caplog):
+    sources = listed(folder, "path,label\na.jpg,1\na.jpg,2\na.jpg,1\nb.jpg,2\n")
+    assert sorted(train(sources).refused.values()) == [
+        "duplicate: listed twice",
+        "duplicate: listed twice, with different labels",
+    ]
+    assert "rows that name an image again with a different label: 1; the first label is kept" in caplog.text
+
+
 def test_what_is_not_there_or_twice_or_no_file(folder):
     (folder / "loop").symlink_to("loop")
     text = (
