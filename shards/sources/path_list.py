@@ -5,12 +5,12 @@ are followed, as in a folder of images.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from coma.errors import DataError
 from coma.shards.sources.folders import SPLIT_OF_FOLDER
-from coma.shards.sources.labels import Label, number_labels, split_from_name
+from coma.shards.sources.labels import Label, names_beside, number_labels, split_from_name
 from coma.shards.sources.listing import ListingBuilder, SourceListing, printable
 from coma.shards.sources.parquet.columns import image_columns
 from coma.shards.sources.parquet.sandbox import SandboxedReader
@@ -61,11 +61,15 @@ def list_paths(
         )
     members = _members(source, table)
     values = {split: [table.labels[i] for i in rows] for split, rows in members.items()}
-    numbered = number_labels(source, values, table.class_names)
+    set_aside = {split: {at for at, i in enumerate(rows) if i in listing.refused} for split, rows in members.items()}
+    numbered = number_labels(source, values, table.class_names, set_aside)
     class_names = numbered.class_names
     if class_names is None and table.names is not None:
-        labelled = [i for split, rows in members.items() if numbered.labels[split] is not None for i in rows]
-        class_names = _class_names(table.labels, table.names, labelled)
+        names = table.names
+        class_names = names_beside(
+            {split: values[split] for split, column in numbered.labels.items() if column is not None},
+            {split: [names[i] for i in rows] for split, rows in members.items()},
+        )
     return SourceListing(root, "list", listing.splits(members, numbered.labels), class_names)
 
 
@@ -114,20 +118,3 @@ def _members(source: Path, table: PathTable) -> dict[str, list[int]]:
     for i, text in enumerate(table.splits):
         members.setdefault(split_of[text] or "", []).append(i)
     return members
-
-
-def _class_names(labels: Sequence[Label], names: Sequence[str], labelled: Sequence[int]) -> tuple[str, ...] | None:
-    """Name integer labels by the column of names beside them; return None if the two do not fit each other."""
-    name_of: dict[int, str] = {}
-    for i in labelled:
-        label, name = labels[i], names[i].strip()
-        if not isinstance(label, int):
-            return None
-        if not name or name_of.setdefault(label, name) != name:
-            log.warning("the classes are left without names: label %d is called %r and %r", label, name_of[label], name)
-            return None
-    count = max(name_of, default=-1) + 1
-    if len(set(name_of.values())) < len(name_of) or count > 2 * len(name_of):
-        log.warning("the classes are left without names: two have the same, or most labels have none")
-        return None
-    return tuple(printable(name_of.get(label, str(label))) for label in range(count)) or None

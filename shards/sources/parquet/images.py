@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from coma.errors import DataError
 from coma.shards.sources.folders import files_below
-from coma.shards.sources.labels import Label, number_labels, split_from_name
+from coma.shards.sources.labels import Label, as_labels, labels_of_column, names_beside, number_labels, split_from_name
 from coma.shards.sources.listing import (
     MAX_IMAGE_BYTES,
     ListingBuilder,
@@ -29,6 +29,7 @@ from coma.shards.sources.listing import (
 from coma.shards.sources.parquet.columns import Columns, choose_columns
 from coma.shards.sources.parquet.read import Contents
 from coma.shards.sources.parquet.sandbox import SandboxedReader
+from coma.shards.sources.tables.label_columns import KINDS
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,10 @@ class _Table:
     """[n] bytes, -1 for a null."""
     inner_paths: list[str | None]
     """[n] path of the image that the row gives."""
-    labels: list[Label]
-    """[n]"""
+    labels: list[object]
+    """[n] as they are written, None for missing ones."""
+    names: list[object]
+    """[n] names of classes beside integer labels."""
 
     def refusals(self) -> Iterator[str | None]:
         """Yield for each row why it is set aside unread, or None."""
@@ -99,58 +102,80 @@ def list_parquet(
             if progress is not None:
                 progress(rows)
     class_words = None
+    labels = _labels(source, tables, columns, label_column is not None)
     if (names := _imagenet_names(tables)) is not None:
-        splits, class_names, class_words = _imagenet(source, tables, columns, names)
+        splits, class_names, class_words = _imagenet(source, tables, labels, columns.class_names, names)
     else:
-        splits, class_names = _generic(source, tables, columns)
+        splits, class_names = _generic(source, tables, labels, columns)
     return SourceListing(root, "parquet", splits, class_names, class_words, ignored, columns.image)
 
 
 def _read_table(reader: SandboxedReader, root: Path, file: str, contents: Contents, columns: Columns) -> _Table:
-    wanted = (columns.path, columns.label)
-    present = tuple(name for name in wanted if name is not None and contents.kinds.get(name) in ("integer", "text"))
+    wanted = (columns.path, columns.labels.label, columns.labels.names)
+    present = tuple(dict.fromkeys(name for name in wanted if contents.kinds.get(name or "") in KINDS))
     sizes: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
-    values: dict[str, list[Label]] = {name: [] for name in present}
+    values: dict[str, list[object]] = {name: [] for name in present if name is not None}
     mtime_ns = (root / file).stat().st_mtime_ns
-    for rows in reader.rows(root / file, columns.image, present):
+    for rows in reader.rows(root / file, columns.image, tuple(values)):
         sizes.append(rows.lengths)
-        for name, column in zip(present, rows.values, strict=True):
-            values[name] += column
-    rows_read = sum(map(len, sizes))
-    inner_paths, labels = (values.get(name or "", [None] * rows_read) for name in wanted)
-    return _Table(file, mtime_ns, np.concatenate(sizes), list(map(_text, inner_paths)), labels)
+        for column, cells in zip(values.values(), rows.values, strict=True):
+            column += cells
+    missing: list[object] = [None] * sum(map(len, sizes))
+    inner_paths, labels, names = (values.get(name or "", missing) for name in wanted)
+    return _Table(
+        file,
+        mtime_ns,
+        np.concatenate(sizes),
+        [path if isinstance(path, str) else None for path in inner_paths],
+        labels,
+        names,
+    )
 
 
-def _text(value: Label) -> str | None:
-    return value if isinstance(value, str) else None
+def _labels(source: Path, tables: list[_Table], columns: Columns, asked: bool) -> list[Label]:
+    """Return the labels of all rows of all tables."""
+    values = [value for table in tables for value in table.labels]
+    return labels_of_column(
+        printable(str(source)), columns.labels.label or "", lambda: as_labels(values), len(values), asked
+    )
 
 
 def _generic(
-    source: Path, tables: list[_Table], columns: Columns
+    source: Path, tables: list[_Table], labels: list[Label], columns: Columns
 ) -> tuple[tuple[SplitListing, ...], tuple[str, ...] | None]:
     names = (
         f"{table.file}/{row:09d}{_extension(path)}" for table in tables for row, path in enumerate(table.inner_paths)
     )
     listing = _listing(tables, names)
-    values: dict[str, list[Label]] = {}
     members: dict[str, list[int]] = {}
     at = 0
     for table in tables:
-        split = split_from_name(table.file)
-        values.setdefault(split, []).extend(table.labels)
-        members.setdefault(split, []).extend(range(at, at + len(table.labels)))
-        at += len(table.labels)
-    numbered = number_labels(printable(str(source)), values, columns.class_names)
-    return listing.splits(members, numbered.labels), numbered.class_names
+        members.setdefault(split_from_name(table.file), []).extend(range(at, at + len(table.sizes)))
+        at += len(table.sizes)
+    values = {split: [labels[i] for i in rows] for split, rows in members.items()}
+    set_aside = {split: {at for at, i in enumerate(rows) if i in listing.refused} for split, rows in members.items()}
+    numbered = number_labels(printable(str(source)), values, columns.class_names, set_aside)
+    class_names = numbered.class_names
+    if class_names is None and columns.labels.names is not None:
+        words = [str(word or "").strip() or None for table in tables for word in table.names]
+        class_names = names_beside(
+            {split: values[split] for split, column in numbered.labels.items() if column is not None},
+            {split: [words[i] for i in rows] for split, rows in members.items()},
+        )
+    return listing.splits(members, numbered.labels), class_names
 
 
 def _imagenet(
-    source: Path, tables: list[_Table], columns: Columns, names: Sequence[tuple[str, str | None, str]]
+    source: Path,
+    tables: list[_Table],
+    labels: list[Label],
+    given_names: tuple[str, ...] | None,
+    names: Sequence[tuple[str, str | None, str]],
 ) -> tuple[tuple[SplitListing, ...], tuple[str, ...] | None, tuple[str, ...] | None]:
     log.info("the images have the paths of ImageNet, and keep its names")
     listing = _listing(tables, (path for _, _, path in names))
     label_of: dict[str, Label] = {}
-    for label, (_, wnid, path) in zip((label for table in tables for label in table.labels), names, strict=True):
+    for label, (_, wnid, path) in zip(labels, names, strict=True):
         if wnid is not None and label not in (None, -1) and label_of.setdefault(wnid, label) != label:
             raise DataError(f"{source}: {path} has the label {label}, others of {wnid} have {label_of[wnid]}")
     wnid_of = {label: wnid for wnid, label in label_of.items()}
@@ -162,15 +187,15 @@ def _imagenet(
     members: dict[str, list[int]] = {}
     for i, (split, _, _) in enumerate(names):
         members.setdefault(split, []).append(i)
-    labels = {
+    numbers = {
         split: None if split == "test" else [index[names[i][1] or ""] for i in rows] for split, rows in members.items()
     }
     class_words = None
-    if columns.class_names is not None and class_names:
-        word_of = dict(enumerate(columns.class_names))
+    if given_names is not None and class_names:
+        word_of = dict(enumerate(given_names))
         words = {wnid: word_of.get(label) for wnid, label in label_of.items() if isinstance(label, int)}
         class_words = tuple(words.get(wnid) or wnid for wnid in class_names)
-    return listing.splits(members, labels), class_names or None, class_words
+    return listing.splits(members, numbers), class_names or None, class_words
 
 
 def _imagenet_names(tables: list[_Table]) -> list[tuple[str, str | None, str]] | None:

@@ -11,6 +11,7 @@ import pytest
 
 from coma.errors import DataError, UsageError
 from coma.shards.sources.parquet.images import list_parquet
+from coma.shards.sources.path_list import list_paths
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -125,6 +126,133 @@ def test_of_several_class_labels_the_fine_ones_are_taken(tmp_path):
         list_parquet(file)
 
 
+LABELS_OF_ANY_TYPE = {
+    "double": pa.array([1.0, 0.0, 1.0]),
+    "float": pa.array([1.0, 0.0, 1.0], pa.float32()),
+    "half": pa.array([1.0, 0.0, 1.0], pa.float32()).cast(pa.float16()),
+    "decimal": pa.array([1, 0, 1], pa.decimal128(5, 2)),
+    "bool": pa.array([True, False, True]),
+    "unsigned": pa.array([1, 0, 1], pa.uint64()),
+    "tiny": pa.array([1, 0, 1], pa.int8()),
+    "dictionary of integers": pa.array([1, 0, 1]).dictionary_encode(),
+    "dictionary of text": pa.array(["dog", "cat", "dog"]).dictionary_encode(),
+    "text": pa.array([" dog", "cat", "dog "]),
+    "large text": pa.array(["dog", "cat", "dog"], pa.large_string()),
+    "view of text": pa.array(["dog", "cat", "dog"], pa.string_view()),
+    "text as bytes": pa.array([b"dog", b"cat", b"dog"]),
+    "list": pa.array([[1], [0], [1]]),
+    "large list": pa.array([[1], [0], [1]], pa.large_list(pa.int32())),
+    "list of fixed size": pa.array([[1], [0], [1]], pa.list_(pa.float64(), 1)),
+    "list of text": pa.array([["dog"], ["cat"], ["dog"]]),
+    "struct": pa.array([{"label": i, "name": n} for i, n in ((1, "dog"), (0, "cat"), (1, "dog"))]),
+    "struct of an id": pa.array([{"id": i, "score": 0.5} for i in (1, 0, 1)]),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS_OF_ANY_TYPE)
+def test_a_label_is_a_label_whatever_its_type(tmp_path, caplog, kind):
+    column = LABELS_OF_ANY_TYPE[kind]
+    sources = list_parquet(write(tmp_path / "x.parquet", {"image": [b"a", b"b", b"c"], "label": column}))
+    assert split(sources).labels.tolist() == [1, 0, 1]
+    words = any(word in str(column.type) for word in ("string", "binary"))
+    assert sources.class_names == (("cat", "dog") if words else None)
+    assert not caplog.text
+    asked = list_parquet(tmp_path / "x.parquet", label_column="label")
+    assert split(asked).labels.tolist() == [1, 0, 1]
+    (tmp_path / "x.parquet").unlink()
+    table = {"path": ["a.jpg", "b.jpg", "c.jpg"], "label": column}
+    for name in table["path"]:
+        (tmp_path / name).touch()
+    listed = list_paths(write(tmp_path / "x.parquet", table))
+    assert (split(listed).labels.tolist(), listed.class_names) == ([1, 0, 1], sources.class_names)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pa.array([1.0, float("nan"), 0.0]), pa.array([1, None, 0]), pa.array([[1], [], [0]]), pa.array(["x", " ", "y"])],
+)
+def test_labels_that_are_missing_in_any_type(tmp_path, caplog, column):
+    sources = list_parquet(write(tmp_path / "x.parquet", {"image": [b"a", b"b", b"c"], "label": column}))
+    assert split(sources).labels is None
+    assert "1 of its 3 images have none; to keep the labels of the others, fill them in or take" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        (pa.array([0.5, 1.0]), "it holds 0.5, which is not a whole number"),
+        (pa.array([float("inf"), 1.0]), "it holds inf, which is not a whole number"),
+        (pa.array([[1, 2], [1]]), "it holds several labels for an image"),
+        (pa.array([b"\xff\xd8\xff" * 99999, b"\xff"]), "it holds bytes that are not text"),
+        (pa.array([0, 1], pa.timestamp("ms")), r"it holds timestamp\[ms\]"),
+        (pa.array([0, 1], pa.date32()), "it holds date32"),
+        (pa.array([{"bytes": b"a", "size": 5.0}] * 2), "it holds struct"),
+        (pa.array([[{"a": 1}]] * 2), "it holds list of struct"),
+    ],
+)
+def test_labels_that_are_not_used_are_said(tmp_path, caplog, column, reason):
+    file = write(tmp_path / "x.parquet", {"image": [b"a", b"b"], "label": column, "other": [[1], [0]]})
+    sources = list_parquet(file, "image")
+    assert split(sources).labels is None
+    assert re.search(
+        f"column label of .* is not used for labels: {reason}.*; --label-column names another", caplog.text
+    )
+    with pytest.raises((DataError, UsageError), match="--label-column label: "):
+        list_parquet(file, "image", "label")
+    assert split(list_parquet(file, "image", "other")).labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"label": [1, 0], "label_name": ["dog", "cat"]},
+        {"Class ID": [1.0, 0.0], "class-name": ["dog", "cat"]},
+        {"category_id": [1, 0], "category": ["dog", "cat"]},
+        {"label": [1, 0], "species": ["dog", "cat"]},
+        {"json": [{"label": 1, "class_name": "dog"}, {"label": 0, "class_name": "cat"}]},
+    ],
+)
+def test_names_beside_the_labels_are_kept(tmp_path, names):
+    sources = list_parquet(write(tmp_path / "x.parquet", {"image": [b"a", b"b"], **names}))
+    assert (split(sources).labels.tolist(), sources.class_names) == ([1, 0], ("cat", "dog"))
+
+
+def test_names_that_do_not_fit_the_labels(tmp_path, caplog):
+    rows = {"image": [b"a", b"b"], "label": [1, 1], "label_name": ["dog", "cat"]}
+    sources = list_parquet(write(tmp_path / "x.parquet", rows))
+    assert (split(sources).labels.tolist(), sources.class_names) == ([1, 1], None)
+    assert "label 1 is called 'dog' and 'cat'" in caplog.text
+
+
+@pytest.mark.parametrize("wrap", [{"_type": "Sequence", "length": 1}, {"_type": "List"}, None])
+def test_class_labels_in_sequences_and_structs(tmp_path, wrap):
+    feature = {**wrap, "feature": CATS["label"]} if wrap else [CATS["label"]]
+    rows = {"image": images(b"a", b"b"), "kind": pa.array([[1], [0]])}
+    sources = list_parquet(write(tmp_path / "x.parquet", rows, {"image": CATS["image"], "kind": feature}))
+    assert (split(sources).labels.tolist(), sources.class_names) == ([1, 0], ("cat", "dog"))
+    rows = {"image": images(b"a", b"b"), "about": pa.array([{"kind": 1}, {"kind": 0}])}
+    features = {"image": CATS["image"], "about": {"kind": CATS["label"]}}
+    sources = list_parquet(write(tmp_path / "x.parquet", rows, features))
+    assert (split(sources).labels.tolist(), sources.class_names) == ([1, 0], ("cat", "dog"))
+
+
+def test_of_several_usual_names_the_line_says_which_is_taken(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "coma")
+    rows = {"image": [b"a"], "coarse_label": [0], "fine_label": [2], "labels": [[1, 2]], "x": [1.0], "y": [2.0]}
+    sources = list_parquet(write(tmp_path / "x.parquet", rows))
+    assert split(sources).labels.tolist() == [2]
+    said = "labels are taken from column fine_label; --label-column takes them from another (labels, coarse_label)"
+    assert said in caplog.text
+
+
+def test_rows_that_are_set_aside_need_no_label(tmp_path, caplog):
+    rows = {"image": pa.array([b"a", None, b"b"]), "label": [7, None, 3]}
+    sources = list_parquet(write(tmp_path / "x.parquet", rows))
+    assert split(sources).labels.tolist()[::2] == [7, 3]
+    assert split(sources).refused == {1: "empty: the row has no bytes"}
+    assert not caplog.text
+
+
 def test_which_column_holds_the_images_may_have_to_be_said(tmp_path):
     file = write(tmp_path / "x.parquet", {"image": images(b"a"), "png": [b"bb"], "label": [0]})
     with pytest.raises(UsageError, match=r"several columns may hold the images \(image, png\); .* --image-column"):
@@ -134,7 +262,7 @@ def test_which_column_holds_the_images_may_have_to_be_said(tmp_path):
     assert split(list_parquet(file, "png")).sizes.tolist() == [2]
     with pytest.raises(UsageError, match=r"--image-column label: no such column of bytes \(there are image, "):
         list_parquet(file, "label")
-    with pytest.raises(UsageError, match="--label-column what: there is no such"):
+    with pytest.raises(UsageError, match=r"--label-column what: .* has no such column \(there are image, "):
         list_parquet(file, "png", "what")
 
 

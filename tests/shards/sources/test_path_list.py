@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources.labels import number_labels, split_from_name
+from coma.shards.sources.labels import NotLabelsError, number_labels, split_from_name
 from coma.shards.sources.path_list import holds_images, list_paths
 from coma.shards.sources.path_list_formats import parse_labels
 
@@ -95,7 +95,7 @@ def test_columns_that_are_asked_for(folder):
     text = "path,label,copy,rank\na.jpg,x,b.jpg,5\n"
     split = train(listed(folder, text, path_column="copy", label_column="rank"))
     assert (split.paths, split.labels.tolist()) == (["b.jpg"], [5])
-    with pytest.raises(UsageError, match=r"--label-column what: .* \(there are path, label, copy, rank\)"):
+    with pytest.raises(UsageError, match=r"--label-column what: .* \(there are label, copy, rank\)"):
         listed(folder, text, label_column="what")
     with pytest.raises(UsageError, match=r"no column of paths \(a, b\); name a column of paths with --image-column"):
         listed(folder, "a,b\n1,2\n")
@@ -140,10 +140,42 @@ def test_names_beside_the_labels(folder, caplog):
     assert listed(folder, text.replace("b.jpg,2,cat", "b.jpg,200,cat")).class_names is None
 
 
+def test_lists_of_several_labels_are_said(folder, caplog):
+    text = "path,labels\na.jpg,\"['cat', 'dog']\"\nb.jpg,['cat']\n"
+    assert train(listed(folder, text)).labels is None
+    assert "column labels of" in caplog.text
+    assert "is not used for labels: it holds several labels for an image" in caplog.text
+    with pytest.raises(DataError, match=r"--label-column labels: .* has no labels there: it holds several"):
+        listed(folder, text, label_column="labels")
+
+
+@pytest.mark.parametrize(
+    "header", ["category_id", "Class ID", "fine_label", "y", "species", "label,coarse_label", "category_id,category"]
+)
+def test_usual_names_of_columns_with_labels(folder, header):
+    others = "," * header.count(",")
+    split = train(listed(folder, f"image_id,{header}\na.jpg,4{others}\nb.jpg,2{others}\n"))
+    assert split.labels.tolist() == [4, 2]
+
+
+def test_rows_that_are_set_aside_need_no_label(folder, caplog):
+    split = train(listed(folder, "path,label,class_name\na.jpg,1,emu\ngone.jpg,,\n,,\nb.jpg,0,cat\n"))
+    assert len(split.refused) == 2
+    assert sorted(split.labels[i] for i in range(4) if i not in split.refused) == [0, 1]
+    assert not caplog.text
+
+
 def test_labels_as_pandas_writes_them():
     assert parse_labels(["3.0", " 12", "", "-1"]) == [3, 12, None, -1]
     assert parse_labels(["3.5", "12"]) == ["3.5", "12"]
     assert parse_labels(["n01", "007"]) == ["n01", "007"]
+    assert parse_labels(["3", "nan", "None", "<NA>"]) == [3, None, None, None]
+    assert parse_labels(["cat", "none"]) == ["cat", "none"]
+    assert parse_labels(["[3]", "[ 4 ]", "[]"]) == [3, 4, None]
+    assert parse_labels(["['a cat']", '["dog"]', ""]) == ["a cat", "dog", None]
+    assert parse_labels(["[3]", "4"]) == ["[3]", "4"]
+    with pytest.raises(NotLabelsError, match="several labels for an image"):
+        parse_labels(["['cat', 'dog']", "['cat']"])
     with pytest.raises(DataError, match="the label 2147483648; labels go from 0 to 2147483647"):
         number_labels("x.csv", {"train": [1, 2**31]})
 
