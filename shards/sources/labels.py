@@ -46,6 +46,12 @@ def as_labels(values: Iterable[object]) -> list[Label]:
     return list(map(_as_label, values))
 
 
+def named(values: Sequence[object], names: Sequence[str] | None) -> list[object]:
+    """Return values with integers replaced by their names, as far as they have one."""
+    name_of = dict(enumerate(names or ()))
+    return [name_of.get(value, value) if isinstance(value, int) else value for value in values]
+
+
 def labels_of_column(
     source: object, column: str, read: Callable[[], list[Label]], count: int, asked: bool
 ) -> list[Label]:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from coma.errors import DataError
-from coma.shards.sources.folders import SPLIT_OF_FOLDER
 from coma.shards.sources.labels import Label, names_beside, number_labels, split_from_name
 from coma.shards.sources.listing import ListingBuilder, SourceListing, printable
 from coma.shards.sources.parquet.columns import image_columns
 from coma.shards.sources.parquet.sandbox import SandboxedReader
 from coma.shards.sources.path_list_formats import PathTable, read_path_table
 from coma.shards.sources.tables.paths import IS_URL, PathFinder
+from coma.shards.sources.tables.split_columns import warn_of_held_out
 
 log = logging.getLogger(__name__)
 
@@ -108,13 +108,11 @@ def _is_elsewhere(refused: str | None) -> bool:
 
 def _members(source: Path, table: PathTable) -> dict[str, list[int]]:
     """Group images by split."""
+    said = split_from_name(source.name)
     if table.splits is None:
-        return {split_from_name(source.name): list(range(len(table.paths)))}
-    split_of: dict[str, str | None] = {text: SPLIT_OF_FOLDER.get(text.strip().lower()) for text in set(table.splits)}
-    if unknown := sorted(text for text, split in split_of.items() if split is None):
-        names = ", ".join(repr(text[:40]) for text in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        raise DataError(f"{source} has unknown splits ({names}); splits are called train, val and test")
+        return {said: list(range(len(table.paths)))}
+    warn_of_held_out(source.name, said, table.splits)
     members: dict[str, list[int]] = {}
-    for i, text in enumerate(table.splits):
-        members.setdefault(split_of[text] or "", []).append(i)
+    for i, split in enumerate(table.splits):
+        members.setdefault(split, []).append(i)
     return members

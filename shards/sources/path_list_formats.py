@@ -9,10 +9,11 @@ from pathlib import Path
 
 from coma.errors import DataError, UsageError
 from coma.shards.images.foreign import HEAD_BYTES, foreign_file
-from coma.shards.sources.labels import SEVERAL_LABELS, Label, NotLabelsError, as_labels, labels_of_column
+from coma.shards.sources.labels import SEVERAL_LABELS, Label, NotLabelsError, as_labels, labels_of_column, named
 from coma.shards.sources.listing import is_image_name, printable
 from coma.shards.sources.parquet.sandbox import SandboxedReader
 from coma.shards.sources.tables.label_columns import LabelColumns, choose_label_columns, find_columns
+from coma.shards.sources.tables.split_columns import split_columns, splits_of_rows
 
 _PATHS = (
     *("path", "file", "filename", "filepath", "fname", "image", "imagepath", "imagefile", "imagefilename"),
@@ -37,7 +38,7 @@ class PathTable:
     names: list[Label] | None
     """[n] class names beside integer labels, if there is such a column; None where one is missing."""
     splits: list[str] | None
-    """[n] as written."""
+    """[n] train, val or test, if a column says them."""
     class_names: tuple[str, ...] | None = None
     """Names of integer labels, if the file's metadata have them."""
 
@@ -47,7 +48,7 @@ class _Columns:
     source: Path
     path: str
     labels: LabelColumns
-    split: str | None
+    splits: tuple[str, ...]
     label_is_asked: bool
 
     @staticmethod
@@ -64,14 +65,15 @@ class _Columns:
         if kinds[path] != "text":
             raise UsageError(f"{source} has no text in the column {path}; name a column of paths with --image-column")
         rest = {column: kind for column, kind in kinds.items() if column != path}
+        splits = split_columns(printable(str(source)), rest)
+        classes = [column for column in classes if column not in splits]
         labels = choose_label_columns(printable(str(source)), rest, label, classes)
-        split = next(iter(find_columns(("split",), rest)), None)
-        return _Columns(source, path, labels, split, label is not None)
+        return _Columns(source, path, labels, splits, label is not None)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all columns to read."""
-        columns = (self.path, self.labels.label, self.labels.names, self.split)
+        columns = (self.path, self.labels.label, self.labels.names, *self.splits)
         return tuple(dict.fromkeys(column for column in columns if column is not None))
 
     def table(self, values: Mapping[str, Sequence[object]], class_names: tuple[str, ...] | None = None) -> PathTable:
@@ -93,7 +95,7 @@ class _Columns:
             paths,
             labels,
             None if names is None else [name.strip() or None for name in names],
-            None if self.split is None else _texts(values[self.split]),
+            splits_of_rows(printable(str(self.source)), {column: values[column] for column in self.splits}),
             class_names,
         )
 
@@ -200,6 +202,8 @@ def _read_parquet(source: Path, path_column: str | None, label_column: str | Non
         for rows in reader.rows(source, None, tuple(values)):
             for column, cells in zip(values.values(), rows.values, strict=True):
                 column += cells
+    for name in chosen.splits:
+        values[name] = named(values[name], contents.classes.get(name))
     return chosen.table(values, contents.classes.get(chosen.labels.label or ""))
 
 

@@ -8,6 +8,7 @@ from coma.errors import DataError, UsageError
 from coma.shards.sources.listing import printable
 from coma.shards.sources.parquet.read import Contents
 from coma.shards.sources.tables.label_columns import LabelColumns, choose_label_columns, is_usual
+from coma.shards.sources.tables.split_columns import split_columns
 
 _USUAL_IMAGES = ("image", "img", "jpg", "jpeg", "png", "picture", "bytes")
 
@@ -21,6 +22,8 @@ class Columns:
     labels: LabelColumns
     class_names: tuple[str, ...] | None
     """Names of integer labels."""
+    splits: tuple[str, ...] = ()
+    """Columns that may say the splits."""
 
     @property
     def path(self) -> str | None:
@@ -70,26 +73,26 @@ def choose_columns(contents: Mapping[str, Contents], image_column: str | None, l
         raise UsageError(f"several columns may hold the images ({listed}); choose one with --image-column")
     (image,) = candidates
     holding = {file: each for file, each in contents.items() if image in each.kinds}
-    labels = _label_columns(holding, image, label_column)
+    source, kinds = printable(next(iter(holding))), _kinds(holding, image)
+    splits = split_columns(source, kinds)
+    classes = dict.fromkeys(name for each in holding.values() for name in each.classes if name not in splits)
+    labels = choose_label_columns(source, kinds, label_column, tuple(classes))
     label = labels.label or ""
     names = {each.classes[label] for each in holding.values() if label in each.classes}
     if len(names) > 1:
         raise DataError(f"the parquet files do not agree on the class names of column {printable(label)}")
-    return Columns(image, labels, next(iter(names), None))
+    return Columns(image, labels, next(iter(names), None), splits)
 
 
-def _label_columns(contents: Mapping[str, Contents], image: str, asked: str | None) -> LabelColumns:
-    """Choose the columns of labels by the kinds that they have in most files, as a column may be null in some."""
+def _kinds(contents: Mapping[str, Contents], image: str) -> dict[str, str]:
+    """Return what the columns beside the images hold in most files, as one may be null in some."""
     top = image.removesuffix(".bytes")
     kinds: dict[str, Counter[str]] = {}
     for each in contents.values():
         for name, kind in each.kinds.items():
             if not f"{name}.".startswith(f"{top}."):
                 kinds.setdefault(name, Counter())[kind] += kind != "null"
-    classes = dict.fromkeys(name for each in contents.values() for name in each.classes)
-    source = printable(next(iter(contents)))
-    most = {name: counts.most_common(1)[0][0] for name, counts in kinds.items()}
-    return choose_label_columns(source, most, asked, tuple(classes))
+    return {name: counts.most_common(1)[0][0] for name, counts in kinds.items()}
 
 
 def _all_columns(contents: Mapping[str, Contents]) -> str:

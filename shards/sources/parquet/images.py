@@ -17,7 +17,15 @@ import numpy.typing as npt
 
 from coma.errors import DataError
 from coma.shards.sources.folders import files_below
-from coma.shards.sources.labels import Label, as_labels, labels_of_column, names_beside, number_labels, split_from_name
+from coma.shards.sources.labels import (
+    Label,
+    as_labels,
+    labels_of_column,
+    named,
+    names_beside,
+    number_labels,
+    split_from_name,
+)
 from coma.shards.sources.listing import (
     MAX_IMAGE_BYTES,
     ListingBuilder,
@@ -30,6 +38,7 @@ from coma.shards.sources.parquet.columns import Columns, choose_columns
 from coma.shards.sources.parquet.read import Contents
 from coma.shards.sources.parquet.sandbox import SandboxedReader
 from coma.shards.sources.tables.label_columns import KINDS
+from coma.shards.sources.tables.split_columns import splits_of_rows, warn_of_held_out
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +59,8 @@ class _Table:
     """[n] bytes, -1 for a null."""
     inner_paths: list[str | None]
     """[n] path of the image that the row gives."""
-    labels: list[object]
-    """[n] as they are written, None for missing ones."""
-    names: list[object]
-    """[n] names of classes beside integer labels."""
+    values: dict[str, list[object]]
+    """Column of labels, their names or splits → what it holds [n], None where it is missing."""
 
     def refusals(self) -> Iterator[str | None]:
         """Yield for each row why it is set aside unread, or None."""
@@ -111,7 +118,7 @@ def list_parquet(
 
 
 def _read_table(reader: SandboxedReader, root: Path, file: str, contents: Contents, columns: Columns) -> _Table:
-    wanted = (columns.path, columns.labels.label, columns.labels.names)
+    wanted = (columns.path, columns.labels.label, columns.labels.names, *columns.splits)
     present = tuple(dict.fromkeys(name for name in wanted if contents.kinds.get(name or "") in KINDS))
     sizes: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
     values: dict[str, list[object]] = {name: [] for name in present if name is not None}
@@ -121,23 +128,36 @@ def _read_table(reader: SandboxedReader, root: Path, file: str, contents: Conten
         for column, cells in zip(values.values(), rows.values, strict=True):
             column += cells
     missing: list[object] = [None] * sum(map(len, sizes))
-    inner_paths, labels, names = (values.get(name or "", missing) for name in wanted)
-    return _Table(
-        file,
-        mtime_ns,
-        np.concatenate(sizes),
-        [path if isinstance(path, str) else None for path in inner_paths],
-        labels,
-        names,
-    )
+    for name in columns.splits:
+        values[name] = named(values.get(name, missing), contents.classes.get(name))
+    inner_paths = [path if isinstance(path, str) else None for path in values.get(columns.path or "", missing)]
+    return _Table(file, mtime_ns, np.concatenate(sizes), inner_paths, values)
+
+
+def _column(tables: list[_Table], name: str | None) -> list[object]:
+    """Return the values of a column in the rows of all tables, None in those that do not have it."""
+    return [value for table in tables for value in table.values.get(name or "", [None] * len(table.sizes))]
 
 
 def _labels(source: Path, tables: list[_Table], columns: Columns, asked: bool) -> list[Label]:
     """Return the labels of all rows of all tables."""
-    values = [value for table in tables for value in table.labels]
+    values = _column(tables, columns.labels.label)
     return labels_of_column(
         printable(str(source)), columns.labels.label or "", lambda: as_labels(values), len(values), asked
     )
+
+
+def _splits(source: Path, tables: list[_Table], columns: Columns) -> list[str]:
+    """Return the splits of all rows: those that a column says, else those of the files' names."""
+    of_files = [split_from_name(table.file) for table in tables]
+    splits = splits_of_rows(printable(str(source)), {name: _column(tables, name) for name in columns.splits})
+    if splits is None:
+        return [split for split, table in zip(of_files, tables, strict=True) for _ in range(len(table.sizes))]
+    at = 0
+    for split, table in zip(of_files, tables, strict=True):
+        warn_of_held_out(table.file, split, splits[at : at + len(table.sizes)])
+        at += len(table.sizes)
+    return splits
 
 
 def _generic(
@@ -148,16 +168,14 @@ def _generic(
     )
     listing = _listing(tables, names)
     members: dict[str, list[int]] = {}
-    at = 0
-    for table in tables:
-        members.setdefault(split_from_name(table.file), []).extend(range(at, at + len(table.sizes)))
-        at += len(table.sizes)
+    for i, split in enumerate(_splits(source, tables, columns)):
+        members.setdefault(split, []).append(i)
     values = {split: [labels[i] for i in rows] for split, rows in members.items()}
     set_aside = {split: {at for at, i in enumerate(rows) if i in listing.refused} for split, rows in members.items()}
     numbered = number_labels(printable(str(source)), values, columns.class_names, set_aside)
     class_names = numbered.class_names
     if class_names is None and columns.labels.names is not None:
-        words = [str(word or "").strip() or None for table in tables for word in table.names]
+        words = [str(word or "").strip() or None for word in _column(tables, columns.labels.names)]
         class_names = names_beside(
             {split: values[split] for split, column in numbered.labels.items() if column is not None},
             {split: [words[i] for i in rows] for split, rows in members.items()},

@@ -44,13 +44,14 @@ def find_columns(usual_names: Sequence[str], columns: Iterable[str]) -> list[str
     ranks = {name: rank for rank, name in enumerate(usual_names)}
     found = []
     for column in columns:
-        keys = [_key(column), *([_key(column.rpartition(".")[2])] if "." in column else [])]
+        keys = [column_key(column), *([column_key(column.rpartition(".")[2])] if "." in column else [])]
         if rank := min((ranks[key] + 1 for key in keys if key in ranks), default=0):
             found.append((("." in column), rank, column))
     return [column for _, _, column in sorted(found, key=lambda each: each[:2])]
 
 
-def _key(column: str) -> str:
+def column_key(column: str) -> str:
+    """Return a column's name in lower case without separators."""
     return re.sub(r"[\W_]+", "", column.lower())
 
 

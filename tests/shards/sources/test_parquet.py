@@ -92,6 +92,65 @@ def test_the_split_is_in_the_name(tmp_path, file, expected):
     assert only.name == expected
 
 
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"split": ["train", "Validation", "TEST"]}, ["train", "val", "test"]),
+        ({"Partition": ["train", "dev", "testing"]}, ["train", "val", "test"]),
+        ({"subset": pa.array(["train", "val", "test"]).dictionary_encode()}, ["train", "val", "test"]),
+        ({"kind": [0, 1, 2]}, ["train", "train", "train"]),
+        ({"is_train": [True, True, False]}, ["train", "train", "test"]),
+        ({"is_test": [0, 1, 0]}, ["train", "test", "train"]),
+        ({"isValid": [0.0, 0.0, 1.0]}, ["train", "train", "val"]),
+        ({"is_test": [False, False, True], "is_val": ["false", "True", "false"]}, ["train", "val", "test"]),
+        ({"json": [{"split": "train"}, {"split": "val"}, {"split": "test"}]}, ["train", "val", "test"]),
+        ({"fold": [0, 1, 2]}, ["train", "train", "train"]),
+        ({"dataset": ["coco", "flickr", "coco"], "split": ["test"] * 3}, ["test", "test", "test"]),
+    ],
+)
+def test_the_split_is_in_a_column(tmp_path, caplog, columns, expected):
+    caplog.set_level(logging.INFO, "coma")
+    sources = list_parquet(write(tmp_path / "x.parquet", {"image": [b"a", b"b", b"c"], **columns}))
+    told = {path: one.name for one in sources.splits for path in one.paths}
+    assert [told[path] for path in sorted(told)] == expected
+    if expected != ["train"] * 3:
+        assert "splits are those of " in caplog.text
+    if "fold" in columns:
+        assert "column fold is not used for splits: it holds '0', '1', '2'" in caplog.text
+
+
+def test_class_labels_that_are_splits(tmp_path):
+    features = {"image": CATS["image"], "split": {"_type": "ClassLabel", "names": ["train", "test"]}}
+    rows = {"image": images(b"a", b"b"), "split": [1, 0], "label": [3, 4]}
+    sources = list_parquet(write(tmp_path / "x.parquet", rows, features))
+    assert {one.name: one.labels.tolist() for one in sources.splits} == {"train": [4], "test": [3]}
+    assert sources.class_names is None
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"split": ["train", "extra"]},
+        {"split": [0, 1]},
+        {"split": ["train", None]},
+        {"subset": ["train", "extra"]},
+        {"is_test": [True, None]},
+        {"partition": ["0", "1"]},
+    ],
+)
+def test_columns_that_look_like_splits_and_cannot_be_told(tmp_path, column):
+    file = write(tmp_path / "x.parquet", {"image": [b"a", b"b"], **column})
+    with pytest.raises(DataError, match=r"unknown splits in column \w+ \('.*'\); write train, val or test in each row"):
+        list_parquet(file)
+
+
+def test_a_column_that_contradicts_the_names_of_files_is_said(tmp_path, caplog):
+    write(tmp_path / "val.parquet", {"image": [b"a", b"b"], "split": ["train", "val"]})
+    write(tmp_path / "train.parquet", {"image": [b"a"], "split": ["train"]})
+    assert len(split(list_parquet(tmp_path))) == 2
+    assert "val.parquet has 1 rows in split train by its column, though its name says val" in caplog.text
+
+
 def test_a_single_file_of_plain_bytes_and_words_for_labels(tmp_path):
     labels = pa.array(["emu", "cat", "emu"]).dictionary_encode()
     file = write(

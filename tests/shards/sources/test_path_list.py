@@ -110,9 +110,16 @@ def test_splits(folder):
         "val": ["b.jpg", "scan"],
     }
     assert sources.splits[0].name == "train"
-    with pytest.raises(DataError, match=r"unknown splits \('', 'dev'\); splits are called train, val"):
-        listed(folder, text + "my cat.jpg,1,dev\ndeep/er/d.jpg,1,\n")
+    assert len(listed(folder, text + "my cat.jpg,1,dev\n").splits[2]) == 3
+    with pytest.raises(DataError, match=r"unknown splits in column split \('', 'extra'\); write train, val or test"):
+        listed(folder, text + "my cat.jpg,1,extra\ndeep/er/d.jpg,1,\n")
     assert [s.name for s in listed(folder, "a.jpg 1", "val.txt").splits] == ["val"]
+
+
+def test_splits_as_truth_values(folder, caplog):
+    sources = listed(folder, "fname,labels,is_valid\na.jpg,0,False\nb.jpg,1,True\n", "test.csv")
+    assert {s.name: s.paths for s in sources.splits} == {"train": ["a.jpg"], "val": ["b.jpg"]}
+    assert "test.csv has 1 rows in split train by its column, though its name says test" in caplog.text
 
 
 def test_missing_labels_make_a_split_unlabelled(folder, caplog):
