@@ -17,7 +17,7 @@ from coma.shards.sources.tables.split_columns import split_columns, splits_of_ro
 
 _PATHS = (
     *("path", "file", "filename", "filepath", "fname", "image", "imagepath", "imagefile", "imagefilename"),
-    *("imagefilepath", "imagename", "img", "imgpath", "imgname", "filenames", "paths", "imageid"),
+    *("imagefilepath", "imagename", "img", "imgpath", "imgname", "filenames", "paths", "imageid", "imageurl", "url"),
 )
 _MAX_LINE_BYTES = 1 << 20
 _MAX_COLUMNS = 1000

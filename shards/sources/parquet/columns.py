@@ -36,6 +36,7 @@ def image_columns(contents: Contents) -> list[str]:
     kinds = contents.kinds
     tops = [name for name in kinds if kinds[name] == "struct" or "." not in name]
     choices = (
+        [name for name in contents.images if not is_usual(name)],  # else it is a mask beside the image
         contents.images,
         [
             name

@@ -68,12 +68,10 @@ def read_contents(file: Path) -> Iterator[Contents]:
         schema = parquet.schema_arrow
         kinds: dict[str, str] = {}
         for field in schema:
-            members = list(field.type) if pa.types.is_struct(field.type) else []
-            leaves = [(f"{field.name}.{member.name}", member.type) for member in members]
-            for name, arrow_type in [(field.name, field.type), *leaves]:
+            for name, kind in [(field.name, _kind(field.type)), *_members(field)]:
                 if name in kinds:
                     raise DataError(f"{_shown(file)} has two columns called {printable(name)}")
-                kinds[name] = _kind(arrow_type)
+                kinds[name] = kind
         yield Contents(kinds, *_features((schema.metadata or {}).get(b"huggingface")))
 
 
@@ -226,6 +224,19 @@ def _batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
             raise DataError(f"{_shown(file)} is damaged: it claims {metadata.num_rows:,} rows, and has {seen:,}")
 
 
+def _members(field: pa.Field) -> list[tuple[str, str]]:
+    """Return the members of a struct, or of structs in a list, with their kinds."""
+    if pa.types.is_struct(field.type):
+        return [(f"{field.name}.{member.name}", _kind(member.type)) for member in field.type]
+    if _is_list(field.type) and pa.types.is_struct(field.type.value_type):
+        return [(f"{field.name}.{member.name}", "several values for an image") for member in field.type.value_type]
+    return []
+
+
+def _is_list(arrow_type: pa.DataType) -> bool:
+    return any(is_list(arrow_type) for is_list in _LIST_TYPES)
+
+
 def _kind(arrow_type: pa.DataType) -> str:
     if pa.types.is_dictionary(arrow_type):
         return _kind(arrow_type.value_type)
@@ -241,7 +252,7 @@ def _kind(arrow_type: pa.DataType) -> str:
         return "text"
     if arrow_type in _BYTES_TYPES:
         return "bytes"
-    if any(is_list(arrow_type) for is_list in _LIST_TYPES):
+    if _is_list(arrow_type):
         return f"list of {_kind(arrow_type.value_type)}"
     return printable(str(arrow_type))[:60]
 

@@ -236,6 +236,40 @@ def test_labels_that_are_missing_in_any_type(tmp_path, caplog, column):
     assert "1 of its 3 images have none; to keep the labels of the others, fill them in or take" in caplog.text
 
 
+def test_labels_of_objects_in_images_are_said(tmp_path, caplog):
+    boxes = [[{"bbox": [1, 2], "category": 0}, {"bbox": [3, 4], "category": 1}]]
+    assert split(list_parquet(write(tmp_path / "x.parquet", {"image": [b"a"], "objects": boxes}))).labels is None
+    said = "column objects.category of x.parquet is not used for labels: it holds several values for an image"
+    assert said in caplog.text
+    columns = {"image": [b"a"], "objects": [{"bbox": [[1, 2], [3, 4]], "category": [0, 1]}]}
+    assert split(list_parquet(write(tmp_path / "y.parquet", columns))).labels is None
+    assert "column objects.category of" in caplog.text.splitlines()[-1]
+    assert "it holds several labels for an image" in caplog.text
+
+
+def test_masks_beside_images_are_no_labels(tmp_path, caplog):
+    features = {"image": CATS["image"], "label": CATS["image"]}
+    file = write(tmp_path / "x.parquet", {"image": images(b"a"), "label": images(b"bb")}, features)
+    sources = list_parquet(file)
+    assert (sources.image_column, split(sources).labels) == ("image.bytes", None)
+    assert "column label of x.parquet is not used for labels: it holds struct" in caplog.text
+    assert list_parquet(file, "label").image_column == "label.bytes"
+
+
+def test_every_row_is_in_one_place(tmp_path):
+    column = pa.array([{"bytes": b, "path": p} for b in (b"a", b"", None) for p in ("x.jpg", None)] + [None], IMAGE)
+    splits = ["train", "val", "test", "train", "val", "test", "train"]
+    for name, rows in (("train", slice(0, 7)), ("test", slice(0, 0)), ("val", slice(2, 5))):
+        part = column[rows]
+        write(tmp_path / f"{name}.parquet", {"image": part, "split": pa.array(splits[rows], pa.string())})
+    sources = list_parquet(tmp_path)
+    places = sorted((file, row) for one in sources.splits for file, row in zip(one.files, one.offsets, strict=True))
+    assert places == [("train.parquet", row) for row in range(7)] + [("val.parquet", row) for row in range(3)]
+    without_bytes = {i: one.sizes[i] for one in sources.splits for i in one.refused}
+    assert set(without_bytes.values()) == {-1}
+    assert sum(len(one.refused) for one in sources.splits) == 3 + 1
+
+
 @pytest.mark.parametrize(
     ("column", "reason"),
     [

@@ -274,7 +274,7 @@ def test_urls_are_not_downloaded(folder):
     assert set(split.refused.values()) == {"missing: it is a URL, and nothing is downloaded"}
     assert len(split.refused) == 2
     with pytest.raises(DataError, match=r"x.csv names URLs, and nothing is downloaded; download the images"):
-        listed(folder, "path\nhttps://example.org/b.jpg\n", "x.csv")
+        listed(folder, "image_url,caption\nhttps://example.org/b.jpg,b\n", "x.csv")
 
 
 def test_images_that_are_listed_with_several_labels(folder, caplog):
