@@ -10,6 +10,8 @@ from contextlib import suppress
 
 from PIL import Image, UnidentifiedImageError
 
+from coma.shards.images.foreign import HEAD_BYTES, foreign_kind
+
 FORMATS = {
     "JPEG": "jpeg",
     "MPO": "jpeg",  # a phone's JPEG with a second picture appended; every decoder shows the first
@@ -55,15 +57,6 @@ _BRANDS = {  # of ISO media files
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),  # if Pillow is older than 11.3, or the file is damaged
     b"crx ": "CR3",
 }
-_NO_IMAGE = (
-    (b"<svg", "SVG, a drawing"),
-    (b"<html", "an HTML page"),
-    (b"<!doctype html", "an HTML page"),
-    (b"%pdf", "a PDF"),
-    (b"version https://git-lfs", "a Git LFS pointer (`git lfs pull` fetches what it stands for)"),
-    (b"pk\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-)
 
 
 class BadImageError(Exception):
@@ -127,10 +120,8 @@ def _unsupported(data: bytes) -> str:
             return "not an image: a video"
     if kind is not None:
         return f"unsupported format: {kind} (convert it to JPEG or PNG first)"
-    head = data[:2048].lstrip().lower()
-    for start, thing in _NO_IMAGE:
-        if head.startswith(start) or (head.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and start in head):
-            return f"not an image: {thing}"
+    if (foreign := foreign_kind(data[:HEAD_BYTES])) is not None:
+        return f"not an image: {foreign}"
     return "not an image" if data.strip(b"\0") else "not an image: nothing but zeros"
 
 

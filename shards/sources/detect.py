@@ -106,9 +106,15 @@ class _Lister:
         if layout == "list":
             if source.is_dir():
                 raise UsageError(f"--layout list: {source} is a folder; give a .csv, .tsv, .txt or .parquet")
-            return path_list.list_paths(source, self.image_column, self.label_column, self.root, self.progress)
+            return path_list.list_paths(
+                source, self.image_column, self.label_column, self.root, self.progress, self.splits
+            )
         if layout == "parquet":
-            return list_parquet(source, self.image_column, self.label_column, self.progress, self.exclude)
+            return list_parquet(
+                *(source, self.image_column, self.label_column, self.progress, self.exclude),
+                rules=self.splits,
+                only_split=self.only_split,
+            )
         if layout in ("tar", "webdataset"):
             return self._list_tars(layout)
         if layout == "imagenet":

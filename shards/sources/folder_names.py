@@ -16,7 +16,7 @@ from itertools import takewhile
 
 from coma.errors import UsageError
 from coma.shards.sources.listing import ListingBuilder, SplitListing, counted_images, printable, train_first
-from coma.shards.sources.splits import SplitRules, splits_of
+from coma.shards.sources.splits import UNRULED, SplitRules, splits_of
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +76,7 @@ def split_by_folders(
     Raises:
         UsageError: the splits or the classes cannot be told; the message says how to name them.
     """
-    parents = [tuple(path.split("/")[:-1]) for path in listing.paths]
-    counts = Counter(parent for i, parent in enumerate(parents) if i not in listing.refused)
-    if rules is None:
-        places = _told_by_names(counts, only_split)
-    else:
-        places = {parent: _Place(*rules.place(parent), beside=None) for parent in counts}
+    parents, counts, places = _places(listing, rules, only_split)
     members = _members(listing, parents, places)
     classes = {parent: folders[0] if folders else None for parent, folders in _class_folders(places, counts).items()}
     named: dict[str, list[str | None] | None] = dict.fromkeys(members)
@@ -96,6 +91,25 @@ def split_by_folders(
         labels = None if of_split is None else [index[spelt[name]] if name in spelt else 0 for name in of_split]
         splits.append(listing.split(split, members[split], labels))
     return tuple(splits), tuple(map(printable, names)) or None
+
+
+def splits_by_folders(
+    listing: ListingBuilder, rules: SplitRules | None = None, only_split: str = "train"
+) -> dict[str, list[int]]:
+    """Group the images of a listing by split as `split_by_folders` does, and refuse those that lie in none."""
+    parents, _, places = _places(listing, rules, only_split)
+    return _members(listing, parents, places)
+
+
+def _places(
+    listing: ListingBuilder, rules: SplitRules | None, only_split: str
+) -> tuple[list[Folders], Counter[Folders], dict[Folders, _Place]]:
+    """Return the folder of each image, the good images of each folder, and what each folder's path says."""
+    parents = [tuple(path.split("/")[:-1]) for path in listing.paths]
+    counts = Counter(parent for i, parent in enumerate(parents) if i not in listing.refused)
+    if rules is None:
+        return parents, counts, _told_by_names(counts, only_split)
+    return parents, counts, {parent: _Place(*rules.place(parent), beside=None) for parent in counts}
 
 
 def _told_by_names(counts: Counter[Folders], only_split: str) -> dict[Folders, _Place]:
@@ -197,8 +211,7 @@ def _members(listing: ListingBuilder, parents: list[Folders], places: dict[Folde
             continue
         homeless.append(i)
         if place is not None and i not in listing.refused:
-            where = f"beside {place.beside}" if place.beside else "no rule of --splits takes it"
-            listing.refused[i] = f"outside the splits: {where}"
+            listing.refused[i] = f"outside the splits: beside {place.beside}" if place.beside else UNRULED
     good = {split: rows for split, rows in members.items() if any(i not in listing.refused for i in rows)}
     first = train_first(good or members or ["train"])[0]
     members.setdefault(first, []).extend(homeless)

@@ -5,23 +5,21 @@ are followed, as in a folder of images.
 """
 
 import logging
-import os
-import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from coma.errors import DataError
-from coma.shards.sources.labels import Label, number_labels, split_from_name
+from coma.shards.sources.folder_names import splits_by_folders
+from coma.shards.sources.labels import Label, names_beside, number_labels, split_from_name
 from coma.shards.sources.listing import ListingBuilder, SourceListing, printable
 from coma.shards.sources.parquet.columns import image_columns
 from coma.shards.sources.parquet.sandbox import SandboxedReader
 from coma.shards.sources.path_list_formats import PathTable, read_path_table
-from coma.shards.sources.splits import SPLIT_OF_WORD
+from coma.shards.sources.splits import SplitRules, last_split_in
+from coma.shards.sources.tables.paths import IS_URL, PathFinder
+from coma.shards.sources.tables.split_columns import warn_of_held_out
 
 log = logging.getLogger(__name__)
-
-_MAX_PATH = 4096  # characters, the limit of Linux
-_ESCAPES = str.maketrans({"\0": r"\x00", "\n": r"\n", "\r": r"\r"})
 
 
 def holds_images(file: Path) -> bool:
@@ -36,106 +34,91 @@ def list_paths(
     label_column: str | None = None,
     root: Path | None = None,
     progress: Callable[[int], None] | None = None,
+    rules: SplitRules | None = None,
 ) -> SourceListing:
     """List the files that a .csv, .tsv, .txt or .parquet file names; they lie in `root`, or beside the list.
 
     All are taken for images, whatever their extensions. Paths that lead out of the root, are missing or were named
-    before are refused. The split is taken from a column, else from the list's own name, else it is train.
+    before are refused. The split is what `rules` say, else a column, the list's own name, or the images' folders.
     Raises UsageError if a flag is needed to choose a column, DataError if the list is damaged or none of its files
     is there.
     """
     table = read_path_table(source, path_column, label_column)
     root = source.parent if root is None else root
-    listing = _list_files(table.paths, root, progress)
-    if len(listing) and all(_is_elsewhere(listing.refused.get(i)) for i in range(len(listing))):
+    if not table.paths:
+        log.warning("%s lists no images: it has no rows", source)
+        return SourceListing(root, "list", (), None)
+    if not any(map(str.strip, table.paths)):
+        raise DataError(
+            f"the column of paths is empty in all {len(table.paths):,} rows of {source}; name another one with "
+            "--image-column"
+        )
+    listing = _list_files(table, root, progress)
+    if all(reason == IS_URL for reason in map(listing.refused.get, range(len(listing)))):
+        raise DataError(f"{source} names URLs, and nothing is downloaded; download the images and list their paths")
+    if all(_is_elsewhere(listing.refused.get(i)) for i in range(len(listing))):
         raise DataError(
             f"none of the {len(listing):,} files that {source} names is in {root} "
             f"({printable(listing.paths[0])} is {listing.refused[0].partition(':')[0]}); say with --root which "
             "folder its paths are in"
         )
-    members = _members(source, table)
+    members = _members(source, table, listing, rules)
     values = {split: [table.labels[i] for i in rows] for split, rows in members.items()}
-    numbered = number_labels(source, values, table.class_names)
+    set_aside = {split: {at for at, i in enumerate(rows) if i in listing.refused} for split, rows in members.items()}
+    numbered = number_labels(source, values, table.class_names, set_aside)
     class_names = numbered.class_names
     if class_names is None and table.names is not None:
-        labelled = [i for split, rows in members.items() if numbered.labels[split] is not None for i in rows]
-        class_names = _class_names(table.labels, table.names, labelled)
-    return SourceListing(root, "list", listing.splits(members, numbered.labels), class_names)
+        names = table.names
+        class_names = names_beside(
+            {split: values[split] for split, column in numbered.labels.items() if column is not None},
+            {split: [names[i] for i in rows] for split, rows in members.items()},
+        )
+    splits = listing.splits(members, numbered.labels)
+    return SourceListing(root, "list", splits, class_names, splits_are_told=table.splits is not None)
 
 
-def _list_files(paths: Sequence[str], root: Path, progress: Callable[[int], None] | None) -> ListingBuilder:
+def _list_files(table: PathTable, root: Path, progress: Callable[[int], None] | None) -> ListingBuilder:
     listing = ListingBuilder(progress)
-    seen: set[str] = set()
-    base = os.path.abspath(root)  # noqa: PTH100  (Path.absolute leaves ".." in)
-    for number, text in enumerate(paths, start=1):
-        path, refused = _resolve(text, base, number)
-        if refused is None and path in seen:
+    finder = PathFinder(root)
+    label_of: dict[str, Label] = {}
+    contradictions = 0
+    for number, (text, label) in enumerate(zip(table.paths, table.labels, strict=True), start=1):
+        found = finder.find(text, number)
+        refused = found.refused
+        if refused is None and found.path in label_of:
             refused = "duplicate: listed twice"
-        seen.add(path)
-        size, mtime_ns = -1, 0
-        if refused is None:
-            try:
-                status = os.stat(os.path.join(base, path))  # noqa: PTH116, PTH118  (files are many)
-            except (FileNotFoundError, NotADirectoryError):
-                refused = "missing: the list names it, but it is not there"
-            except OSError:
-                pass  # the worker will record the reason
-            else:
-                size, mtime_ns = status.st_size, status.st_mtime_ns
-                if stat.S_ISDIR(status.st_mode):
-                    size, refused = -1, "not an image: a folder"
-        listing.add(path, size, mtime_ns, refused=refused)
+            if label_of[found.path] != label:
+                refused = "duplicate: listed twice, with different labels"
+                contradictions += 1
+        label_of.setdefault(found.path, label)
+        listing.add(found.path, found.size, found.mtime_ns, refused=refused)
+    if contradictions:
+        log.warning(
+            "rows that name an image again with a different label: %s; the first label is kept, as an image has one",
+            f"{contradictions:,}",
+        )
+    if finder.respelled:
+        log.info(
+            "files that are called otherwise in the list than on the disk: %s, such as %s for %s",
+            f"{finder.respelled:,}",
+            *map(printable, finder.example),
+        )
     return listing
-
-
-def _resolve(text: str, base: str, number: int) -> tuple[str, str | None]:
-    """Return the path below `base` of entry `number`, and why it is refused, if it is."""
-    if not text:
-        return f"(entry {number})", "missing: the list has no path there"
-    if len(text) > _MAX_PATH:
-        return text[:200].translate(_ESCAPES) + "...", f"unsafe name: {len(text)} characters"
-    shown = text.translate(_ESCAPES)
-    if shown != text:
-        return shown, "unsafe name: it holds a zero byte or a line break"
-    whole = os.path.normpath(os.path.join(base, text))  # noqa: PTH118
-    inside = base.rstrip("/") + "/"
-    if whole == base:
-        return text, "not an image: a folder"
-    if not whole.startswith(inside):
-        return text, "outside the source: it does not lie in the folder that the list's paths are in"
-    return whole[len(inside) :], None
 
 
 def _is_elsewhere(refused: str | None) -> bool:
     return refused is not None and refused.startswith(("outside the source:", "missing:"))
 
 
-def _members(source: Path, table: PathTable) -> dict[str, list[int]]:
+def _members(source: Path, table: PathTable, listing: ListingBuilder, rules: SplitRules | None) -> dict[str, list[int]]:
     """Group images by split."""
+    said = split_from_name(source.stem)
+    if rules is not None or (table.splits is None and last_split_in(source.stem) is None):
+        return splits_by_folders(listing, rules)
     if table.splits is None:
-        return {split_from_name(source.name): list(range(len(table.paths)))}
-    split_of: dict[str, str | None] = {text: SPLIT_OF_WORD.get(text.strip().lower()) for text in set(table.splits)}
-    if unknown := sorted(text for text, split in split_of.items() if split is None):
-        names = ", ".join(repr(text[:40]) for text in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        raise DataError(f"{source} has unknown splits ({names}); splits are called train, val and test")
+        return {said: list(range(len(table.paths)))}
+    warn_of_held_out(source.name, said, table.splits)
     members: dict[str, list[int]] = {}
-    for i, text in enumerate(table.splits):
-        members.setdefault(split_of[text] or "", []).append(i)
+    for i, split in enumerate(table.splits):
+        members.setdefault(split, []).append(i)
     return members
-
-
-def _class_names(labels: Sequence[Label], names: Sequence[str], labelled: Sequence[int]) -> tuple[str, ...] | None:
-    """Name integer labels by the column of names beside them; return None if the two do not fit each other."""
-    name_of: dict[int, str] = {}
-    for i in labelled:
-        label, name = labels[i], names[i].strip()
-        if not isinstance(label, int):
-            return None
-        if not name or name_of.setdefault(label, name) != name:
-            log.warning("the classes are left without names: label %d is called %r and %r", label, name_of[label], name)
-            return None
-    count = max(name_of, default=-1) + 1
-    if len(set(name_of.values())) < len(name_of) or count > 2 * len(name_of):
-        log.warning("the classes are left without names: two have the same, or most labels have none")
-        return None
-    return tuple(printable(name_of.get(label, str(label))) for label in range(count)) or None

@@ -20,7 +20,8 @@ SPLIT_OF_WORD = {
 }
 """Usual words for splits → the split."""
 
-SPLITS = ("train", "val", "test")
+UNRULED = "outside the splits: no rule of --splits takes it"
+"""Why an image is set aside that no rule takes."""
 
 _DECORATION = frozenset(
     [
@@ -145,6 +146,10 @@ class SplitRules:
     patterns: Mapping[str, tuple[tuple[str, ...], ...]]
     """Split → the folders that are it, each as the parts of its path; "." has none."""
 
+    def split_of_file(self, path: str) -> str | None:
+        """Return the split of a tar or table by its path; None if no rule takes it."""
+        return self.place(tuple(path.removesuffix(".tar").removesuffix(".parquet").split("/")))[0]
+
     def place(self, folders: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
         """Return the split of a file in these folders, None if no rule takes it, and the folders that are left.
 
@@ -174,6 +179,8 @@ def parse_splits(text: str, flag: str = "--splits") -> SplitRules:
                 f"{flag} {text}: {pair.strip()!r} is not SPLIT=FOLDER with a split train, val or test; "
                 "write for example train=photos/2019,val=photos/2020"
             )
-        parts = tuple(part for part in folder.removesuffix(".tar").split("/") if part not in ("", "."))
+        parts = tuple(
+            part for part in folder.removesuffix(".tar").removesuffix(".parquet").split("/") if part not in ("", ".")
+        )
         patterns.setdefault(split, []).append(parts)
     return SplitRules({split: tuple(folders) for split, folders in patterns.items()})

@@ -17,7 +17,7 @@ from coma.shards.manifest import INFO_NAME
 from coma.shards.sources.kinds import HEAD_BYTES, is_image_head, is_image_name, kind, may_hide_an_image
 from coma.shards.sources.labels import number_labels
 from coma.shards.sources.listing import ListingBuilder, PassedOver, SourceListing, printable
-from coma.shards.sources.splits import SplitRules, last_split_in, split_of
+from coma.shards.sources.splits import UNRULED, SplitRules, last_split_in, split_of
 from coma.shards.sources.tars import unsafe, walk_tars
 from coma.shards.tar import Member, TarError, members
 
@@ -114,7 +114,7 @@ def list_webdataset(
             split: str | None = split_of_sample(tar, sample.key) or only_split
         else:
             split, _ = rules.place((*tar.removesuffix(".tar").split("/"), *sample.key.split("/")[:-1]))
-            refused = refused or ("outside the splits: no rule of --splits takes it" if split is None else None)
+            refused = refused or (UNRULED if split is None else None)
         rows.setdefault(split or "train", []).append(len(listing))
         if refused is None:
             names.add(sample.label, sample.class_name)

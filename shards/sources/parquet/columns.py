@@ -1,15 +1,16 @@
 """Choice of the columns of parquet files that hold images and labels, by Hugging Face's metadata, type and name."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources.labels import find_column
 from coma.shards.sources.listing import printable
 from coma.shards.sources.parquet.read import Contents
+from coma.shards.sources.tables.label_columns import LabelColumns, choose_label_columns, is_usual
+from coma.shards.sources.tables.split_columns import split_columns
 
 _USUAL_IMAGES = ("image", "img", "jpg", "jpeg", "png", "picture", "bytes")
-_USUAL_LABELS = ("label", "labels", "class", "target", "fine_label")
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,11 @@ class Columns:
 
     image: str
     """Column, or member of a struct, that holds the images' bytes."""
-    label: str | None
+    labels: LabelColumns
     class_names: tuple[str, ...] | None
     """Names of integer labels."""
+    splits: tuple[str, ...] = ()
+    """Columns that may say the splits."""
 
     @property
     def path(self) -> str | None:
@@ -33,12 +36,14 @@ def image_columns(contents: Contents) -> list[str]:
     kinds = contents.kinds
     tops = [name for name in kinds if kinds[name] == "struct" or "." not in name]
     choices = (
+        [name for name in contents.images if not is_usual(name)],  # else it is a mask beside the image
         contents.images,
         [
             name
             for name in tops
             if f"{name}.bytes" in kinds or (name.strip().lower() in _USUAL_IMAGES and kinds[name] == "bytes")
         ],
+        [name for name in tops if kinds[name] == "bytes" and not is_usual(name)],
         [name for name in tops if kinds[name] == "bytes"],
     )
     leaves = ([leaf for name in names if (leaf := _bytes_leaf(kinds, name))] for names in choices)
@@ -68,30 +73,27 @@ def choose_columns(contents: Mapping[str, Contents], image_column: str | None, l
         listed = ", ".join(printable(leaf.removesuffix(".bytes")) for leaf in sorted(candidates))
         raise UsageError(f"several columns may hold the images ({listed}); choose one with --image-column")
     (image,) = candidates
-    holding = [each for each in contents.values() if image in each.kinds]
-    if label_column is not None:
-        label: str | None = label_column
-        if not any(each.kinds.get(label_column) in ("integer", "text") for each in holding):
-            raise UsageError(
-                f"--label-column {label_column}: there is no such column of integers or text{_all_columns(contents)}"
-            )
-    else:
-        label = next((label for each in holding if (label := _label_column(each)) is not None), None)
-    names = {each.classes[label] for each in holding if label is not None and label in each.classes}
+    holding = {file: each for file, each in contents.items() if image in each.kinds}
+    source, kinds = printable(next(iter(holding))), _kinds(holding, image)
+    splits = split_columns(source, kinds)
+    classes = dict.fromkeys(name for each in holding.values() for name in each.classes if name not in splits)
+    labels = choose_label_columns(source, kinds, label_column, tuple(classes))
+    label = labels.label or ""
+    names = {each.classes[label] for each in holding.values() if label in each.classes}
     if len(names) > 1:
-        raise DataError(f"the parquet files do not agree on the class names of column {label}")
-    return Columns(image, label, next(iter(names), None))
+        raise DataError(f"the parquet files do not agree on the class names of column {printable(label)}")
+    return Columns(image, labels, next(iter(names), None), splits)
 
 
-def _label_column(contents: Contents) -> str | None:
-    usable = [name for name, kind in contents.kinds.items() if kind in ("integer", "text")]
-    classes = [name for name in contents.classes if name in usable]
-    if len(classes) < 2:
-        return classes[0] if classes else find_column(_USUAL_LABELS, usable)
-    for name in ("label", "fine_label"):
-        if name in classes:
-            return name
-    raise UsageError(f"several columns hold labels ({', '.join(classes)}); choose one with --label-column")
+def _kinds(contents: Mapping[str, Contents], image: str) -> dict[str, str]:
+    """Return what the columns beside the images hold in most files, as one may be null in some."""
+    top = image.removesuffix(".bytes")
+    kinds: dict[str, Counter[str]] = {}
+    for each in contents.values():
+        for name, kind in each.kinds.items():
+            if not f"{name}.".startswith(f"{top}."):
+                kinds.setdefault(name, Counter())[kind] += kind != "null"
+    return {name: counts.most_common(1)[0][0] for name, counts in kinds.items()}
 
 
 def _all_columns(contents: Mapping[str, Contents]) -> str:

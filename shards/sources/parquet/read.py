@@ -7,7 +7,7 @@ MemoryError there.
 import json
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from coma.errors import ComaError, DataError
 from coma.shards.files import replacing
+from coma.shards.images.foreign import HEAD_BYTES, foreign_file
 from coma.shards.sources.listing import printable
 
 MEMORY_BYTES = 880 << 20
@@ -34,6 +35,7 @@ _BATCH_BYTES = 8 << 20
 _BATCH_ROWS = 4096
 _TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view())
 _BYTES_TYPES = (pa.binary(), pa.large_binary(), pa.binary_view())
+_LIST_TYPES = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _BUFFER_BYTES = 1 << 20  # makes Arrow read pages as they are needed instead of whole row groups
 
 
@@ -42,7 +44,8 @@ class Contents:
     """What a parquet file says it holds."""
 
     kinds: dict[str, str]
-    """Column ("label") or member of a struct ("image.bytes") → "struct", "bytes", "text", "integer" or "other"."""
+    """Column ("label") or member of a struct ("image.bytes") → "struct", "bytes", "text", "integer", "number" (floats
+    and decimals), "bool", "list of text" and so on, or the name of another type."""
     images: tuple[str, ...]
     """Columns that are images by Hugging Face's metadata."""
     classes: dict[str, tuple[str, ...]]
@@ -56,7 +59,7 @@ class Rows:
     lengths: npt.NDArray[np.int64]
     """[n] bytes of the column that holds the images, -1 where it is null; zeros if none was asked for."""
     values: tuple[list[Any], ...]
-    """A list [n] of str, int or None for each column asked for."""
+    """A list [n] of plain values for each column asked for: bytes as text if they are, of lists the first 2 items."""
 
 
 def read_contents(file: Path) -> Iterator[Contents]:
@@ -65,12 +68,10 @@ def read_contents(file: Path) -> Iterator[Contents]:
         schema = parquet.schema_arrow
         kinds: dict[str, str] = {}
         for field in schema:
-            members = list(field.type) if pa.types.is_struct(field.type) else []
-            leaves = [(f"{field.name}.{member.name}", member.type) for member in members]
-            for name, arrow_type in [(field.name, field.type), *leaves]:
+            for name, kind in [(field.name, _kind(field.type)), *_members(field)]:
                 if name in kinds:
                     raise DataError(f"{_shown(file)} has two columns called {printable(name)}")
-                kinds[name] = _kind(arrow_type)
+                kinds[name] = kind
         yield Contents(kinds, *_features((schema.metadata or {}).get(b"huggingface")))
 
 
@@ -156,11 +157,12 @@ def _open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
         raise DataError(f"{_shown(file)} is not a regular file")
     size = status.st_size
     with file.open("rb") as whole:
+        head = whole.read(HEAD_BYTES)
         whole.seek(max(0, size - 8))
         tail = whole.read(8)
     footer_bytes = int.from_bytes(tail[:4], "little")
     if len(tail) < 8 or tail[4:] != b"PAR1":
-        raise DataError(f"{_shown(file)} is not a parquet file, or was cut short")
+        raise DataError(f"{_shown(file)} is {_no_parquet(head, tail)}")
     if footer_bytes > min(size, _MAX_FOOTER_BYTES):
         raise DataError(
             f"{_shown(file)} claims {footer_bytes:,} bytes of metadata; it has {size:,}, and the limit is "
@@ -178,11 +180,24 @@ def _open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
         yield parquet
 
 
+def _no_parquet(head: bytes, tail: bytes) -> str:
+    """Say what a file is instead of parquet."""
+    if head.startswith(b"PARE") or tail.endswith(b"PARE"):
+        return "encrypted; write it anew without encryption"
+    if head.startswith(b"PAR1"):
+        return "cut short: it begins as a parquet file but does not end as one; fetch it again"
+    return foreign_file(head) or "not a parquet file"
+
+
 def _batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Yield columns and struct members of all rows, some megabytes at a time."""
     with _open_parquet(file) as parquet:
         metadata = parquet.metadata
-        leaves = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path in columns]
+        leaves = [
+            i
+            for i in range(metadata.num_columns)
+            if any(f"{metadata.schema.column(i).path}.".startswith(f"{column}.") for column in columns)
+        ]
         most_bytes = _MAX_EXPANSION * file.stat().st_size + _FREE_BYTES
         unpacked_bytes = seen = 0
         for group in range(metadata.num_row_groups):
@@ -209,33 +224,65 @@ def _batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
             raise DataError(f"{_shown(file)} is damaged: it claims {metadata.num_rows:,} rows, and has {seen:,}")
 
 
+def _members(field: pa.Field) -> list[tuple[str, str]]:
+    """Return the members of a struct, or of structs in a list, with their kinds."""
+    if pa.types.is_struct(field.type):
+        return [(f"{field.name}.{member.name}", _kind(member.type)) for member in field.type]
+    if _is_list(field.type) and pa.types.is_struct(field.type.value_type):
+        return [(f"{field.name}.{member.name}", "several values for an image") for member in field.type.value_type]
+    return []
+
+
+def _is_list(arrow_type: pa.DataType) -> bool:
+    return any(is_list(arrow_type) for is_list in _LIST_TYPES)
+
+
 def _kind(arrow_type: pa.DataType) -> str:
     if pa.types.is_dictionary(arrow_type):
-        kind = _kind(arrow_type.value_type)
-        return kind if kind in ("integer", "text") else "other"
+        return _kind(arrow_type.value_type)
     if pa.types.is_struct(arrow_type):
         return "struct"
     if pa.types.is_integer(arrow_type):
         return "integer"
+    if pa.types.is_floating(arrow_type) or pa.types.is_decimal(arrow_type):
+        return "number"
+    if pa.types.is_boolean(arrow_type):
+        return "bool"
     if arrow_type in _TEXT_TYPES:
         return "text"
-    return "bytes" if arrow_type in _BYTES_TYPES else "other"
+    if arrow_type in _BYTES_TYPES:
+        return "bytes"
+    if _is_list(arrow_type):
+        return f"list of {_kind(arrow_type.value_type)}"
+    return printable(str(arrow_type))[:60]
 
 
 def _features(metadata: bytes | None) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """Return the columns that are images, and the class names, from Hugging Face's metadata."""
     try:
         features = json.loads(metadata or b"{}")["info"]["features"].items()
-        kinds = {name: feature for name, feature in features if isinstance(feature, dict)}
+        kinds = {name: feature for name, feature in features if isinstance(feature, dict | list)}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return (), {}
-    images = tuple(name for name, feature in kinds.items() if feature.get("_type") == "Image")
-    class_names = {
-        name: tuple(map(str, feature["names"]))
-        for name, feature in kinds.items()
-        if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
-    }
-    return images, class_names
+    images = tuple(
+        name for name, feature in kinds.items() if isinstance(feature, dict) and feature.get("_type") == "Image"
+    )
+    return images, {name: names for top, feature in kinds.items() for name, names in _class_names(top, feature)}
+
+
+def _class_names(column: str, feature: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield column and class names of a ClassLabel, also if it is in a sequence or a member of a struct."""
+    while isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List", "LargeList"):
+        feature = feature.get("feature")
+    if isinstance(feature, list) and len(feature) == 1:
+        feature = feature[0]
+    if not isinstance(feature, dict):
+        return
+    if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list):
+        yield column, tuple(map(str, feature["names"]))
+    elif "." not in column and not isinstance(feature.get("_type"), str):
+        for member, below in feature.items():
+            yield from _class_names(f"{column}.{member}", below)
 
 
 def _leaf(batch: pa.RecordBatch, name: str) -> pa.Array:
@@ -274,9 +321,23 @@ def _checked_values(file: Path, column: pa.Array) -> list[Any]:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError as error:
         raise DataError(f"{_shown(file)} holds text that is not UTF-8: {error.object[:40]!r}") from None
-    if any(isinstance(value, str) and len(value) > _MAX_TEXT for value in values):
-        raise DataError(f"{_shown(file)} holds a path or label of more than {_MAX_TEXT:,} characters")
+    values = [_bounded(value) for value in values]
+    for value in values:
+        for item in value if isinstance(value, list) else (value,):
+            if isinstance(item, str) and len(item) > _MAX_TEXT:
+                raise DataError(f"{_shown(file)} holds a path or label of more than {_MAX_TEXT:,} characters")
     return values
+
+
+def _bounded(value: Any) -> Any:
+    """Return bytes as text if they are some, and no more than is needed of other bytes and of lists."""
+    if isinstance(value, list):
+        return list(map(_bounded, value[:2]))
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value[:_MAX_TEXT].decode()
+        return value[:16]
+    return value
 
 
 def _runs(column: pa.Array, chosen: npt.NDArray[np.bool_]) -> Iterator[memoryview]:

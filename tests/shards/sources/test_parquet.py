@@ -11,6 +11,7 @@ import pytest
 
 from coma.errors import DataError, UsageError
 from coma.shards.sources.parquet.images import list_parquet
+from coma.shards.sources.path_list import list_paths
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -91,6 +92,65 @@ def test_the_split_is_in_the_name(tmp_path, file, expected):
     assert only.name == expected
 
 
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"split": ["train", "Validation", "TEST"]}, ["train", "val", "test"]),
+        ({"Partition": ["train", "dev", "testing"]}, ["train", "val", "test"]),
+        ({"subset": pa.array(["train", "val", "test"]).dictionary_encode()}, ["train", "val", "test"]),
+        ({"kind": [0, 1, 2]}, ["train", "train", "train"]),
+        ({"is_train": [True, True, False]}, ["train", "train", "test"]),
+        ({"is_test": [0, 1, 0]}, ["train", "test", "train"]),
+        ({"isValid": [0.0, 0.0, 1.0]}, ["train", "train", "val"]),
+        ({"is_test": [False, False, True], "is_val": ["false", "True", "false"]}, ["train", "val", "test"]),
+        ({"json": [{"split": "train"}, {"split": "val"}, {"split": "test"}]}, ["train", "val", "test"]),
+        ({"fold": [0, 1, 2]}, ["train", "train", "train"]),
+        ({"dataset": ["coco", "flickr", "coco"], "split": ["test"] * 3}, ["test", "test", "test"]),
+    ],
+)
+def test_the_split_is_in_a_column(tmp_path, caplog, columns, expected):
+    caplog.set_level(logging.INFO, "coma")
+    sources = list_parquet(write(tmp_path / "x.parquet", {"image": [b"a", b"b", b"c"], **columns}))
+    told = {path: one.name for one in sources.splits for path in one.paths}
+    assert [told[path] for path in sorted(told)] == expected
+    if expected != ["train"] * 3:
+        assert "splits are those of " in caplog.text
+    if "fold" in columns:
+        assert "column fold is not used for splits: it holds '0', '1', '2'" in caplog.text
+
+
+def test_class_labels_that_are_splits(tmp_path):
+    features = {"image": CATS["image"], "split": {"_type": "ClassLabel", "names": ["train", "test"]}}
+    rows = {"image": images(b"a", b"b"), "split": [1, 0], "label": [3, 4]}
+    sources = list_parquet(write(tmp_path / "x.parquet", rows, features))
+    assert {one.name: one.labels.tolist() for one in sources.splits} == {"train": [4], "test": [3]}
+    assert sources.class_names is None
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"split": ["train", "extra"]},
+        {"split": [0, 1]},
+        {"split": ["train", None]},
+        {"subset": ["train", "extra"]},
+        {"is_test": [True, None]},
+        {"partition": ["0", "1"]},
+    ],
+)
+def test_columns_that_look_like_splits_and_cannot_be_told(tmp_path, column):
+    file = write(tmp_path / "x.parquet", {"image": [b"a", b"b"], **column})
+    with pytest.raises(DataError, match=r"unknown splits in column \w+ \('.*'\); write train, val or test in each row"):
+        list_parquet(file)
+
+
+def test_a_column_that_contradicts_the_names_of_files_is_said(tmp_path, caplog):
+    write(tmp_path / "val.parquet", {"image": [b"a", b"b"], "split": ["train", "val"]})
+    write(tmp_path / "train.parquet", {"image": [b"a"], "split": ["train"]})
+    assert len(split(list_parquet(tmp_path))) == 2
+    assert "val.parquet has 1 rows in split train by its column, though its name says val" in caplog.text
+
+
 def test_a_single_file_of_plain_bytes_and_words_for_labels(tmp_path):
     labels = pa.array(["emu", "cat", "emu"]).dictionary_encode()
     file = write(
@@ -125,6 +185,167 @@ def test_of_several_class_labels_the_fine_ones_are_taken(tmp_path):
         list_parquet(file)
 
 
+LABELS_OF_ANY_TYPE = {
+    "double": pa.array([1.0, 0.0, 1.0]),
+    "float": pa.array([1.0, 0.0, 1.0], pa.float32()),
+    "half": pa.array([1.0, 0.0, 1.0], pa.float32()).cast(pa.float16()),
+    "decimal": pa.array([1, 0, 1], pa.decimal128(5, 2)),
+    "bool": pa.array([True, False, True]),
+    "unsigned": pa.array([1, 0, 1], pa.uint64()),
+    "tiny": pa.array([1, 0, 1], pa.int8()),
+    "dictionary of integers": pa.array([1, 0, 1]).dictionary_encode(),
+    "dictionary of text": pa.array(["dog", "cat", "dog"]).dictionary_encode(),
+    "text": pa.array([" dog", "cat", "dog "]),
+    "large text": pa.array(["dog", "cat", "dog"], pa.large_string()),
+    "view of text": pa.array(["dog", "cat", "dog"], pa.string_view()),
+    "text as bytes": pa.array([b"dog", b"cat", b"dog"]),
+    "list": pa.array([[1], [0], [1]]),
+    "large list": pa.array([[1], [0], [1]], pa.large_list(pa.int32())),
+    "list of fixed size": pa.array([[1], [0], [1]], pa.list_(pa.float64(), 1)),
+    "list of text": pa.array([["dog"], ["cat"], ["dog"]]),
+    "struct": pa.array([{"label": i, "name": n} for i, n in ((1, "dog"), (0, "cat"), (1, "dog"))]),
+    "struct of an id": pa.array([{"id": i, "score": 0.5} for i in (1, 0, 1)]),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS_OF_ANY_TYPE)
+def test_a_label_is_a_label_whatever_its_type(tmp_path, caplog, kind):
+    column = LABELS_OF_ANY_TYPE[kind]
+    sources = list_parquet(write(tmp_path / "x.parquet", {"image": [b"a", b"b", b"c"], "label": column}))
+    assert split(sources).labels.tolist() == [1, 0, 1]
+    words = any(word in str(column.type) for word in ("string", "binary"))
+    assert sources.class_names == (("cat", "dog") if words else None)
+    assert not caplog.text
+    asked = list_parquet(tmp_path / "x.parquet", label_column="label")
+    assert split(asked).labels.tolist() == [1, 0, 1]
+    (tmp_path / "x.parquet").unlink()
+    table = {"path": ["a.jpg", "b.jpg", "c.jpg"], "label": column}
+    for name in table["path"]:
+        (tmp_path / name).touch()
+    listed = list_paths(write(tmp_path / "x.parquet", table))
+    assert (split(listed).labels.tolist(), listed.class_names) == ([1, 0, 1], sources.class_names)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pa.array([1.0, float("nan"), 0.0]), pa.array([1, None, 0]), pa.array([[1], [], [0]]), pa.array(["x", " ", "y"])],
+)
+def test_labels_that_are_missing_in_any_type(tmp_path, caplog, column):
+    sources = list_parquet(write(tmp_path / "x.parquet", {"image": [b"a", b"b", b"c"], "label": column}))
+    assert split(sources).labels is None
+    assert "1 of its 3 images have none; to keep the labels of the others, fill them in or take" in caplog.text
+
+
+def test_labels_of_objects_in_images_are_said(tmp_path, caplog):
+    boxes = [[{"bbox": [1, 2], "category": 0}, {"bbox": [3, 4], "category": 1}]]
+    assert split(list_parquet(write(tmp_path / "x.parquet", {"image": [b"a"], "objects": boxes}))).labels is None
+    said = "column objects.category of x.parquet is not used for labels: it holds several values for an image"
+    assert said in caplog.text
+    columns = {"image": [b"a"], "objects": [{"bbox": [[1, 2], [3, 4]], "category": [0, 1]}]}
+    assert split(list_parquet(write(tmp_path / "y.parquet", columns))).labels is None
+    assert "column objects.category of" in caplog.text.splitlines()[-1]
+    assert "it holds several labels for an image" in caplog.text
+
+
+def test_masks_beside_images_are_no_labels(tmp_path, caplog):
+    features = {"image": CATS["image"], "label": CATS["image"]}
+    file = write(tmp_path / "x.parquet", {"image": images(b"a"), "label": images(b"bb")}, features)
+    sources = list_parquet(file)
+    assert (sources.image_column, split(sources).labels) == ("image.bytes", None)
+    assert "column label of x.parquet is not used for labels: it holds struct" in caplog.text
+    assert list_parquet(file, "label").image_column == "label.bytes"
+
+
+def test_every_row_is_in_one_place(tmp_path):
+    column = pa.array([{"bytes": b, "path": p} for b in (b"a", b"", None) for p in ("x.jpg", None)] + [None], IMAGE)
+    splits = ["train", "val", "test", "train", "val", "test", "train"]
+    for name, rows in (("train", slice(0, 7)), ("test", slice(0, 0)), ("val", slice(2, 5))):
+        part = column[rows]
+        write(tmp_path / f"{name}.parquet", {"image": part, "split": pa.array(splits[rows], pa.string())})
+    sources = list_parquet(tmp_path)
+    places = sorted((file, row) for one in sources.splits for file, row in zip(one.files, one.offsets, strict=True))
+    assert places == [("train.parquet", row) for row in range(7)] + [("val.parquet", row) for row in range(3)]
+    without_bytes = {i: one.sizes[i] for one in sources.splits for i in one.refused}
+    assert set(without_bytes.values()) == {-1}
+    assert sum(len(one.refused) for one in sources.splits) == 3 + 1
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        (pa.array([0.5, 1.0]), "it holds 0.5, which is not a whole number"),
+        (pa.array([float("inf"), 1.0]), "it holds inf, which is not a whole number"),
+        (pa.array([[1, 2], [1]]), "it holds several labels for an image"),
+        (pa.array([b"\xff\xd8\xff" * 99999, b"\xff"]), "it holds bytes that are not text"),
+        (pa.array([0, 1], pa.timestamp("ms")), r"it holds timestamp\[ms\]"),
+        (pa.array([0, 1], pa.date32()), "it holds date32"),
+        (pa.array([{"bytes": b"a", "size": 5.0}] * 2), "it holds struct"),
+        (pa.array([[{"a": 1}]] * 2), "it holds list of struct"),
+    ],
+)
+def test_labels_that_are_not_used_are_said(tmp_path, caplog, column, reason):
+    file = write(tmp_path / "x.parquet", {"image": [b"a", b"b"], "label": column, "other": [[1], [0]]})
+    sources = list_parquet(file, "image")
+    assert split(sources).labels is None
+    assert re.search(
+        f"column label of .* is not used for labels: {reason}.*; --label-column names another", caplog.text
+    )
+    with pytest.raises((DataError, UsageError), match="--label-column label: "):
+        list_parquet(file, "image", "label")
+    assert split(list_parquet(file, "image", "other")).labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"label": [1, 0], "label_name": ["dog", "cat"]},
+        {"Class ID": [1.0, 0.0], "class-name": ["dog", "cat"]},
+        {"category_id": [1, 0], "category": ["dog", "cat"]},
+        {"label": [1, 0], "species": ["dog", "cat"]},
+        {"json": [{"label": 1, "class_name": "dog"}, {"label": 0, "class_name": "cat"}]},
+    ],
+)
+def test_names_beside_the_labels_are_kept(tmp_path, names):
+    sources = list_parquet(write(tmp_path / "x.parquet", {"image": [b"a", b"b"], **names}))
+    assert (split(sources).labels.tolist(), sources.class_names) == ([1, 0], ("cat", "dog"))
+
+
+def test_names_that_do_not_fit_the_labels(tmp_path, caplog):
+    rows = {"image": [b"a", b"b"], "label": [1, 1], "label_name": ["dog", "cat"]}
+    sources = list_parquet(write(tmp_path / "x.parquet", rows))
+    assert (split(sources).labels.tolist(), sources.class_names) == ([1, 1], None)
+    assert "label 1 is called 'dog' and 'cat'" in caplog.text
+
+
+@pytest.mark.parametrize("wrap", [{"_type": "Sequence", "length": 1}, {"_type": "List"}, None])
+def test_class_labels_in_sequences_and_structs(tmp_path, wrap):
+    feature = {**wrap, "feature": CATS["label"]} if wrap else [CATS["label"]]
+    rows = {"image": images(b"a", b"b"), "kind": pa.array([[1], [0]])}
+    sources = list_parquet(write(tmp_path / "x.parquet", rows, {"image": CATS["image"], "kind": feature}))
+    assert (split(sources).labels.tolist(), sources.class_names) == ([1, 0], ("cat", "dog"))
+    rows = {"image": images(b"a", b"b"), "about": pa.array([{"kind": 1}, {"kind": 0}])}
+    features = {"image": CATS["image"], "about": {"kind": CATS["label"]}}
+    sources = list_parquet(write(tmp_path / "x.parquet", rows, features))
+    assert (split(sources).labels.tolist(), sources.class_names) == ([1, 0], ("cat", "dog"))
+
+
+def test_of_several_usual_names_the_line_says_which_is_taken(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "coma")
+    rows = {"image": [b"a"], "coarse_label": [0], "fine_label": [2], "labels": [[1, 2]], "x": [1.0], "y": [2.0]}
+    sources = list_parquet(write(tmp_path / "x.parquet", rows))
+    assert split(sources).labels.tolist() == [2]
+    said = "labels are taken from column fine_label; --label-column takes them from another (labels, coarse_label)"
+    assert said in caplog.text
+
+
+def test_rows_that_are_set_aside_need_no_label(tmp_path, caplog):
+    rows = {"image": pa.array([b"a", None, b"b"]), "label": [7, None, 3]}
+    sources = list_parquet(write(tmp_path / "x.parquet", rows))
+    assert split(sources).labels.tolist()[::2] == [7, 3]
+    assert split(sources).refused == {1: "empty: the row has no bytes"}
+    assert not caplog.text
+
+
 def test_which_column_holds_the_images_may_have_to_be_said(tmp_path):
     file = write(tmp_path / "x.parquet", {"image": images(b"a"), "png": [b"bb"], "label": [0]})
     with pytest.raises(UsageError, match=r"several columns may hold the images \(image, png\); .* --image-column"):
@@ -134,7 +355,7 @@ def test_which_column_holds_the_images_may_have_to_be_said(tmp_path):
     assert split(list_parquet(file, "png")).sizes.tolist() == [2]
     with pytest.raises(UsageError, match=r"--image-column label: no such column of bytes \(there are image, "):
         list_parquet(file, "label")
-    with pytest.raises(UsageError, match="--label-column what: there is no such"):
+    with pytest.raises(UsageError, match=r"--label-column what: .* has no such column \(there are image, "):
         list_parquet(file, "png", "what")
 
 
@@ -189,6 +410,19 @@ def test_files_without_images_are_left_out_aloud(tmp_path, caplog):
     assert len(sources) == 1
     assert sources.passed_over.counts() == {".parquet without images": 1, "hidden": 1}
     assert "left out facts.parquet" in caplog.text
+
+
+def test_a_split_without_rows_is_left_out_aloud(tmp_path, caplog):
+    write(tmp_path / "train.parquet", {"image": [b"a", b"b"], "label": [0, 1]})
+    write(tmp_path / "validation.parquet", {"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())})
+    with pq.ParquetWriter(tmp_path / "test.parquet", pa.schema([("image", pa.binary())])):
+        pass  # no row group either
+    sources = list_parquet(tmp_path)
+    assert [(split.name, len(split)) for split in sources.splits] == [("train", 2)]
+    assert "validation.parquet has no rows" in caplog.text
+    assert "test.parquet has no rows" in caplog.text
+    (tmp_path / "train.parquet").unlink()
+    assert len(list_parquet(tmp_path)) == 0
 
 
 # ImageNet-1k as Hugging Face has it: the paths end in the class, the test labels are -1
@@ -378,8 +612,16 @@ LIES = {
         "unpacks to more than",
     ),
     "metadata of 2 GB": (lambda f: liar(f, footer=2**31 - 1), "claims 2,147,483,647 bytes of metadata"),
-    "not parquet": (lambda f: f.write_bytes(b"hello" * 100), "not a parquet file, or was cut short"),
-    "nothing": (lambda f: f.write_bytes(b""), "not a parquet file, or was cut short"),
+    "not parquet": (lambda f: f.write_bytes(b"hello" * 100), "is not a parquet file"),
+    "nothing": (lambda f: f.write_bytes(b""), r"is empty: it has no bytes \(.* fetch it again"),
+    "cut short": (lambda f: f.write_bytes(b"PAR1" + b"x" * 100), "is cut short: it begins as a parquet file"),
+    "encrypted": (lambda f: f.write_bytes(b"PARE" + b"x" * 100 + b"PARE"), "is encrypted; write it anew"),
+    "a pointer": (
+        lambda f: f.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+        "is a Git LFS pointer .`git lfs pull` fetches",
+    ),
+    "a web page": (lambda f: f.write_bytes(b"<!doctype html><html></html>"), "is an HTML page; .* fetch it again"),
+    "packed": (lambda f: f.write_bytes(b"\x1f\x8b" + bytes(20)), "is a gzip archive; unpack it first"),
     "random metadata": (
         lambda f: f.write_bytes(b"PAR1" + os.urandom(200) + (200).to_bytes(4, "little") + b"PAR1"),
         "cannot be read as parquet",

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from coma.errors import DataError, UsageError
-from coma.shards.sources.labels import number_labels, split_from_name
+from coma.shards.sources.labels import NotLabelsError, number_labels, split_from_name
 from coma.shards.sources.path_list import holds_images, list_paths
 from coma.shards.sources.path_list_formats import parse_labels
 
@@ -95,7 +95,7 @@ def test_columns_that_are_asked_for(folder):
     text = "path,label,copy,rank\na.jpg,x,b.jpg,5\n"
     split = train(listed(folder, text, path_column="copy", label_column="rank"))
     assert (split.paths, split.labels.tolist()) == (["b.jpg"], [5])
-    with pytest.raises(UsageError, match=r"--label-column what: .* \(there are path, label, copy, rank\)"):
+    with pytest.raises(UsageError, match=r"--label-column what: .* \(there are label, copy, rank\)"):
         listed(folder, text, label_column="what")
     with pytest.raises(UsageError, match=r"no column of paths \(a, b\); name a column of paths with --image-column"):
         listed(folder, "a,b\n1,2\n")
@@ -110,9 +110,16 @@ def test_splits(folder):
         "val": ["b.jpg", "scan"],
     }
     assert sources.splits[0].name == "train"
-    with pytest.raises(DataError, match=r"unknown splits \('', 'holdout'\); splits are called train, val"):
-        listed(folder, text + "my cat.jpg,1,holdout\ndeep/er/d.jpg,1,\n")
+    assert len(listed(folder, text + "my cat.jpg,1,dev\n").splits[2]) == 3
+    with pytest.raises(DataError, match=r"unknown splits in column split \('', 'extra'\); write train, val or test"):
+        listed(folder, text + "my cat.jpg,1,extra\ndeep/er/d.jpg,1,\n")
     assert [s.name for s in listed(folder, "a.jpg 1", "val.txt").splits] == ["val"]
+
+
+def test_splits_as_truth_values(folder, caplog):
+    sources = listed(folder, "fname,labels,is_valid\na.jpg,0,False\nb.jpg,1,True\n", "test.csv")
+    assert {s.name: s.paths for s in sources.splits} == {"train": ["a.jpg"], "val": ["b.jpg"]}
+    assert "test.csv has 1 rows in split train by its column, though its name says test" in caplog.text
 
 
 def test_missing_labels_make_a_split_unlabelled(folder, caplog):
@@ -140,10 +147,42 @@ def test_names_beside_the_labels(folder, caplog):
     assert listed(folder, text.replace("b.jpg,2,cat", "b.jpg,200,cat")).class_names is None
 
 
+def test_lists_of_several_labels_are_said(folder, caplog):
+    text = "path,labels\na.jpg,\"['cat', 'dog']\"\nb.jpg,['cat']\n"
+    assert train(listed(folder, text)).labels is None
+    assert "column labels of" in caplog.text
+    assert "is not used for labels: it holds several labels for an image" in caplog.text
+    with pytest.raises(DataError, match=r"--label-column labels: .* has no labels there: it holds several"):
+        listed(folder, text, label_column="labels")
+
+
+@pytest.mark.parametrize(
+    "header", ["category_id", "Class ID", "fine_label", "y", "species", "label,coarse_label", "category_id,category"]
+)
+def test_usual_names_of_columns_with_labels(folder, header):
+    others = "," * header.count(",")
+    split = train(listed(folder, f"image_id,{header}\na.jpg,4{others}\nb.jpg,2{others}\n"))
+    assert split.labels.tolist() == [4, 2]
+
+
+def test_rows_that_are_set_aside_need_no_label(folder, caplog):
+    split = train(listed(folder, "path,label,class_name\na.jpg,1,emu\ngone.jpg,,\n,,\nb.jpg,0,cat\n"))
+    assert len(split.refused) == 2
+    assert sorted(split.labels[i] for i in range(4) if i not in split.refused) == [0, 1]
+    assert not caplog.text
+
+
 def test_labels_as_pandas_writes_them():
     assert parse_labels(["3.0", " 12", "", "-1"]) == [3, 12, None, -1]
     assert parse_labels(["3.5", "12"]) == ["3.5", "12"]
     assert parse_labels(["n01", "007"]) == ["n01", "007"]
+    assert parse_labels(["3", "nan", "None", "<NA>"]) == [3, None, None, None]
+    assert parse_labels(["cat", "none"]) == ["cat", "none"]
+    assert parse_labels(["[3]", "[ 4 ]", "[]"]) == [3, 4, None]
+    assert parse_labels(["['a cat']", '["dog"]', ""]) == ["a cat", "dog", None]
+    assert parse_labels(["[3]", "4"]) == ["[3]", "4"]
+    with pytest.raises(NotLabelsError, match="several labels for an image"):
+        parse_labels(["['cat', 'dog']", "['cat']"])
     with pytest.raises(DataError, match="the label 2147483648; labels go from 0 to 2147483647"):
         number_labels("x.csv", {"train": [1, 2**31]})
 
@@ -164,6 +203,87 @@ def test_paths_that_lead_elsewhere_are_refused_by_name(folder, tmp_path):
         "scan",
     ]
     assert all(split.sizes[i] == -1 for i in split.refused)
+
+
+def test_a_root_that_is_reached_by_a_link(folder, tmp_path):
+    (tmp_path / "link").symlink_to("root")
+    (tmp_path / "other").symlink_to("link")
+    (folder / "b.jpg").unlink()
+    (tmp_path / "store.jpg").write_text("elsewhere")
+    (folder / "b.jpg").symlink_to(tmp_path / "store.jpg")  # links within the root are followed
+    paths = [f"{folder}/a.jpg", f"{tmp_path}/link/c.png", f"{tmp_path}/other/scan", "../root/my cat.jpg", "b.jpg"]
+    text = "\n".join(["path", *paths, f"{tmp_path}/store.jpg", f"{tmp_path}/root", "../link/../store.jpg"])
+    (folder / "list.csv").write_text(text)
+    split = train(list_paths(tmp_path / "link" / "list.csv"))
+    taken = [path for i, path in enumerate(split.paths) if i not in split.refused]
+    assert taken == ["a.jpg", "b.jpg", "c.png", "my cat.jpg", "scan"]
+    assert sorted(reason.partition(":")[0] for reason in split.refused.values()) == [
+        "not an image",
+        "outside the source",
+        "outside the source",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "on_disk"),
+    [
+        ("file://{root}/my%20cat.jpg", "my cat.jpg"),
+        ("file://localhost{root}/a.jpg", "a.jpg"),
+        ("~/root/a.jpg", "a.jpg"),
+        (" a.jpg  ", "a.jpg"),
+        ("my%20cat.jpg", "my cat.jpg"),
+        (r"deep\er\d.jpg", "deep/er/d.jpg"),
+        (r".\deep\\er/d.jpg", "deep/er/d.jpg"),
+        ("'a.jpg'", "a.jpg"),
+        ("A.JPG", "a.jpg"),
+        ("Deep/ER/d.jpg", "deep/er/d.jpg"),
+        ("cafe\u0301.jpg", "caf\u00e9.jpg"),
+        ("nai\u0308ve/x.jpg", "na\u00efve/x.jpg"),
+    ],
+)
+def test_paths_in_another_spelling(folder, tmp_path, monkeypatch, caplog, written, on_disk):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    caplog.set_level("INFO", "coma")
+    (folder / on_disk).parent.mkdir(exist_ok=True)
+    (folder / on_disk).touch()
+    (only,) = listed(folder, f'path\n"{written.format(root=folder)}"\n').splits
+    assert (only.paths, only.refused) == ([on_disk], {})
+    assert "files that are called otherwise in the list than on the disk: 1, such as" in caplog.text
+
+
+def test_a_path_is_first_taken_as_it_is_written(folder):
+    for name in ("A.jpg", "my%20cat.jpg", r"deep\er", " a.jpg"):
+        (folder / name).write_text(name)
+    split = train(listed(folder, 'path\nA.jpg\nmy%20cat.jpg\ndeep\\er\n" a.jpg"\na.jpg\nB.jpg\nb.JPG\n'))
+    assert split.paths == [" a.jpg", "A.jpg", "a.jpg", "b.jpg", "b.jpg", r"deep\er", "my%20cat.jpg"]
+    assert set(split.refused.values()) == {"duplicate: listed twice"}
+    split = train(listed(folder, "path\nb.jpg\nDeep/er/D.jpg\nmY cat.jpg\na.JPG\n"))
+    assert split.refused == {0: "missing: the list names it, but it is not there"}  # a.jpg or A.jpg
+    assert split.paths[0] == "a.JPG"
+
+
+def test_escapes_do_not_lead_out(folder, tmp_path):
+    (tmp_path / "secret.jpg").write_text("secret")
+    texts = ["%2e%2e/secret.jpg", r"..\secret.jpg", f"file://{tmp_path}/secret.jpg", "../SECRET.jpg", " ../secret.jpg"]
+    split = train(listed(folder, "\n".join(["path", "a.jpg", *texts])))
+    assert [split.paths[i] for i in range(len(split)) if i not in split.refused] == ["a.jpg"]
+
+
+def test_urls_are_not_downloaded(folder):
+    split = train(listed(folder, "path\na.jpg\nhttps://example.org/b.jpg\ns3://bucket/c.png\n"))
+    assert set(split.refused.values()) == {"missing: it is a URL, and nothing is downloaded"}
+    assert len(split.refused) == 2
+    with pytest.raises(DataError, match=r"x.csv names URLs, and nothing is downloaded; download the images"):
+        listed(folder, "image_url,caption\nhttps://example.org/b.jpg,b\n", "x.csv")
+
+
+def test_images_that_are_listed_with_several_labels(folder, caplog):
+    sources = listed(folder, "path,label\na.jpg,1\na.jpg,2\na.jpg,1\nb.jpg,2\n")
+    assert sorted(train(sources).refused.values()) == [
+        "duplicate: listed twice",
+        "duplicate: listed twice, with different labels",
+    ]
+    assert "rows that name an image again with a different label: 1; the first label is kept" in caplog.text
 
 
 def test_what_is_not_there_or_twice_or_no_file(folder):
@@ -220,9 +340,17 @@ def test_names_that_would_break_what_shows_them(folder):
             b"path,label\na.jpg,1\ncat,dog.jpg,1\n",
             "line 3: 3 columns where there should be 2; quote",
         ),
-        ("x.csv", b"", "no column of paths"),
+        ("x.csv", b"", "x.csv is empty: it has no bytes"),
+        (
+            "x.csv",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "is a Git LFS pointer .`git lfs pull`",
+        ),
+        ("x.txt", b"<html>404</html>", "is an HTML page; .* fetch it again"),
+        ("x.tsv", b'{"error": "gone"}', "is JSON; .* fetch it again"),
+        ("x.csv", b"PK\x03\x04" + bytes(20), "is a ZIP archive; unpack it first"),
         ("x.csv", b"a.jpg,1,train,more\n", "has 4 columns, no header"),
-        ("x.parquet", b"PAR1", "not a parquet file"),
+        ("x.parquet", b"PAR1", "cut short"),
         ("x.doc", b"path\na.jpg\n", "not a list of paths"),
     ],
 )
@@ -239,8 +367,12 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         list_paths(tmp_path / "x.csv")
 
 
-def test_an_empty_list_lists_nothing(folder):
+def test_an_empty_list_lists_nothing(folder, caplog):
     assert len(listed(folder, "path,label\n")) == 0
+    assert "list.csv lists no images: it has no rows" in caplog.text
+    assert len(listed(folder, "\n", "x.txt")) == 0
+    with pytest.raises(DataError, match=r"column of paths is empty in all 2 rows of .*; name .* --image-column"):
+        listed(folder, "path,label\n,0\n,1\n")
 
 
 PARTS = st.sampled_from(["..", ".", "", "root", "deep", "er", "a.jpg", "x"])
