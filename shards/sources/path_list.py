@@ -44,6 +44,7 @@ def list_paths(
     is there.
     """
     table = read_path_table(source, path_column, label_column)
+    own_folder = root is None
     root = source.parent if root is None else root
     if not table.paths:
         log.warning("%s lists no images: it has no rows", source)
@@ -54,9 +55,12 @@ def list_paths(
             "--image-column"
         )
     listing = _list_files(table, root, progress)
+    if own_folder and _all_elsewhere(listing) and source.is_symlink():
+        root = source.resolve().parent  # of a list that is itself reached by a link
+        listing = _list_files(table, root, progress)
     if all(reason == IS_URL for reason in map(listing.refused.get, range(len(listing)))):
         raise DataError(f"{source} names URLs, and nothing is downloaded; download the images and list their paths")
-    if all(_is_elsewhere(listing.refused.get(i)) for i in range(len(listing))):
+    if _all_elsewhere(listing):
         raise DataError(
             f"none of the {len(listing):,} files that {source} names is in {root} "
             f"({printable(listing.paths[0])} is {listing.refused[0].partition(':')[0]}); say with --root which "
@@ -106,8 +110,10 @@ def _list_files(table: PathTable, root: Path, progress: Callable[[int], None] | 
     return listing
 
 
-def _is_elsewhere(refused: str | None) -> bool:
-    return refused is not None and refused.startswith(("outside the source:", "missing:"))
+def _all_elsewhere(listing: ListingBuilder) -> bool:
+    """Whether none of the files is in the root."""
+    elsewhere = ("outside the source:", "missing:")
+    return all(listing.refused.get(i, "").startswith(elsewhere) for i in range(len(listing)))
 
 
 def _members(source: Path, table: PathTable, listing: ListingBuilder, rules: SplitRules | None) -> dict[str, list[int]]:

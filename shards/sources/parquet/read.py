@@ -239,7 +239,8 @@ def _is_list(arrow_type: pa.DataType) -> bool:
 
 def _kind(arrow_type: pa.DataType) -> str:
     if pa.types.is_dictionary(arrow_type):
-        return _kind(arrow_type.value_type)
+        kind = _kind(arrow_type.value_type)
+        return kind if kind in ("integer", "number", "bool", "text") else f"dictionary of {kind}"
     if pa.types.is_struct(arrow_type):
         return "struct"
     if pa.types.is_integer(arrow_type):

@@ -224,6 +224,18 @@ def test_a_root_that_is_reached_by_a_link(folder, tmp_path):
     ]
 
 
+def test_a_list_that_is_a_link(folder, tmp_path):
+    (folder / "list.csv").write_text(f"path\na.jpg\n{folder}/b.jpg\n")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "link.csv").symlink_to(folder / "list.csv")
+    sources = list_paths(tmp_path / "lists" / "link.csv")
+    assert (sources.root, train(sources).paths, train(sources).refused) == (folder, ["a.jpg", "b.jpg"], {})
+    (tmp_path / "lists" / "a.jpg").touch()  # beside the link goes before
+    assert list_paths(tmp_path / "lists" / "link.csv").root == tmp_path / "lists"
+    with pytest.raises(DataError, match=r"none of the 2 files .* say with --root"):
+        list_paths(tmp_path / "lists" / "link.csv", root=tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize(
     ("written", "on_disk"),
     [
