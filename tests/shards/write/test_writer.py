@@ -34,7 +34,13 @@ def test_layout_and_bytes(tree, tmp_path):
     assert (summary.found, summary.kept, summary.set_aside, summary.classes) == (18, 18, 0, 3)
     assert summary.shards > 2
     out = tmp_path / "out"
-    assert {path.name for path in out.iterdir()} == {".coma-sources.json", "README.md", "_info.json", "quarantine.parquet", "train"}
+    assert {path.name for path in out.iterdir()} == {
+        ".coma-sources.json",
+        "README.md",
+        "_info.json",
+        "quarantine.parquet",
+        "train",
+    }
     manifest = read_manifest(out)
     names = {f"coma-train-{i:06d}" for i in range(summary.shards)}
     assert {path.name for path in (out / "train").iterdir()} == {
