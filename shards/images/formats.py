@@ -6,9 +6,13 @@ Formats whose decoding runs a program (PIL hands EPS to Ghostscript) or guesses 
 import functools
 import io
 import re
+import struct
+import threading
 from contextlib import suppress
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+
+from coma.shards.images import tiff
 
 from coma.shards.images.foreign import HEAD_BYTES, foreign_kind
 
@@ -34,6 +38,7 @@ _MAGIC = {
     "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
     "GIF": re.compile(rb"GIF8[79]a"),
     "JPEG2000": re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  "),
+    "AVIF": re.compile(rb"....ftypavi[fs]", re.S),
 }
 _UNSUPPORTED = (  # offset, magic number, name of the format
     (0, b"\xff\x0a", "JPEG XL"),
@@ -54,9 +59,20 @@ _UNSUPPORTED = (  # offset, magic number, name of the format
 )
 _BRANDS = {  # of ISO media files
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "HEIC"),
-    **dict.fromkeys((b"avif", b"avis"), "AVIF"),  # if Pillow is older than 11.3, or the file is damaged
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),  # if Pillow is older than 11.3
     b"crx ": "CR3",
 }
+
+
+_UNSUPPORTED_WORDS = re.compile("cannot handle|unsupported|not supported|unable to determine|unknown filter")
+_CUT_WORDS = re.compile(r"truncated|end of|\beof\b|not enough|cannot load|expected to read")
+_RARE_JPEGS = {  # start-of-frame marker → name; none of them is decoded by libjpeg
+    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical JPEG"),
+    0xCB: "lossless JPEG with arithmetic coding",
+    0xF7: "JPEG-LS",
+}
+_PIXELS_MARK = {"JPEG": b"\xff\xda", "PNG": b"IDAT"}
+_libtiff_lock = threading.Lock()
 
 
 class BadImageError(Exception):
@@ -73,10 +89,16 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
         BadImageError: the image has none of the formats in FORMATS, or PIL refuses its size.
         Exception: anything that PIL raises over a damaged header.
     """
+    is_tiff = _MAGIC["TIFF"].match(data)
+    if what := tiff.unsupported(data) if is_tiff else _rare_jpeg(data):
+        raise BadImageError(f"unsupported format: {what}")
     try:
+        if is_tiff and tiff.has_separate_planes(data):
+            return _open_by_libtiff(data)
         return Image.open(io.BytesIO(data), formats=_pil_formats())
     except UnidentifiedImageError:
-        name = next((name for name, magic in _MAGIC.items() if magic.match(data)), None)
+        formats = _pil_formats()
+        name = next((name for name, magic in _MAGIC.items() if name in formats and magic.match(data)), None)
         raise BadImageError(_unsupported(data) if name is None else _header_fault(name, data)) from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
@@ -87,17 +109,52 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
         raise
 
 
+def _rare_jpeg(data: bytes) -> str | None:
+    """Return the name of a kind of JPEG that is not decoded; None for the usual kinds, and for other formats."""
+    at = 2 if _MAGIC["JPEG"].match(data) else len(data)
+    while data[at : at + 1] == b"\xff" and at + 4 <= len(data) and data[at + 1] != 0xDA:  # start of scan
+        if data[at + 1] in _RARE_JPEGS:
+            return _RARE_JPEGS[data[at + 1]]
+        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4])
+    return None
+
+
+def _open_by_libtiff(data: bytes) -> Image.Image:
+    """Open a TIFF of separate planes: PIL by itself mixes them up if they are not compressed."""
+    with _libtiff_lock:
+        TiffImagePlugin.READ_LIBTIFF = True
+        try:
+            return Image.open(io.BytesIO(data), formats=("TIFF",))
+        finally:
+            TiffImagePlugin.READ_LIBTIFF = False
+
+
 def _header_fault(name: str, data: bytes) -> str:
     """Say why PIL cannot open an image of this format: only a direct call of its plugin tells."""
+    if name == "TIFF":
+        what = tiff.unopened(data)
+        return "truncated: the header is cut" if what is None else f"unsupported format: {what}"
+    if name in _PIXELS_MARK and _PIXELS_MARK[name] not in data:
+        return "truncated: the header is cut"
     try:
         Image.OPEN[name][0](io.BytesIO(data), "")
     except Exception as error:
-        message = one_line(error)
-        if message.startswith("cannot handle"):  # 12 bits, 2 components
-            return f"unsupported format: {name}, {message}"
-        if "checksum" in message:
-            return f"unreadable: {message}"
-    return "truncated: the header is cut"
+        return fault(error, name)
+    return "unreadable: the header is damaged"
+
+
+def fault(error: Exception, name: str | None = None) -> str:
+    """Return the reason that an error of PIL's gives for setting an image aside; `name` is that of the format."""
+    message = one_line(error)
+    words = message.lower()
+    if _UNSUPPORTED_WORDS.search(words):  # 12 bits, 2 components
+        what = re.sub("(?i)^unsupported ", "", message)
+        return f"unsupported format: {name}, {what}" if name else f"unsupported format: {what}"
+    if "not identified" in words:
+        return "unreadable: its header gives no size, or none of the kinds of pixels"
+    cut = isinstance(error, EOFError) or isinstance(error.__cause__, EOFError | IndexError | struct.error)
+    kind = "truncated" if cut or _CUT_WORDS.search(words) else "unreadable"
+    return f"{kind}: {message}"
 
 
 @functools.cache

@@ -4,68 +4,20 @@ Each rule stands for a difference that was measured; docs/experiments.md lists t
 """
 
 import re
-import zlib
-from dataclasses import dataclass
 from typing import Literal
 
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from coma.shards.images import tiff
 from coma.shards.images.formats import BadImageError
+from coma.shards.images.png import PngChunks
 
 _ORIENTATION = 0x0112  # EXIF and TIFF tag
 _EXIF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-_WIDTH, _HEIGHT = 256, 257  # TIFF tags
-_SUBFILE, _BITS, _SAMPLE_FORMAT, _EXTRA_SAMPLES, _DNG_VERSION = 254, 258, 339, 338, 50706
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323
-_PNG_CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
-_PNG_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
-_PNG_TURNING_TEXT = (b"Raw profile type", b"XML:com.adobe.xmp")  # where PIL looks for an orientation, too
 _TIFF_MODES = frozenset({"L", "P", "RGB", "RGBA", "CMYK", "I;16", "I;16B"})
 _TIFF_COMPRESSIONS = frozenset({"raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "jpeg", "zstd"})
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # in entropy-coded bytes 00 and restarts are no markers
-
-
-@dataclass(frozen=True)
-class PngChunks:
-    """Facts from a walk over the chunks of a PNG."""
-
-    late_metadata: bool
-    """A chunk after the pixels may hold an orientation."""
-    exif_chunks: int
-    palette: bool
-    unknown_critical: str | None
-    """A chunk that is marked as critical, and that libpng does not know."""
-
-
-def png_chunks(data: bytes, checksums: bool) -> PngChunks:
-    """Walk a PNG from its signature to IEND, verifying its checksums if asked to. Raises BadImageError."""
-    view = memoryview(data)
-    exif_chunks = 0
-    late_metadata = palette = pixels = False
-    unknown = None
-    at = 8
-    while True:
-        name = data[at + 4 : at + 8]
-        end = at + 12 + int.from_bytes(data[at : at + 4])
-        if end > len(data) or not name.isalpha():
-            raise BadImageError("truncated: it ends before its IEND chunk")
-        if checksums and zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
-            raise BadImageError(f"unreadable: the checksum of its {name.decode()} chunk is wrong")
-        if name == b"IDAT":
-            pixels = True
-        elif name == b"eXIf":
-            exif_chunks += 1
-            late_metadata |= pixels
-        elif name in _PNG_TEXT:
-            late_metadata |= pixels and data.startswith(_PNG_TURNING_TEXT, at + 8)
-        elif name == b"PLTE":
-            palette = True
-        elif name == b"IEND":
-            return PngChunks(late_metadata, exif_chunks, palette, unknown)
-        elif name[0] < ord("a") and name not in _PNG_CRITICAL:
-            unknown = unknown or name.decode()
-        at = end
 
 
 def _has_contiguous_segments(data: bytes) -> bool:
@@ -164,8 +116,9 @@ def conversion_reason(image: Image.Image, data: bytes, chunks: PngChunks | None)
             raise BadImageError("unsupported format: a PNG that Apple's tools made for iOS (CgBI)")
         if image.mode in ("P", "PA") and not chunks.palette:
             raise BadImageError("unreadable: a PNG with a palette, which is not there")
-        unknown = chunks.unknown_critical
-        return None if unknown is None else f"PNG with an unknown {unknown} chunk"
+        if chunks.unknown_critical is not None:
+            return f"PNG with an unknown {chunks.unknown_critical} chunk"
+        return None if chunks.too_long is None else f"PNG whose {chunks.too_long} chunk has more than 8 MB"
     if name == "BMP":
         codec, raw_mode = _codec(image)
         plain = codec == "raw" and raw_mode not in ("BGR;15", "BGR;16")
@@ -180,21 +133,20 @@ def conversion_reason(image: Image.Image, data: bytes, chunks: PngChunks | None)
 
 def _tiff_conversion_reason(image: TiffImageFile) -> str | None:
     tags = image.tag_v2
-    if _DNG_VERSION in tags or tags.get(_SUBFILE, 0) & 1:
-        raise BadImageError("unsupported format: a camera's raw file, of which only a preview is at hand")
-    bits = set(tags.get(_BITS, (1,)))
-    if image.mode in ("I", "F") or (image.mode.startswith("I;16") and bits != {16}):
-        raise BadImageError(f"unsupported format: {min(bits)}-bit TIFF, which has no agreed brightness")
+    bits, channels = set(tags.get(tiff.BITS, (1,))), tags.get(tiff.CHANNELS, 1)
     compression = image.info.get("compression")
     if compression not in _TIFF_COMPRESSIONS:
         return f"TIFF with {compression} compression"
-    if 1 in tags.get(_EXTRA_SAMPLES, ()):
+    if 1 in tags.get(tiff.EXTRA_SAMPLES, ()):
         return "TIFF with premultiplied alpha"
+    if tags.get(tiff.PLANES) == 2 and channels > 1:
+        plain = bits == {8} and channels == 3 and image.mode == "RGB" and tiff.TILE_WIDTH not in tags
+        return None if plain else f"TIFF of {channels} separate planes of {max(bits)} bits"
     plain = (
         image.mode in _TIFF_MODES
         and bits in ({8}, {16})
-        and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}  # unsigned
-        and (image.mode != "CMYK" or tags.get(_BITS) == (8, 8, 8, 8))
+        and (image.mode != "L" or channels == 1)
+        and (image.mode != "CMYK" or tags.get(tiff.BITS) == (8, 8, 8, 8))
     )
     return None if plain else f"TIFF of mode {image.mode} with {max(bits)} bits"
 
@@ -202,7 +154,7 @@ def _tiff_conversion_reason(image: TiffImageFile) -> str | None:
 def stored_size(image: Image.Image) -> tuple[int, int]:
     """Return width and height before rotation; `Image.size` of a TIFF changes when it is decoded."""
     if isinstance(image, TiffImageFile):
-        return int(image.tag_v2[_WIDTH]), int(image.tag_v2[_HEIGHT])
+        return int(image.tag_v2[tiff.WIDTH]), int(image.tag_v2[tiff.HEIGHT])
     return image.size
 
 
@@ -210,7 +162,7 @@ def tile_pixels(image: Image.Image) -> int:
     """Return the pixels of one tile of a TIFF, possibly more than the image has; 0 for other formats."""
     if not isinstance(image, TiffImageFile):
         return 0
-    return int(image.tag_v2.get(_TILE_WIDTH, 0)) * int(image.tag_v2.get(_TILE_HEIGHT, 0))
+    return int(image.tag_v2.get(tiff.TILE_WIDTH, 0)) * int(image.tag_v2.get(tiff.TILE_HEIGHT, 0))
 
 
 def _codec(image: Image.Image) -> tuple[str, str]:

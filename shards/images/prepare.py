@@ -6,7 +6,6 @@ decode what PIL can, the image becomes an 8-bit PNG; where the file is damaged, 
 """
 
 import io
-import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,19 +15,20 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from coma.shards.images.formats import FORMATS, one_line, open_image
+from coma.shards.images import tiff
+from coma.shards.images.formats import FORMATS, fault, open_image
 from coma.shards.images.formats import BadImageError as BadImageError
 from coma.shards.images.headers import (
     conversion_reason,
     decoder_orientation,
     has_end_marker,
-    png_chunks,
     stored_size,
     tile_pixels,
 )
 from coma.shards.images.options import JPEG_SIDE, MOST_PIXELS
 from coma.shards.images.options import MAX_PIXELS as MAX_PIXELS
 from coma.shards.images.options import PixelOptions as PixelOptions
+from coma.shards.images.png import PNG_SIGNATURE, png_chunks, without_long_texts
 
 EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "bmp": "bmp", "tiff": "tif", "pnm": "ppm"}
 """Format of an image's bytes → its extension in a shard, whatever its file was called."""
@@ -123,7 +123,8 @@ def check_image(data: bytes, max_pixels: int = MAX_PIXELS, decode: bool = True) 
 def _read_header(data: bytes, max_pixels: int, checksums: bool) -> _Header:
     if not data:
         raise BadImageError("empty")
-    image = open_image(data, max_pixels)
+    shown = without_long_texts(data) if data.startswith(PNG_SIGNATURE) else data
+    image = open_image(shown, max_pixels)
     name = str(image.format)
     width, height = stored_size(image)
     limit = max_pixels // 2 if name in _HEAVY else max_pixels
@@ -132,10 +133,12 @@ def _read_header(data: bytes, max_pixels: int, checksums: bool) -> _Header:
     if width * height > limit:
         of = f" for {name}" if name in _HEAVY else ""
         raise BadImageError(f"bomb: {width}x{height} pixels, the limit{of} is {limit}")
-    if name != "MPO" and getattr(image, "is_animated", False):
+    if getattr(image, "is_animated", False) and name != "MPO" and (name != "TIFF" or tiff.has_several_pictures(data)):
         raise BadImageError(f"animated: a {name} of several pictures")
     chunks = png_chunks(data, checksums) if name == "PNG" else None
     reason = conversion_reason(image, data, chunks)
+    if reason is None and shown is not data:
+        reason = "PNG with a longer text or profile than PIL reads"
     if chunks is not None and chunks.late_metadata:
         image.load()  # only then PIL reads what follows the pixels
     orientation = _orientation(image)
@@ -181,7 +184,12 @@ def _decode_draft(
 
 
 def _decode(image: Image.Image, data: bytes) -> None:
-    image.load()
+    try:
+        image.load()
+    except OSError:
+        if image.format == "TIFF" and tiff.is_cut(data):
+            raise BadImageError("truncated: it ends before its pixels") from None
+        raise
     if image.format in ("JPEG", "MPO") and not has_end_marker(data):
         raise BadImageError("truncated: no end-of-image marker")
 
@@ -225,7 +233,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I"):
         return Image.fromarray((np.clip(np.asarray(image), 0, 0xFFFF) >> 8).astype(np.uint8))
-    return image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    return image.convert("L" if image.mode in ("1", "LA") else "RGB")
 
 
 class _Quiet:
@@ -262,7 +272,4 @@ def _bad_image_errors() -> Iterator[None]:
     except BadImageError:
         raise
     except Exception as error:
-        message = one_line(error)
-        cut_short = re.search("truncated|end of|not enough|cannot load", message.lower())
-        kind = "truncated" if cut_short or isinstance(error, EOFError) else "unreadable"
-        raise BadImageError(f"{kind}: {message}") from None
+        raise BadImageError(fault(error)) from None

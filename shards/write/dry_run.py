@@ -1,5 +1,6 @@
 """Dry run of `coma shard`: what it would write, and how much space that takes."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,10 @@ from coma.shards.sources.parquet.spool import spool_bytes
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.resume import OutState, finished_counts, inspect_out
 from coma.shards.write.run import free_bytes, prepare_run
+from coma.shards.write.source_times import changed_since
 from coma.shards.write.summary import ShardProgress
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ def dry_run(
     done_shards = len(shards) if state is OutState.COMPLETE else 0
     if state is OutState.UNFINISHED:
         done_shards = sum(finished_counts(out, shard) is not None for shard in shards)
+    if done_shards and (changes := changed_since(out, run.listing)):
+        log.warning("%s", changes)
     splits = []
     for split in run.splits:
         labels = run.listing_of(split).labels

@@ -21,6 +21,7 @@ from coma.shards.manifest import INFO_NAME, WORK_FOLDER, read_info
 from coma.shards.sources.parquet.spool import remove_spool
 from coma.shards.write.layout import ShardLayout
 from coma.shards.write.one_shard import PART_KEY
+from coma.shards.write.source_times import TIMES_NAME
 
 _RECORD_NAME = "plan.json"
 _OURS = re.compile(r"plan\.json|lock(-\d+-of-\d+)?|coma-.*\.parquet")
@@ -81,7 +82,7 @@ def inspect_out(out: Path, record: dict[str, Any]) -> OutState:
     if isinstance(previous, dict):
         _require_same(out, "an unfinished run", previous, record)
         return OutState.UNFINISHED
-    others = sorted(child.name for child in out.iterdir() if child.name != WORK_FOLDER)
+    others = sorted(child.name for child in out.iterdir() if child.name not in (WORK_FOLDER, TIMES_NAME))
     if others:
         raise UsageError(f"{out} is not empty (it holds {others[0]}); name a folder that is new or empty")
     return OutState.NEW

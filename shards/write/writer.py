@@ -29,6 +29,7 @@ from coma.shards.write.options import ShardOptions
 from coma.shards.write.pool import run_jobs
 from coma.shards.write.resume import OutState, finished_counts, inspect_out, locked_run, parts_folder, spool_folder
 from coma.shards.write.run import ShardRun, free_bytes, prepare_run
+from coma.shards.write.source_times import changed_since, write_times
 from coma.shards.write.summary import ShardProgress, ShardSummary, SplitSummary, complete
 from coma.shards.write.worker import Job, Tally
 
@@ -51,11 +52,19 @@ def shard(
     run = prepare_run(source, out, options, progress)
     options, record = run.options, run.record
     if inspect_out(out, record) is OutState.COMPLETE:
-        log.info("%s is complete already: nothing to do", out)
+        if changes := changed_since(out, run.listing):
+            log.warning("%s", changes)
+        else:
+            log.info("%s is complete already: nothing to do", out)
+            write_times(out, run.listing, overwrite=False)
         return complete(out, None, begun_s)
     _warn_of_space(run)
     try:
         with locked_run(out, record, options.part_name):
+            is_begun = options.part is not None or _has_finished_shards(run)
+            if is_begun and (changes := changed_since(out, run.listing)):
+                log.warning("%s", changes)
+            write_times(out, run.listing, overwrite=not is_begun)
             kept_shards = _write_shards(run)
             if options.part is None:
                 _finish(run)
@@ -67,6 +76,10 @@ def shard(
     except OSError as error:
         raise ComaError(f"cannot write to {out}: {error.strerror or error}; finished shards are kept") from error
     return complete(out, kept_shards, begun_s)
+
+
+def _has_finished_shards(run: ShardRun) -> bool:
+    return any(finished_counts(run.out, layout) for split in run.splits for layout in split.shards)
 
 
 def _warn_of_space(run: ShardRun) -> None:

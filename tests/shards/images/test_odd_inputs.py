@@ -117,6 +117,17 @@ def twelve_bit() -> bytes:
     return bytes(data)
 
 
+def changed(data: bytes, mark: bytes, offset: int, new: bytes) -> bytes:
+    """Replace bytes at an offset from where `mark` first is."""
+    at = data.index(mark) + offset
+    return data[:at] + new + data[at + len(new) :]
+
+
+def another_process(marker: int) -> bytes:
+    """A JPEG whose frame says that it is coded in another way."""
+    return changed(jpeg(), b"\xff\xc0", 1, bytes([marker]))
+
+
 def cut(data: bytes, part: float) -> bytes:
     return data[: int(len(data) * part)]
 
@@ -256,6 +267,16 @@ SET_ASIDE = {
     "animated.png": Case(lambda: frames("PNG"), "animated"),
     "pages.tif": Case(pages, "animated"),
     "twelve-bit.jpg": Case(twelve_bit, "unsupported format"),
+    "jpeg-ls.jpg": Case(lambda: another_process(0xF7), "unsupported format"),
+    "hierarchical.jpg": Case(lambda: another_process(0xC5), "unsupported format"),
+    "no-height.jpg": Case(lambda: changed(jpeg(), b"\xff\xc0", 5, b"\0\0"), "unreadable"),
+    "two-components.jpg": Case(lambda: changed(jpeg(), b"\xff\xc0", 9, b"\2"), "unsupported format"),
+    "five-components.jp2": Case(
+        lambda: changed(saved(photo(), "JPEG2000", no_jp2=True), b"\xff\x51", 38, b"\0\5"), "unsupported format"
+    ),
+    "jpeg-inside.bmp": Case(lambda: changed(saved(photo(), "BMP"), b"BM", 30, b"\4"), "unsupported format"),
+    "cut.avif": Case(lambda: cut(saved(photo(), "AVIF"), 0.9), "truncated"),
+    "cut.gif": Case(lambda: cut(saved(photo(), "GIF"), 0.2), "truncated"),
     "float.tif": Case(lambda: tiff(photo("F")), "unsupported format"),
     "integers.tif": Case(lambda: tiff(photo("L").convert("I")), "unsupported format"),
     "preview.tif": Case(lambda: tiff(tiffinfo={254: 1}), "unsupported format"),
@@ -332,6 +353,8 @@ KEPT = {
         converted="PNG with an unknown ABCD chunk",
     ),
     "trailing-junk.png": Case(lambda: png() + b"junk"),
+    "one-frame.png": Case(lambda: png(save_all=True)),
+    "16-bit-alpha.png": Case(lambda: raw_png(np.dstack([deep(3), deep(3)[..., :1]]), 16, 6)),
     "alpha.webp": Case(lambda: saved(alpha(), "WEBP", lossless=True)),
     "plain.bmp": Case(lambda: saved(photo(), "BMP")),
     "1-bit.bmp": Case(lambda: saved(photo("1"), "BMP")),
@@ -350,6 +373,8 @@ KEPT = {
     "grey-alpha.tif": Case(lambda: tiff(alpha("LA")), converted="TIFF of mode LA with 8 bits"),
     "premultiplied.tif": Case(premultiplied, converted="TIFF with premultiplied alpha"),
     "lzma.tif": Case(lambda: tiff(compression="lzma"), converted="TIFF with lzma compression"),
+    "jpeg.tif": Case(lambda: tiff(compression="jpeg")),
+    "zstd.tif": Case(lambda: tiff(compression="zstd")),
     "xmp.tif": Case(lambda: tiff(tiffinfo={700: TURNED}), converted="orientation in XMP"),
     "gif.jpg": Case(lambda: saved(photo(), "GIF"), converted="GIF"),
     "jp2.jpg": Case(lambda: saved(photo(), "JPEG2000"), converted="JPEG 2000"),

@@ -35,7 +35,7 @@ def test_layout_and_bytes(tree, tmp_path):
     assert summary.shards > 2
     out = tmp_path / "out"
     tables = {"quarantine.parquet", "passed_over.parquet"}
-    assert {path.name for path in out.iterdir()} == {"README.md", "_info.json", "train"} | tables
+    assert {path.name for path in out.iterdir()} == {"README.md", ".coma-sources.json", "_info.json", "train"} | tables
     manifest = read_manifest(out)
     names = {f"coma-train-{i:06d}" for i in range(summary.shards)}
     assert {path.name for path in (out / "train").iterdir()} == {

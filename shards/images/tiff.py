@@ -1,0 +1,174 @@
+"""TIFF: what a file holds, told from its tags, and why one that is sound is not shown.
+
+PIL opens some kinds of TIFF and says of the others only that it cannot; it also opens a few that it shows wrong.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import TiffTags
+from PIL.TiffImagePlugin import COMPRESSION_INFO
+
+SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+CHANNELS, PLANES, TILE_WIDTH, TILE_HEIGHT = 277, 284, 322, 323
+EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION = 338, 339, 50706
+_OLD_SUBFILE = 255
+_STRIPS, _TILES = (273, 279), (324, 325)  # offsets, byte counts
+_TAGS = frozenset(
+    (
+        *(SUBFILE, _OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, PLANES, *_STRIPS, *_TILES),
+        *(TILE_WIDTH, EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION),
+    )
+)
+_REDUCED, _MASK = 1, 4  # bits of SUBFILE
+_OLD_REDUCED = 2  # value of _OLD_SUBFILE
+_TYPES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
+_MOST_ENTRIES = 2**16
+_MOST_DIRECTORIES = 64  # an image of 2^26 pixels has at most 26 reduced copies, each with a mask
+_PIL_CHANNELS = 6
+_RGB = 2
+_GREYS = (0, 1)
+_WHITE_IS_ZERO = 0
+_UNSIGNED = 1
+_FORMATS = {2: "signed", 3: "floating point", 5: "complex", 6: "complex"}
+_PHOTOMETRICS = {code: name for name, code in TiffTags.lookup(PHOTOMETRIC).enum.items() if code not in _GREYS} | {
+    32844: "LogL",
+    32845: "LogLuv",
+}
+_WEBP = 50001
+_COMPRESSIONS = {
+    **dict.fromkeys((33003, 33005, 34712), "JPEG 2000"),
+    **dict.fromkeys((50002, 52546), "JPEG XL"),
+    32909: "PixarLog",
+    34661: "JBIG",
+    34887: "LERC",
+    34892: "lossy JPEG of DNG",
+    _WEBP: "WebP",
+}
+
+Directory = dict[int, npt.NDArray[np.unsignedinteger[Any]]]
+"""The tags of one picture, those that are integers and needed here: tag → values."""
+
+
+def has_separate_planes(data: bytes) -> bool:
+    """Whether the first picture keeps its channels one after the other."""
+    directory = _first(data)
+    return _value(directory, PLANES, 1) == 2 and _value(directory, CHANNELS, 1) > 1
+
+
+def has_several_pictures(data: bytes) -> bool:
+    """Whether there are pictures other than the first one, its reduced copies and its masks."""
+    for number, directory in enumerate(_directories(data)):
+        if number == _MOST_DIRECTORIES:
+            return True
+        belongs = _value(directory, SUBFILE, 0) & (_REDUCED | _MASK)
+        if number and not belongs and _value(directory, _OLD_SUBFILE, 0) != _OLD_REDUCED:
+            return True
+    return False
+
+
+def unsupported(data: bytes) -> str | None:
+    """Say what a TIFF is that has no one agreed look or that PIL shows wrong; None for others, damaged ones too."""
+    if data.startswith(b"MM\0+"):
+        return "BigTIFF in big-endian order"
+    directory = _first(data)
+    if DNG_VERSION in directory or _value(directory, SUBFILE, 0) & _REDUCED:
+        return "a camera's raw file, or another TIFF that begins with a preview"
+    compression = _value(directory, COMPRESSION, 1)
+    if compression not in COMPRESSION_INFO or compression == _WEBP:  # PIL's own libtiff comes without it
+        name = _COMPRESSIONS.get(compression)
+        return f"TIFF with compression {compression}{f' ({name})' if name else ''}"
+    bits, photometric = _value(directory, BITS, 1), _value(directory, PHOTOMETRIC, 0)
+    channels = _value(directory, CHANNELS, 1)
+    if _value(directory, SAMPLE_FORMAT, _UNSIGNED) != _UNSIGNED or bits not in (1, 2, 4, 8, 16):
+        return f"{_description(directory)}, which has no agreed brightness"
+    is_dark_negative = photometric == _WHITE_IS_ZERO and bits == 16  # PIL shows the negative
+    if is_dark_negative and channels == 1:
+        return f"{_description(directory)}, in which zero is white"
+    too_many = _value(directory, PLANES, 1) == 1 and channels > _PIL_CHANNELS
+    # Libtiff takes a nameless fourth plane for alpha that the colours were multiplied with.
+    nameless_plane = (
+        photometric == _RGB and has_separate_planes(data) and channels > 3 and EXTRA_SAMPLES not in directory
+    )
+    if too_many or nameless_plane or (photometric in _GREYS and channels > 2):
+        return _description(directory)
+    return None
+
+
+def unopened(data: bytes) -> str | None:
+    """Say what a TIFF is that PIL does not open; None if its first directory is damaged."""
+    directory = _first(data)
+    return _description(directory) if {WIDTH, HEIGHT} <= directory.keys() else None
+
+
+def is_cut(data: bytes) -> bool:
+    """Whether strips or tiles of the first picture lie beyond the end of the file."""
+    directory = _first(data)
+    for offsets, counts in (_STRIPS, _TILES):
+        if offsets in directory and counts in directory and len(directory[offsets]) == len(directory[counts]):
+            ends = directory[offsets].astype(np.float64) + directory[counts]
+            return bool(len(ends) and ends.max() > len(data))
+    return False
+
+
+def _description(directory: Directory) -> str:
+    channels, photometric = _value(directory, CHANNELS, 1), _value(directory, PHOTOMETRIC, 0)
+    kinds = [_PHOTOMETRICS.get(photometric), _FORMATS.get(_value(directory, SAMPLE_FORMAT, _UNSIGNED))]
+    if photometric == _RGB and channels > 3 and EXTRA_SAMPLES not in directory:
+        kinds.append("without ExtraSamples")
+    if photometric in _GREYS and channels in (3, 4):
+        kinds.append("not marked as RGB")
+    what = f"TIFF of {channels} channel{'s' * (channels != 1)} of {_value(directory, BITS, 1)} bits"
+    return ", ".join([what, *filter(None, kinds)])
+
+
+def _value(directory: Directory, tag: int, default: int) -> int:
+    """Return the first value of a tag."""
+    values = directory.get(tag)
+    return default if values is None or not len(values) else int(values[0])
+
+
+def _first(data: bytes) -> Directory:
+    return next(_directories(data), {})
+
+
+def _directories(data: bytes) -> Iterator[Directory]:
+    """Yield the pictures' tags as long as they can be read, each directory once."""
+    order = "<" if data.startswith(b"II") else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    wide, count_code, entry_bytes = ("Q", "Q", 20) if big else ("I", "H", 12)
+    try:
+        (at,) = struct.unpack_from(order + wide, data, 8 if big else 4)
+        seen: set[int] = set()
+        while at and at not in seen:
+            seen.add(at)
+            (entries,) = struct.unpack_from(order + count_code, data, at)
+            if entries > _MOST_ENTRIES:
+                return
+            first = at + struct.calcsize("=" + count_code)
+            stop = first + entries * entry_bytes
+            yield {
+                tag: values
+                for entry in range(first, stop, entry_bytes)
+                for tag, values in _tag(data, entry, order, wide)
+            }
+            (at,) = struct.unpack_from(order + wide, data, stop)
+    except struct.error:
+        return
+
+
+def _tag(data: bytes, entry: int, order: str, wide: str) -> Iterator[tuple[int, Any]]:
+    """Yield the tag at an entry of a directory and its values, if it is one of _TAGS and its values are there."""
+    tag, kind, count = struct.unpack_from(f"{order}HH{wide}", data, entry)
+    if tag not in _TAGS or kind not in _TYPES:
+        return
+    dtype = np.dtype(order + _TYPES[kind])
+    inline_bytes = struct.calcsize("=" + wide)
+    place = entry + 4 + inline_bytes
+    if count * dtype.itemsize > inline_bytes:
+        (place,) = struct.unpack_from(order + wide, data, place)
+    if place + count * dtype.itemsize <= len(data):
+        yield tag, np.frombuffer(data, dtype, count, place)
