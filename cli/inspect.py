@@ -8,7 +8,7 @@ import typer
 
 from coma.cli import console
 from coma.cli.options import Json, chosen_data
-from coma.errors import UsageError
+from coma.errors import UsageError, shell_command
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,7 +88,8 @@ def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool)
     if run is None:
         raise UsageError("--step is one of a run's: coma inspect RUN --step N")
     if _is_data(folder_at(run)):
-        raise UsageError(f"{run} is a data set, and --step is one of a run's: coma inspect RUN --step {step}")
+        way_out = shell_command("coma", "inspect", "RUN", "--step", step)
+        raise UsageError(f"{run} is a data set, and --step is one of a run's: {way_out}")
 
     from coma.pictures.step import read_step
     from coma.pictures.step_sheet import write_step_sheet

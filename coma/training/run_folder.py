@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from coma.errors import UsageError
+from coma.errors import UsageError, shell_command
 from coma.runs.names import CHECKPOINTS_NAME, CONFIG_NAME, LOCK_NAME, MANIFEST_NAME, REPORT_NAME, checkpoint_step
 from coma.runs.read import FORMAT, current_names, latest_checkpoint, other_format
 from coma.shards.files import remove_temporaries, without_credentials, write_atomically
@@ -150,7 +150,7 @@ def library_versions() -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Return `library_versions`, the command line, and in a checkout the git revision."""
     result = library_versions()
-    result["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    result["command"] = shell_command(Path(sys.argv[0]).name, *sys.argv[1:])
     revision = subprocess.run(
         ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,

@@ -16,7 +16,7 @@ from typing import Any
 
 import xxhash
 
-from coma.errors import ComaError, DataError, UsageError
+from coma.errors import ComaError, DataError, UsageError, shell_command
 from coma.shards.files import make_folder
 from coma.shards.index.one_tar import IndexJob, ListedTar, TarCounts, drop_labels, read_counts
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, read_info
@@ -97,7 +97,9 @@ def _list_tars(source: Path, out: Path) -> tuple[Path, list[ListedTar]]:
     if not source.exists():
         raise UsageError(f"no such file or folder: {source}")
     if (source / INFO_NAME).is_file() and any(source.glob(f"*/{MANIFEST_NAME}")):
-        raise UsageError(f"{source} is a data set already, with manifests; see: coma inspect {source}")
+        raise UsageError(
+            f"{source} is a data set already, with manifests; see: {shell_command('coma', 'inspect', source)}"
+        )
     root = (source if source.is_dir() else source.parent).absolute()
     paths = files_below(root, ".tar", out)[0] if source.is_dir() else [source.name]
     if not paths:

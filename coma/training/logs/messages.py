@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
 
+from coma.errors import shell_command
 from coma.runs.names import METRICS_NAME, TENSORBOARD_NAME
 from coma.training.config.schedule import REFERENCE_BATCH
 from coma.training.run_folder import RunFolder
@@ -53,14 +55,15 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
 
 def log_end(result: dict[str, object]) -> None:
     """Log where everything is, and which command comes next."""
-    run, following = result["run"], f"coma probe {result['run']}"
+    run = Path(str(result["run"]))
+    following = shell_command("coma", "probe", run)
     if "accuracy" in result:
-        following = f"coma export {run} DIR"
+        following = shell_command("coma", "export", run, "DIR")
         _log("accuracy", f"{result['accuracy']:.1f}% on val")
     for subject in ("picture", "report", "weights"):
         if result[subject]:
             _log(subject, result[subject])
-    _log("metrics", f"{run}/{METRICS_NAME}, tensorboard --logdir {run}/{TENSORBOARD_NAME}")
+    _log("metrics", f"{run}/{METRICS_NAME}, {shell_command('tensorboard', '--logdir', run / TENSORBOARD_NAME)}")
     _log("next", following if result["finished"] else "the same command resumes from here")
 
 

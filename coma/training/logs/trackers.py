@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from coma.errors import UsageError
+from coma.errors import UsageError, shell_command
 from coma.runs.names import TRACKERS_NAME
 from coma.shards.files import without_credentials, write_atomically
 from coma.training.config.options import RunConfig
@@ -78,7 +78,9 @@ def check_installed(names: Sequence[str]) -> None:
     """Raise UsageError for a tracker that is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise UsageError(f"--log-to {name}: it is not installed here: pip install {name}, or leave it out")
+            raise UsageError(
+                f"--log-to {name}: it is not installed here: {shell_command('pip', 'install', name)}, or leave it out"
+            )
 
 
 def open_trackers(config: RunConfig, run: Path) -> list[Tracker]:
