@@ -48,7 +48,8 @@ def summary_as_lines(summary: "ShardSummary", set_aside_note: str = "") -> dict[
         "where": str(summary.out),
     }
     if summary.part is None:
-        lines["next"] = shell_command("coma", "pretrain", summary.out)
+        trainable = any(split.name == "train" and split.images for split in summary.splits)
+        lines["next"] = shell_command("coma", "pretrain" if trainable else "inspect", summary.out)
     else:
         lines["next"] = "the other parts; then, if none of them said it was the last, this without --part"
     return lines

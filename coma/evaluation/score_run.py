@@ -63,7 +63,9 @@ def score_run(
         if not is_remote(data) and not data.exists():  # a web server has no folders to ask for
             raise DataError(f"{data}, which {run} was trained on, is not there: name the sharded data set")
         logger.info("data: %s, which the run was trained on", data)
-    manifests = labelled_manifests(data)  # before the network is loaded
+    train, val = labelled_manifests(data)  # before the network is loaded
+    if val is None:
+        logger.info("%s has no split val: a fifth of train is held out for testing", train.folder.parent)
     device = choose_device(device)
     if exported:
         autoencoder, step = load_export(run, device)
@@ -71,7 +73,8 @@ def score_run(
         autoencoder, step = load_autoencoder(checkpoint, device), checkpoint_step(checkpoint)
     scores = score(
         autoencoder,
-        *manifests,
+        train,
+        val,
         probe=probe,
         knn=knn,
         protocol=protocol,

@@ -85,7 +85,7 @@ def run_of(run_or_checkpoint: Path) -> tuple[Path, Path]:
     read_config(path)
     checkpoint = latest_checkpoint(path)
     if checkpoint is None:
-        raise DataError(f"{path} has no checkpoint yet: let `coma pretrain` run until it saves one")
+        raise DataError(f"{path} has no checkpoint yet: let its training run until it saves one")
     if not (checkpoint / WEIGHTS_NAME).is_file():
         raise DataError(f"{checkpoint} has no {WEIGHTS_NAME}")
     return path, checkpoint

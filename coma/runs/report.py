@@ -199,7 +199,7 @@ def _embedded(path: Path, what: str) -> str:
 
 def _score_table(scores: Lines) -> str:
     if not scores:
-        add = "<code>coma probe</code> and <code>coma knn</code> add them"
+        add = "<code>coma probe</code> and <code>coma knn</code> add them, of labelled data"
         return f"<h2>Scores</h2><p class='none'>None yet: {add}.</p>"
     with_data = any("data" in line for line in scores)
     columns = [key for key in _SCORES if any(key in line for line in scores)]
