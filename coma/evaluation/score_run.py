@@ -13,7 +13,7 @@ from coma.export.folder import is_export
 from coma.export.load import load_export
 from coma.runs.lines import append_line
 from coma.runs.names import METRICS_NAME, checkpoint_step
-from coma.runs.read import load_autoencoder, read_config, run_of
+from coma.runs.read import load_autoencoder, run_data, run_of
 from coma.shards.files import folder_at, is_remote, without_credentials
 
 logger = logging.getLogger(__name__)
@@ -101,11 +101,6 @@ def score_run(
 
 def _shown(data: Path) -> str:
     return without_credentials(str(data if is_remote(data) else data.resolve()))
-
-
-def run_data(run: Path) -> Path:
-    """Return the data set that a run was trained on, as its config.json names it."""
-    return folder_at(read_config(run)["resolved"]["data"])
 
 
 def append_metrics(run: Path, line: dict[str, Any]) -> bool:

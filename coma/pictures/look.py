@@ -20,7 +20,7 @@ from coma.errors import UsageError
 from coma.model.attention import MultiWindowAttention
 from coma.model.dyvit import DyViT
 from coma.model.layout import Grid, to_map
-from coma.pictures.columns import TILE_PX, Column, check_picture_name, enlarge, lay_out
+from coma.pictures.columns import TILE_PX, Column, check_picture_name, enlarge, lay_out, save_picture
 from coma.pictures.images import Pixels, images_to_show, to_pixels
 from coma.runs.names import LOOK_NAME
 from coma.runs.read import load_autoencoder, run_of
@@ -140,10 +140,10 @@ def columns_of(backbone: DyViT, images: Tensor, sight: Sight) -> list[Column]:
 
 
 def look_at(
-    run_or_checkpoint: Path,
-    sources: Sequence[Path] = (),
+    run_or_checkpoint: Path | str,
+    sources: Sequence[Path | str] = (),
     *,
-    out: Path | None = None,
+    out: Path | str | None = None,
     count: int = 6,
     image_size: int | None = None,
     device: str = "cpu",
@@ -169,8 +169,7 @@ def look_at(
         raise UsageError(f"{run} has trained a {type(backbone).__name__}: only a DyViT has windows to look at")
     images, _ = images_to_show(run, autoencoder, sources, count=count, image_size=image_size, device=device)
     sight = look(backbone, images)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lay_out(columns_of(backbone, images, sight)).save(out)
+    save_picture(lay_out(columns_of(backbone, images, sight)), out)
     return out, sight.gates
 
 

@@ -16,7 +16,16 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from coma.pictures.columns import HIDDEN_GREY, TILE_PX, Column, check_picture_name, enlarge, hidden_pixels, lay_out
+from coma.pictures.columns import (
+    HIDDEN_GREY,
+    TILE_PX,
+    Column,
+    check_picture_name,
+    enlarge,
+    hidden_pixels,
+    lay_out,
+    save_picture,
+)
 from coma.pictures.images import images_to_show, to_pixels
 from coma.runs.names import RECONSTRUCTION_NAME
 from coma.runs.read import load_autoencoder, run_of
@@ -65,10 +74,10 @@ def picture(autoencoder: MaskedAutoencoder, images: Tensor, units: Tensor) -> Im
 
 
 def reconstruct_run(
-    run_or_checkpoint: Path,
-    sources: Sequence[Path] = (),
+    run_or_checkpoint: Path | str,
+    sources: Sequence[Path | str] = (),
     *,
-    out: Path | None = None,
+    out: Path | str | None = None,
     count: int = 8,
     seed: int = 0,
     device: str = "cpu",
@@ -95,6 +104,5 @@ def reconstruct_run(
     out = check_picture_name(run / RECONSTRUCTION_NAME if out is None else out)
     autoencoder = load_autoencoder(checkpoint, device)
     images, units = images_to_show(run, autoencoder, sources, count=count, seed=seed, device=device)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture(autoencoder, images, units).save(out)
+    save_picture(picture(autoencoder, images, units), out)
     return out

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from coma.errors import DataError, UsageError
 from coma.pipeline.sizes import CropSizes
 from coma.runs.names import AVERAGE_NAME, CHECKPOINTS_NAME, CONFIG_NAME, LATEST_NAME, MANIFEST_NAME, WEIGHTS_NAME
-from coma.shards.files import hash_file
+from coma.shards.files import folder_at, hash_file
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ def current_names(options: dict[str, Any]) -> dict[str, Any]:
     return {_RENAMED.get(name, name): value for name, value in options.items()}
 
 
-def read_config(run: Path) -> dict[str, Any]:
+def read_config(run: Path | str) -> dict[str, Any]:
     """Return RUN/config.json: {"config": ..., "resolved": ..., "versions": ...}.
 
     Raises:
@@ -51,6 +51,14 @@ def read_config(run: Path) -> dict[str, Any]:
     return {**content, "config": current_names(content["config"])}
 
 
+def run_data(run: Path | str) -> Path:
+    """Return the data set that a run was trained on. Raises DataError if its config.json names none."""
+    data = read_config(run).get("resolved", {}).get("data")
+    if not isinstance(data, str):
+        raise DataError(f"{Path(run) / CONFIG_NAME} names no data set: name one after the run")
+    return folder_at(data)
+
+
 def other_format(path: Path, number: int) -> str:
     """Return why training does not resume from `path`, a run or checkpoint of format `number`."""
     return (
@@ -60,7 +68,7 @@ def other_format(path: Path, number: int) -> str:
     )
 
 
-def latest_checkpoint(run: Path) -> Path | None:
+def latest_checkpoint(run: Path | str) -> Path | None:
     """Return the folder of the run's newest checkpoint, None if it has none yet."""
     folder = Path(run) / CHECKPOINTS_NAME
     try:
@@ -71,7 +79,7 @@ def latest_checkpoint(run: Path) -> Path | None:
     return path if path.is_dir() and path.parent == folder else None
 
 
-def run_of(run_or_checkpoint: Path) -> tuple[Path, Path]:
+def run_of(run_or_checkpoint: Path | str) -> tuple[Path, Path]:
     """Return (run folder, checkpoint folder) for either of them; for a run, its newest checkpoint.
 
     Raises:
@@ -126,7 +134,7 @@ def training_stream(model: MaskedAutoencoder, config: dict[str, Any], samples: i
     return {**options, "image_size": sizes}
 
 
-def load_autoencoder(run_or_checkpoint: Path, device: str | torch.device = "cpu") -> CoMA | MAE:
+def load_autoencoder(run_or_checkpoint: Path | str, device: str | torch.device = "cpu") -> CoMA | MAE:
     """Load the trained autoencoder of a run (its newest checkpoint) or of a checkpoint folder, in eval mode.
 
     Raises:
@@ -149,7 +157,7 @@ def is_finetuned(content: dict[str, Any]) -> bool:
     return "network" in content.get("resolved", {})
 
 
-def load_classifier(run_or_checkpoint: Path) -> Classifier:
+def load_classifier(run_or_checkpoint: Path | str) -> Classifier:
     """Load the fine-tuned classifier of a run (its newest checkpoint) or of a checkpoint folder, in eval mode.
 
     Raises:
