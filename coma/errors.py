@@ -29,7 +29,7 @@ class DataError(ComaError):
 
 
 class DivergedError(ComaError):
-    """Training produced too many non-finite losses or gradients (exit code 4)."""
+    """Losses, gradients, weights or features are not finite: the training diverged (exit code 4)."""
 
     exit_code = 4
 

@@ -13,7 +13,7 @@ from coma.export.folder import is_export
 from coma.export.load import load_export
 from coma.runs.lines import append_line
 from coma.runs.names import METRICS_NAME, checkpoint_step
-from coma.runs.read import load_autoencoder, run_data, run_of
+from coma.runs.read import load_autoencoder, naming_the_weights, run_data, run_of
 from coma.shards.files import folder_at, is_remote, without_credentials
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ def score_run(
 
     Raises:
         DataError: no such run or data, no checkpoint, no labels.
+        DivergedError: weights or features are not finite.
         UsageError: an export without data.
     """
     exported = is_export(run_or_checkpoint)
@@ -71,17 +72,18 @@ def score_run(
         autoencoder, step = load_export(run, device)
     else:
         autoencoder, step = load_autoencoder(checkpoint, device), checkpoint_step(checkpoint)
-    scores = score(
-        autoencoder,
-        train,
-        val,
-        probe=probe,
-        knn=knn,
-        protocol=protocol,
-        batch_size=batch_size,
-        device=device,
-        progress=progress,
-    )
+    with naming_the_weights(checkpoint):
+        scores = score(
+            autoencoder,
+            train,
+            val,
+            probe=probe,
+            knn=knn,
+            protocol=protocol,
+            batch_size=batch_size,
+            device=device,
+            progress=progress,
+        )
     line = scores.metrics_line(step)
     kept = False
     if trained_on is not None:

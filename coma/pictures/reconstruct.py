@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from coma.errors import DivergedError
 from coma.pictures.columns import (
     HIDDEN_GREY,
     TILE_PX,
@@ -28,7 +29,7 @@ from coma.pictures.columns import (
 )
 from coma.pictures.images import images_to_show, to_pixels
 from coma.runs.names import RECONSTRUCTION_NAME
-from coma.runs.read import load_autoencoder, run_of
+from coma.runs.read import load_autoencoder, naming_the_weights, run_of
 
 if TYPE_CHECKING:
     from coma.model.autoencoder import MaskedAutoencoder
@@ -43,8 +44,13 @@ def columns_of(autoencoder: MaskedAutoencoder, images: Tensor, units: Tensor) ->
         autoencoder: of K views, or of one for MAE.
         images: [B, 3, H, W], normalised.
         units: [B, U] int64, as the stream gives them.
+
+    Raises:
+        DivergedError: reconstructions are not finite.
     """
     reconstructions = autoencoder.reconstruct(images, units)  # [B, K, 3, H, W]
+    if not bool(reconstructions.isfinite().all()):
+        raise DivergedError("the reconstructions of these images are not finite")
     scale = max(1, -(-TILE_PX // max(images.shape[-2:])))
     unit_px = scale * int(autoencoder.stream_options()["unit_size"])
     original = enlarge(to_pixels(images), scale)
@@ -98,11 +104,14 @@ def reconstruct_run(
 
     Raises:
         DataError: no such run, checkpoint, data or image.
+        DivergedError: weights or reconstructions are not finite.
         UsageError: `out` is no name of a picture, or `count` is not positive.
     """
     run, checkpoint = run_of(run_or_checkpoint)
     out = check_picture_name(run / RECONSTRUCTION_NAME if out is None else out)
     autoencoder = load_autoencoder(checkpoint, device)
     images, units = images_to_show(run, autoencoder, sources, count=count, seed=seed, device=device)
-    save_picture(picture(autoencoder, images, units), out)
+    with naming_the_weights(checkpoint):
+        drawn = picture(autoencoder, images, units)
+    save_picture(drawn, out)
     return out

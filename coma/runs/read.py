@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coma.errors import DataError, UsageError
+from coma.errors import DataError, DivergedError, UsageError
 from coma.pipeline.sizes import CropSizes
 from coma.runs.names import AVERAGE_NAME, CHECKPOINTS_NAME, CONFIG_NAME, LATEST_NAME, MANIFEST_NAME, WEIGHTS_NAME
 from coma.shards.files import folder_at, hash_file
@@ -193,6 +195,7 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
 
     Raises:
         DataError: they are damaged.
+        DivergedError: they are not finite.
     """
     check_weights(checkpoint)
     from safetensors import SafetensorError
@@ -203,7 +206,27 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    require_finite(weights, path)
     return weights
+
+
+@contextmanager
+def naming_the_weights(path: Path) -> Iterator[None]:
+    """Add to a DivergedError of the block from which checkpoint or export, at `path`, the network is."""
+    try:
+        yield
+    except DivergedError as error:
+        raise DivergedError(f"{path}: {error}: the training diverged, take an earlier checkpoint") from None
+
+
+def require_finite(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise DivergedError if one of the weights, which were read from `path`, is not finite."""
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise DivergedError(
+                f"{path}: {name} is not finite (NaN or infinity), as the training diverged: take the weights of an "
+                "earlier checkpoint"
+            )
 
 
 def check_weights(checkpoint: Path) -> None:
