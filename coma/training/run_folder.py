@@ -12,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from coma.errors import UsageError, shell_command
+from coma.errors import DataError, UsageError, shell_command
+from coma.runs.lines import read_object
 from coma.runs.names import CHECKPOINTS_NAME, CONFIG_NAME, LOCK_NAME, MANIFEST_NAME, REPORT_NAME, checkpoint_step
 from coma.runs.read import FORMAT, current_names, latest_checkpoint, other_format
 from coma.shards.files import remove_temporaries, without_credentials, write_atomically
@@ -87,8 +88,8 @@ def _examine(path: Path, config: RunConfig, resolved: ResolvedRun) -> RunFolder 
     if not path.exists() or all(child.name == LOCK_NAME for child in path.iterdir()):
         return RunFolder(path)
     try:
-        before = current_names(json.loads((path / CONFIG_NAME).read_text())["identity"])
-    except (OSError, ValueError, KeyError):
+        before = current_names(read_object(path / CONFIG_NAME)["identity"])
+    except (DataError, KeyError, AttributeError):
         return f"--out {path} is not empty and holds no run to resume: give another --out"
     if (number := before.get("format", 1)) != FORMAT:
         return other_format(path, number)

@@ -55,16 +55,16 @@ class ReconstructionPreviewer:
         self._images, self._units = batch.images.clone(), batch.units.clone()
 
     def preview(self, weights: dict[str, Tensor], step: int) -> Path | None:
-        """Write the picture of the network with these weights, and return its path; none of one that diverged."""
+        """Write the picture of the network with these weights; return its path, or None with a warning."""
         path = preview_path(self._run, step)
         try:
             with network_with(self._build, weights, self._device) as model:
                 image = picture(model, self._images, self._units)
-        except DivergedError as error:
+            path.parent.mkdir(exist_ok=True)
+            data = io.BytesIO()
+            image.save(data, "PNG")
+            write_atomically(path, data.getvalue())
+        except (DivergedError, OSError) as error:  # training is worth more than its pictures
             logger.warning("step %d: no preview: %s", step, error)
             return None
-        path.parent.mkdir(exist_ok=True)
-        data = io.BytesIO()
-        image.save(data, "PNG")
-        write_atomically(path, data.getvalue())
         return path
