@@ -166,7 +166,7 @@ def _table(contents: "StepContents") -> "Table":
         cells = (
             str(shown.sample),
             shown.key,
-            shown.class_name or "-",
+            shown.class_text or "-",
             f"{crop.width}x{crop.height} at {crop.x},{crop.y}",
             "yes" if row.flipped else "-",
             PurePosixPath(shown.source).name,
@@ -176,11 +176,11 @@ def _table(contents: "StepContents") -> "Table":
 
 
 def _of_data(description: "Description") -> dict[str, str]:
-    names = description.class_names
+    classes = description.classes
     aside, changed = sum(description.set_aside.values()), sum(description.converted.values())
     return {
         "data": str(description.data),
-        "classes": f"{len(names):,}: {_cut(names)}" if names else "none: unlabelled",
+        "classes": f"{len(classes):,}: {_cut(classes)}" if classes else "none: unlabelled",
         "set aside": f"{aside:,} ({console.counts_in_words(description.set_aside)})" if aside else "none",
         "converted": f"{changed:,} ({console.counts_in_words(description.converted)})" if changed else "none",
     }

@@ -44,6 +44,11 @@ class Sample:
     label: int | None
     class_name: str | None
 
+    @property
+    def class_text(self) -> str:
+        """The class's name, or its number if it has none; empty without a label."""
+        return self.class_name or ("" if self.label is None else str(self.label))
+
 
 @dataclass(frozen=True)
 class Window:

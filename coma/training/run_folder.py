@@ -63,7 +63,7 @@ def choose_run(config: RunConfig, resolved: ResolvedRun) -> RunFolder:
     if config.out is not None:
         folder = _examine(config.out, config, resolved)
         if isinstance(folder, str):
-            raise UsageError(folder)
+            raise UsageError(f"--out {folder}" if str(folder).startswith(str(config.out)) else folder)
         if folder.begun and config.resume == "never":
             raise UsageError(f"{config.out} holds a run already, and --resume is never: give another --out")
         return folder
@@ -84,13 +84,13 @@ def choose_run(config: RunConfig, resolved: ResolvedRun) -> RunFolder:
 def _examine(path: Path, config: RunConfig, resolved: ResolvedRun) -> RunFolder | str:
     """Return this command's run at `path`, or why the folder cannot be used for it."""
     if path.exists() and not path.is_dir():
-        return f"--out {path} is a file"
+        return f"{path} is a file: give another --out"
     if not path.exists() or all(child.name == LOCK_NAME for child in path.iterdir()):
         return RunFolder(path)
     try:
         before = current_names(read_object(path / CONFIG_NAME)["identity"])
     except (DataError, KeyError, AttributeError):
-        return f"--out {path} is not empty and holds no run to resume: give another --out"
+        return f"{path} is not empty and holds no run to resume: give another --out"
     if (number := before.get("format", 1)) != FORMAT:
         return other_format(path, number)
     now = json.loads(json.dumps(identity(config, resolved)))

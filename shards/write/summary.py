@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from coma.errors import DataError
 from coma.shards.describe.card import data_card
 from coma.shards.files import write_atomically
@@ -52,6 +54,7 @@ class ShardSummary:
     converted: dict[str, int]
     """Images kept with other bytes than the source's, by kind of reason."""
     classes: int
+    """Number of class names, or where there are none of different labels; 0 without labels."""
     splits: tuple[SplitSummary, ...]
     kept_shards: int
     """Shards that an earlier run had finished."""
@@ -82,8 +85,11 @@ def complete(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary
     clear_work(out)
     about = info["coma"]
     splits = []
+    labels: set[int] = set()
     for name, split in info["splits"].items():
         manifest = read_manifest(out, name)
+        if manifest.label is not None:
+            labels.update(np.unique(manifest.label).tolist())
         splits.append(
             SplitSummary(
                 name=name,
@@ -105,7 +111,7 @@ def complete(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary
         set_aside=set_aside,
         reasons=about["set_aside"],
         converted=about.get("converted", {}),
-        classes=len(about["classes"] or ()),
+        classes=len(about["classes"] or labels),
         splits=tuple(splits),
         kept_shards=kept_shards if kept_shards is not None else sum(split.shards for split in splits),
         elapsed_s=time.monotonic() - begun_s,
