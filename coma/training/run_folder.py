@@ -63,7 +63,7 @@ def choose_run(config: RunConfig, resolved: ResolvedRun) -> RunFolder:
     if config.out is not None:
         folder = _examine(config.out, config, resolved)
         if isinstance(folder, str):
-            raise UsageError(f"--out {folder}" if str(folder).startswith(str(config.out)) else folder)
+            raise UsageError(folder)
         if folder.begun and config.resume == "never":
             raise UsageError(f"{config.out} holds a run already, and --resume is never: give another --out")
         return folder

@@ -60,6 +60,8 @@ class Manifest:
     class_names: tuple[str, ...] | None
     fingerprint: str
     """16 hex digits that change whenever the data would."""
+    rows: npt.NDArray[np.int64] | None = None
+    """[N] rows of the manifest file that the samples are, ascending; None: all of them."""
 
     def __len__(self) -> int:
         """N."""
@@ -81,6 +83,7 @@ class Manifest:
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"sample {wanted.max()} of {len(self)} in split {self.split}")
+        wanted = wanted if self.rows is None else self.rows[wanted]
         strings = [""] * len(wanted)
         path = self.folder / MANIFEST_NAME
         with _read_errors(path), open_manifest(path) as source, open_parquet(path, source) as file:
