@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def score_run(
-    run_or_checkpoint: Path,
+    run_or_checkpoint: Path | str,
     data: Path | str | None = None,
     *,
     probe: bool = True,
@@ -51,6 +51,7 @@ def score_run(
         DivergedError: weights or features are not finite.
         UsageError: an export without data.
     """
+    run_or_checkpoint = Path(run_or_checkpoint)
     exported = is_export(run_or_checkpoint)
     run, checkpoint = (run_or_checkpoint,) * 2 if exported else run_of(run_or_checkpoint)
     if exported and data is None:

@@ -70,17 +70,19 @@ class Export:
         return digest.hexdigest()
 
 
-def is_export(folder: Path) -> bool:
+def is_export(folder: Path | str) -> bool:
     """Tell an export from a run folder and its checkpoints, by the weights' name."""
+    folder = Path(folder)
     return (folder / WEIGHTS_NAME).is_file()
 
 
-def read_export(folder: Path) -> Export:
+def read_export(folder: Path | str) -> Export:
     """Read what `coma export` wrote.
 
     Raises:
         DataError: there is no such folder, or something else in it.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"no export at {folder}: " + ("it is a file" if folder.exists() else "no such folder"))
     config = _config_of(folder)

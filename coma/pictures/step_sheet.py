@@ -37,8 +37,9 @@ HIDDEN_GREY = 160
 """Grey of hidden units; lighter than in `coma.pictures.columns`, as this page has no reconstructions."""
 
 
-def write_step_sheet(contents: StepContents, path: Path) -> int:
+def write_step_sheet(contents: StepContents, path: Path | str) -> int:
     """Write the page as a PNG and return the number of images on it; UsageError if it cannot be written."""
+    path = Path(path)
     png = io.BytesIO()
     step_sheet(contents).save(png, "PNG")
     try:

@@ -53,8 +53,9 @@ def contact_sheet(data: Path, split: str = "train", images: int = 64, seed: int 
     return sheet
 
 
-def write_contact_sheet(data: Path, path: Path, split: str = "train", seed: int = 0) -> None:
+def write_contact_sheet(data: Path, path: Path | str, split: str = "train", seed: int = 0) -> None:
     """Write `contact_sheet` as a PNG. Raises UsageError if `path` cannot be written."""
+    path = Path(path)
     png = io.BytesIO()
     contact_sheet(data, split, seed=seed).save(png, "PNG")
     try:
