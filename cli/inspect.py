@@ -8,7 +8,7 @@ import typer
 
 from coma.cli import console
 from coma.cli.options import Json, chosen_data
-from coma.errors import UsageError
+from coma.errors import UsageError, shell_command
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,7 +88,8 @@ def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool)
     if run is None:
         raise UsageError("--step is one of a run's: coma inspect RUN --step N")
     if _is_data(folder_at(run)):
-        raise UsageError(f"{run} is a data set, and --step is one of a run's: coma inspect RUN --step {step}")
+        way_out = shell_command("coma", "inspect", "RUN", "--step", step)
+        raise UsageError(f"{run} is a data set, and --step is one of a run's: {way_out}")
 
     from coma.pictures.step import read_step
     from coma.pictures.step_sheet import write_step_sheet
@@ -165,7 +166,7 @@ def _table(contents: "StepContents") -> "Table":
         cells = (
             str(shown.sample),
             shown.key,
-            shown.class_name or "-",
+            shown.class_text or "-",
             f"{crop.width}x{crop.height} at {crop.x},{crop.y}",
             "yes" if row.flipped else "-",
             PurePosixPath(shown.source).name,
@@ -175,11 +176,11 @@ def _table(contents: "StepContents") -> "Table":
 
 
 def _of_data(description: "Description") -> dict[str, str]:
-    names = description.class_names
+    classes = description.classes
     aside, changed = sum(description.set_aside.values()), sum(description.converted.values())
     return {
         "data": str(description.data),
-        "classes": f"{len(names):,}: {_cut(names)}" if names else "none: unlabelled",
+        "classes": f"{len(classes):,}: {_cut(classes)}" if classes else "none: unlabelled",
         "set aside": f"{aside:,} ({console.counts_in_words(description.set_aside)})" if aside else "none",
         "converted": f"{changed:,} ({console.counts_in_words(description.converted)})" if changed else "none",
     }

@@ -25,7 +25,7 @@ LabelledData = Annotated[
     ),
 ]
 ShownImages = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Argument(
         help="Image files, folders of images, or a data set made by `coma shard`.", show_default="the run's own data"
     ),

@@ -72,7 +72,7 @@ def _as_lines(forecast: "Forecast") -> dict[str, str]:
         lines["time"] = "not measured"
         return lines
     left = f", {duration((resolved.steps - forecast.begun_at) * step_s)} left" if forecast.begun_at else ""
-    lines["time"] = f"{duration(resolved.steps * step_s)}{left}, if the stream keeps up (coma bench loader)"
+    lines["time"] = f"{duration(resolved.steps * step_s)}{left}, if the stream keeps up (coma bench loader DATA)"
     lines["  a step"] = f"{step_s:.3g} s, {resolved.batch_size / step_s:.4g} images/s"
     return lines
 

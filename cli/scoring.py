@@ -1,10 +1,10 @@
 """Scoring of `coma probe` and `coma knn`, with a progress bar, and the lines of a result."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 from coma.cli import console
+from coma.errors import shell_command
 
 _PROBES = {"probe": "linear probe", "probe_dinov2": "linear probe (DINOv2)", "probe_mae": "linear probe (MAE)"}
 
@@ -31,8 +31,9 @@ def score_and_print(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     words = ["coma", "knn"] if protocol is None else ["coma", "probe", "--protocol", protocol]
-    words += [result["checkpoint"], result["data"]]
-    result["command"] = shlex.join([*words, "--batch-size", str(batch_size), "--device", result["device"]])
+    result["command"] = shell_command(
+        *words, Path(result["checkpoint"]), result["data"], "--batch-size", batch_size, "--device", result["device"]
+    )
     console.print_result(result if json else _as_lines(result), json=json)
 
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from coma.cli.console import counts_in_words
+from coma.errors import shell_command
 
 if TYPE_CHECKING:
     from coma.shards.write.summary import ShardSummary
@@ -33,8 +34,6 @@ def summary_as_json(summary: "ShardSummary") -> dict[str, Any]:
 
 def summary_as_lines(summary: "ShardSummary", set_aside_note: str = "") -> dict[str, str]:
     """Return the summary of a run as lines to print; the note is added to the line on images set aside."""
-    from shlex import quote
-
     from rich.filesize import decimal
 
     kept = ", ".join(f"{split.name} {split.images:,}" for split in summary.splits)
@@ -54,7 +53,8 @@ def summary_as_lines(summary: "ShardSummary", set_aside_note: str = "") -> dict[
         "where": str(summary.out),
     }
     if summary.part is None:
-        lines["next"] = f"coma pretrain {quote(str(summary.out))}"
+        trainable = any(split.name == "train" and split.images for split in summary.splits)
+        lines["next"] = shell_command("coma", "pretrain" if trainable else "inspect", summary.out)
     else:
         lines["next"] = "the other parts; then, if none of them said it was the last, this without --part"
     return lines

@@ -4,7 +4,9 @@ The one module that every layer may import; it imports none of them. A message i
 limit it breaks, and the way out. The command prints it after ``error:`` and no traceback.
 """
 
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -27,7 +29,7 @@ class DataError(ComaError):
 
 
 class DivergedError(ComaError):
-    """Training produced too many non-finite losses or gradients (exit code 4)."""
+    """Losses, gradients, weights or features are not finite: the training diverged (exit code 4)."""
 
     exit_code = 4
 
@@ -36,6 +38,15 @@ class Preempted(ComaError):
     """The run was asked to stop, saved a checkpoint and can be started again (exit code 75)."""
 
     exit_code = 75
+
+
+def shell_command(*words: object) -> str:
+    """Return a command that can be pasted into a shell, every word quoted where it must be.
+
+    A path that begins with a dash is written as ./-path, so that it is not taken for an option.
+    """
+    dashed = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words)
+    return shlex.join(dashed)
 
 
 def did_you_mean(word: str, words: Iterable[str], most: int = 1) -> str:

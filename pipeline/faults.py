@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from coma.errors import ComaError, DataError
+from coma.errors import ComaError, DataError, shell_command
 from coma.pipeline.counter import Purpose, below, hash_numpy
 from coma.shards.files import without_credentials
 from coma.shards.manifest import Manifest
@@ -87,7 +87,7 @@ class Ledger:
             raise DataError(
                 f"{len(self._bad)} different samples of {split} could not be read or "
                 f"decoded, more than fault_budget={self._budget}; "
-                f"find them with: coma verify {split.rpartition('/')[0]}"
+                f"find them with: {shell_command('coma', 'verify', split.rpartition('/')[0])}"
             )
 
 

@@ -25,7 +25,7 @@ from coma.bench.image_loaders import DECODING_ALONE, LOADERS, Sample
 from coma.bench.loader_result import PARALLEL, REFERENCE, STREAM, Images, LoaderResult
 from coma.bench.options import LoaderOptions
 from coma.bench.timing import Loading, Timing, one_core, take_turns
-from coma.errors import DataError
+from coma.errors import DataError, shell_command
 from coma.pipeline.reader import ShardReader, Unreadable
 from coma.shards.manifest import Manifest, read_manifest
 from coma.shards.write.options import ShardOptions
@@ -128,7 +128,9 @@ def _sample(manifest: Manifest, scratch: Path, options: LoaderOptions) -> tuple[
     folder.mkdir(parents=True)
     for number, (data, kind) in enumerate(zip(images_read, manifest.formats(chosen), strict=True)):
         if isinstance(data, Unreadable):
-            raise DataError(f"{manifest.folder}: {data.reason}; look with: coma verify {manifest.folder}")
+            raise DataError(
+                f"{manifest.folder}: {data.reason}; look with: {shell_command('coma', 'verify', manifest.folder)}"
+            )
         (folder / f"{number:06d}.{'jpg' if kind == 'jpeg' else kind}").write_bytes(data.data)
     shards = _sharded(folder.parent, scratch / "shards", None)
     return Sample(scratch, folder.parent, shards, options.image_size, batch_size), storage_s, memory_s

@@ -9,6 +9,7 @@ from coma.bench.options import LoaderOptions
 from coma.bench.plot import write_bars
 from coma.bench.table import table
 from coma.bench.timing import Timing
+from coma.errors import shell_command
 
 REFERENCE = "ImageFolder + PIL"
 """The loader that ratios are taken to."""
@@ -167,7 +168,11 @@ class LoaderResult:
 
 def advice(result: LoaderResult) -> str:
     """Return what the user could change, in a line."""
-    command, stage, resized = f"coma shard SOURCE {result.resizing}", result.bottleneck, result.resized
+    command, stage, resized = (
+        shell_command("coma", "shard", "SOURCE", "--resize", result.options.resize_px),
+        result.bottleneck,
+        result.resized,
+    )
     if stage == "storage":
         smaller = resized is not None and result.images.bytes > _WORTH * resized[0].bytes
         return "copy the shards to a faster disk" + (f", or make them smaller: {command}" if smaller else "")

@@ -70,7 +70,7 @@ class DemoResult:
 
 
 def demo(
-    images: Path | None = None, out: Path | None = None, *, seed: int = 0, progress: Progress | None = None
+    images: Path | str | None = None, out: Path | str | None = None, *, seed: int = 0, progress: Progress | None = None
 ) -> DemoResult:
     """Run the demo in a new folder: OUT/images (if drawn), OUT/shards, OUT/run.
 
@@ -83,6 +83,8 @@ def demo(
     Raises:
         UsageError, DataError: `out` is taken, `images` are none; nothing has been written then.
     """
+    images = None if images is None else Path(images)
+    out = None if out is None else Path(out)
     from coma.evaluation.device import choose_device
     from coma.evaluation.score import labelled_manifests
     from coma.evaluation.score_run import append_metrics

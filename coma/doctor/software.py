@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coma.doctor.finding import Finding
+from coma.errors import shell_command
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ def versions() -> Finding:
         if installed == "missing" or not wanted.specifier.contains(installed, prereleases=True):
             wrong.append((f"{wanted.name} {installed}", f"{wanted.name}{wanted.specifier}"))
     if wrong:
-        advice = "pip install " + " ".join(f"'{needed}'" for _, needed in wrong)
+        advice = shell_command("pip", "install", *(needed for _, needed in wrong))
         return Finding("problem", ", ".join(installed for installed, _ in wrong), advice)
     shown = [f"{name} {version(package)}" for name, package in _SHOWN.items()]
     return Finding("ok", ", ".join([f"python {platform.python_version()}", *shown]))

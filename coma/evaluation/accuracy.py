@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from coma.errors import DataError
+from coma.errors import DataError, DivergedError
 from coma.model.classifier import Classifier, correct_of
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def accuracy(model: Classifier, batches: Iterable[Batch], after_batch: Callable[
 
     Raises:
         DataError: there is no image, or no label.
+        DivergedError: an output of the network is not finite.
     """
     images = first = five = classes = 0
     loss = 0.0
@@ -51,6 +52,8 @@ def accuracy(model: Classifier, batches: Iterable[Batch], after_batch: Callable[
         if batch.labels is None:
             raise DataError("the images to test on have no labels: shard class folders")
         logits = model.logits(batch.images)
+        if not bool(logits.isfinite().all()):
+            raise DivergedError("the network's outputs are not finite")
         classes = logits.shape[1]
         first += correct_of(logits, batch.labels)
         five += correct_of(logits, batch.labels, 5)

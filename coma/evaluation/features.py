@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from coma.errors import DataError
+from coma.errors import DataError, DivergedError
 
 if TYPE_CHECKING:
     from coma.pipeline.stream import Batch
@@ -71,6 +71,7 @@ def extract(
 
     Raises:
         DataError: there is no image.
+        DivergedError: features are not finite.
     """
     was_training = backbone.training
     backbone.eval()
@@ -91,4 +92,7 @@ def extract(
         backbone.train(was_training)
     if not rows:
         raise DataError("the split holds no sample, so there are no features to take")
-    return Features(torch.cat(rows), torch.cat(labels) if labels else None, torch.cat(samples))
+    x = torch.cat(rows)
+    if failed := int((~x.isfinite().all(dim=1)).sum()):
+        raise DivergedError(f"the features of {failed:,} of {len(x):,} images are not finite")
+    return Features(x, torch.cat(labels) if labels else None, torch.cat(samples))

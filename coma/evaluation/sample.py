@@ -30,4 +30,5 @@ def few_of(manifest: Manifest, most: int) -> Manifest:
         height=manifest.height[rows],
         label=None if label is None else label[rows],
         xxh3_64=manifest.xxh3_64[rows],
+        rows=rows if manifest.rows is None else manifest.rows[rows],
     )

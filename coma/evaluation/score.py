@@ -89,11 +89,20 @@ def has_split(data: Path, split: str) -> bool:
     return is_there(data / split / MANIFEST_NAME)
 
 
-def labelled_manifests(data: Path) -> tuple[Manifest, Manifest | None]:
+def can_be_probed(data: Path | str) -> bool:
+    """Tell whether `coma probe` and `coma knn` can score features of the data set at `data`."""
+    try:
+        labelled_manifests(data)
+    except (DataError, OSError):
+        return False
+    return True
+
+
+def labelled_manifests(data: Path | str) -> tuple[Manifest, Manifest | None]:
     """Open train and, if there is one, val of a data set (or of that which a split's folder lies in).
 
     Raises:
-        DataError: no such data, no labels in them, or one class alone.
+        DataError: no such data, no labels in them, one class alone, or too few images to hold any out.
     """
     data = folder_at(data)
     if is_there(data / MANIFEST_NAME) and has_split(data.parent, "train"):
@@ -102,12 +111,18 @@ def labelled_manifests(data: Path) -> tuple[Manifest, Manifest | None]:
     val = read_manifest(data, "val") if has_split(data, "val") else None
     for manifest in (train, val):
         if manifest is None:
-            logger.info("%s has no split val: a fifth of train is held out for testing", data)
+            _check_enough(train)
         elif manifest.label is None:
             raise DataError(f"{manifest.folder} has no labels, so nothing can be probed: shard a tree of class folders")
         elif len(manifest) and (manifest.label == manifest.label[0]).all():
             raise DataError(f"{manifest.folder} has one class alone, so nothing can be told apart")
     return train, val
+
+
+def _check_enough(train: Manifest) -> None:
+    """Raise DataError unless a fifth of the images can be held out."""
+    if not held_out_fifth(len(train)).any():
+        raise DataError(f"{train.folder} has {len(train)} images; a probe needs 5 or more, or a split val")
 
 
 def features_of(
@@ -127,6 +142,8 @@ def features_of(
     """
     from coma.pipeline import Stream
 
+    if val is None:
+        _check_enough(train)
     options = {**autoencoder.stream_options(), **decoding}
     manifests = [train] if val is None else [train, val]
     total, done = sum(map(len, manifests)), 0
@@ -143,8 +160,6 @@ def features_of(
     if val is not None:
         return features[0], features[1], "val"
     held_out = held_out_fifth(len(features[0]))
-    if not held_out.any():
-        raise DataError(f"{train.folder} has {total} labelled images; a probe needs 5 or more, or a split val")
     return features[0].select(~held_out), features[0].select(held_out), HELD_OUT
 
 

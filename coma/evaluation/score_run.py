@@ -13,14 +13,14 @@ from coma.export.folder import is_export
 from coma.export.load import load_export
 from coma.runs.lines import append_line
 from coma.runs.names import METRICS_NAME, checkpoint_step
-from coma.runs.read import load_autoencoder, read_config, run_of
+from coma.runs.read import load_autoencoder, naming_the_weights, run_data, run_of
 from coma.shards.files import folder_at, is_remote, without_credentials
 
 logger = logging.getLogger(__name__)
 
 
 def score_run(
-    run_or_checkpoint: Path,
+    run_or_checkpoint: Path | str,
     data: Path | str | None = None,
     *,
     probe: bool = True,
@@ -48,8 +48,10 @@ def score_run(
 
     Raises:
         DataError: no such run or data, no checkpoint, no labels.
+        DivergedError: weights or features are not finite.
         UsageError: an export without data.
     """
+    run_or_checkpoint = Path(run_or_checkpoint)
     exported = is_export(run_or_checkpoint)
     run, checkpoint = (run_or_checkpoint,) * 2 if exported else run_of(run_or_checkpoint)
     if exported and data is None:
@@ -63,22 +65,26 @@ def score_run(
         if not is_remote(data) and not data.exists():  # a web server has no folders to ask for
             raise DataError(f"{data}, which {run} was trained on, is not there: name the sharded data set")
         logger.info("data: %s, which the run was trained on", data)
-    manifests = labelled_manifests(data)  # before the network is loaded
+    train, val = labelled_manifests(data)  # before the network is loaded
+    if val is None:
+        logger.info("%s has no split val: a fifth of train is held out for testing", train.folder.parent)
     device = choose_device(device)
     if exported:
         autoencoder, step = load_export(run, device)
     else:
         autoencoder, step = load_autoencoder(checkpoint, device), checkpoint_step(checkpoint)
-    scores = score(
-        autoencoder,
-        *manifests,
-        probe=probe,
-        knn=knn,
-        protocol=protocol,
-        batch_size=batch_size,
-        device=device,
-        progress=progress,
-    )
+    with naming_the_weights(checkpoint):
+        scores = score(
+            autoencoder,
+            train,
+            val,
+            probe=probe,
+            knn=knn,
+            protocol=protocol,
+            batch_size=batch_size,
+            device=device,
+            progress=progress,
+        )
     line = scores.metrics_line(step)
     kept = False
     if trained_on is not None:
@@ -98,11 +104,6 @@ def score_run(
 
 def _shown(data: Path) -> str:
     return without_credentials(str(data if is_remote(data) else data.resolve()))
-
-
-def run_data(run: Path) -> Path:
-    """Return the data set that a run was trained on, as its config.json names it."""
-    return folder_at(read_config(run)["resolved"]["data"])
 
 
 def append_metrics(run: Path, line: dict[str, Any]) -> bool:

@@ -36,7 +36,12 @@ LICENSE = "unknown"
 
 
 def export_run(
-    run_or_checkpoint: Path, folder: Path, *, with_decoder: bool = False, onnx: bool = False, license: str = LICENSE
+    run_or_checkpoint: Path | str,
+    folder: Path | str,
+    *,
+    with_decoder: bool = False,
+    onnx: bool = False,
+    license: str = LICENSE,
 ) -> dict[str, Any]:
     """Write a run's backbone (its newest checkpoint's, or the one named) to `folder`, whole or not at all.
 
@@ -55,6 +60,8 @@ def export_run(
         UsageError: `folder` holds something else than an export.
         ComaError: `folder` could not be written.
     """
+    folder = Path(folder)
+    run_or_checkpoint = Path(run_or_checkpoint)
     from safetensors.torch import save_file
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):

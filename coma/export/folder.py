@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from coma.errors import ComaError, DataError, UsageError
+from coma.runs.read import require_finite
 from coma.shards.files import hash_file
 
 WEIGHTS_NAME = "model.safetensors"
@@ -49,11 +50,11 @@ class Export:
     """Whether the decoder's weights are there."""
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the backbone's weights. Raises DataError."""
+        """Return the backbone's weights. Raises DataError, and DivergedError if they are not finite."""
         return _tensors(self.folder / WEIGHTS_NAME)
 
     def decoder_weights(self) -> dict[str, Tensor]:
-        """Return the decoder's weights. Raises DataError."""
+        """Return the decoder's weights. Raises DataError, and DivergedError if they are not finite."""
         return _tensors(self.folder / DECODER_NAME)
 
     def digest(self) -> str:
@@ -69,17 +70,19 @@ class Export:
         return digest.hexdigest()
 
 
-def is_export(folder: Path) -> bool:
+def is_export(folder: Path | str) -> bool:
     """Tell an export from a run folder and its checkpoints, by the weights' name."""
+    folder = Path(folder)
     return (folder / WEIGHTS_NAME).is_file()
 
 
-def read_export(folder: Path) -> Export:
+def read_export(folder: Path | str) -> Export:
     """Read what `coma export` wrote.
 
     Raises:
         DataError: there is no such folder, or something else in it.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"no export at {folder}: " + ("it is a file" if folder.exists() else "no such folder"))
     config = _config_of(folder)
@@ -191,7 +194,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path} is missing, and no other kind of weights is read: export the run anew")
     try:
         tensors: dict[str, Tensor] = load_file(path)
-        return tensors
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path} is no safetensors file ({reason}): export the run anew") from None
+    require_finite(tensors, path)
+    return tensors

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from coma.model.mae import MAE
 
 
-def load_export(folder: Path, device: str = "cpu") -> tuple[CoMA | MAE, int]:
+def load_export(folder: Path | str, device: str = "cpu") -> tuple[CoMA | MAE, int]:
     """Return the network, in evaluation mode, and the step it was exported at; its decoder is not trained.
 
     Raises:
         DataError: `coma export` did not write the folder, or something in it is damaged.
     """
+    folder = Path(folder)
     export = read_export(folder)
     try:
         model_args, section = export.config["model_args"], export.config[SECTION]

@@ -16,8 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from coma.errors import UsageError
-from coma.pictures.images import IMAGE_SUFFIXES, Pixels
+from coma.pictures.images import Pixels
 
+_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 TILE_PX = 176
 """A tile's longer side has at least so many pixels."""
 HIDDEN_GREY = 128
@@ -65,8 +66,19 @@ def lay_out(columns: Sequence[Column]) -> Image.Image:
     return page
 
 
-def check_picture_name(out: Path) -> Path:
-    """Return `out`; UsageError if it does not end as a picture's name does, or is a folder."""
-    if out.suffix.lower() not in IMAGE_SUFFIXES or out.is_dir():
+def check_picture_name(out: Path | str) -> Path:
+    """Return `out` as a path; UsageError if it does not end as a picture's name does, or is a folder."""
+    out = Path(out)
+    if out.suffix.lower() not in _PICTURE_SUFFIXES or out.is_dir():
         raise UsageError(f"{out} is no name for a picture: end it in .png")
     return out
+
+
+def save_picture(picture: Image.Image, out: Path) -> None:
+    """Write a picture, and the folder for it if need be; UsageError if it cannot be written."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(out)
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise UsageError(f"{out} cannot be written ({reason}): name another picture with --out") from None

@@ -5,6 +5,10 @@ Legend: B images, U mask units.
 
 from __future__ import annotations
 
+import io
+import logging
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,27 +16,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from coma.errors import DataError, UsageError
 from coma.pipeline.views import partition_units
-from coma.runs.read import read_config
-from coma.shards.files import folder_at
+from coma.runs.read import run_data
+from coma.shards.describe.contact_sheet import displayed
+from coma.shards.files import folder_at, is_remote, is_there, without_credentials
+from coma.shards.images.options import MOST_PIXELS
+from coma.shards.images.prepare import BadImageError, PixelOptions, prepare_image
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME
+from coma.shards.sources.listing import is_image_name
 
 if TYPE_CHECKING:
     from coma.model.autoencoder import MaskedAutoencoder
 
 Pixels = NDArray[np.uint8]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+logger = logging.getLogger(__name__)
+
+_ANY_SIZE = PixelOptions(max_pixels=MOST_PIXELS)
+_NAMED = 5  # files or kinds of files in a message
 
 
 def images_to_show(
     run: Path,
     autoencoder: MaskedAutoencoder,
-    sources: Sequence[Path],
+    sources: Sequence[Path | str],
     *,
     count: int,
     seed: int = 0,
@@ -50,62 +61,104 @@ def images_to_show(
     """
     if count < 1:
         raise UsageError(f"{count} images to show: give 1 or more")
-    sources = list(sources) or [folder_at(read_config(run)["resolved"]["data"])]
+    places = [folder_at(source) for source in sources] or [run_data(run)]
     options = autoencoder.stream_options()
     if image_size is not None:
         autoencoder.encoder.unit_grid(image_size, image_size)
         options["image_size"] = image_size
-    if len(sources) == 1 and any((sources[0] / name).is_file() for name in (INFO_NAME, MANIFEST_NAME)):
-        return _from_shards(sources[0], options, count, seed, device)
-    images = load_images(sources, options["image_size"], limit=count).to(device)
+    if len(places) == 1 and _is_data(places[0]):
+        return _from_shards(places[0], options, count, seed, device)
+    for place in places:
+        if is_remote(place):
+            raise UsageError(
+                f"{without_credentials(str(place))} is no data set made by `coma shard`: images themselves are shown "
+                "from folders of this machine only"
+            )
+    images = load_images(places, options["image_size"], limit=count).to(device)
     height, width = images.shape[-2:]
     in_all = (height // options["unit_size"]) * (width // options["unit_size"])
     samples = torch.arange(len(images), device=device)
     return images, partition_units(samples, torch.zeros_like(samples), seed=seed, units=in_all)
 
 
+def _is_data(place: Path) -> bool:
+    try:
+        return any(is_there(place / name) for name in (INFO_NAME, MANIFEST_NAME))
+    except OSError as error:
+        raise DataError(f"{without_credentials(str(place))} cannot be read: {error.strerror or error}") from None
+
+
 def _from_shards(data: Path, options: dict[str, Any], count: int, seed: int, device: str) -> tuple[Tensor, Tensor]:
     from coma.pipeline import Stream
 
-    split = "val" if (data / "val" / "manifest.parquet").is_file() else "train"
+    split = "val" if is_there(data / "val" / MANIFEST_NAME) else "train"
     with Stream(data, split=split, batch_size=count, seed=seed, device=device, training=False, **options) as stream:
         batch = next(stream)
         return batch.images.clone(), batch.units.clone()
 
 
-def load_images(paths: Sequence[Path], image_size: int | tuple[int, int], *, limit: int) -> Tensor:
+def load_images(paths: Sequence[Path | str], image_size: int | tuple[int, int], *, limit: int) -> Tensor:
     """Read image files, and images spread over folders, as evaluation sees them.
 
-    The shorter side is resized to 256/224 of the image size and the centre is cut out.
+    The shorter side is resized to 256/224 of the image size and the centre is cut out. Files that are damaged or of
+    another kind are passed over with a warning, and others take their place.
 
     Returns:
         [B, 3, H, W], normalised, of at most `limit` images.
 
     Raises:
-        DataError: a path is missing, holds no image, or cannot be decoded.
+        DataError: a path is missing or cannot be read, or no image is good.
     """
-    files = [file for path in paths for file in _image_files(path, limit)][:limit]
+    files = [file for path in paths for file in _image_files(Path(path), limit)]
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return from_pixels(np.stack([_cropped(file, size) for file in files]))
+    images: list[Pixels] = []
+    bad: list[str] = []
+    for file in files:
+        if len(images) == limit:
+            break
+        try:
+            images.append(_cropped(file, size))
+        except (BadImageError, OSError, ValueError) as error:
+            bad.append(f"{file}: {getattr(error, 'strerror', None) or error}")
+    if not images:
+        raise DataError(f"none of {len(bad)} image files can be shown: {_first(bad)}")
+    if bad:
+        logger.warning("passed over %d of the images: %s", len(bad), _first(bad))
+    return from_pixels(np.stack(images))
+
+
+def _first(texts: Sequence[str]) -> str:
+    return "; ".join(texts[:_NAMED]) + (f"; and {len(texts) - _NAMED:,} more" if len(texts) > _NAMED else "")
 
 
 def _image_files(path: Path, limit: int) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path} does not exist: name image files, a folder of images or a sharded data set")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    """Return a file, or all images of a folder: first `limit` that are spread over the classes that its folders are."""
+    try:
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise DataError(f"{path} does not exist: name image files, a folder of images or a sharded data set")
+        next(path.iterdir(), None)  # or the reason why it cannot be read
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
+    found = [file for file in path.rglob("*") if not file.name.startswith(".") and file.is_file()]
+    files = sorted(file for file in found if is_image_name(file.name))
     if not files:
-        raise DataError(f"{path} holds no image files ({', '.join(IMAGE_SUFFIXES)})")
-    return files[:: max(1, len(files) // limit)]  # spread over the classes that the folders are
+        raise DataError(f"{path} holds no image files among its {len(found):,} files")
+    others = Counter(file.suffix.lower() or "no extension" for file in found if not is_image_name(file.name))
+    if others:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(_NAMED))
+        logger.info("%s: passed over %d files that are not images by their names (%s)", path, others.total(), kinds)
+    spread = files[:: max(1, len(files) // limit)][:limit]
+    return spread + sorted(set(files).difference(spread))
 
 
 def _cropped(file: Path, size: tuple[int, int]) -> Pixels:
-    try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} cannot be read as an image: {error}") from error
+    """Read an image as a person sees it, resized and cropped to `size` (height, width)."""
+    prepared = prepare_image(file.read_bytes(), _ANY_SIZE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow's, on a large image
+        image = displayed(Image.open(io.BytesIO(prepared.data)))
     height, width = size
     scale = max(height / image.height, width / image.width) * 256 / 224
     image = image.resize(

@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from coma.errors import UsageError
+from coma.errors import DivergedError, UsageError
 from coma.model.attention import MultiWindowAttention
 from coma.model.dyvit import DyViT
 from coma.model.layout import Grid, to_map
-from coma.pictures.columns import TILE_PX, Column, check_picture_name, enlarge, lay_out
+from coma.pictures.columns import TILE_PX, Column, check_picture_name, enlarge, lay_out, save_picture
 from coma.pictures.images import Pixels, images_to_show, to_pixels
 from coma.runs.names import LOOK_NAME
-from coma.runs.read import load_autoencoder, run_of
+from coma.runs.read import load_autoencoder, naming_the_weights, run_of
 
 _NARROW, _EVEN, _WIDE = (33, 102, 172), (247, 247, 247), (202, 90, 22)  # of a gate: blue, white, orange
 _MARK = (255, 0, 80)
@@ -60,6 +60,7 @@ def look(backbone: DyViT, images: Tensor) -> Sight:
 
     Raises:
         UsageError: an image size that does not fit.
+        DivergedError: features are not finite.
     """
     grid = backbone.unit_grid(*images.shape[-2:])
     alphas: dict[tuple[int, int], Tensor] = {}
@@ -100,6 +101,8 @@ def look(backbone: DyViT, images: Tensor) -> Sight:
         for (s, i), alpha in alphas.items()
     ]
     assert isinstance(maps, list)
+    if not all(bool(m.isfinite().all()) for m in [*maps, attended[0]]):
+        raise DivergedError("the features of these images are not finite")
     return Sight([m.float() for m in maps], preference, attended[0], gates)
 
 
@@ -140,10 +143,10 @@ def columns_of(backbone: DyViT, images: Tensor, sight: Sight) -> list[Column]:
 
 
 def look_at(
-    run_or_checkpoint: Path,
-    sources: Sequence[Path] = (),
+    run_or_checkpoint: Path | str,
+    sources: Sequence[Path | str] = (),
     *,
-    out: Path | None = None,
+    out: Path | str | None = None,
     count: int = 6,
     image_size: int | None = None,
     device: str = "cpu",
@@ -159,6 +162,7 @@ def look_at(
 
     Raises:
         DataError: no such run, checkpoint, data or image.
+        DivergedError: weights or features are not finite.
         UsageError: the backbone is no DyViT, `out` is no name of a picture, or a size does not fit.
     """
     run, checkpoint = run_of(run_or_checkpoint)
@@ -168,9 +172,9 @@ def look_at(
     if not isinstance(backbone, DyViT):
         raise UsageError(f"{run} has trained a {type(backbone).__name__}: only a DyViT has windows to look at")
     images, _ = images_to_show(run, autoencoder, sources, count=count, image_size=image_size, device=device)
-    sight = look(backbone, images)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lay_out(columns_of(backbone, images, sight)).save(out)
+    with naming_the_weights(checkpoint):
+        sight = look(backbone, images)
+    save_picture(lay_out(columns_of(backbone, images, sight)), out)
     return out, sight.gates
 
 

@@ -16,10 +16,20 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from coma.pictures.columns import HIDDEN_GREY, TILE_PX, Column, check_picture_name, enlarge, hidden_pixels, lay_out
+from coma.errors import DivergedError
+from coma.pictures.columns import (
+    HIDDEN_GREY,
+    TILE_PX,
+    Column,
+    check_picture_name,
+    enlarge,
+    hidden_pixels,
+    lay_out,
+    save_picture,
+)
 from coma.pictures.images import images_to_show, to_pixels
 from coma.runs.names import RECONSTRUCTION_NAME
-from coma.runs.read import load_autoencoder, run_of
+from coma.runs.read import load_autoencoder, naming_the_weights, run_of
 
 if TYPE_CHECKING:
     from coma.model.autoencoder import MaskedAutoencoder
@@ -34,8 +44,13 @@ def columns_of(autoencoder: MaskedAutoencoder, images: Tensor, units: Tensor) ->
         autoencoder: of K views, or of one for MAE.
         images: [B, 3, H, W], normalised.
         units: [B, U] int64, as the stream gives them.
+
+    Raises:
+        DivergedError: reconstructions are not finite.
     """
     reconstructions = autoencoder.reconstruct(images, units)  # [B, K, 3, H, W]
+    if not bool(reconstructions.isfinite().all()):
+        raise DivergedError("the reconstructions of these images are not finite")
     scale = max(1, -(-TILE_PX // max(images.shape[-2:])))
     unit_px = scale * int(autoencoder.stream_options()["unit_size"])
     original = enlarge(to_pixels(images), scale)
@@ -65,10 +80,10 @@ def picture(autoencoder: MaskedAutoencoder, images: Tensor, units: Tensor) -> Im
 
 
 def reconstruct_run(
-    run_or_checkpoint: Path,
-    sources: Sequence[Path] = (),
+    run_or_checkpoint: Path | str,
+    sources: Sequence[Path | str] = (),
     *,
-    out: Path | None = None,
+    out: Path | str | None = None,
     count: int = 8,
     seed: int = 0,
     device: str = "cpu",
@@ -89,12 +104,14 @@ def reconstruct_run(
 
     Raises:
         DataError: no such run, checkpoint, data or image.
+        DivergedError: weights or reconstructions are not finite.
         UsageError: `out` is no name of a picture, or `count` is not positive.
     """
     run, checkpoint = run_of(run_or_checkpoint)
     out = check_picture_name(run / RECONSTRUCTION_NAME if out is None else out)
     autoencoder = load_autoencoder(checkpoint, device)
     images, units = images_to_show(run, autoencoder, sources, count=count, seed=seed, device=device)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture(autoencoder, images, units).save(out)
+    with naming_the_weights(checkpoint):
+        drawn = picture(autoencoder, images, units)
+    save_picture(drawn, out)
     return out

@@ -44,6 +44,11 @@ class Sample:
     label: int | None
     class_name: str | None
 
+    @property
+    def class_text(self) -> str:
+        """The class's name, or its number if it has none; empty without a label."""
+        return self.class_name or ("" if self.label is None else str(self.label))
+
 
 @dataclass(frozen=True)
 class Window:
@@ -161,13 +166,14 @@ class StepContents:
         }
 
 
-def read_step(run: Path, step: int) -> StepContents:
+def read_step(run: Path | str, step: int) -> StepContents:
     """Compute what was in a step of a run, counted from 1 as in metrics.jsonl.
 
     Raises:
         UsageError: the run has no such step.
         DataError: `run` is no run folder; its data are gone, or are others now.
     """
+    run = Path(run)
     config, resolved = _read_run(run)
     if not 1 <= step <= resolved["steps"]:
         raise UsageError(f"{run} has {resolved['steps']} steps: step {step} is none of them")
@@ -224,8 +230,9 @@ def read_step(run: Path, step: int) -> StepContents:
     )
 
 
-def steps_of(run: Path) -> int:
+def steps_of(run: Path | str) -> int:
     """Return the number of steps of a whole run; DataError if `run` is no run folder."""
+    run = Path(run)
     return int(_read_run(run)[1]["steps"])
 
 

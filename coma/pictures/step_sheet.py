@@ -37,8 +37,9 @@ HIDDEN_GREY = 160
 """Grey of hidden units; lighter than in `coma.pictures.columns`, as this page has no reconstructions."""
 
 
-def write_step_sheet(contents: StepContents, path: Path) -> int:
+def write_step_sheet(contents: StepContents, path: Path | str) -> int:
     """Write the page as a PNG and return the number of images on it; UsageError if it cannot be written."""
+    path = Path(path)
     png = io.BytesIO()
     step_sheet(contents).save(png, "PNG")
     try:
@@ -148,7 +149,12 @@ def _caption(draw: ImageDraw.ImageDraw, row: Row, place: int, left: int, top: in
     window = f"{crop.width}x{crop.height} at {crop.x},{crop.y}{', flipped' if row.flipped else ''}"
     right = draw.textlength(window, _font(12))
     draw.text((left + width - right, top), window, _SOFT, _font(12))
-    words = [f"{place + 1}.", sample.key, sample.class_name or "", PurePosixPath(sample.source).name]
+    words = [
+        f"{place + 1}.",
+        sample.key,
+        sample.class_text,
+        PurePosixPath(sample.source).name,
+    ]
     colour = _INK
     if row.substitute is not None:
         words[1:1], colour = [f"for {row.asked.key}:"], _ALARM

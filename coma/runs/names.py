@@ -35,6 +35,7 @@ METRICS_NAME = "metrics.jsonl"
 LEDGER_NAME = "ledger.jsonl"
 NONFINITE_NAME = "nonfinite.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
+CHECKPOINT_PATTERN = r"step-\d+"
 LATEST_NAME = "latest"
 MANIFEST_NAME = "checkpoint.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -63,7 +64,9 @@ def checkpoint_step(checkpoint: Path) -> int:
 def checkpoints(run: Path) -> list[Path]:
     """Return the run's checkpoint folders, newest first."""
     folders = (run / CHECKPOINTS_NAME).glob("step-*")
-    return sorted((path for path in folders if re.fullmatch(r"step-\d+", path.name)), key=checkpoint_step, reverse=True)
+    return sorted(
+        (path for path in folders if re.fullmatch(CHECKPOINT_PATTERN, path.name)), key=checkpoint_step, reverse=True
+    )
 
 
 def optimizer_name(rank: int) -> str:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coma.errors import DataError, UsageError
+from coma.errors import DataError, DivergedError, UsageError
 from coma.pipeline.sizes import CropSizes
-from coma.runs.names import AVERAGE_NAME, CHECKPOINTS_NAME, CONFIG_NAME, LATEST_NAME, MANIFEST_NAME, WEIGHTS_NAME
-from coma.shards.files import hash_file
+from coma.runs.lines import read_object
+from coma.runs.names import (
+    AVERAGE_NAME,
+    CHECKPOINT_PATTERN,
+    CHECKPOINTS_NAME,
+    CONFIG_NAME,
+    LATEST_NAME,
+    MANIFEST_NAME,
+    WEIGHTS_NAME,
+    checkpoints,
+)
+from coma.shards.files import folder_at, hash_file
 
 if TYPE_CHECKING:
     import torch
@@ -33,22 +45,29 @@ def current_names(options: dict[str, Any]) -> dict[str, Any]:
     return {_RENAMED.get(name, name): value for name, value in options.items()}
 
 
-def read_config(run: Path) -> dict[str, Any]:
+def read_config(run: Path | str) -> dict[str, Any]:
     """Return RUN/config.json: {"config": ..., "resolved": ..., "versions": ...}.
 
     Raises:
         DataError: `run` is no run folder.
     """
     path = Path(run) / CONFIG_NAME
-    try:
-        content = json.loads(path.read_text())
-    except OSError:
-        raise DataError(f"{run} is not a run folder: it has no {CONFIG_NAME}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+    with as_data_error(path):
+        if not path.is_file():
+            raise DataError(f"{run} is not a run folder: it has no {CONFIG_NAME}")
+    content = read_object(path)
+    sections = [content.get("config"), content.get("resolved", {}), content.get("versions", {})]
+    if not all(isinstance(section, dict) for section in sections):
         raise DataError(f"{path} does not describe a run")
     return {**content, "config": current_names(content["config"])}
+
+
+def run_data(run: Path | str) -> Path:
+    """Return the data set that a run was trained on. Raises DataError if its config.json names none."""
+    data = read_config(run).get("resolved", {}).get("data")
+    if not isinstance(data, str):
+        raise DataError(f"{Path(run) / CONFIG_NAME} names no data set: name one after the run")
+    return folder_at(data)
 
 
 def other_format(path: Path, number: int) -> str:
@@ -60,32 +79,38 @@ def other_format(path: Path, number: int) -> str:
     )
 
 
-def latest_checkpoint(run: Path) -> Path | None:
+def latest_checkpoint(run: Path | str) -> Path | None:
     """Return the folder of the run's newest checkpoint, None if it has none yet."""
     folder = Path(run) / CHECKPOINTS_NAME
     try:
         name = (folder / LATEST_NAME).read_text().strip()
-    except OSError:
+    except (OSError, ValueError):
         return None
     path = folder / name
-    return path if path.is_dir() and path.parent == folder else None
+    return path if re.fullmatch(CHECKPOINT_PATTERN, name) and path.is_dir() else None
 
 
-def run_of(run_or_checkpoint: Path) -> tuple[Path, Path]:
+def run_of(run_or_checkpoint: Path | str) -> tuple[Path, Path]:
     """Return (run folder, checkpoint folder) for either of them; for a run, its newest checkpoint.
 
     Raises:
         DataError: it is neither, or the run has no checkpoint.
     """
     path = Path(run_or_checkpoint)
-    if (path / WEIGHTS_NAME).is_file() and path.parent.name == CHECKPOINTS_NAME:
-        return path.parent.parent, path
-    if not path.is_dir():
-        raise DataError(f"no run at {path}: " + ("it is a file" if path.exists() else "no such folder"))
+    with as_data_error(path):
+        if (path / WEIGHTS_NAME).is_file() and path.parent.name == CHECKPOINTS_NAME:
+            return path.parent.parent, path
+        if not path.is_dir():
+            raise DataError(f"no run at {path}: " + ("it is a file" if path.exists() else "no such folder"))
     read_config(path)
     checkpoint = latest_checkpoint(path)
     if checkpoint is None:
-        raise DataError(f"{path} has no checkpoint yet: let `coma pretrain` run until it saves one")
+        if saved := checkpoints(path):
+            latest = path / CHECKPOINTS_NAME / LATEST_NAME
+            raise DataError(
+                f"{latest}, which names the newest checkpoint, is lost or damaged: name one, like {saved[0]}"
+            )
+        raise DataError(f"{path} has no checkpoint yet: let its training run until it saves one")
     if not (checkpoint / WEIGHTS_NAME).is_file():
         raise DataError(f"{checkpoint} has no {WEIGHTS_NAME}")
     return path, checkpoint
@@ -95,13 +120,28 @@ def build_model(config: dict[str, Any]) -> CoMA | MAE:
     """Make the freshly initialised autoencoder that `config` (of `read_config`) describes."""
     from coma.model.build import build
 
-    return build(
-        config["model"],
-        config["method"],
-        views=config["views"],
-        image_size=config["image_size"],
-        patch_size=config["patch_size"],
-    )
+    with _complete("config"):
+        name, method = config["model"], config["method"]
+        options = {option: config[option] for option in ("views", "image_size", "patch_size")}
+    return build(name, method, **options)
+
+
+@contextmanager
+def _complete(section: str) -> Iterator[None]:
+    """Raise a DataError where the block looks for something that a run's config.json lacks."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise DataError(f"the run's {CONFIG_NAME} is damaged: its section {section} lacks {error}") from None
+
+
+@contextmanager
+def as_data_error(path: Path) -> Iterator[None]:
+    """Raise a DataError in place of an OSError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
 
 
 def training_stream(model: MaskedAutoencoder, config: dict[str, Any], samples: int) -> dict[str, Any]:
@@ -126,7 +166,7 @@ def training_stream(model: MaskedAutoencoder, config: dict[str, Any], samples: i
     return {**options, "image_size": sizes}
 
 
-def load_autoencoder(run_or_checkpoint: Path, device: str | torch.device = "cpu") -> CoMA | MAE:
+def load_autoencoder(run_or_checkpoint: Path | str, device: str | torch.device = "cpu") -> CoMA | MAE:
     """Load the trained autoencoder of a run (its newest checkpoint) or of a checkpoint folder, in eval mode.
 
     Raises:
@@ -149,7 +189,7 @@ def is_finetuned(content: dict[str, Any]) -> bool:
     return "network" in content.get("resolved", {})
 
 
-def load_classifier(run_or_checkpoint: Path) -> Classifier:
+def load_classifier(run_or_checkpoint: Path | str) -> Classifier:
     """Load the fine-tuned classifier of a run (its newest checkpoint) or of a checkpoint folder, in eval mode.
 
     Raises:
@@ -159,9 +199,9 @@ def load_classifier(run_or_checkpoint: Path) -> Classifier:
 
     run, checkpoint = run_of(run_or_checkpoint)
     network = read_config(run)["resolved"]["network"]
-    model = Classifier(
-        network["model"], network["classes"], img_size=network["image_size"], patch_size=network["patch_size"]
-    )
+    with _complete("network"):
+        name, classes, size, patch = (network[key] for key in ("model", "classes", "image_size", "patch_size"))
+    model = Classifier(name, classes, img_size=size, patch_size=patch)
     _load_weights(model, run, checkpoint)
     return model.eval()
 
@@ -185,6 +225,7 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
 
     Raises:
         DataError: they are damaged.
+        DivergedError: they are not finite.
     """
     check_weights(checkpoint)
     from safetensors import SafetensorError
@@ -195,7 +236,27 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    require_finite(weights, path)
     return weights
+
+
+@contextmanager
+def naming_the_weights(path: Path) -> Iterator[None]:
+    """Add to a DivergedError of the block from which checkpoint or export, at `path`, the network is."""
+    try:
+        yield
+    except DivergedError as error:
+        raise DivergedError(f"{path}: {error}: the training diverged, take an earlier checkpoint") from None
+
+
+def require_finite(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise DivergedError if one of the weights, which were read from `path`, is not finite."""
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise DivergedError(
+                f"{path}: {name} is not finite (NaN or infinity), as the training diverged: take the weights of an "
+                "earlier checkpoint"
+            )
 
 
 def check_weights(checkpoint: Path) -> None:
@@ -206,14 +267,15 @@ def check_weights(checkpoint: Path) -> None:
     """
     trained = weights_path(checkpoint)
     try:
-        noted = json.loads((checkpoint / MANIFEST_NAME).read_text())["files"][trained.name]
-    except (OSError, ValueError, KeyError, TypeError):
+        files = read_object(checkpoint / MANIFEST_NAME)["files"]
+        noted = files[trained.name]["xxh3_64"]
+    except (DataError, KeyError, TypeError):
         return  # no hash was noted; loading tells whether the weights can be read
-    try:
+    if AVERAGE_NAME in files and trained.name != AVERAGE_NAME:
+        raise DataError(f"{checkpoint / AVERAGE_NAME} is lost: name another checkpoint")
+    with as_data_error(trained):
         hashed = hash_file(trained)
-    except OSError as error:
-        raise DataError(f"{trained} cannot be read: {error.strerror}") from None
-    if hashed != noted.get("xxh3_64"):
+    if hashed != noted:
         raise DataError(
             f"{trained} is damaged, its bytes have changed since they were saved: name an earlier checkpoint"
         )

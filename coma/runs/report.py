@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+from coma.errors import ComaError
 from coma.runs.charts import Curve, chart, smooth
 from coma.runs.lines import read_lines
 from coma.runs.names import LEDGER_NAME, METRICS_NAME, PREVIEWS_NAME, REPORT_NAME
@@ -41,15 +42,17 @@ _SCORES = {
 }
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path | str) -> Path:
     """Write RUN/report.html from what the run folder holds now, and return its path.
 
     Raises:
         DataError: `run` is no run folder, or its metrics are not JSON lines.
+        ComaError: the report could not be written.
     """
     run, config = Path(run), read_config(run)
     metrics, ledger = read_lines(run / METRICS_NAME), read_lines(run / LEDGER_NAME)
-    steps = [line for line in metrics if line.get("loss") is not None and "step_s" in line]
+    metrics = [_figures(line) for line in metrics if _is_number(line.get("step"))]
+    steps = [line for line in metrics if "loss" in line and "step_s" in line]
     scores = [line for line in metrics if any(key in line for key in _SCORES)]
     asked, resolved, name = config["config"], config.get("resolved", {}), escape(run.resolve().name)
     about = f"{_model_and_method(asked, resolved)}, trained on {resolved.get('data', '?')}"
@@ -77,8 +80,20 @@ def write_report(run: Path) -> Path:
         f"<body>{''.join(body)}</body></html>\n"
     )
     path = run / REPORT_NAME
-    write_atomically(path, page)
+    try:
+        write_atomically(path, page)
+    except OSError as error:
+        raise ComaError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
     return path
+
+
+def _figures(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is a number in a line of metrics, and the data that it was taken on."""
+    return {key: value for key, value in line.items() if _is_number(value) or key == "data"}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _model_and_method(asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
@@ -92,7 +107,7 @@ def _model_and_method(asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> 
 
 def _previews(folder: Path) -> list[Path]:
     """Return at most `_MOST_PICTURES` pictures in the order of steps, the first and the last among them."""
-    previews = sorted(folder.glob("step-*.png"))
+    previews = sorted(path for path in folder.glob("step-*.png") if path.stem.removeprefix("step-").isdecimal())
     if len(previews) <= _MOST_PICTURES:
         return previews
     return [previews[round(i * (len(previews) - 1) / (_MOST_PICTURES - 1))] for i in range(_MOST_PICTURES)]
@@ -199,7 +214,7 @@ def _embedded(path: Path, what: str) -> str:
 
 def _score_table(scores: Lines) -> str:
     if not scores:
-        add = "<code>coma probe</code> and <code>coma knn</code> add them"
+        add = "<code>coma probe</code> and <code>coma knn</code> add them, of labelled data"
         return f"<h2>Scores</h2><p class='none'>None yet: {add}.</p>"
     with_data = any("data" in line for line in scores)
     columns = [key for key in _SCORES if any(key in line for line in scores)]

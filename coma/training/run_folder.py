@@ -12,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from coma.errors import UsageError
+from coma.errors import DataError, UsageError, shell_command
+from coma.runs.lines import read_object
 from coma.runs.names import CHECKPOINTS_NAME, CONFIG_NAME, LOCK_NAME, MANIFEST_NAME, REPORT_NAME, checkpoint_step
 from coma.runs.read import FORMAT, current_names, latest_checkpoint, other_format
 from coma.shards.files import remove_temporaries, without_credentials, write_atomically
@@ -83,13 +84,13 @@ def choose_run(config: RunConfig, resolved: ResolvedRun) -> RunFolder:
 def _examine(path: Path, config: RunConfig, resolved: ResolvedRun) -> RunFolder | str:
     """Return this command's run at `path`, or why the folder cannot be used for it."""
     if path.exists() and not path.is_dir():
-        return f"--out {path} is a file"
+        return f"{path} is a file: give another --out"
     if not path.exists() or all(child.name == LOCK_NAME for child in path.iterdir()):
         return RunFolder(path)
     try:
-        before = current_names(json.loads((path / CONFIG_NAME).read_text())["identity"])
-    except (OSError, ValueError, KeyError):
-        return f"--out {path} is not empty and holds no run to resume: give another --out"
+        before = current_names(read_object(path / CONFIG_NAME)["identity"])
+    except (DataError, KeyError, AttributeError):
+        return f"{path} is not empty and holds no run to resume: give another --out"
     if (number := before.get("format", 1)) != FORMAT:
         return other_format(path, number)
     now = json.loads(json.dumps(identity(config, resolved)))
@@ -150,7 +151,7 @@ def library_versions() -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Return `library_versions`, the command line, and in a checkout the git revision."""
     result = library_versions()
-    result["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    result["command"] = shell_command(Path(sys.argv[0]).name, *sys.argv[1:])
     revision = subprocess.run(
         ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,

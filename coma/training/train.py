@@ -77,7 +77,7 @@ def train(
     write_report(run)
     elapsed_s = time.monotonic() - started_s
     result = run_result(run, resolved, elapsed_s=elapsed_s, images_per_s=session.pace.images_per_s)
-    messages.log_end(result)
+    messages.log_end(result, prepared)
     return result
 
 

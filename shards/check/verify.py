@@ -44,7 +44,7 @@ class VerifyProgress:
 
 
 def verify(
-    data: Path,
+    data: Path | str,
     decode: bool = False,
     workers: int | None = None,
     progress: Callable[[VerifyProgress], None] | None = None,
@@ -56,6 +56,7 @@ def verify(
     shard, a label or description that disagrees, a sample or a tar that no manifest lists, an .idx, `_info.json` or
     quarantine that does not fit. Raises DataError if there is no data set or no readable manifest.
     """
+    data = folder_at(data)
     data = folder_at(data)
     manifests = load_manifests(data)
     root = manifests[0].folder.parent

@@ -10,6 +10,7 @@ from coma.shards.images.prepare import EXTENSIONS
 _HUB_SPLITS = {"val": "validation"}
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # size categories of the Hub
 _MAX_CLASS_NAMES = 1000  # in the front matter, whose length the Hub limits
+_MOST_LABELS = 20  # without names, in the text
 _OPTIONS = {
     "seed": "seed",
     "shard_bytes": "bytes a shard, about",
@@ -84,10 +85,9 @@ def _opening(description: Description) -> str:
     images = sum(split.samples for split in description.splits)
     version = description.info.get("version")
     by = f"coma {version}" if version else "coma"
-    names = description.class_names
     classes = " without labels"
-    if names:
-        classes = f" of {len(names):,} {'class' if len(names) == 1 else 'classes'}"
+    if count := len(description.classes):
+        classes = f" of {count:,} {'class' if count == 1 else 'classes'}"
     record = description.info.get("plan")
     indexed = isinstance(record, dict) and "index" in record
     done = "in WebDataset tars indexed" if indexed else "packed into WebDataset shards"
@@ -125,7 +125,13 @@ def _classes(description: Description) -> str:
         return ""
     if description.class_names:
         lines += ["", "Class names are in `_info.json`, in the order of the labels."]
+    else:
+        lines += ["", f"The labels are numbers without names: {_cut(description.classes)}."]
     return "\n".join(["## Classes", *lines])
+
+
+def _cut(labels: tuple[str, ...]) -> str:
+    return ", ".join(labels[:_MOST_LABELS]) + (", ..." if len(labels) > _MOST_LABELS else "")
 
 
 def _counts(description: Description) -> str:

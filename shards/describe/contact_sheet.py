@@ -53,8 +53,9 @@ def contact_sheet(data: Path, split: str = "train", images: int = 64, seed: int 
     return sheet
 
 
-def write_contact_sheet(data: Path, path: Path, split: str = "train", seed: int = 0) -> None:
+def write_contact_sheet(data: Path, path: Path | str, split: str = "train", seed: int = 0) -> None:
     """Write `contact_sheet` as a PNG. Raises UsageError if `path` cannot be written."""
+    path = Path(path)
     png = io.BytesIO()
     contact_sheet(data, split, seed=seed).save(png, "PNG")
     try:
@@ -79,12 +80,17 @@ def read_displayed(manifest: Manifest, row: int, px: int) -> Image.Image | None:
     try:
         image = Image.open(io.BytesIO(data))
         image.draft("RGB", (px, px))
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16"):
-            upright = Image.fromarray((np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8))
-        return upright.convert("RGB")
+        return displayed(image)
     except Exception:
         return None
+
+
+def displayed(image: Image.Image) -> Image.Image:
+    """Return an opened image as a person sees it: upright, in RGB, of 16 bits the upper eight."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        upright = Image.fromarray((np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8))
+    return upright.convert("RGB")
 
 
 def balanced_choice(manifest: Manifest, images: int, seed: int) -> npt.NDArray[np.int64]:

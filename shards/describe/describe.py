@@ -99,6 +99,9 @@ class Description:
     data: Path
     splits: tuple[SplitDescription, ...]
     class_names: tuple[str, ...] | None
+    """Names of the classes; None: labels without names, or no labels."""
+    classes: tuple[str, ...]
+    """Names of the classes, or where they have none the labels that occur as numbers; empty: no split has labels."""
     set_aside: dict[str, int]
     """Images in the quarantine by kind of reason, most frequent first."""
     converted: dict[str, int]
@@ -117,10 +120,12 @@ def describe(data: Path, measured: int = MEASURED_IMAGES, seed: int = 0) -> Desc
     root = manifests[0].folder.parent
     about = read_info(root).get("coma") if (root / INFO_NAME).is_file() else None
     info = about if isinstance(about, dict) else {}
+    class_names = next((manifest.class_names for manifest in manifests if manifest.class_names), None)
     return Description(
         data=data,
         splits=tuple(_describe_split(manifest, measured, seed) for manifest in manifests),
-        class_names=next((manifest.class_names for manifest in manifests if manifest.class_names), None),
+        class_names=class_names,
+        classes=class_names or _labels(manifests),
         set_aside=_set_aside(root / QUARANTINE_NAME),
         converted=dict(info.get("converted") or {}),
         info=info,
@@ -150,6 +155,12 @@ def _describe_split(manifest: Manifest, measured: int, seed: int) -> SplitDescri
         channels=_channels(manifest, measured, seed) if measured else None,
         fingerprint=manifest.fingerprint,
     )
+
+
+def _labels(manifests: Sequence[Manifest]) -> tuple[str, ...]:
+    """Return the labels that occur in any of the splits, in the order of numbers."""
+    labels = [np.unique(manifest.label) for manifest in manifests if manifest.label is not None]
+    return tuple(map(str, np.unique(np.concatenate(labels)).tolist())) if labels else ()
 
 
 def _total_bytes(files: Sequence[Path]) -> int:

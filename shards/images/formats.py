@@ -13,7 +13,6 @@ from contextlib import suppress
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from coma.shards.images import tiff
-
 from coma.shards.images.foreign import HEAD_BYTES, foreign_kind
 
 FORMATS = {

@@ -17,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-from coma.errors import ComaError, DataError, UsageError
+from coma.errors import ComaError, DataError, UsageError, shell_command
 from coma.shards.files import make_folder
 from coma.shards.index.one_tar import IndexJob, ListedTar, TarCounts, read_counts, relabel
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, read_info
@@ -99,7 +99,9 @@ def _list_tars(source: Path, out: Path) -> tuple[Path, list[ListedTar], PassedOv
     if not source.exists():
         raise UsageError(f"no such file or folder: {source}")
     if (source / INFO_NAME).is_file() and any(source.glob(f"*/{MANIFEST_NAME}")):
-        raise UsageError(f"{source} is a data set already, with manifests; see: coma inspect {source}")
+        raise UsageError(
+            f"{source} is a data set already, with manifests; see: {shell_command('coma', 'inspect', source)}"
+        )
     root = (source if source.is_dir() else source.parent).absolute()
     paths, others = files_below(root, ".tar", out) if source.is_dir() else ([source.name], PassedOver())
     if not paths:

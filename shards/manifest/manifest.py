@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from coma.errors import DataError
+from coma.errors import DataError, shell_command
 from coma.shards.files import folder_at, is_remote, is_there, retrying, without_credentials
 from coma.shards.manifest.column_files import load_columns
 from coma.shards.manifest.columns import CLASS_NAMES_KEY, DTYPES, SCHEMA, open_manifest, open_parquet
@@ -60,6 +60,8 @@ class Manifest:
     class_names: tuple[str, ...] | None
     fingerprint: str
     """16 hex digits that change whenever the data would."""
+    rows: npt.NDArray[np.int64] | None = None
+    """[N] rows of the manifest file that the samples are, ascending; None: all of them."""
 
     def __len__(self) -> int:
         """N."""
@@ -81,6 +83,7 @@ class Manifest:
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"sample {wanted.max()} of {len(self)} in split {self.split}")
+        wanted = wanted if self.rows is None else self.rows[wanted]
         strings = [""] * len(wanted)
         path = self.folder / MANIFEST_NAME
         with _read_errors(path), open_manifest(path) as source, open_parquet(path, source) as file:
@@ -217,10 +220,12 @@ def _split_folder(data: Path, split: str) -> Path:
         place = without_credentials(str(data))
         if not is_remote(data) and any(data.glob("*.tar")):
             raise DataError(
-                f"{place} holds tars without a manifest; make one with: coma index {place} "
-                f"(or, if they are no WebDataset shards: coma shard {place})"
+                f"{place} holds tars without a manifest; make one with: {shell_command('coma', 'index', data)} "
+                f"(or, if they are no WebDataset shards: {shell_command('coma', 'shard', data)})"
             )
-        raise DataError(f"{place} holds no shards (no {INFO_NAME}); make them with: coma shard {place}")
+        raise DataError(
+            f"{place} holds no shards (no {INFO_NAME}); make them with: {shell_command('coma', 'shard', place)}"
+        )
     names = split_names(data)
     if split not in names:
         raise DataError(f"{data} has no split {split!r}; it has {', '.join(names)}")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from coma.errors import DataError
 from coma.shards.describe.card import data_card
 from coma.shards.files import write_atomically
@@ -54,6 +56,7 @@ class ShardSummary:
     passed_over: dict[str, int]
     """Files of the source that are no images, by kind."""
     classes: int
+    """Number of class names, or where there are none of different labels; 0 without labels."""
     splits: tuple[SplitSummary, ...]
     kept_shards: int
     """Shards that an earlier run had finished."""
@@ -84,8 +87,11 @@ def complete(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary
     clear_work(out)
     about = info["coma"]
     splits = []
+    labels: set[int] = set()
     for name, split in info["splits"].items():
         manifest = read_manifest(out, name)
+        if manifest.label is not None:
+            labels.update(np.unique(manifest.label).tolist())
         splits.append(
             SplitSummary(
                 name=name,
@@ -108,7 +114,7 @@ def complete(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary
         reasons=about["set_aside"],
         converted=about.get("converted", {}),
         passed_over=about.get("passed_over", {}),
-        classes=len(about["classes"] or ()),
+        classes=len(about["classes"] or labels),
         splits=tuple(splits),
         kept_shards=kept_shards if kept_shards is not None else sum(split.shards for split in splits),
         elapsed_s=time.monotonic() - begun_s,

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coma.errors import ComaError, UsageError
-from coma.shards.files import is_remote, make_folder, remove_temporaries
+from coma.shards.files import folder_at, is_remote, make_folder, remove_temporaries
 from coma.shards.sources.parquet.spool import remove_spool, spool, spool_bytes
 from coma.shards.write.duplicates import refuse_duplicates
 from coma.shards.write.layout import ShardLayout, SplitLayout
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 
 def shard(
-    source: Path,
-    out: Path,
+    source: Path | str,
+    out: Path | str,
     options: ShardOptions | None = None,
     progress: Callable[[ShardProgress], None] | None = None,
 ) -> ShardSummary:
@@ -48,6 +48,8 @@ def shard(
     DataError (no images) before anything is written. Raises DataError if all images are set aside and ComaError if
     the disk is full later, and then the same call resumes the run.
     """
+    source = folder_at(source)
+    out = folder_at(out)
     begun_s = time.monotonic()
     run = prepare_run(source, out, options, progress)
     options, record = run.options, run.record

@@ -13,6 +13,7 @@ import pytest
 import typer
 from drawn import draw_images
 
+import coma.runs.names as run_names
 from coma.cli.main import app
 
 ROOT = Path(__file__).parents[2]
@@ -110,3 +111,20 @@ def test_it_runs(page: str, here: Path, coma: Callable[..., Any]) -> None:
         assert done.code == 0, (line, done.out, done.err)
         ran.append(arguments[0])
     assert len(ran) >= 4
+    if page == "docs/shards.md":
+        missing = [name for name in names_of("OUT") if not (here / "imagenet-shards" / name).exists()]
+        assert missing == []
+
+
+def names_of(folder: str) -> set[str]:
+    """The files that the pages name in OUT or RUN, those with placeholders apart."""
+    text = "".join(page.read_text() for page in PAGES)
+    return {name for name in re.findall(rf"\b{folder}/(\w[\w./-]*\w)", text) if "N" not in name}
+
+
+def test_the_pages_name_files_of_a_run_that_there_are() -> None:
+    known = {value for name, value in vars(run_names).items() if name.endswith("_NAME")}
+    known |= {run_names.step_sheet_path(Path("RUN"), 41203).name}
+    named = names_of("RUN")
+    assert named >= {"report.html", "metrics.jsonl"}
+    assert {name.split("/")[0] for name in named} <= known

@@ -1,6 +1,7 @@
 """`coma demo` on a tiny scale, then `probe`, `knn`, `reconstruct` and `report` on the run it leaves."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,14 @@ def test_the_demos_result(shown):
     assert [line["step"] for line in scores] == [0, 3]
     assert scores[0]["probe"] == pytest.approx(shown["probe_before"], abs=1e-3)
     assert scores[1]["knn"] == pytest.approx(shown["knn_after"], abs=1e-3)
+
+
+def test_what_the_pages_name_of_the_demo_is_there(shown):
+    pages = Path(__file__).parents[2]
+    text = "".join(page.read_text() for page in [pages / "README.md", *(pages / "docs").glob("*.md")])
+    named = set(re.findall(r"`coma-demo/([\w./-]+)`", text))
+    assert "run/report.html" in named
+    assert [name for name in named if not Path(shown["out"], name).exists()] == []
 
 
 def test_the_demos_before_is_the_network_that_training_began_with(shown):

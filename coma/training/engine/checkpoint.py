@@ -188,7 +188,7 @@ def _check_format(folder: Path) -> None:
     try:
         content = json.loads((folder / MANIFEST_NAME).read_text())
         version = content.get("format", 1)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return
     if version != FORMAT and (_HASH not in content or content == sealed(_without_hash(content))):
         raise UsageError(other_format(folder, version))
@@ -238,7 +238,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _update_latest(folder: Path) -> None:
     """Let `latest` name a checkpoint; it names another after damage, or after a save that was killed in between."""
     latest = folder.parent / LATEST_NAME
-    if not latest.is_file() or latest.read_text() != folder.name + "\n":
+    if latest.is_dir() and not latest.is_symlink():  # of no use, and in the way
+        shutil.rmtree(latest)
+    if not latest.is_file() or latest.read_bytes().decode(errors="replace") != folder.name + "\n":
         write_atomically(latest, folder.name + "\n")
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
 
+from coma.errors import shell_command
+from coma.evaluation.score import can_be_probed
 from coma.runs.names import METRICS_NAME, TENSORBOARD_NAME
+from coma.training.config.finetune_options import FinetuneConfig
 from coma.training.config.schedule import REFERENCE_BATCH
 from coma.training.run_folder import RunFolder
 from coma.training.setup import Prepared
@@ -51,16 +55,19 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
         _log("", f"this machine has {gpus} GPUs: --devices {gpus} uses them all")
 
 
-def log_end(result: dict[str, object]) -> None:
-    """Log where everything is, and which command comes next."""
-    run, following = result["run"], f"coma probe {result['run']}"
+def log_end(result: dict[str, object], prepared: Prepared) -> None:
+    """Log where everything is, and which command comes next: one that works on the run's data."""
+    run = Path(str(result["run"]))
+    if isinstance(prepared.config, FinetuneConfig):
+        following = shell_command("coma", "export", run, "DIR")
+    else:
+        following = shell_command("coma", "probe" if can_be_probed(prepared.manifest.folder) else "reconstruct", run)
     if "accuracy" in result:
-        following = f"coma export {run} DIR"
         _log("accuracy", f"{result['accuracy']:.1f}% on val")
     for subject in ("picture", "report", "weights"):
         if result[subject]:
             _log(subject, result[subject])
-    _log("metrics", f"{run}/{METRICS_NAME}, tensorboard --logdir {run}/{TENSORBOARD_NAME}")
+    _log("metrics", f"{run}/{METRICS_NAME}, {shell_command('tensorboard', '--logdir', run / TENSORBOARD_NAME)}")
     _log("next", following if result["finished"] else "the same command resumes from here")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from coma.runs.lines import cut_lines
 from coma.runs.names import METRICS_NAME, TENSORBOARD_NAME
+from coma.runs.read import as_data_error
 from coma.training.logs.trackers import Tracker, write_all
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         cut_lines(run / METRICS_NAME, start_step)
-        self._file = (run / METRICS_NAME).open("a")
+        with as_data_error(run / METRICS_NAME):
+            self._file = (run / METRICS_NAME).open("a")
         self._board = SummaryWriter(str(run / TENSORBOARD_NAME), purge_step=start_step + 1, flush_secs=30)
         self._trackers = list(trackers)
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from coma.errors import UsageError
+from coma.errors import DataError, UsageError, shell_command
+from coma.runs.lines import read_object
 from coma.runs.names import TRACKERS_NAME
 from coma.shards.files import without_credentials, write_atomically
 from coma.training.config.options import RunConfig
@@ -78,7 +79,9 @@ def check_installed(names: Sequence[str]) -> None:
     """Raise UsageError for a tracker that is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise UsageError(f"--log-to {name}: it is not installed here: pip install {name}, or leave it out")
+            raise UsageError(
+                f"--log-to {name}: it is not installed here: {shell_command('pip', 'install', name)}, or leave it out"
+            )
 
 
 def open_trackers(config: RunConfig, run: Path) -> list[Tracker]:
@@ -88,7 +91,11 @@ def open_trackers(config: RunConfig, run: Path) -> list[Tracker]:
         UsageError: a tracker fails, for want of a login or of its server.
     """
     path = run / TRACKERS_NAME
-    known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    known: dict[str, str] = {}
+    try:
+        known = read_object(path) if path.exists() else {}
+    except DataError as error:
+        logger.warning("%s: new runs are begun in the trackers", error)
     opened: dict[str, Tracker] = {}
     for name in config.trackers:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from coma.errors import DivergedError
 from coma.pictures.reconstruct import picture
 from coma.pipeline import Stream
 from coma.runs.names import preview_path
@@ -19,6 +21,8 @@ from coma.training.tasks.task import network_with
 
 if TYPE_CHECKING:
     from coma.model.autoencoder import MaskedAutoencoder
+
+logger = logging.getLogger(__name__)
 
 IMAGES = 4
 
@@ -50,13 +54,17 @@ class ReconstructionPreviewer:
             batch = next(iter(stream))
         self._images, self._units = batch.images.clone(), batch.units.clone()
 
-    def preview(self, weights: dict[str, Tensor], step: int) -> Path:
-        """Write the picture of the network with these weights, and return its path."""
-        with network_with(self._build, weights, self._device) as model:
-            image = picture(model, self._images, self._units)
+    def preview(self, weights: dict[str, Tensor], step: int) -> Path | None:
+        """Write the picture of the network with these weights; return its path, or None with a warning."""
         path = preview_path(self._run, step)
-        path.parent.mkdir(exist_ok=True)
-        data = io.BytesIO()
-        image.save(data, "PNG")
-        write_atomically(path, data.getvalue())
+        try:
+            with network_with(self._build, weights, self._device) as model:
+                image = picture(model, self._images, self._units)
+            path.parent.mkdir(exist_ok=True)
+            data = io.BytesIO()
+            image.save(data, "PNG")
+            write_atomically(path, data.getvalue())
+        except (DivergedError, OSError) as error:  # training is worth more than its pictures
+            logger.warning("step %d: no preview: %s", step, error)
+            return None
         return path

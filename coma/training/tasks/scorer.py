@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from coma.errors import DataError
+from coma.errors import ComaError, DataError, DivergedError
 from coma.evaluation.accuracy import accuracy
 from coma.evaluation.sample import few_of
 from coma.evaluation.score import has_split, score
@@ -48,23 +48,39 @@ def was_evaluated(run: Path, step: int) -> bool:
 def evaluate(
     scorer: Scorer, world: World, weights: dict[str, Tensor], step: int, after_batch: Callable[[], None]
 ) -> dict[str, Any]:
-    """Evaluate on rank 0 and return its line for metrics.jsonl, empty on the others; collective.
+    """Evaluate on rank 0 and return its line for metrics.jsonl; collective.
 
     After each batch rank 0 reports to the others, so that none waits until it takes rank 0 for lost; `after_batch`
     is called on all of them.
+
+    Raises:
+        DivergedError: what the network computes is not finite.
     """
-    if not world.is_rank0:
-        while not world.sum([0.0])[0]:
-            after_batch()
-        return {}
+    line: dict[str, Any] = {}
+    failure: ComaError | None = None
 
     def report_progress() -> None:
         world.sum([0.0])
         after_batch()
 
-    line = scorer.score(weights, step, after_batch=report_progress)
-    world.sum([1.0])
-    return line
+    if world.is_rank0:
+        try:
+            line = scorer.score(weights, step, after_batch=report_progress)
+        except DivergedError as error:
+            failure = DivergedError(f"step {step}: {error}: the run has diverged; lower --base-lr")
+        except ComaError as error:
+            failure = error
+        world.sum([1.0])
+    else:
+        while not world.sum([0.0])[0]:
+            after_batch()
+
+    def result() -> dict[str, Any]:
+        if failure is not None:
+            raise failure
+        return line
+
+    return world.run_on_rank0(result)
 
 
 class FeatureScorer:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import xxhash
 from torch import Tensor
 
-from coma.errors import UsageError
+from coma.errors import DataError, UsageError
 from coma.export.export import patch_size
 from coma.export.folder import Export, is_export, read_export
 from coma.model.encoders import give_weights
+from coma.runs.names import CONFIG_NAME
 from coma.runs.read import read_config, read_weights, run_of
 from coma.training.config.options import PretrainConfig
 
@@ -88,21 +89,26 @@ class PretrainedBackbone:
         return digest.hexdigest()
 
 
-def read_backbone(path: Path) -> PretrainedBackbone:
+def read_backbone(path: Path | str) -> PretrainedBackbone:
     """Read the backbone of a run (its newest checkpoint), of a checkpoint, or of an export.
 
     Raises:
         DataError: it is none of these, or damaged.
     """
+    path = Path(path)
     if is_export(path):
         export = read_export(path)
         return PretrainedBackbone(path, export.model, export.patch_size, export.image_size, export.weights())
     run, checkpoint = run_of(path)
     content = read_config(run)
     config = content.get("resolved", {}).get("network", content["config"])
+    try:
+        model, patch, size = config["model"], config["patch_size"], config["image_size"]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{run / CONFIG_NAME} is damaged: it lacks {error}") from None
     weights = {
         name.removeprefix(_PREFIX): value
         for name, value in read_weights(checkpoint).items()
         if name.startswith(_PREFIX)
     }
-    return PretrainedBackbone(path, config["model"], config["patch_size"], config["image_size"], weights)
+    return PretrainedBackbone(path, model, patch, size, weights)

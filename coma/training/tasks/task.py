@@ -19,8 +19,8 @@ Network = TypeVar("Network", bound=nn.Module)
 class Previewer(Protocol):
     """Draws what a network does; on rank 0 only."""
 
-    def preview(self, weights: dict[str, Tensor], step: int) -> Path:
-        """Write the picture of the network with these weights, and return its path."""
+    def preview(self, weights: dict[str, Tensor], step: int) -> Path | None:
+        """Write the picture of the network with these weights, and return its path; None if it cannot be."""
 
 
 class Scorer(Protocol):

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawn import draw_images, encoded
 from PIL import Image
 
 from coma.errors import DataError
@@ -141,5 +142,53 @@ def test_mistakes_name_the_path(tmp_path: Path):
     with pytest.raises(DataError, match="holds no image files"):
         load_images([tmp_path], 32, limit=1)
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 no")
-    with pytest.raises(DataError, match=r"bad\.jpg cannot be read"):
+    with pytest.raises(DataError, match=r"none of 1 image files can be shown: .*bad\.jpg: not an image"):
         load_images([tmp_path], 32, limit=1)
+
+
+def _tiff_of_16_bits(path: Path) -> None:
+    Image.fromarray(np.full((40, 40), 60000, np.uint16)).save(path, "TIFF")
+
+
+ODD = {
+    "empty.jpg": lambda path: path.touch(),
+    "text.png": lambda path: path.write_text("nope"),
+    "cut.jpg": lambda path: path.write_bytes(encoded(0)[:-300]),
+    "page.JPEG": lambda path: path.write_text("<html>not found</html>"),
+    "dangling.jpg": lambda path: path.symlink_to("nowhere"),
+    "folder.jpg": lambda path: path.mkdir(),
+    ".hidden.jpg": lambda path: path.write_text("nope"),
+    "notes.txt": lambda path: path.write_text("nope"),
+    "README": lambda path: path.write_text("nope"),
+}
+NAMED = {"empty.jpg", "text.png", "cut.jpg", "page.JPEG"}
+
+
+@pytest.mark.parametrize("odd", [*([name] for name in ODD), list(ODD)], ids=lambda names: "+".join(names[:2]))
+def test_an_odd_file_among_images_is_passed_over_and_named(odd: list[str], tmp_path: Path, caplog) -> None:
+    folder = draw_images(tmp_path / "look", 3, classes=("A", "b"), name="{}.JPG")
+    for name in odd:
+        ODD[name](folder / name)
+    with caplog.at_level("INFO", "coma"):
+        assert len(load_images([str(folder)], 32, limit=8)) == 3
+    warned = " ".join(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert {name for name in ODD if f"{folder / name}: " in warned} == NAMED.intersection(odd)
+    assert ("not images by their names" in caplog.text) == bool({"notes.txt", "README"}.intersection(odd))
+
+
+def test_a_bad_image_gives_its_place_to_a_good_one_and_many_are_counted(tmp_path: Path, caplog) -> None:
+    folder = draw_images(tmp_path, 20, name="{:02}.jpg")
+    for number in range(0, 20, 2):
+        (folder / f"{number:02}.jpg").write_text("nope")
+    assert len(load_images([folder], 32, limit=10)) == 10
+    assert "passed over 10 of the images: " in caplog.text
+    assert "; and 5 more" in caplog.text
+
+
+def test_named_files_are_shown_as_well_if_one_is_bad_and_large_depths_are_not_clipped(tmp_path: Path, caplog) -> None:
+    _tiff_of_16_bits(tmp_path / "deep.tif")
+    (tmp_path / "bad.jpg").write_text("nope")
+    shown = to_pixels(load_images([tmp_path / "bad.jpg", tmp_path / "deep.tif"], 32, limit=8))
+    assert shown.shape[0] == 1
+    assert np.unique(shown).tolist() == [60000 >> 8]
+    assert "bad.jpg: not an image" in caplog.text

@@ -134,6 +134,14 @@ def test_a_folder_that_is_no_run_is_left_alone(elsewhere: Path) -> None:
     assert [path.name for path in Path("photos").iterdir()] == ["a.jpg"]
 
 
+def test_a_file_of_the_default_name_is_stepped_over_without_a_word_of_a_flag(elsewhere: Path) -> None:
+    Path("runs").mkdir()
+    Path("runs/dyvit_tiny").touch()
+    chosen = choose()
+    assert chosen.path == Path("runs/dyvit_tiny-2")
+    assert chosen.beside == "runs/dyvit_tiny is a file: this is a new one"
+
+
 def test_the_configuration_explains_the_run(tmp_path: Path) -> None:
     write_config(tmp_path, CONFIG, plan(CONFIG), parameters=123)
     written = json.loads((tmp_path / "config.json").read_text())

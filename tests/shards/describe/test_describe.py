@@ -9,6 +9,7 @@ from PIL import Image
 
 from coma.shards.describe.card import data_card
 from coma.shards.describe.contact_sheet import (
+    _captions,
     balanced_choice,
     contact_sheet,
     read_displayed,
@@ -16,6 +17,8 @@ from coma.shards.describe.contact_sheet import (
 )
 from coma.shards.describe.describe import as_json, describe
 from coma.shards.manifest import read_manifest
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,33 @@ def test_counts_are_those_of_the_manifest(made):
     assert list(train.formats.items()) == [("jpeg", 22), ("png", 1)]
     assert (train.width.min, train.width.max) == (manifest.width.min(), manifest.width.max())
     assert train.shard_bytes == sum(path.stat().st_size for path in (made / "train").glob("*.tar"))
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory, image):
+    """Eight images of a list with the labels 3, 10 and 20, which have no names."""
+    folder = tmp_path_factory.mktemp("numbered")
+    labels = (3, 10, 20, 3, 10, 20, 3, 3)
+    for i in range(len(labels)):
+        (folder / f"{i}.jpg").write_bytes(image(i))
+    rows = "".join(f"{i}.jpg,{label}\n" for i, label in enumerate(labels))
+    (folder / "list.csv").write_text("path,label\n" + rows)
+    return shard_images(folder / "list.csv", folder / "out")
+
+
+def test_labels_without_names_are_numbers_everywhere(numbered):
+    found = describe(numbered, measured=0)
+    assert found.class_names is None
+    assert as_json(found)["classes"] == ["3", "10", "20"]
+    assert found.splits[0].classes.counts == {"3": 4, "10": 2, "20": 2}
+    card = data_card(numbered)
+    assert "8 images of 3 classes, " in card
+    assert "The labels are numbers without names: 3, 10, 20." in card
+    assert "class_label" not in card
+    assert "unlabelled" not in card + json.dumps(as_json(found))
+    manifest = read_manifest(numbered)
+    assert shard(numbered.parent / "list.csv", numbered, ShardOptions(workers=1)).classes == 3
+    assert sorted(set(_captions(manifest, np.arange(len(manifest))))) == ["10", "20", "3"]
 
 
 def test_class_balance(made):

@@ -119,6 +119,10 @@ def test_few_of_many_are_the_first_or_spread_over_sorted_shards(data: Path) -> N
         label=shards,
     )
     assert few_of(by_class, 6).label.tolist() == list(range(6))  # type: ignore[union-attr]
+    spread = few_of(by_class, 6)  # rows 0, 4, 8, ...
+    for names in ("keys", "sources", "formats"):
+        assert getattr(spread, names)([5, 1]) == getattr(manifest, names)([20, 4])
+        assert getattr(few_of(spread, 2), names)([1]) == getattr(manifest, names)(few_of(spread, 2).rows[1:])
     with Stream(few, batch_size=4, image_size=32, views=1, training=False, workers=1) as stream:
         shown = torch.cat([batch.labels for batch in stream if batch.labels is not None])
     assert manifest.label is not None
