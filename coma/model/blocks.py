@@ -6,7 +6,7 @@ Legend: B images, V mask units, T tokens of a unit, N = V·T tokens, P values of
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,16 +49,16 @@ class PatchEmbed(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Embed patches [B, V, T, P] as tokens [B, V·T, C], in the dtype of the weights."""
-        x: Tensor = self.proj(patches.to(self.proj.weight.dtype))
+        x: Tensor = self.proj(patches.to(self.position.dtype))  # a quantised layer's weight tells no dtype
         return (x + self.position.to(x.dtype)).flatten(1, 2)
 
 
 class Merge(nn.Module):
     """Patch merging: 2x2 tokens, consecutive in Morton order, become one of twice the channels."""
 
-    def __init__(self, dim: int, out_dim: int) -> None:
+    def __init__(self, dim: int, out_dim: int, norm_layer: Callable[[int], nn.Module] = nn.LayerNorm) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
+        self.norm = norm_layer(4 * dim)
         self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,12 +72,18 @@ class Block(nn.Module):
     """Pre-norm transformer block: DM-MSA, then an MLP."""
 
     def __init__(
-        self, dim: int, head_dim: int, groups: Sequence[HeadGroup], mlp_ratio: float, drop_path: float
+        self,
+        dim: int,
+        head_dim: int,
+        groups: Sequence[HeadGroup],
+        mlp_ratio: float,
+        drop_path: float,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = norm_layer(dim)
         self.attn = MultiWindowAttention(dim, head_dim, groups)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = norm_layer(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -135,7 +141,7 @@ def init_weights(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        module.reset_parameters()  # of use to a network that was made on the meta device
+    elif hasattr(module, "normalized_shape"):  # LayerNorm, RMSNorm; of use to a network made on the meta device
+        module.reset_parameters()  # type: ignore[operator]
     elif isinstance(module, MultiWindowAttention):
         module.init_gate()  # `apply` goes from the leaves up

@@ -7,7 +7,7 @@ views of an image at once and pre-training computes exactly what downstream use 
 Legend: B images, U mask units, V encoded units, T tokens of a unit, N = V·T tokens, C channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -48,13 +48,15 @@ class DyViT(nn.Module):
         window_units: on images of more units a side than this, as in detection, the global heads of stage 3 attend
             in windows of so many units a side, but for every fourth block and the last. None: nowhere. The
             weights are the same, and pre-training takes no notice.
+        norm_layer: makes the norms, called with a number of channels, as `partial(nn.LayerNorm, eps=1e-6)` is.
+        weight_init: "" for the initial weights of `init_weights`, "skip" for torch's own, which saves the time where
+            others are loaded next.
         device, dtype: where the parameters are to be, and in what precision.
 
     Raises:
         UsageError: sizes that do not fit each other.
     """
 
-    pretrained_cfg: dict[str, Any]  # timm's builder sets it
     output_fmt = "NHWC"
     """Layout of what `forward_features` returns, for timm."""
 
@@ -74,13 +76,18 @@ class DyViT(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         window_units: int | None = None,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        weight_init: str = "",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if window_units is not None and window_units < 1:
             raise UsageError(f"window_units={window_units}: a window has 1 unit a side or more, None is none")
+        if weight_init not in ("", "skip"):
+            raise UsageError(f"weight_init={weight_init!r}: it is '' for DyViT's own initial weights, or 'skip'")
         self.window_units = window_units
+        self.pretrained_cfg: dict[str, Any] = {}  # timm's builder sets it
         self.patch_size = patch_size
         self.unit_size = unit_size or 8 * patch_size
         self.stage_dims = tuple(dims)
@@ -90,7 +97,7 @@ class DyViT(nn.Module):
 
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.num_features = self.head_hidden_size = self.stage_dims[-1]
+        self.num_features = self.stage_dims[-1]
         self.feature_info = [
             {"num_chs": dim, "reduction": patch_size * 2**s, "module": f"stages.{s}"}
             for s, dim in enumerate(self.stage_dims)
@@ -104,16 +111,20 @@ class DyViT(nn.Module):
             groups = [HeadGroup(window, count) for window, count in heads[s]]
             self.stages.append(
                 Stage(
-                    merge=Merge(dims[s - 1], dim) if s else nn.Identity(),
+                    merge=Merge(dims[s - 1], dim, norm_layer) if s else nn.Identity(),
                     position=SinCosPosition(dim, round(self.stage_tokens[s] ** 0.5)) if s == 2 else None,
-                    blocks=[Block(dim, head_dims[s], groups, mlp_ratio, next(rates)) for _ in range(depths[s])],
+                    blocks=[
+                        Block(dim, head_dims[s], groups, mlp_ratio, next(rates), norm_layer) for _ in range(depths[s])
+                    ],
                 )
             )
-        self.norm = nn.LayerNorm(self.num_features)
+        self.norm = norm_layer(self.num_features)
         self.head = ClassifierHead(
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt="NHWC"
         )
-        self.init_weights()
+        self.head_hidden_size = self._pooled_features()
+        if weight_init != "skip":
+            self.init_weights()
         self.to(device=device, dtype=dtype)
 
     def init_weights(self) -> None:
@@ -230,7 +241,8 @@ class DyViT(nn.Module):
             x: [B, 3, H, W].
             indices: the last n stages if int, all if None, else those listed.
             norm: put the last stage's features through the final norm.
-            stop_early: stop after the last stage asked for.
+            stop_early: stop after the last stage asked for, whose features [B, h, w, C] are then what is returned
+                beside the list.
             output_fmt: "NCHW" or "NHWC".
             intermediates_only: return the list alone, not (`forward_features(x)`, list).
         """
@@ -240,16 +252,15 @@ class DyViT(nn.Module):
         grid = self.unit_grid(*x.shape[-2:])
         maps: list[Tensor] = []
         for s, tokens in enumerate(self._whole(x, grid)):
-            final = tokens
+            is_last = s == len(self.stages) - 1
             if s in wanted:
-                normed = self.norm(tokens) if norm and s == len(self.stages) - 1 else tokens
-                nhwc = to_map(normed, grid)
+                nhwc = to_map(self.norm(tokens) if norm and is_last else tokens, grid)
                 maps.append(nhwc.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else nhwc)
-            if s == last and stop_early and intermediates_only:
+            if s == last and stop_early:
                 break
         if intermediates_only:
             return maps
-        return to_map(self.norm(final), grid), maps
+        return to_map(self.norm(tokens) if is_last else tokens, grid), maps
 
     def prune_intermediate_layers(
         self, indices: int | list[int] | None = None, prune_norm: bool = False, prune_head: bool = True
@@ -257,10 +268,12 @@ class DyViT(nn.Module):
         """Drop the stages after the last one asked for, the norm and the classifier, as timm's models do."""
         wanted: list[int]
         wanted, last = feature_take_indices(len(self.stages), indices)
+        pruned = last < len(self.stages) - 1
         self.stages = self.stages[: last + 1]
-        if prune_norm:
-            self.norm = nn.Identity()  # type: ignore[assignment]
-        if prune_head:
+        self.num_features = self.stage_dims[last]
+        if prune_norm or pruned:  # norm and classifier are made for the last stage
+            self.norm = nn.Identity()
+        if prune_head or pruned:
             self.reset_classifier(0)
         return wanted
 
@@ -283,9 +296,14 @@ class DyViT(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one of `num_classes` outputs, 0 for none."""
         self.num_classes = num_classes
+        self.head.in_features = self.num_features  # fewer after `prune_intermediate_layers`
         self.head.reset(num_classes, global_pool)
-        like = self.patch_embed.proj.weight
+        self.head_hidden_size = self._pooled_features()
+        like = self.patch_embed.position
         self.head.to(like.device, like.dtype).train(self.training)
+
+    def _pooled_features(self) -> int:
+        return self.num_features * int(self.head.global_pool.feat_mult())  # "catavgmax" doubles them
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""

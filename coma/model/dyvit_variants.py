@@ -35,6 +35,8 @@ default_cfgs = generate_default_cfgs(
 def _fit_channels(weights: dict[str, Tensor], model: dyvit.DyViT) -> dict[str, Tensor]:
     """Fit weights to another number of image channels, as timm does with those of a first convolution."""
     name, side = "patch_embed.proj.weight", model.patch_size
+    if weights[name].shape[1] % side**2:
+        return weights  # of another patch size, which loading them will say
     kernel = weights[name].reshape(-1, side, side, weights[name].shape[1] // side**2)
     kernel = kernel.permute(0, 3, 1, 2)  # [dim, channels, side, side]
     if kernel.shape[1] == model.in_chans:
@@ -53,7 +55,7 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> dyvit.DyViT:
         **kwargs,
     )
     if isinstance(model, dyvit.DyViT):  # not a feature extractor
-        model.pretrained_cfg["input_size"] = (model.in_chans, *model.img_size)
+        model.set_input_size(model.img_size if "img_size" in kwargs else model.pretrained_cfg["input_size"][1:])
     return model  # type: ignore[no-any-return]
 
 
