@@ -19,7 +19,7 @@ from coma.errors import Preempted
 from coma.pipeline import Batch
 from coma.pipeline.order import digest, digest_limbs
 from coma.runs.names import STOP_NAME
-from coma.training.config.schedule import learning_rate
+from coma.training.config.schedule import rate_at
 from coma.training.engine import checkpoint
 from coma.training.engine.checkpoint import TrainingState
 from coma.training.engine.ema import ExponentialMovingAverage
@@ -129,7 +129,7 @@ class Session:
         batch = next(stream)
         self.watchdog.enter("forward and backward", step)
         data_wait_s = time.perf_counter() - began_s
-        lr = learning_rate(step, peak=resolved.peak_lr, warmup_steps=resolved.warmup_steps, steps=resolved.steps)
+        lr = rate_at(step, resolved.peak_lr, resolved.segments)
         set_learning_rate(self.engine, lr)
         seed_step(self.config.seed, step, world.rank)
         inputs = self.task.inputs(batch)
