@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from coma.errors import ComaError, UsageError
+from coma.training.processes.stdout import quiet_stdout
 
 if TYPE_CHECKING:
     import torch
@@ -200,28 +201,23 @@ class World:
 def joined(place: Place | None) -> Iterator[World]:
     """Join the group that `place` describes, or make one of this process alone, for the length of a block.
 
-    In it stdout is redirected, as messages of DeepSpeed, gloo and NCCL would end up in a command's results.
+    Its beginning is quiet on stdout, which DeepSpeed, gloo and NCCL write to; in the block stdout is the caller's.
 
     Raises:
         ComaError: out of GPU memory, another process was lost, or a disk is full.
     """
     place = place or Place(0, 0, 1, "127.0.0.1", free_port())
     verbose = logger.isEnabledFor(logging.DEBUG)
-    with _environment(place.environment()), _without_stdout(sys.stderr.fileno() if verbose else None):
+    with _environment(place.environment()):
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "INFO" if verbose else "ERROR")
-        import torch
-
-        cuda = torch.cuda.is_available()
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
-        if cuda:
-            torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
-            # DeepSpeed uses the device of this number; a launcher may let each process see its own only.
-            os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
-        device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
         with warnings.catch_warnings():
             if not verbose:
                 warnings.simplefilter("ignore")
-            _init_distributed(verbose)
+            with quiet_stdout():
+                device = _own_device(place)
+                _init_distributed(verbose)
+            import torch
+
             try:
                 yield World(place, device)
             except torch.OutOfMemoryError as error:
@@ -247,6 +243,20 @@ def joined(place: Place | None) -> Iterator[World]:
                 raise
 
 
+def _own_device(place: Place) -> torch.device:
+    """Choose this process's device, for torch and for DeepSpeed, and return it."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
+    if not cuda:
+        return torch.device("cpu")
+    torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+    # DeepSpeed uses the device of this number; a launcher may let each process see its own only.
+    os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def _init_distributed(verbose: bool) -> None:
     import deepspeed
     import torch.distributed as dist
@@ -254,6 +264,9 @@ def _init_distributed(verbose: bool) -> None:
 
     if not verbose:
         deepspeed_logger.setLevel(logging.ERROR)
+    for handler in deepspeed_logger.handlers:  # made for the stdout of its import
+        if type(handler) is logging.StreamHandler:
+            handler.stream = sys.stderr
     if dist.is_initialized():  # an earlier run in this process
         return
     # It would be compiled at the first start on a CPU: 20 s, and a hang on a stale lock. gloo works without it.
@@ -281,27 +294,3 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _without_stdout(instead: int | None) -> Iterator[None]:
-    """Send stdout of this process and its C++ libraries to another descriptor; None: to /dev/null."""
-    sys.stdout.flush()
-    stdout = os.dup(1)
-    sink = os.dup(instead) if instead is not None else os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, 1)
-    try:
-        with open(os.dup(sink), "w") as text, contextlib.redirect_stdout(text):  # noqa: PTH123, a descriptor
-            yield
-    finally:
-        _flush_c_streams()
-        os.dup2(stdout, 1)
-        os.close(stdout)
-        os.close(sink)
-
-
-def _flush_c_streams() -> None:
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).fflush(None)
