@@ -44,9 +44,9 @@ class Prepared:
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """Arguments of every stream of the run that say how images are decoded."""
-        workers = {} if self.config.workers is None else {"workers": self.config.workers}
-        return {"decode": self.config.decode, **workers}
+        """Arguments of every stream of the run that say how images are decoded, and how many may be damaged."""
+        given = {"workers": self.config.workers, "fault_budget": self.config.fault_budget}
+        return {"decode": self.config.decode, **{name: value for name, value in given.items() if value is not None}}
 
     def extended(self, segments: tuple[Segment, ...]) -> Prepared:
         """Return the run with these segments; crops grow as was planned when it began."""

@@ -54,6 +54,12 @@ class RunConfig(ABC):
     workers: int | None = data_option(
         None, help="Number of decoding threads per process.", least=1, shown_default="its share of the cores"
     )
+    fault_budget: int | None = data_option(
+        None,
+        help="Number of damaged samples that a process replaces by others before the run ends.",
+        least=0,
+        shown_default="a thousandth of the data, at least 10",
+    )
     epochs: float | None = optimisation_option(
         None, help="Number of passes over the data.", above=0, most=1e6, shown_default=f"{default_epochs:g}"
     )

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from coma.errors import ComaError, UsageError
+from coma.training.processes.child import exit_code
 from coma.training.processes.stdout import quiet_stdout
 
 if TYPE_CHECKING:
@@ -139,47 +140,48 @@ class World:
     def run_on_rank0(self, act: Callable[[], T]) -> T:
         """Call `act` on rank 0 and return its result on every rank; collective.
 
-        An error of rank 0 ends all ranks: rank 0 raises it, the others raise SystemExit with its exit code.
+        An error of rank 0, of whatever kind, ends all ranks: rank 0 raises it, the others raise SystemExit with its
+        exit code.
         """
         import torch.distributed as dist
 
         if self.size == 1:
             return act()
         outcome: list[tuple[T | None, int | None]] = [(None, 1)]
-        error: ComaError | None = None
+        error: BaseException | None = None
         if self.is_rank0:
             try:
                 outcome = [(act(), None)]
-            except ComaError as raised:
-                error, outcome = raised, [(None, raised.exit_code)]
+            except BaseException as raised:
+                error, outcome = raised, [(None, exit_code(raised))]
         dist.broadcast_object_list(outcome, src=0, device=self.device)
-        value, exit_code = outcome[0]
+        value, code = outcome[0]
         if error is not None:
             raise error
-        if exit_code is not None:
-            raise SystemExit(exit_code)
+        if code is not None:
+            raise SystemExit(code)
         return value  # type: ignore[return-value]
 
     def run_on_all(self, act: Callable[[], T]) -> T:
         """Call `act` on every rank and return its own result, or end all ranks if one fails; collective.
 
-        The first rank that failed raises its error, named if it is not rank 0; the others raise SystemExit with the
-        same exit code.
+        The first rank that failed raises its error, a ComaError named if it is not rank 0; the others raise SystemExit
+        with the same exit code.
         """
         value: T | None = None
-        error: ComaError | None = None
+        error: BaseException | None = None
         try:
             value = act()
-        except ComaError as raised:
+        except BaseException as raised:
             error = raised
-        codes = self.gather(None if error is None else error.exit_code)
+        codes = self.gather(None if error is None else exit_code(error))
         failed = [(rank, code) for rank, code in enumerate(codes) if code is not None]
         if not failed:
             return value  # type: ignore[return-value]
-        first, exit_code = failed[0]
+        first, first_code = failed[0]
         if error is None or self.rank != first:
-            raise SystemExit(exit_code)
-        if first > 0:
+            raise SystemExit(first_code)
+        if first > 0 and isinstance(error, ComaError):
             raise type(error)(f"rank {first} on {socket.gethostname()}: {error}") from error
         raise error
 
@@ -216,31 +218,42 @@ def joined(place: Place | None) -> Iterator[World]:
             with quiet_stdout():
                 device = _own_device(place)
                 _init_distributed(verbose)
-            import torch
-
             try:
                 yield World(place, device)
-            except torch.OutOfMemoryError as error:
-                raise ComaError(
-                    f"rank {place.rank} on {socket.gethostname()} ran out of its GPU's memory: give a smaller "
-                    "--batch-size, more devices, or 'train_micro_batch_size_per_gpu' in a --ds-config (coma plan "
-                    "says what fits)"
-                ) from error
-            except RuntimeError as error:
-                if place.world_size > 1 and _LOST_PEER.search(str(error)):
-                    raise ComaError(
-                        f"rank {place.rank} lost another process of the run, which reported why if it could; "
-                        "the same command resumes from the last checkpoint"
-                    ) from error
+            except ComaError:
                 raise
-            except OSError as error:
-                if error.errno in _FULL:
-                    raise ComaError(
-                        f"rank {place.rank} on {socket.gethostname()} could not write "
-                        f"{error.filename or 'to the run folder'}: {os.strerror(error.errno).lower()}; make room, "
-                        "and the same command resumes from the last checkpoint"
-                    ) from error
-                raise
+            except Exception as error:
+                known = _as_coma_error(error, place)
+                if known is None:
+                    raise
+                logger.debug("rank %d failed", place.rank, exc_info=error)
+                raise known from error
+
+
+def _as_coma_error(error: Exception, place: Place) -> ComaError | None:
+    """Return the line that a user should get for an error in a process group; None for a bug in a process alone."""
+    import torch
+
+    here = f"rank {place.rank} on {socket.gethostname()}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return ComaError(
+            f"{here} ran out of its GPU's memory: give a smaller --batch-size, more devices, or "
+            "'train_micro_batch_size_per_gpu' in a --ds-config (coma plan says what fits)"
+        )
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return ComaError(
+            f"{here} could not write {error.filename or 'to the run folder'}: {os.strerror(error.errno or 0).lower()}; "
+            "make room, and the same command resumes from the last checkpoint"
+        )
+    if place.world_size == 1:
+        return None
+    if isinstance(error, RuntimeError) and _LOST_PEER.search(str(error)):
+        return ComaError(
+            f"rank {place.rank} lost another process of the run, which reported why if it could; "
+            "the same command resumes from the last checkpoint"
+        )
+    reason = " ".join(str(error).split())[:300]
+    return ComaError(f"{here} failed: {type(error).__name__}{reason and f': {reason}'} (coma -v shows where)")
 
 
 def _own_device(place: Place) -> torch.device:

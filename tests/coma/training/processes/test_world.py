@@ -120,6 +120,38 @@ def test_all_leave_when_one_fails_and_it_alone_says_why(tmp_path: Path) -> None:
     assert said[1] == ["1", "SystemExit(3)", f"DataError('rank 1 on {host}: nothing here, says 1')"]
 
 
+APART = """
+import sys
+from coma.training.processes.world import Place, joined
+
+rank, port, failing, agreement = map(int, sys.argv[1:])
+
+def act():
+    if rank == failing:
+        raise LookupError("no such\\nthing")
+
+try:
+    with joined(Place(rank, rank, 2, "127.0.0.1", port)) as world:
+        (world.run_on_rank0 if agreement == 0 else world.run_on_all)(act)
+except BaseException as error:
+    print(repr(error))
+"""
+
+
+@pytest.mark.parametrize(("failing", "agreement"), [(0, 0), (0, 1), (1, 1)])
+def test_an_error_that_nobody_foresaw_ends_all_with_one_line(failing: int, agreement: int) -> None:
+    words = [str(free_port()), str(failing), str(agreement)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", APART, str(rank), *words], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=200)[0].strip() for process in both]
+    host = socket.gethostname()
+    line = f"ComaError('rank {failing} on {host} failed: LookupError: no such thing (coma -v shows where)')"
+    assert said[failing] == line
+    assert said[1 - failing] == "SystemExit(1)"
+
+
 def test_too_little_memory_on_a_gpu_is_one_line() -> None:
     with pytest.raises(ComaError, match=r"rank 0 on .* ran out of its GPU's memory.*coma plan"), joined(None):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
