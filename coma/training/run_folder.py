@@ -60,6 +60,7 @@ def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
     return {
         "format": FORMAT,
         **config.identity(),
+        "--schedule": config.schedule,
         "--init's weights": resolved.init_digest,
         "the data's fingerprint": resolved.fingerprint,
         "the number of steps": resolved.steps,

@@ -82,7 +82,7 @@ class RunConfig(ABC):
         None, help="Epochs of linear warm-up of the learning rate.", least=0, shown_default="a twentieth of the run"
     )
     schedule: Literal["cosine", "constant"] = optimisation_option(
-        "cosine", help="Learning rate after the warm-up: half a cosine, or constant with a cooldown.", identity=True
+        "cosine", help="Learning rate after the warm-up: half a cosine, or constant with a cooldown."
     )
     cooldown_epochs: float | None = optimisation_option(
         None,
