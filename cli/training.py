@@ -10,6 +10,7 @@ import typer
 from coma import training
 from coma.cli import console
 from coma.training import FinetuneConfig, PretrainConfig
+from coma.training.processes.stdout import quiet_stdout
 
 if TYPE_CHECKING:
     from coma.training.logs.metrics import Progress
@@ -19,7 +20,7 @@ _CONFIGS = {config.command: config for config in (PretrainConfig, FinetuneConfig
 
 def train(config: PretrainConfig | FinetuneConfig, *, json: bool = False, launched: Path | None = None) -> None:
     """Run a training with a progress line on a terminal, and print its result as JSON if that is asked for."""
-    with _progress_line() as watch:
+    with _progress_line() as watch, quiet_stdout():  # for the result
         if isinstance(config, PretrainConfig):
             result = training.pretrain(config, watch, launched)
         else:

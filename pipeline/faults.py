@@ -86,7 +86,8 @@ class Ledger:
             split = without_credentials(str(self.manifest.folder))
             raise DataError(
                 f"{len(self._bad)} different samples of {split} could not be read or "
-                f"decoded, more than fault_budget={self._budget}; "
+                f"decoded, more than allowed (--fault-budget in coma pretrain and finetune), "
+                f"fault_budget={self._budget}; "
                 f"find them with: {shell_command('coma', 'verify', split.rpartition('/')[0])}"
             )
 

@@ -174,6 +174,8 @@ def estimate(config: PretrainConfig, *, measure: bool = True) -> Forecast:
         measured = _measure(prepared, model, here) if measure else None
     resolved, parameters = prepared.resolved, prepared.facts["parameters"]
     folder = choose_run(config, resolved)
+    if folder.segments:
+        resolved = dataclasses.replace(resolved, segments=folder.segments)
     checkpoint = latest_checkpoint(folder.path) if folder.begun else None
     return Forecast(
         config=config,

@@ -27,7 +27,7 @@ from coma.shards.files import folder_at, is_remote, is_there, without_credential
 from coma.shards.images.options import MOST_PIXELS
 from coma.shards.images.prepare import BadImageError, PixelOptions, prepare_image
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME
-from coma.shards.sources.listing import is_image_name
+from coma.shards.sources.kinds import is_image_name
 
 if TYPE_CHECKING:
     from coma.model.autoencoder import MaskedAutoencoder

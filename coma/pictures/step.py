@@ -261,7 +261,8 @@ def _stream_and_views(
         return options, lambda units: [units]
     with torch.device("meta"):  # its sizes are wanted, not its weights
         model = build_model(config)
-    options = training_stream(model, config, resolved["steps"] * resolved["batch_size"])
+    steps = resolved["segments"][0]["end"] if "segments" in resolved else resolved["steps"]  # before it was extended
+    options = training_stream(model, config, steps * resolved["batch_size"])
     return options, lambda units: model.split_units(units)[0]
 
 

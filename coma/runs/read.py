@@ -149,7 +149,7 @@ def training_stream(model: MaskedAutoencoder, config: dict[str, Any], samples: i
 
     Args:
         model: what `build_model` made of `config`.
-        samples: number of samples in all steps of the run.
+        samples: number of samples in all steps that the run was to have when it began.
 
     Raises:
         UsageError: the first crops are not a multiple of the mask unit, or too small for the views.

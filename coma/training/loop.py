@@ -19,7 +19,7 @@ from coma.errors import Preempted
 from coma.pipeline import Batch
 from coma.pipeline.order import digest, digest_limbs
 from coma.runs.names import STOP_NAME
-from coma.training.config.schedule import learning_rate
+from coma.training.config.schedule import rate_at
 from coma.training.engine import checkpoint
 from coma.training.engine.checkpoint import TrainingState
 from coma.training.engine.ema import ExponentialMovingAverage
@@ -89,15 +89,15 @@ class Session:
         self.last_step = min(resolved.steps, state.step + (config.stop_after or resolved.steps))
         self.preview_steps = task.preview_steps(resolved.steps)
         self.pace = Pace(resolved.steps, resolved.batch_size)
-        trackers: list[Tracker] = []  # filled rather than returned, as results are sent to all ranks
-        world.run_on_rank0(lambda: trackers.extend(open_trackers(config, run)))
-        self.metrics = MetricsLog(run, state.step, trackers) if world.is_rank0 else None
         self.previewer = task.previewer(run, world.device, prepared.decoding) if world.is_rank0 else None
         self.usage = Usage(task.build, world.device, prepared.facts["device_name"], resolved.precision)
         with world.raise_on_rank0():
             self.scorer = task.scorer(world.device, prepared.decoding)
         self.average = ExponentialMovingAverage(engine, task.ema_decay) if task.ema_decay else None
         self.kept = checkpoint.Retention(config.keep_last, self._is_milestone)
+        trackers: list[Tracker] = []  # filled rather than returned, as results are sent to all ranks
+        world.run_on_rank0(lambda: trackers.extend(open_trackers(config, run)))
+        self.metrics = MetricsLog(run, state.step, trackers) if world.is_rank0 else None  # `run_steps` closes it
 
     def run_steps(self) -> None:
         """Take the steps that are left, or as many as --stop-after allows; collective.
@@ -105,12 +105,19 @@ class Session:
         Raises:
             DivergedError, Preempted, KeyboardInterrupt: see `coma.training.pretrain`.
         """
-        self._before_first_step()
-        with open_stream(self.prepared, self.world, self.run, self.state.samples) as stream:
-            while self.state.step < self.last_step:
-                self.after_step(self.step(stream))
-        if self.metrics:
-            self.metrics.close()
+        failed = True
+        try:
+            self._before_first_step()
+            with open_stream(self.prepared, self.world, self.run, self.state.samples) as stream:
+                while self.state.step < self.last_step:
+                    self.after_step(self.step(stream))
+            failed = False
+        except (Preempted, KeyboardInterrupt):
+            failed = False
+            raise
+        finally:
+            if self.metrics:
+                self.metrics.close(failed=failed)
 
     def _before_first_step(self) -> None:
         """Draw the initial network, and evaluate where a run that was asked to stop did not take the time."""
@@ -129,7 +136,7 @@ class Session:
         batch = next(stream)
         self.watchdog.enter("forward and backward", step)
         data_wait_s = time.perf_counter() - began_s
-        lr = learning_rate(step, peak=resolved.peak_lr, warmup_steps=resolved.warmup_steps, steps=resolved.steps)
+        lr = rate_at(step, resolved.peak_lr, resolved.segments)
         set_learning_rate(self.engine, lr)
         seed_step(self.config.seed, step, world.rank)
         inputs = self.task.inputs(batch)

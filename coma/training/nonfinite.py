@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from coma.errors import DivergedError
-from coma.runs.lines import append_line
+from coma.runs.lines import append_line, readable_lines
 from coma.runs.names import NONFINITE_NAME
 from coma.shards.manifest import Manifest
 from coma.training.engine.checkpoint import TrainingState
@@ -21,7 +21,8 @@ from coma.training.processes.world import World
 logger = logging.getLogger(__name__)
 
 NONFINITE_LIMIT = 10
-"""Number of such steps after which a run ends."""
+"""Number of such steps, among the last `NONFINITE_WINDOW`, that ends a run."""
+NONFINITE_WINDOW = 1000
 
 
 def suspect_samples(samples: Tensor, losses: Sequence[float], micro_batch_size: int) -> list[int]:
@@ -35,18 +36,25 @@ def note_nonfinite(state: TrainingState, world: World, run: Path, manifest: Mani
     """Append a step to RUN/nonfinite.jsonl, with the `suspects` of all ranks; collective.
 
     Raises:
-        DivergedError: the run has had `NONFINITE_LIMIT` such steps.
+        DivergedError: the last `NONFINITE_WINDOW` steps have `NONFINITE_LIMIT` such steps among them.
     """
     samples = sorted(chain.from_iterable(world.gather(list(suspects))))
     keys = manifest.keys(samples)
-    what, step, count = "the loss" if samples else "the gradient", state.step, state.nonfinite_steps
+    what, step, path = "the loss" if samples else "the gradient", state.step, run / NONFINITE_NAME
+
+    def record() -> int:
+        """Append the line, and count those of the window: the file is what a resumed run remembers."""
+        append_line(path, {"step": step, "what": what, "samples": samples, "keys": keys})
+        return len({line["step"] for line in readable_lines(path) if step - NONFINITE_WINDOW < line["step"] <= step})
+
+    count = world.run_on_rank0(record)
     if world.is_rank0:
-        append_line(run / NONFINITE_NAME, {"step": step, "what": what, "samples": samples, "keys": keys})
-        logger.warning("step %d skipped: %s is not finite (%d of %d)", step, what, count, NONFINITE_LIMIT)
+        allowed = f"{count} of the last {NONFINITE_WINDOW} steps, {NONFINITE_LIMIT} end the run"
+        logger.warning("step %d skipped: %s is not finite (%s)", step, what, allowed)
     if count >= NONFINITE_LIMIT:
         named = f", with the samples {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}" if keys else ""
         with world.raise_on_rank0():
             raise DivergedError(
-                f"{count} steps without a finite loss or gradient, the last at step {step}{named}: "
-                f"see {run / NONFINITE_NAME}; lower --base-lr, or set those samples aside"
+                f"{count} steps without a finite loss or gradient among the last {NONFINITE_WINDOW}, the last at step "
+                f"{step}{named}: see {path}; lower --base-lr, or set those samples aside"
             )

@@ -14,13 +14,26 @@ from typing import Any
 
 from coma.errors import DataError, UsageError, shell_command
 from coma.runs.lines import read_object
-from coma.runs.names import CHECKPOINTS_NAME, CONFIG_NAME, LOCK_NAME, MANIFEST_NAME, REPORT_NAME, checkpoint_step
+from coma.runs.names import (
+    CHECKPOINTS_NAME,
+    CONFIG_NAME,
+    LOCK_NAME,
+    MANIFEST_NAME,
+    REPORT_NAME,
+    checkpoint_step,
+    checkpoints,
+)
 from coma.runs.read import FORMAT, current_names, latest_checkpoint, other_format
 from coma.shards.files import remove_temporaries, without_credentials, write_atomically
 from coma.training.config.options import RunConfig
 from coma.training.config.resolve import ResolvedRun
+from coma.training.config.schedule import Segment, extend, plan_segment
 
 DEFAULT_RUNS = Path("runs")
+_LENGTH = ("the number of steps", "the number of warm-up steps", "the number of cooldown steps")
+"""What --extend may change of a run's identity."""
+_OLDER: dict[str, Any] = {"--schedule": "cosine"}
+"""What the identity of an older run lacks."""
 _LIBRARIES = ("coma", "torch", "deepspeed", "timm", "nvidia-dali-cuda120", "numpy")
 
 
@@ -32,6 +45,8 @@ class RunFolder:
     begun: bool = False
     """The same command has written to it: the run is resumed."""
     finished: bool = False
+    segments: tuple[Segment, ...] = ()
+    """Schedule of a run that was extended, or is now; empty: the resolved run's."""
     beside: str | None = field(default=None, compare=False)
     """For a new run, why the run in the folder of the name before is not resumed."""
 
@@ -39,15 +54,19 @@ class RunFolder:
 def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
     """Return what two commands must have in common to be the same run, so that one resumes the other's.
 
-    The number of machines, the ZeRO stage, logging and evaluation may differ.
+    The number of machines, the ZeRO stage, logging and evaluation may differ. An extended run has the identity of one
+    that was as long from its beginning.
     """
+    segment = plan_segment(config, resolved.samples_per_epoch / resolved.batch_size, end=resolved.steps)
     return {
         "format": FORMAT,
         **config.identity(),
+        "--schedule": config.schedule,
         "--init's weights": resolved.init_digest,
         "the data's fingerprint": resolved.fingerprint,
         "the number of steps": resolved.steps,
-        "the number of warm-up steps": resolved.warmup_steps,
+        "the number of warm-up steps": segment.warmup_steps,
+        "the number of cooldown steps": segment.cooldown_steps,
         "the global batch": resolved.batch_size,
         "the precision": resolved.precision,
         "--ds-config's content": resolved.deepspeed.identity(),
@@ -72,7 +91,8 @@ def choose_run(config: RunConfig, resolved: ResolvedRun) -> RunFolder:
         folder = _examine(path, config, resolved)
         if isinstance(folder, str):
             reason = re.split(": (?:give|begin anew) ", folder)[0]  # without the way out
-            beside = f"{reason}: this is a new one"
+            way = f", and --out {path} --extend trains that one for longer" if "--extend" in folder else ""
+            beside = f"{reason}: this is a new one{way}"
         elif not folder.begun:
             return replace(folder, beside=beside)
         elif config.resume == "auto" and (not folder.finished or report_is_due(path)):
@@ -86,25 +106,54 @@ def _examine(path: Path, config: RunConfig, resolved: ResolvedRun) -> RunFolder 
     if path.exists() and not path.is_dir():
         return f"{path} is a file: give another --out"
     if not path.exists() or all(child.name == LOCK_NAME for child in path.iterdir()):
-        return RunFolder(path)
+        return f"--extend: {path} holds no run yet: leave --extend out" if config.extend else RunFolder(path)
     try:
-        before = current_names(read_object(path / CONFIG_NAME)["identity"])
-    except (DataError, KeyError, AttributeError):
+        content = read_object(path / CONFIG_NAME)
+        before = _OLDER | current_names(content["identity"])
+        segments = _segments_of(content["resolved"])
+    except (DataError, ValueError, KeyError, TypeError, AttributeError):
         return f"{path} is not empty and holds no run to resume: give another --out"
     if (number := before.get("format", 1)) != FORMAT:
         return other_format(path, number)
     now = json.loads(json.dumps(identity(config, resolved)))
-    for name, value in now.items():
-        if before.get(name) != value:
-            return (
-                f"{path} holds another run: {_difference(name, before.get(name), value)}: "
-                + ("give --batch-size, or " if name == "the global batch" else "give ")
-                + "another --out"
-            )
+    differing = sorted((name for name in now if before.get(name) != now[name]), key=_LENGTH.__contains__)
+    if differing and not (config.extend and differing[0] in _LENGTH):
+        return _refusal(path, differing[0], before, now)
+    steps = before["the number of steps"]
+    if config.extend and resolved.steps > steps:
+        newest = next(map(checkpoint_step, checkpoints(path)), 0)
+        epoch_steps = resolved.samples_per_epoch / resolved.batch_size
+        extended = extend(segments, config, epoch_steps, after=newest, end=resolved.steps)
+        return RunFolder(path, begun=True, segments=extended)
+    if config.extend and (differing or len(segments) == 1):  # and not the command that extended it, once more
+        return (
+            f"--extend takes more steps than {path} has, which are {steps}, and these are {resolved.steps}: give more "
+            "--epochs or --steps, or leave --extend out"
+        )
     checkpoint = latest_checkpoint(path)
     return RunFolder(
-        path, begun=True, finished=checkpoint is not None and checkpoint_step(checkpoint) >= resolved.steps
+        path,
+        begun=True,
+        finished=checkpoint is not None and checkpoint_step(checkpoint) >= resolved.steps,
+        segments=segments if len(segments) > 1 else (),
     )
+
+
+def _segments_of(resolved: dict[str, Any]) -> tuple[Segment, ...]:
+    """Return the segments in a config.json; an older one has none."""
+    if "segments" not in resolved:
+        return (Segment(0, 0, resolved["steps"], resolved["warmup_steps"]),)
+    return tuple(Segment(**each) for each in resolved["segments"])
+
+
+def _refusal(path: Path, name: str, before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return why a run cannot be resumed that differs in one part of its identity, and the ways out."""
+    way = ""
+    if name == "the global batch":
+        way = "--batch-size, or "
+    elif name == _LENGTH[0] and now[name] > before[name]:
+        way = "--extend to train it for longer, or "
+    return f"{path} holds another run: {_difference(name, before.get(name), now[name])}: give {way}another --out"
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

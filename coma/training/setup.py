@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from coma.training.config.ds_config import read_ds_config
 from coma.training.config.finetune_options import FinetuneConfig
 from coma.training.config.options import PretrainConfig, RunConfig
 from coma.training.config.resolve import ResolvedRun, resolve
+from coma.training.config.schedule import Segment
 from coma.training.engine.engine import check_half_precision
 from coma.training.engine.nvme import check_nvme_folder
 from coma.training.processes.world import World
@@ -43,9 +44,15 @@ class Prepared:
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """Arguments of every stream of the run that say how images are decoded."""
-        workers = {} if self.config.workers is None else {"workers": self.config.workers}
-        return {"decode": self.config.decode, **workers}
+        """Arguments of every stream of the run that say how images are decoded, and how many may be damaged."""
+        given = {"workers": self.config.workers, "fault_budget": self.config.fault_budget}
+        return {"decode": self.config.decode, **{name: value for name, value in given.items() if value is not None}}
+
+    def extended(self, segments: tuple[Segment, ...]) -> Prepared:
+        """Return the run with these segments; crops grow as was planned when it began."""
+        resolved = replace(self.resolved, segments=segments)
+        samples = segments[0].end * resolved.batch_size
+        return replace(self, resolved=resolved, stream_options=self.task.stream_options(samples))
 
 
 def prepare(config: RunConfig, world: World) -> Prepared:

@@ -45,6 +45,9 @@ def train(
     folder = world.run_on_rank0(
         lambda: take_run(lambda: choose_run(config, resolved), lock, stop_asked=lambda: stop.preempted)
     )
+    if folder.segments:
+        prepared = prepared.extended(folder.segments)
+        resolved = prepared.resolved
     run = folder.path
     if folder.finished:
         if not world.is_rank0:

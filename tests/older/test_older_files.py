@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tarfile
 from pathlib import Path
@@ -16,6 +17,7 @@ import timm
 import torch
 from timm.models import generate_default_cfgs, register_model
 
+from coma.errors import UsageError
 from coma.evaluation.score_run import score_run
 from coma.model.dyvit import DyViT
 from coma.model.dyvit_variants import _cfg, _create
@@ -67,6 +69,18 @@ def test_a_pretraining_run_goes_on_as_it_would_have(older: Path) -> None:
     assert losses("pretrained") == pytest.approx(
         [1.3084995746612549, 1.282995581626892, 1.2893643379211426, 1.290908694267273], rel=1e-5
     )
+
+
+def test_a_pretraining_run_is_extended(older: Path) -> None:
+    config = PretrainConfig(
+        data="shards", out=Path("pretrained"), model="dyvit_pico", image_size=32, patch_size=2,
+        steps=3, batch_size=4, workers=1, save_every=2,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="more steps than pretrained has, which are 4, and these are 3"):
+        pretrain(dataclasses.replace(config, extend=True))
+    assert pretrain(dataclasses.replace(config, steps=6, extend=True))["steps"] == 6
+    assert losses("pretrained")[:2] == pytest.approx([1.3084995746612549, 1.282995581626892], rel=1e-5)
+    assert len(losses("pretrained")) == 6
 
 
 def test_a_finetuning_run_goes_on_as_it_would_have(older: Path) -> None:

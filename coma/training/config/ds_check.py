@@ -105,6 +105,11 @@ def _check_optimizer(optimizer: Any, source: str) -> None:
             f"{source}: 'optimizer.params.{kernels[0]}' goes with \"torch_adam\": true, and without the other of "
             "'foreach' and 'fused': delete it"
         )
+    for name in ("adam_w_mode", "bias_correction"):
+        if params.get(name, True) is not True:
+            raise must_be("true, as it is in AdamW: delete it", f"optimizer.params.{name}", params[name], source)
+    if params.get("amsgrad") and not params.get("torch_adam", True):
+        raise UsageError(f"{source}: 'optimizer.params.amsgrad' goes with \"torch_adam\": true: delete one of them")
     betas, eps = params.get("betas", [0.9, 0.95]), params.get("eps", 1e-8)
     if not isinstance(betas, list) or len(betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in betas):
         raise must_be("two numbers from 0 to below 1", "optimizer.params.betas", betas, source)

@@ -80,6 +80,8 @@ class DeepSpeedConfig:
         }
         if params["torch_adam"] and not params.get("foreach"):
             params.setdefault("fused", True)  # one pass over memory, on a CPU as well
+        if params["torch_adam"]:
+            params.pop("bias_correction", None)  # which torch's always has
         zero = self.content.get("zero_optimization", {"stage": 0})
         content = {
             "gradient_clipping": self.gradient_clipping,

@@ -54,6 +54,12 @@ class RunConfig(ABC):
     workers: int | None = data_option(
         None, help="Number of decoding threads per process.", least=1, shown_default="its share of the cores"
     )
+    fault_budget: int | None = data_option(
+        None,
+        help="Number of damaged samples that a process replaces by others before the run ends.",
+        least=0,
+        shown_default="a thousandth of the data, at least 10",
+    )
     epochs: float | None = optimisation_option(
         None, help="Number of passes over the data.", above=0, most=1e6, shown_default=f"{default_epochs:g}"
     )
@@ -75,6 +81,15 @@ class RunConfig(ABC):
     warmup_epochs: float | None = optimisation_option(
         None, help="Epochs of linear warm-up of the learning rate.", least=0, shown_default="a twentieth of the run"
     )
+    schedule: Literal["cosine", "constant"] = optimisation_option(
+        "cosine", help="Learning rate after the warm-up: half a cosine, or constant with a cooldown."
+    )
+    cooldown_epochs: float | None = optimisation_option(
+        None,
+        help="Last epochs, in which a constant learning rate falls.",
+        least=0,
+        shown_default="a fifth of the run",
+    )
     seed: int = optimisation_option(
         0, help="Random seed for weights, sample order, crops and views.", least=0, below=2**63, identity=True
     )
@@ -82,6 +97,7 @@ class RunConfig(ABC):
     resume: Literal["auto", "never"] = run_option(
         "auto", help="auto: resume the unfinished run of the same command; never: start a new one."
     )
+    extend: bool = run_option(False, help="Train the run in --out for longer: to more --epochs or --steps.")
     save_every: int | None = run_option(
         None, help="Steps between checkpoints.", least=1, shown_default="an epoch or a 50th of the run, at most 2000"
     )
@@ -125,6 +141,10 @@ class RunConfig(ABC):
         validate(self)
         if self.epochs is not None and self.steps is not None:
             raise UsageError("--epochs and --steps exclude each other: give one")
+        if self.cooldown_epochs is not None and self.schedule != "constant":
+            raise UsageError("--cooldown-epochs goes with --schedule constant: add that, or leave it out")
+        if self.extend and (self.out is None or (self.epochs is None and self.steps is None)):
+            raise UsageError("--extend needs --out RUN, the run to train for longer, and --epochs or --steps")
         for name in self.trackers:
             if name not in TRACKERS:
                 raise UsageError(f"--log-to {name}: it must be {' or '.join(TRACKERS)}, or both, with a comma")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from coma.errors import UsageError
 from coma.training.config.ds_check import ACCUMULATION_KEY, BATCH_KEY, MICRO_KEY
 from coma.training.config.ds_config import DeepSpeedConfig
 from coma.training.config.options import RunConfig
-from coma.training.config.schedule import peak_lr
+from coma.training.config.schedule import Segment, peak_lr, plan_segment
 
-WARMUP_SHARE = 0.05
-"""Share of the steps that are warm-up by default: MAE's 40 epochs of 800."""
 DEFAULT_BATCH_GPU = 256
 DEFAULT_BATCH_CPU = 32
 LEAST_STEPS_PER_EPOCH = 8
@@ -37,7 +35,8 @@ class ResolvedRun:
     micro_batch_size: int
     accumulation: int
     peak_lr: float
-    warmup_steps: int
+    segments: tuple[Segment, ...]
+    """Schedule of the learning rate: one segment, and one more each time that the run is extended."""
     save_every: int
     device: str
     """Type of device that every process trains on: "cpu" or "cuda"."""
@@ -48,6 +47,11 @@ class ResolvedRun:
     init_digest: str | None = None
     """Hash of the weights that the run starts from; None: random ones."""
 
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of warm-up of the newest segment."""
+        return self.segments[-1].warmup_steps
+
     def ends_epochs(self, step: int, every: int | None) -> bool:
         """Whether a multiple of `every` epochs ends in a step; never without `every`."""
         if every is None:
@@ -57,7 +61,12 @@ class ResolvedRun:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {**vars(self), "deepspeed": self.deepspeed.to_json()}
+        return {
+            **vars(self),
+            "warmup_steps": self.warmup_steps,
+            "segments": [asdict(each) for each in self.segments],
+            "deepspeed": self.deepspeed.to_json(),
+        }
 
 
 def resolve(
@@ -81,14 +90,7 @@ def resolve(
     epochs = config.epochs if config.epochs is not None else config.default_epochs
     steps = config.steps or max(1, round(epochs * samples_per_epoch / batch_size))
     steps_per_epoch = samples_per_epoch / batch_size
-    warmup_steps = (
-        round(WARMUP_SHARE * steps) if config.warmup_epochs is None else round(config.warmup_epochs * steps_per_epoch)
-    )
-    if warmup_steps >= steps and config.warmup_epochs:
-        raise UsageError(
-            f"--warmup-epochs {config.warmup_epochs:g} is {warmup_steps} steps, and the run has {steps}: "
-            "warm up for less"
-        )
+    segment = plan_segment(config, steps_per_epoch, end=steps)
     precision = deepspeed.precision or ("bf16" if has_bf16 else "fp32")
     if config.compile and deepspeed.stage == 3:
         raise UsageError(
@@ -108,7 +110,7 @@ def resolve(
         micro_batch_size=micro,
         accumulation=accumulation,
         peak_lr=peak_lr(config.base_lr, batch_size),
-        warmup_steps=warmup_steps,
+        segments=(segment,),
         save_every=config.save_every or min(MOST_STEPS_PER_CHECKPOINT, max(math.ceil(steps_per_epoch), steps // 50)),
         device=device,
         precision=precision,

@@ -15,6 +15,7 @@ from coma.errors import UsageError
 from coma.training.config.resolve import ResolvedRun
 from coma.training.engine.nvme import SwapFolder, gather_from_nvme, replaced_async_io
 from coma.training.engine.optimizer_state import partitions
+from coma.training.processes.stdout import quiet_stdout
 
 _LINEAR = torch.nn.functional.linear
 """torch's own function, which stage 3 replaces in the whole process and never restores."""
@@ -45,7 +46,7 @@ def make_engine(
     model.to(resolved.device)
     folder = SwapFolder(resolved.deepspeed)
     try:
-        with replaced_async_io():
+        with replaced_async_io(), quiet_stdout():
             engine, *_ = deepspeed.initialize(
                 model=model,
                 model_parameters=list(groups or parameter_groups(model, resolved.deepspeed.weight_decay)),
@@ -66,7 +67,8 @@ def make_engine(
 
 def dispose(engine: Any) -> None:
     """Free an engine's memory and files, so that another one can be made in this process."""
-    engine.destroy()
+    with quiet_stdout():
+        engine.destroy()
     engine.swap_folder.remove()
     torch.nn.functional.linear = _LINEAR
 

@@ -11,7 +11,7 @@ from coma.errors import shell_command
 from coma.evaluation.score import can_be_probed
 from coma.runs.names import METRICS_NAME, TENSORBOARD_NAME
 from coma.training.config.finetune_options import FinetuneConfig
-from coma.training.config.schedule import REFERENCE_BATCH
+from coma.training.config.schedule import REFERENCE_BATCH, Segment, rate_at
 from coma.training.run_folder import RunFolder
 from coma.training.setup import Prepared
 
@@ -38,8 +38,13 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
     _log(
         "learning",
         f"rate {resolved.peak_lr:.3g} = {config.base_lr:g} x {resolved.batch_size} / {REFERENCE_BATCH}, "
-        f"{resolved.warmup_steps} steps of warm-up, then cosine",
+        f"{_course(resolved.segments[0])}",
     )
+    for segment in resolved.segments[1:]:
+        rate = rate_at(segment.after, resolved.peak_lr, resolved.segments)
+        _log(
+            "", f"extended at step {segment.after} to {segment.end} steps: the rate, {rate:.3g}, {_extension(segment)}"
+        )
     _log(
         "",
         f"AdamW {resolved.deepspeed.betas}, weight decay {config.weight_decay:g}, gradients clipped at "
@@ -53,6 +58,21 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
     gpus = torch.cuda.device_count()
     if resolved.device == "cuda" and resolved.world_size == 1 < gpus:
         _log("", f"this machine has {gpus} GPUs: --devices {gpus} uses them all")
+
+
+def _course(segment: Segment) -> str:
+    """Return what the learning rate does in a segment."""
+    warmup = f"{segment.warmup_steps} steps of warm-up, then"
+    if segment.cooldown_steps is None:
+        return f"{warmup} cosine"
+    return f"{warmup} constant, {segment.cooldown_steps} steps of cooldown"
+
+
+def _extension(segment: Segment) -> str:
+    """Return what becomes of the learning rate of a run that is extended."""
+    if segment.seamless:
+        return f"goes on as it was, {segment.cooldown_steps} steps of cooldown"
+    return f"begins anew: {_course(segment)}"
 
 
 def log_end(result: dict[str, object], prepared: Prepared) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from coma.runs.lines import cut_lines
 from coma.runs.names import METRICS_NAME, TENSORBOARD_NAME
 from coma.runs.read import as_data_error
-from coma.training.logs.trackers import Tracker, write_all
+from coma.training.logs.trackers import Tracker, close_all, write_all
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +87,11 @@ class MetricsLog:
             self._board.add_scalar(name, value, line["step"])
         write_all(self._trackers, figures, line["step"])
 
-    def close(self) -> None:
-        """Flush and close the files."""
+    def close(self, *, failed: bool = False) -> None:
+        """Flush and close the files, and end the run in the trackers."""
         self._file.close()
         self._board.close()
-        for tracker in self._trackers:
-            tracker.close()
+        close_all(self._trackers, failed=failed)
 
 
 class Pace:

@@ -34,8 +34,8 @@ class Tracker(Protocol):
     def write(self, figures: Mapping[str, float], step: int) -> None:
         """Log the metrics of a step, without waiting for a network."""
 
-    def close(self) -> None:
-        """Send what is left, and end the run."""
+    def close(self, *, failed: bool) -> None:
+        """Send what is left, and end the run there, as one that failed or not."""
 
 
 class _Wandb:
@@ -49,8 +49,8 @@ class _Wandb:
     def write(self, figures: Mapping[str, float], step: int) -> None:
         self._run.log(dict(figures), step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 class _MLflow:
@@ -67,9 +67,9 @@ class _MLflow:
     def write(self, figures: Mapping[str, float], step: int) -> None:
         self._mlflow.log_metrics(dict(figures), step=step, synchronous=False)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         self._mlflow.flush_async_logging()
-        self._mlflow.end_run()
+        self._mlflow.end_run("FAILED" if failed else "FINISHED")
 
 
 _KINDS: dict[str, Callable[..., Tracker]] = {"wandb": _Wandb, "mlflow": _MLflow}
@@ -102,6 +102,7 @@ def open_trackers(config: RunConfig, run: Path) -> list[Tracker]:
             options = json.loads(without_credentials(json.dumps(config.to_json())))
             opened[name] = _KINDS[name](run, options, known.get(name))
         except Exception as error:  # whatever their libraries raise
+            close_all(list(opened.values()), failed=True)
             reason = " ".join(str(error).split())[:300]
             raise UsageError(f"--log-to {name}: {reason or type(error).__name__}") from error
     if opened:
@@ -118,3 +119,12 @@ def write_all(trackers: list[Tracker], figures: Mapping[str, float], step: int) 
         except Exception as error:
             logger.warning("%s fails, and gets no more metrics: %s", type(tracker).__name__.strip("_"), error)
             trackers.remove(tracker)
+
+
+def close_all(trackers: list[Tracker], *, failed: bool) -> None:
+    """End the run in all trackers; one that fails is named."""
+    for tracker in trackers:
+        try:
+            tracker.close(failed=failed)
+        except Exception as error:
+            logger.warning("%s could not be closed: %s", type(tracker).__name__.strip("_"), error)

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from coma.errors import ComaError, UsageError
+from coma.training.processes.child import exit_code
+from coma.training.processes.stdout import quiet_stdout
 
 if TYPE_CHECKING:
     import torch
@@ -138,47 +140,48 @@ class World:
     def run_on_rank0(self, act: Callable[[], T]) -> T:
         """Call `act` on rank 0 and return its result on every rank; collective.
 
-        An error of rank 0 ends all ranks: rank 0 raises it, the others raise SystemExit with its exit code.
+        An error of rank 0, of whatever kind, ends all ranks: rank 0 raises it, the others raise SystemExit with its
+        exit code.
         """
         import torch.distributed as dist
 
         if self.size == 1:
             return act()
         outcome: list[tuple[T | None, int | None]] = [(None, 1)]
-        error: ComaError | None = None
+        error: BaseException | None = None
         if self.is_rank0:
             try:
                 outcome = [(act(), None)]
-            except ComaError as raised:
-                error, outcome = raised, [(None, raised.exit_code)]
+            except BaseException as raised:
+                error, outcome = raised, [(None, exit_code(raised))]
         dist.broadcast_object_list(outcome, src=0, device=self.device)
-        value, exit_code = outcome[0]
+        value, code = outcome[0]
         if error is not None:
             raise error
-        if exit_code is not None:
-            raise SystemExit(exit_code)
+        if code is not None:
+            raise SystemExit(code)
         return value  # type: ignore[return-value]
 
     def run_on_all(self, act: Callable[[], T]) -> T:
         """Call `act` on every rank and return its own result, or end all ranks if one fails; collective.
 
-        The first rank that failed raises its error, named if it is not rank 0; the others raise SystemExit with the
-        same exit code.
+        The first rank that failed raises its error, a ComaError named if it is not rank 0; the others raise SystemExit
+        with the same exit code.
         """
         value: T | None = None
-        error: ComaError | None = None
+        error: BaseException | None = None
         try:
             value = act()
-        except ComaError as raised:
+        except BaseException as raised:
             error = raised
-        codes = self.gather(None if error is None else error.exit_code)
+        codes = self.gather(None if error is None else exit_code(error))
         failed = [(rank, code) for rank, code in enumerate(codes) if code is not None]
         if not failed:
             return value  # type: ignore[return-value]
-        first, exit_code = failed[0]
+        first, first_code = failed[0]
         if error is None or self.rank != first:
-            raise SystemExit(exit_code)
-        if first > 0:
+            raise SystemExit(first_code)
+        if first > 0 and isinstance(error, ComaError):
             raise type(error)(f"rank {first} on {socket.gethostname()}: {error}") from error
         raise error
 
@@ -200,51 +203,71 @@ class World:
 def joined(place: Place | None) -> Iterator[World]:
     """Join the group that `place` describes, or make one of this process alone, for the length of a block.
 
-    In it stdout is redirected, as messages of DeepSpeed, gloo and NCCL would end up in a command's results.
+    Its beginning is quiet on stdout, which DeepSpeed, gloo and NCCL write to; in the block stdout is the caller's.
 
     Raises:
         ComaError: out of GPU memory, another process was lost, or a disk is full.
     """
     place = place or Place(0, 0, 1, "127.0.0.1", free_port())
     verbose = logger.isEnabledFor(logging.DEBUG)
-    with _environment(place.environment()), _without_stdout(sys.stderr.fileno() if verbose else None):
+    with _environment(place.environment()):
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "INFO" if verbose else "ERROR")
-        import torch
-
-        cuda = torch.cuda.is_available()
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
-        if cuda:
-            torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
-            # DeepSpeed uses the device of this number; a launcher may let each process see its own only.
-            os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
-        device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
         with warnings.catch_warnings():
             if not verbose:
                 warnings.simplefilter("ignore")
-            _init_distributed(verbose)
+            with quiet_stdout():
+                device = _own_device(place)
+                _init_distributed(verbose)
             try:
                 yield World(place, device)
-            except torch.OutOfMemoryError as error:
-                raise ComaError(
-                    f"rank {place.rank} on {socket.gethostname()} ran out of its GPU's memory: give a smaller "
-                    "--batch-size, more devices, or 'train_micro_batch_size_per_gpu' in a --ds-config (coma plan "
-                    "says what fits)"
-                ) from error
-            except RuntimeError as error:
-                if place.world_size > 1 and _LOST_PEER.search(str(error)):
-                    raise ComaError(
-                        f"rank {place.rank} lost another process of the run, which reported why if it could; "
-                        "the same command resumes from the last checkpoint"
-                    ) from error
+            except ComaError:
                 raise
-            except OSError as error:
-                if error.errno in _FULL:
-                    raise ComaError(
-                        f"rank {place.rank} on {socket.gethostname()} could not write "
-                        f"{error.filename or 'to the run folder'}: {os.strerror(error.errno).lower()}; make room, "
-                        "and the same command resumes from the last checkpoint"
-                    ) from error
-                raise
+            except Exception as error:
+                known = _as_coma_error(error, place)
+                if known is None:
+                    raise
+                logger.debug("rank %d failed", place.rank, exc_info=error)
+                raise known from error
+
+
+def _as_coma_error(error: Exception, place: Place) -> ComaError | None:
+    """Return the line that a user should get for an error in a process group; None for a bug in a process alone."""
+    import torch
+
+    here = f"rank {place.rank} on {socket.gethostname()}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return ComaError(
+            f"{here} ran out of its GPU's memory: give a smaller --batch-size, more devices, or "
+            "'train_micro_batch_size_per_gpu' in a --ds-config (coma plan says what fits)"
+        )
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return ComaError(
+            f"{here} could not write {error.filename or 'to the run folder'}: {os.strerror(error.errno or 0).lower()}; "
+            "make room, and the same command resumes from the last checkpoint"
+        )
+    if place.world_size == 1:
+        return None
+    if isinstance(error, RuntimeError) and _LOST_PEER.search(str(error)):
+        return ComaError(
+            f"rank {place.rank} lost another process of the run, which reported why if it could; "
+            "the same command resumes from the last checkpoint"
+        )
+    reason = " ".join(str(error).split())[:300]
+    return ComaError(f"{here} failed: {type(error).__name__}{reason and f': {reason}'} (coma -v shows where)")
+
+
+def _own_device(place: Place) -> torch.device:
+    """Choose this process's device, for torch and for DeepSpeed, and return it."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
+    if not cuda:
+        return torch.device("cpu")
+    torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+    # DeepSpeed uses the device of this number; a launcher may let each process see its own only.
+    os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _init_distributed(verbose: bool) -> None:
@@ -254,6 +277,9 @@ def _init_distributed(verbose: bool) -> None:
 
     if not verbose:
         deepspeed_logger.setLevel(logging.ERROR)
+    for handler in deepspeed_logger.handlers:  # made for the stdout of its import
+        if type(handler) is logging.StreamHandler:
+            handler.stream = sys.stderr
     if dist.is_initialized():  # an earlier run in this process
         return
     # It would be compiled at the first start on a CPU: 20 s, and a hang on a stale lock. gloo works without it.
@@ -281,27 +307,3 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _without_stdout(instead: int | None) -> Iterator[None]:
-    """Send stdout of this process and its C++ libraries to another descriptor; None: to /dev/null."""
-    sys.stdout.flush()
-    stdout = os.dup(1)
-    sink = os.dup(instead) if instead is not None else os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, 1)
-    try:
-        with open(os.dup(sink), "w") as text, contextlib.redirect_stdout(text):  # noqa: PTH123, a descriptor
-            yield
-    finally:
-        _flush_c_streams()
-        os.dup2(stdout, 1)
-        os.close(stdout)
-        os.close(sink)
-
-
-def _flush_c_streams() -> None:
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).fflush(None)

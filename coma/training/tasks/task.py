@@ -47,7 +47,7 @@ class Task(ABC):
 
     @abstractmethod
     def stream_options(self, samples: int) -> dict[str, Any]:
-        """Return arguments for the `Stream` of a run that takes `samples` samples in all its steps."""
+        """Return arguments for the `Stream` of a run that was to take `samples` samples when it began."""
 
     @abstractmethod
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:

@@ -16,11 +16,12 @@ import torch
 from small_runs import course, lines, same_weights, small, weights_of
 from torch import Tensor
 
-from coma.errors import DivergedError, Preempted, UsageError
+from coma.errors import DataError, DivergedError, Preempted, UsageError
 from coma.runs import names
 from coma.runs.lines import read_lines
 from coma.runs.read import build_model, latest_checkpoint, load_autoencoder
-from coma.training import PretrainConfig, loop, pretrain
+from coma.shards.manifest import read_manifest
+from coma.training import PretrainConfig, loop, nonfinite, pretrain
 from coma.training.engine import checkpoint
 from coma.training.logs.metrics import MetricsLog, Progress
 from coma.training.tasks import pretraining
@@ -259,6 +260,37 @@ def test_too_many_of_them_end_the_run(data: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(DivergedError, match=r"10 steps without a finite loss.*step 11, .*nonfinite.jsonl"):
         pretrain(small(data, tmp_path / "run", steps=20))
     assert len(lines(tmp_path / "run")) == 11
+
+
+def test_as_many_far_apart_do_not(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(nonfinite, "NONFINITE_WINDOW", 3)
+    monkeypatch.setattr(nonfinite, "NONFINITE_LIMIT", 2)
+    spoil(monkeypatch, {1, 4, 7})
+    run = tmp_path / "run"
+    config = small(data, run, steps=9)
+    with caplog.at_level(logging.WARNING, "coma"):
+        pretrain(dataclasses.replace(config, steps=9, stop_after=7))
+    assert "step 7 skipped: the loss is not finite (1 of the last 3 steps, 2 end the run)" in caplog.text
+    spoil(monkeypatch, {2})  # step 9, which a resumed run adds to what was before
+    with pytest.raises(DivergedError, match=r"2 steps without a finite loss .* among the last 3, the last at step 9"):
+        pretrain(config)
+
+
+def test_damaged_samples_have_the_budget_of_the_option(data: Path, tmp_path: Path) -> None:
+    shards = Path(shutil.copytree(data, tmp_path / "shards"))
+    manifest = read_manifest(shards)
+    for sample in range(12):
+        path = manifest.folder / manifest.shards[int(manifest.shard_id[sample])]
+        content = bytearray(path.read_bytes())
+        middle = int(manifest.offset[sample] + manifest.size[sample] // 2)
+        content[middle : middle + 40] = bytes(40)
+        path.write_bytes(content)
+    config = small(shards, tmp_path / "run", steps=6, evaluate_every=1)
+    with pytest.raises(DataError, match=r"1[12] different .*--fault-budget.*fault_budget=10; "):
+        pretrain(config)
+    assert pretrain(dataclasses.replace(config, fault_budget=12))["finished"]  # it is the same run
 
 
 def test_nothing_is_written_before_all_is_known_to_be_right(data: Path, elsewhere: Path) -> None:

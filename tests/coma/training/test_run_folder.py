@@ -12,6 +12,7 @@ from coma.errors import UsageError
 from coma.training.config.ds_config import read_ds_config
 from coma.training.config.options import PretrainConfig
 from coma.training.config.resolve import ResolvedRun, resolve
+from coma.training.config.schedule import Segment
 from coma.training.run_folder import RunFolder, choose_run, write_config
 
 CONFIG = PretrainConfig(model="dyvit_tiny", steps=10, batch_size=8)
@@ -122,6 +123,69 @@ def test_a_run_of_an_older_version_is_refused_and_not_gone_on_with(elsewhere: Pa
     with pytest.raises(UsageError, match=r"of format 1, from an older version.*another --out"):
         choose(dataclasses.replace(CONFIG, out=Path("runs/dyvit_tiny")))
     assert choose() == RunFolder(Path("runs/dyvit_tiny-2"))
+
+
+def longer(steps: int, **options: Any) -> PretrainConfig:
+    return dataclasses.replace(CONFIG, steps=steps, out=Path("mine"), **options)
+
+
+@pytest.mark.parametrize("step", [4, 10])
+def test_more_steps_are_refused_with_the_option_that_takes_them(elsewhere: Path, step: int) -> None:
+    begin(Path("mine"), step=step)
+    with pytest.raises(
+        UsageError, match=r"the number of steps was 10 there and is 60 now: give --extend to train it for longer, or an"
+    ):
+        choose(longer(60))
+    with pytest.raises(UsageError, match=r"was 10 there and is 6 now: give another --out"):
+        choose(longer(6))
+    found = choose(longer(60, extend=True))
+    assert found == RunFolder(Path("mine"), begun=True, segments=(Segment(0, 0, 10, 0), found.segments[1]))
+    assert found.segments[1] == Segment(step, step, 60, round((60 - step) / 20))
+
+
+def test_without_a_folder_the_option_is_named_beside_the_new_run(elsewhere: Path) -> None:
+    begin(Path("runs/dyvit_tiny"), step=10)
+    beside = choose(dataclasses.replace(CONFIG, steps=60)).beside
+    assert beside is not None
+    assert beside.endswith("this is a new one, and --out runs/dyvit_tiny --extend trains that one for longer")
+
+
+def test_an_extended_run_is_resumed_with_its_numbers(elsewhere: Path) -> None:
+    begin(Path("mine"), step=10)
+    extended = choose(longer(60, extend=True))
+    resolved = dataclasses.replace(plan(longer(60)), segments=extended.segments)
+    write_config(Path("mine"), longer(60, extend=True), resolved)
+    for again in (longer(60), longer(60, extend=True)):
+        assert choose(again) == extended
+    begin(Path("mine"), CONFIG)  # as it was before
+    with pytest.raises(UsageError, match="was 10 there and is 60 now"):
+        choose(longer(60))
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+def test_an_extension_must_be_one(elsewhere: Path, steps: int) -> None:
+    begin(Path("mine"), step=4)
+    with pytest.raises(UsageError, match=f"mine has, which are 10, and these are {steps}: give more"):
+        choose(longer(steps, extend=True))
+
+
+def test_nothing_but_the_length_is_extended(elsewhere: Path) -> None:
+    begin(Path("mine"), step=4)
+    with pytest.raises(UsageError, match=r"--base-lr was 0.0006 there and is 0.5 now: give another --out"):
+        choose(longer(60, extend=True, base_lr=0.5))
+    with pytest.raises(UsageError, match="--extend: new holds no run yet: leave --extend out"):
+        choose(dataclasses.replace(longer(60, extend=True), out=Path("new")))
+
+
+def test_a_run_of_the_version_before_extensions_is_extended(elsewhere: Path) -> None:
+    begin(Path("mine"), step=4)
+    path = Path("mine/config.json")
+    content = json.loads(path.read_text())
+    del content["resolved"]["segments"], content["identity"]["--schedule"]
+    del content["identity"]["the number of cooldown steps"]
+    path.write_text(json.dumps(content))
+    assert choose(dataclasses.replace(CONFIG, out=Path("mine"))) == RunFolder(Path("mine"), begun=True)
+    assert choose(longer(60, extend=True)).segments == (Segment(0, 0, 10, 0), Segment(4, 4, 60, 3))
 
 
 def test_a_folder_that_is_no_run_is_left_alone(elsewhere: Path) -> None:

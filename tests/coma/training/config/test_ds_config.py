@@ -47,6 +47,13 @@ def test_a_file_goes_before_a_packaged_name(tmp_path: Path, monkeypatch: pytest.
         ("[" * 100_000, "not a JSON file"),
         ('{"gradient_clipping": 1, "gradient_clipping": 2}', "'gradient_clipping' stands twice"),
         ('{"optimizer": {"params": {"eps": 1e-8, "eps": 1e-6}}}', "'eps' stands twice"),
+        *(
+            ({"optimizer": {"type": kind, "params": {name: value}}}, f"optimizer.params.{name}' is .*AdamW: delete it")
+            for kind in ("Adam", "AdamW")
+            for name in ("adam_w_mode", "bias_correction")
+            for value in (False, None)
+        ),
+        ({"optimizer": {"params": {"amsgrad": True, "torch_adam": False}}}, 'amsgrad\' goes with "torch_adam": true'),
         ({"gradient_cliping": 1.0}, "'gradient_cliping'.*did you mean 'gradient_clipping'"),
         (
             {"zero_optimization": {"stage": 2, "ovrlap_comm": True}},

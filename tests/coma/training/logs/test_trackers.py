@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -13,10 +14,10 @@ from typing import Any
 import pytest
 from small_runs import lines, small
 
-from coma.errors import UsageError
+from coma.errors import Preempted, UsageError
 from coma.training import PretrainConfig, pretrain
 from coma.training.logs import trackers
-from coma.training.logs.metrics import MetricsLog
+from coma.training.logs.metrics import MetricsLog, Progress
 from coma.training.logs.trackers import open_trackers
 
 
@@ -27,15 +28,17 @@ class Flaky:
 
     def __init__(self) -> None:
         self.taken: list[tuple[int, set[str]]] = []
-        self.closed = False
+        self.closed = "no"
 
     def write(self, figures: Mapping[str, float], step: int) -> None:
         if len(self.taken) == 2:
             raise OSError("no route")
         self.taken.append((step, set(figures)))
 
-    def close(self) -> None:
-        self.closed = True
+    def close(self, *, failed: bool) -> None:
+        self.closed = "failed" if failed else "ended"
+        if len(self.taken) == 2:
+            raise OSError("no route")
 
 
 def test_figures_go_where_they_are_wanted_until_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -49,6 +52,7 @@ def test_figures_go_where_they_are_wanted_until_that_fails(tmp_path: Path, caplo
     log.close()
     assert flaky.taken == [(1, {"train/loss"}), (1, {"evaluation/knn"})]
     assert caplog.text.count("no route") == 1
+    assert flaky.closed == "no"  # it was dropped
     assert [line["step"] for line in lines(tmp_path)] == [1, 1, 2, 3]
 
 
@@ -64,6 +68,39 @@ def test_what_is_not_installed_is_refused_before_anything_is_written(
     with pytest.raises(UsageError, match="--log-to wandb: it is not installed here: pip install wandb"):
         pretrain(small(data, Path("run"), log_to="wandb"))
     assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("raised", "closed"),
+    [(None, "ended"), (Preempted("asked"), "ended"), (KeyboardInterrupt(), "ended"), (ZeroDivisionError(), "failed")],
+)
+def test_a_run_ends_there_however_it_ends_here(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: BaseException | None, closed: str
+) -> None:
+    flaky = Flaky()
+    monkeypatch.setitem(trackers._KINDS, "wandb", lambda *_: flaky)
+    monkeypatch.setattr("coma.training.train.check_installed", lambda names: None)
+
+    def watch(now: Progress) -> None:
+        if raised is not None:
+            raise raised
+
+    expected = contextlib.nullcontext() if raised is None else pytest.raises(type(raised))
+    with expected:
+        pretrain(small(data, tmp_path / "run", steps=1, log_to="wandb"), watch)
+    assert flaky.closed == closed
+
+
+def test_what_was_opened_is_closed_where_another_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Flaky:
+        raise OSError("no server")
+
+    flaky = Flaky()
+    monkeypatch.setitem(trackers._KINDS, "wandb", lambda *_: flaky)
+    monkeypatch.setitem(trackers._KINDS, "mlflow", fail)
+    with pytest.raises(UsageError, match="--log-to mlflow: no server"):
+        open_trackers(PretrainConfig(log_to="wandb,mlflow"), tmp_path)
+    assert flaky.closed == "failed"
 
 
 @pytest.mark.slow

@@ -64,18 +64,17 @@ def test_a_free_port_can_be_bound() -> None:
         probe.bind(("127.0.0.1", free_port()))
 
 
-def test_joining_alone_leaves_no_trace_and_lets_no_chatter_through(capfd: pytest.CaptureFixture[str]) -> None:
+def test_joining_alone_leaves_no_trace(capfd: pytest.CaptureFixture[str]) -> None:
     before = dict(os.environ)
     with joined(None) as world:
         assert (world.rank, world.size, world.is_rank0) == (0, 1, True)
         assert world.sum([1.5, -2.0]) == [1.5, -2.0]
         assert world.gather("mine") == ["mine"]
         assert world.run_on_rank0(lambda: 7) == 7
-        print("chatter of a library")
-        os.write(1, b"chatter of a C++ library\n")
+        print("a callback's")
     print("a result")
     sys.stdout.flush()
-    assert capfd.readouterr().out == "a result\n"
+    assert capfd.readouterr().out == "a callback's\na result\n"
     launcher = {key: os.environ.get(key) for key in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
     assert launcher == {key: before.get(key) for key in launcher}
 
@@ -119,6 +118,38 @@ def test_all_leave_when_one_fails_and_it_alone_says_why(tmp_path: Path) -> None:
     assert said[0] == ["0", "DataError('nothing here, says 0')", "SystemExit(3)"]
     host = socket.gethostname()
     assert said[1] == ["1", "SystemExit(3)", f"DataError('rank 1 on {host}: nothing here, says 1')"]
+
+
+APART = """
+import sys
+from coma.training.processes.world import Place, joined
+
+rank, port, failing, agreement = map(int, sys.argv[1:])
+
+def act():
+    if rank == failing:
+        raise LookupError("no such\\nthing")
+
+try:
+    with joined(Place(rank, rank, 2, "127.0.0.1", port)) as world:
+        (world.run_on_rank0 if agreement == 0 else world.run_on_all)(act)
+except BaseException as error:
+    print(repr(error))
+"""
+
+
+@pytest.mark.parametrize(("failing", "agreement"), [(0, 0), (0, 1), (1, 1)])
+def test_an_error_that_nobody_foresaw_ends_all_with_one_line(failing: int, agreement: int) -> None:
+    words = [str(free_port()), str(failing), str(agreement)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", APART, str(rank), *words], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=200)[0].strip() for process in both]
+    host = socket.gethostname()
+    line = f"ComaError('rank {failing} on {host} failed: LookupError: no such thing (coma -v shows where)')"
+    assert said[failing] == line
+    assert said[1 - failing] == "SystemExit(1)"
 
 
 def test_too_little_memory_on_a_gpu_is_one_line() -> None:

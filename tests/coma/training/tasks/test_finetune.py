@@ -109,6 +109,18 @@ def test_stopped_and_gone_on_is_to_the_bit_never_stopped(
     assert not torch.equal(weights_of(whole, "average")[head], weights_of(whole)[head])
 
 
+def test_a_constant_rate_is_extended_as_if_it_had_been_longer(labelled: Path, source: Path, tmp_path: Path) -> None:
+    constant = {"schedule": "constant", "warmup_epochs": 1 / 6, "cooldown_epochs": 1 / 6}  # a step each
+    finetune(tuning(labelled, source, tmp_path / "longer", steps=5, **constant))
+    config = tuning(labelled, source, tmp_path / "run", steps=3, **constant)
+    finetune(dataclasses.replace(config, stop_after=2))
+    result = finetune(dataclasses.replace(config, steps=5, extend=True))
+    assert (result["steps"], result["finished"]) == (5, True)
+    assert course(tmp_path / "run") == course(tmp_path / "longer")
+    for name in ("weights", "average"):
+        assert same_weights(tmp_path / "run", tmp_path / "longer", name)
+
+
 def test_a_run_its_checkpoint_and_its_export_begin_alike(labelled: Path, source: Path, tmp_path: Path) -> None:
     export_run(source, tmp_path / "export")
     forms = (source, source / "checkpoints/step-000001", tmp_path / "export")
