@@ -7,18 +7,48 @@ import json as _json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from coma.cli.faults import after_failed_stdout
 from coma.shards.files import without_credentials
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
+_LEAST_COLUMNS = 20
+
+if os.environ.get("COLUMNS", "").isdigit() and int(os.environ["COLUMNS"]) < _LEAST_COLUMNS:
+    del os.environ["COLUMNS"]  # some tools say 0 for "unknown", and rich would print nothing
+
+
+@contextmanager
+def _ended_by_failure() -> Iterator[None]:
+    """End the command if stdout does not take what the block writes."""
+    try:
+        yield
+    except OSError as error:
+        raise SystemExit(after_failed_stdout(error)) from None
+
+
+class _Stdout(Console):
+    """Results. Ends the command if nobody reads them any more, or if they cannot be written."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print as rich does, and write it at once."""
+        with _ended_by_failure():
+            super().print(*objects, **how)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `print`."""
+        raise BrokenPipeError
+
+
 stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False, soft_wrap=True)
+stdout = _Stdout(highlight=False, soft_wrap=True)
 
 
 def interactive() -> bool:
@@ -39,6 +69,7 @@ def set_up_logging(verbosity: int) -> None:
     else:
         handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(message)s"))
+    logging.raiseExceptions = False  # a stderr that takes no more lines ends no work
     logger = logging.getLogger("coma")
     logger.handlers[:] = [handler]
     logger.setLevel(level)
@@ -63,7 +94,9 @@ def progress(*columns: "ProgressColumn | str") -> "Progress":
 def print_result(result: Mapping[str, Any], *, json: bool) -> None:
     """Print a command's result on stdout: as one JSON object, or as aligned `name  value` lines."""
     if json:
-        sys.stdout.write(without_credentials(_json.dumps(result, default=str)) + "\n")
+        with _ended_by_failure():
+            sys.stdout.write(without_credentials(_json.dumps(result, default=str)) + "\n")
+            sys.stdout.flush()
         return
     width = max((len(name) for name in result), default=0)
     for name, value in result.items():

@@ -16,7 +16,7 @@ from typing import Any
 
 import xxhash
 
-from coma.errors import ComaError, DataError, UsageError
+from coma.errors import ComaError, DataError, UsageError, in_words
 from coma.shards.files import make_folder
 from coma.shards.index.one_tar import IndexJob, ListedTar, TarCounts, drop_labels, read_counts
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, read_info
@@ -88,7 +88,7 @@ def index(
         log.warning("stopped; the same command resumes from the tars that are done")
         raise
     except OSError as error:
-        raise ComaError(f"cannot write to {out}: {error.strerror or error}; what is done is kept") from error
+        raise ComaError(f"cannot write to {out}: {in_words(error)}; what is done is kept") from error
     return complete(out, kept_tars, begun_s)
 
 

@@ -212,7 +212,8 @@ class _DaliIndex:
 def read_counts(job: IndexJob) -> TarCounts | None:
     """Return the counts of an indexed tar; None if it is not indexed, or has changed since."""
     try:
-        fields = json.loads(pq.read_metadata(job.part).metadata[PART_KEY])
+        with job.part.open("rb") as file:
+            fields = json.loads(pq.read_metadata(file).metadata[PART_KEY])
         names = {int(label): name for label, name in fields["names"].items()}
         counts = TarCounts(**fields | {"names": names})
     except (OSError, ValueError, KeyError, TypeError):
@@ -224,7 +225,7 @@ def read_counts(job: IndexJob) -> TarCounts | None:
 
 def drop_labels(job: IndexJob) -> None:
     """Remove the labels from a part file, for a split that does not have one for every image."""
-    with pq.ParquetFile(job.part) as file:
+    with job.part.open("rb") as source, pq.ParquetFile(source) as file:
         table, metadata = file.read(), file.metadata.metadata
     column = table.schema.get_field_index("label")
     table = table.set_column(column, PART_SCHEMA.field("label"), pa.nulls(len(table), pa.int32()))

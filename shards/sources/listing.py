@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from coma.shards.text import printable as printable
+
 IMAGE_EXTENSIONS = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
@@ -195,11 +197,6 @@ def is_image_name(name: str) -> bool:
 def train_first(splits: Iterable[str]) -> list[str]:
     """Sort the names of splits, train first."""
     return sorted(splits, key=lambda name: (name != "train", name))
-
-
-def printable(path: str) -> str:
-    """Return the path as text that every file format takes: undecodable bytes become backslash escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def counted(counts: Counter[str]) -> str:
