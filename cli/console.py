@@ -7,14 +7,18 @@ import json as _json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from coma.cli.faults import after_failed_stdout
 from coma.shards.files import without_credentials
+from coma.shards.text import visible, visible_lines
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
@@ -34,21 +38,33 @@ def _ended_by_failure() -> Iterator[None]:
         raise SystemExit(after_failed_stdout(error)) from None
 
 
-class _Stdout(Console):
+class _Plain(Console):
+    """A console on which no name from the data commands the terminal, nor is taken for markup."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **how)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render as rich does; in all text, control characters are made visible."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible_lines(text), style, control)
+
+
+class _Stdout(_Plain):
     """Results. Ends the command if nobody reads them any more, or if they cannot be written."""
 
     def print(self, *objects: Any, **how: Any) -> None:
-        """Print as rich does, and write it at once."""
+        """Print as rich does, a string on one line, and write it at once."""
         with _ended_by_failure():
-            super().print(*objects, **how)
+            super().print(*(visible(each) if isinstance(each, str) else each for each in objects), **how)
 
     def on_broken_pipe(self) -> None:
         """Leave it to `print`."""
         raise BrokenPipeError
 
 
-stderr = Console(stderr=True, highlight=False)
-stdout = _Stdout(highlight=False, soft_wrap=True)
+stderr = _Plain(stderr=True)
+stdout = _Stdout(soft_wrap=True)
 
 
 def interactive() -> bool:
@@ -77,11 +93,19 @@ def set_up_logging(verbosity: int) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Formatter that removes credentials from URLs in messages."""
+    """Formatter that removes credentials from URLs, and makes control characters visible.
+
+    Line breaks of a message stay, but not those of its arguments, which are names and what other programs said.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record and remove credentials."""
-        return without_credentials(super().format(record))
+        """Format a record."""
+        if isinstance(record.args, tuple):
+            record = copy(record)
+            record.args = tuple(
+                visible(str(each)) if isinstance(each, str | PurePath) else each for each in record.args
+            )
+        return visible_lines(without_credentials(super().format(record)))
 
 
 def progress(*columns: "ProgressColumn | str") -> "Progress":
@@ -95,13 +119,14 @@ def print_result(result: Mapping[str, Any], *, json: bool) -> None:
     """Print a command's result on stdout: as one JSON object, or as aligned `name  value` lines."""
     if json:
         with _ended_by_failure():
-            sys.stdout.write(without_credentials(_json.dumps(result, default=str)) + "\n")
+            text = _json.dumps(result, default=str).replace("\x7f", "\\u007f")  # the one that json leaves
+            sys.stdout.write(without_credentials(text) + "\n")
             sys.stdout.flush()
         return
     width = max((len(name) for name in result), default=0)
     for name, value in result.items():
         shown = f"{value:.4g}" if isinstance(value, float) else without_credentials(str(value))
-        stdout.print(f"{name.replace('_', ' '):<{width}}  {shown}", markup=False)
+        stdout.print(f"{name.replace('_', ' '):<{width}}  {shown}")
 
 
 def counts_in_words(counts: Mapping[str, int]) -> str:

@@ -10,6 +10,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from coma.cli.faults import report
 from coma.shards.files import local_path
+from coma.shards.text import visible
 
 
 class Command(TyperCommand):
@@ -38,6 +39,15 @@ class Group(TyperGroup):
     def get_params(self, ctx: Any) -> Any:
         """Return the parameters, worded for help."""
         return [_worded(each) for each in super().get_params(ctx)]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; what a usage error quotes, such as a file's name, is made visible."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if hasattr(error, "format_message"):
+                error.message = visible(error.message)  # type: ignore[attr-defined]
+            raise
 
 
 def _worded(parameter: Any) -> Any:

@@ -32,9 +32,9 @@ def summary_as_json(summary: "ShardSummary") -> dict[str, Any]:
 
 def summary_as_lines(summary: "ShardSummary", set_aside_note: str = "") -> dict[str, str]:
     """Return the summary of a run as lines to print; the note is added to the line on images set aside."""
-    from shlex import quote
-
     from rich.filesize import decimal
+
+    from coma.shards.text import quoted
 
     kept = ", ".join(f"{split.name} {split.images:,}" for split in summary.splits)
     converted = f"; {sum(summary.converted.values()):,} converted ({counts_in_words(summary.converted)})"
@@ -49,7 +49,7 @@ def summary_as_lines(summary: "ShardSummary", set_aside_note: str = "") -> dict[
         "where": str(summary.out),
     }
     if summary.part is None:
-        lines["next"] = f"coma pretrain {quote(str(summary.out))}"
+        lines["next"] = f"coma pretrain {quoted(str(summary.out))}"
     else:
         lines["next"] = "the other parts; then, if none of them said it was the last, this without --part"
     return lines

@@ -1,6 +1,7 @@
 """Names as text: for file formats, for people to read, and for a shell."""
 
 import os
+import re
 import shlex
 import unicodedata
 
@@ -25,11 +26,16 @@ def visible_lines(text: str) -> str:
     return "\n".join(map(visible, text.split("\n")))
 
 
+def as_markdown(text: str) -> str:
+    """Return Markdown that shows this very text, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", visible(text))
+
+
 def quoted(text: str) -> str:
     """Return the text as one word for a shell, on one line."""
     if visible(text) == text:
         return shlex.quote(text)
-    return f"$'{visible(text.replace(chr(92), chr(92) * 2).replace(chr(39), chr(92) + chr(39)))}'"
+    return "$'" + visible(re.sub(r"(['\\])", r"\\\1", text)) + "'"
 
 
 def _escape(letter: str) -> str:

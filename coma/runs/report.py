@@ -1,7 +1,7 @@
 """Report of a run as one HTML file that needs neither network nor server: RUN/report.html.
 
 It shows loss, speed and learning rate from metrics.jsonl, reconstructions during training, scores, damaged samples
-and the configuration. Everything is embedded; every text is escaped.
+and the configuration. Everything is embedded; every text is escaped, its control characters visibly.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from coma.runs.names import LEDGER_NAME, METRICS_NAME, PREVIEWS_NAME, REPORT_NAM
 from coma.runs.read import is_finetuned, read_config
 from coma.runs.report_style import STYLE
 from coma.shards.files import write_atomically
+from coma.shards.text import visible_lines
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -77,7 +78,7 @@ def write_report(run: Path) -> Path:
         f"<body>{''.join(body)}</body></html>\n"
     )
     path = run / REPORT_NAME
-    write_atomically(path, page)
+    write_atomically(path, visible_lines(page))
     return path
 
 

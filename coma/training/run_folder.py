@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -151,12 +152,9 @@ def versions() -> dict[str, str]:
     """Return `library_versions`, the command line, and in a checkout the git revision."""
     result = library_versions()
     result["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    revision = subprocess.run(
-        ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if revision.returncode == 0:
-        result["revision"] = revision.stdout.strip()
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    with suppress(OSError):  # no git here
+        revision = subprocess.run(command, capture_output=True, text=True, check=False)
+        if revision.returncode == 0:
+            result["revision"] = revision.stdout.strip()
     return result
