@@ -100,11 +100,10 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
+        record = copy(record)
         if isinstance(record.args, tuple):
-            record = copy(record)
-            record.args = tuple(
-                visible(str(each)) if isinstance(each, str | PurePath) else each for each in record.args
-            )
+            args = record.args
+            record.args = tuple(visible(str(each)) if isinstance(each, str | PurePath) else each for each in args)
         return visible_lines(without_credentials(super().format(record)))
 
 

@@ -17,6 +17,7 @@ from coma.errors import UsageError
 from coma.runs.names import CHECKPOINTS_NAME, CONFIG_NAME, LOCK_NAME, MANIFEST_NAME, REPORT_NAME, checkpoint_step
 from coma.runs.read import FORMAT, current_names, latest_checkpoint, other_format
 from coma.shards.files import remove_temporaries, without_credentials, write_atomically
+from coma.shards.text import printable
 from coma.training.config.options import RunConfig
 from coma.training.config.resolve import ResolvedRun
 
@@ -61,6 +62,8 @@ def choose_run(config: RunConfig, resolved: ResolvedRun) -> RunFolder:
         UsageError: --out holds something else, or a run although --resume is never.
     """
     if config.out is not None:
+        if printable(str(config.out)) != str(config.out):
+            raise UsageError(f"--out {config.out} is not UTF-8, as TensorBoard and safetensors need it: give another")
         folder = _examine(config.out, config, resolved)
         if isinstance(folder, str):
             raise UsageError(folder)
