@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from coma.cli.faults import after_failed_stdout
 from coma.shards.files import without_credentials
@@ -44,8 +45,12 @@ class _Plain(Console):
     def __init__(self, **how: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **how)
 
+    def render_str(self, text: str, **how: Any) -> Text:
+        """Lay out a string as rich does, on one line."""
+        return super().render_str(visible(text), **how)
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render as rich does; in all text, control characters are made visible."""
+        """Render as rich does; control characters in a `Text` or whatever else are made visible at the last moment."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else visible_lines(text), style, control)
 
@@ -54,9 +59,9 @@ class _Stdout(_Plain):
     """Results. Ends the command if nobody reads them any more, or if they cannot be written."""
 
     def print(self, *objects: Any, **how: Any) -> None:
-        """Print as rich does, a string on one line, and write it at once."""
+        """Print as rich does, and write it at once."""
         with _ended_by_failure():
-            super().print(*(visible(each) if isinstance(each, str) else each for each in objects), **how)
+            super().print(*objects, **how)
 
     def on_broken_pipe(self) -> None:
         """Leave it to `print`."""
