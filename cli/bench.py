@@ -104,4 +104,4 @@ def _show(result: "LoaderResult | StepResult | EpochResult", plot: Path | None, 
         console.print_result(result.to_json(), json=True)
         return
     for line in [*result.to_lines(), *([] if plot is None else [f"plot  {plot}"])]:
-        console.stdout.print(line, markup=False)
+        console.stdout.print(line)

@@ -7,18 +7,69 @@ import json as _json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
+from coma.cli.faults import after_failed_stdout
 from coma.shards.files import without_credentials
+from coma.shards.text import visible, visible_lines
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
-stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False, soft_wrap=True)
+_LEAST_COLUMNS = 20
+
+if os.environ.get("COLUMNS", "").isdigit() and int(os.environ["COLUMNS"]) < _LEAST_COLUMNS:
+    del os.environ["COLUMNS"]  # some tools say 0 for "unknown", and rich would print nothing
+
+
+@contextmanager
+def _ended_by_failure() -> Iterator[None]:
+    """End the command if stdout does not take what the block writes."""
+    try:
+        yield
+    except OSError as error:
+        raise SystemExit(after_failed_stdout(error)) from None
+
+
+class _Plain(Console):
+    """A console on which no name from the data commands the terminal, nor is taken for markup."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **how)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """Lay out a string as rich does, on one line."""
+        return super().render_str(visible(text), **how)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render as rich does; control characters in a `Text` or whatever else are made visible at the last moment."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible_lines(text), style, control)
+
+
+class _Stdout(_Plain):
+    """Results. Ends the command if nobody reads them any more, or if they cannot be written."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print as rich does, and write it at once."""
+        with _ended_by_failure():
+            super().print(*objects, **how)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `print`."""
+        raise BrokenPipeError
+
+
+stderr = _Plain(stderr=True)
+stdout = _Stdout(soft_wrap=True)
 
 
 def interactive() -> bool:
@@ -39,6 +90,7 @@ def set_up_logging(verbosity: int) -> None:
     else:
         handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(message)s"))
+    logging.raiseExceptions = False  # a stderr that takes no more lines ends no work
     logger = logging.getLogger("coma")
     logger.handlers[:] = [handler]
     logger.setLevel(level)
@@ -46,11 +98,18 @@ def set_up_logging(verbosity: int) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Formatter that removes credentials from URLs in messages."""
+    """Formatter that removes credentials from URLs, and makes control characters visible.
+
+    Line breaks of a message stay, but not those of its arguments, which are names and what other programs said.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record and remove credentials."""
-        return without_credentials(super().format(record))
+        """Format a record."""
+        record = copy(record)
+        if isinstance(record.args, tuple):
+            args = record.args
+            record.args = tuple(visible(str(each)) if isinstance(each, str | PurePath) else each for each in args)
+        return visible_lines(without_credentials(super().format(record)))
 
 
 def progress(*columns: "ProgressColumn | str") -> "Progress":
@@ -63,12 +122,15 @@ def progress(*columns: "ProgressColumn | str") -> "Progress":
 def print_result(result: Mapping[str, Any], *, json: bool) -> None:
     """Print a command's result on stdout: as one JSON object, or as aligned `name  value` lines."""
     if json:
-        sys.stdout.write(without_credentials(_json.dumps(result, default=str)) + "\n")
+        with _ended_by_failure():
+            text = _json.dumps(result, default=str).replace("\x7f", "\\u007f")  # the one that json leaves
+            sys.stdout.write(without_credentials(text) + "\n")
+            sys.stdout.flush()
         return
     width = max((len(name) for name in result), default=0)
     for name, value in result.items():
         shown = f"{value:.4g}" if isinstance(value, float) else without_credentials(str(value))
-        stdout.print(f"{name.replace('_', ' '):<{width}}  {shown}", markup=False)
+        stdout.print(f"{name.replace('_', ' '):<{width}}  {shown}")
 
 
 def counts_in_words(counts: Mapping[str, int]) -> str:

@@ -52,4 +52,4 @@ def _print(name: str, finding: "Finding") -> None:
     console.stdout.print(line)
     advice = wrap(f"→ {finding.advice}", _WIDTH - _INDENT) if finding.advice else []
     for text in [*rest, *advice]:
-        console.stdout.print(" " * _INDENT + text, markup=False)
+        console.stdout.print(" " * _INDENT + text)

@@ -1,8 +1,16 @@
-"""Help pages: placeholders in capitals, no type beside a flag, every default at the end of its sentence."""
+"""Commands as Typer runs them, with our help pages and our errors.
 
+In help, placeholders stand in capitals, no type beside a flag, and every default at the end of its sentence.
+"""
+
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup
+
+from coma.cli.faults import report
+from coma.shards.files import local_path
+from coma.shards.text import visible
 
 
 class Command(TyperCommand):
@@ -16,6 +24,14 @@ class Command(TyperCommand):
         """Return the placeholders of the usage line, required ones without brackets."""
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, with file:// URLs as the paths that they stand for; other URLs are refused as paths."""
+        ctx.params |= {name: _as_local(value) for name, value in ctx.params.items()}
+        try:
+            return super().invoke(ctx)
+        except (EOFError, OSError) as error:  # Typer would take the one for Ctrl-D, the other for `| head`
+            raise SystemExit(report(error)) from None
+
 
 class Group(TyperGroup):
     """A group of commands with such a help page."""
@@ -23,6 +39,15 @@ class Group(TyperGroup):
     def get_params(self, ctx: Any) -> Any:
         """Return the parameters, worded for help."""
         return [_worded(each) for each in super().get_params(ctx)]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; what a usage error quotes, such as a file's name, is made visible."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if hasattr(error, "format_message"):
+                error.message = visible(error.message)  # type: ignore[attr-defined]
+            raise
 
 
 def _worded(parameter: Any) -> Any:
@@ -38,3 +63,10 @@ def _worded(parameter: Any) -> Any:
         parameter.help += rf" [dim]\[default: {shown}][/dim]"
         parameter.show_default = False
     return parameter
+
+
+def _as_local(value: Any) -> Any:
+    """Return the value of a parameter with its paths, if it is any, as `local_path` has them."""
+    if isinstance(value, list):
+        return [_as_local(each) for each in value]
+    return local_path(value) if isinstance(value, Path) else value

@@ -109,8 +109,8 @@ def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool)
             console.stdout.print(f"{len(contents.rows) - _ROWS:,} more: --json has them all")
         for row in [row for row in contents.rows if row.substitute][:_ROWS]:
             line = f"{row.shown.key} stands in for {row.asked.key}: {row.reason}"
-            console.stdout.print(_short(line, 80), markup=False)
-        console.stdout.print(f"sheet of {on_sheet:,} of {len(contents.rows):,} images: {sheet}", markup=False)
+            console.stdout.print(_short(line, 80))
+        console.stdout.print(f"sheet of {on_sheet:,} of {len(contents.rows):,} images: {sheet}")
     contents.check()
 
 
@@ -154,6 +154,8 @@ def _table(contents: "StepContents") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
+    from coma.shards.text import visible
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("sample", justify="right", no_wrap=True)
     table.add_column("key", max_width=12, no_wrap=True)
@@ -171,7 +173,7 @@ def _table(contents: "StepContents") -> "Table":
             "yes" if row.flipped else "-",
             PurePosixPath(shown.source).name,
         )
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(Text, map(visible, cells)))
     return table
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from coma.cli import bench
+from coma.cli import bench, faults
 from coma.cli.demo import demo
 from coma.cli.doctor import doctor
 from coma.cli.export import export
@@ -25,8 +25,6 @@ from coma.cli.reconstruct import reconstruct
 from coma.cli.report import report
 from coma.cli.shard import shard
 from coma.cli.verify import verify
-from coma.errors import ComaError
-from coma.shards.files import without_credentials
 
 app = typer.Typer(
     name="coma",
@@ -81,21 +79,16 @@ app.add_typer(bench.app, rich_help_panel="This machine")
 
 
 def main() -> None:
-    """Run the command line; a `ComaError` becomes one line and its exit code, and Ctrl-C exit code 130 (by Typer)."""
+    """Run the command line; every exception becomes one line and an exit code (`coma.cli.faults`)."""
+    faults.prepare_streams()
     with suppress(OSError):  # of a current folder that is gone
         if Path.cwd().resolve() != Path(__file__).resolve().parents[1]:  # where coma itself may be imported from
             os.environ.setdefault("PYTHONSAFEPATH", "1")  # no process that is started imports from the current folder
     try:
         app()
-    except ComaError as error:
-        typer.echo(f"{typer.style('error:', fg='red', bold=True)} {without_credentials(str(error))}", err=True)
-        sys.exit(error.exit_code)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported for its sake
-            raise
-        typer.echo(
-            f"{typer.style('error:', fg='red', bold=True)} the GPU's memory does not hold it: give a smaller "
-            "--batch-size, or --device cpu where the command has it",
-            err=True,
-        )
-        sys.exit(1)
+    except SystemExit as left:
+        exit_code = left.code
+    except (Exception, KeyboardInterrupt) as error:
+        exit_code = faults.report(error)
+    unwritten = faults.flush_streams()
+    sys.exit(exit_code or unwritten)

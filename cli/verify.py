@@ -48,7 +48,7 @@ def verify(
         for problem in report.problems[:_SHOWN]:
             place = "/".join(filter(None, (problem.split, problem.shard)))
             name = f"{place} {problem.key}" if problem.key else place
-            console.stdout.print(f"{name}: {problem.reason}", markup=False)
+            console.stdout.print(f"{name}: {problem.reason}")
         if bad > _SHOWN:
             console.stdout.print(f"... and {bad - _SHOWN:,} more (--json lists them all)")
         result |= {

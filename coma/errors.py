@@ -1,9 +1,12 @@
 """What can go wrong that is not a bug: each error carries its exit code.
 
 The one module that every layer may import; it imports none of them. A message is one line that names the value, the
-limit it breaks, and the way out. The command prints it after ``error:`` and no traceback.
+limit it breaks, and the way out. The command prints it after ``error:`` and no traceback. What the system, a store or
+a damaged file does is raised by other libraries; `fault_of` words it in the same way.
 """
 
+import errno
+import os
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,10 +46,120 @@ class Preempted(ComaError):
 def shell_command(*words: object) -> str:
     """Return a command that can be pasted into a shell, every word quoted where it must be.
 
-    A path that begins with a dash is written as ./-path, so that it is not taken for an option.
+    A path that begins with a dash is written as ./-path, so that it is not taken for an option. Control characters are
+    written as escapes.
     """
     dashed = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words)
-    return shlex.join(dashed)
+    return " ".join(map(_quoted, dashed))
+
+
+def _quoted(word: str) -> str:
+    """Return a word for a shell, on one line: $'a\\x1bb' if it has characters that cannot be seen."""
+    if word.isprintable():
+        return shlex.quote(word)
+    letters = (letter if letter.isprintable() and letter not in "'\\" else _escape(letter) for letter in word)
+    return f"$'{''.join(letters)}'"
+
+
+def _escape(letter: str) -> str:
+    code = ord(letter)
+    if letter in "'\\":
+        return f"\\{letter}"
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as `os` has it
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x80 else f"\\U{code:08x}"
+
+
+BUG_EXIT_CODE = 70
+"""Exit code after an exception that nothing accounts for, which is a bug of coma (EX_SOFTWARE of sysexits.h)."""
+
+_WAYS_OUT = {
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+    errno.ENOENT: "check the name",
+    errno.ENOSPC: "free some space, or name another place",
+    errno.EDQUOT: "free some space, or name another place",
+    errno.EROFS: "name a place that can be written to",
+    errno.EMFILE: "raise the limit (ulimit -n 65536), or use fewer --workers",
+    errno.ENFILE: "close other programs, or use fewer --workers",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOTDIR: "a part of this path is a file",
+    errno.EISDIR: "name a file",
+    errno.EEXIST: "name another place",
+    errno.ELOOP: "remove the links that lead to each other",
+    errno.ESTALE: "its file server has replaced it: mount it again, then repeat the command",
+    errno.EIO: "the disk or its file server fails (dmesg says more): copy the data elsewhere",
+    errno.ENOMEM: "free some memory, or use fewer --workers",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or use fewer --workers",
+    errno.ETXTBSY: "let the program that uses it end",
+    errno.ECONNREFUSED: "check the address and the network",
+    errno.ETIMEDOUT: "check the address and the network",
+    errno.ENETUNREACH: "check the address and the network",
+    errno.EHOSTUNREACH: "check the address and the network",
+    errno.ECONNRESET: "repeat the command",
+    errno.EPIPE: "repeat the command",
+}
+CHECK_STORE = "check the address, the network, and the credentials and what they allow"
+"""The way out of an error of a store."""
+_STORES = frozenset(
+    (
+        *("adlfs", "aiobotocore", "aiohttp", "azure", "boto3", "botocore", "fsspec", "gcsfs", "google"),
+        *("httpcore", "httpx", "huggingface_hub", "requests", "s3fs", "urllib3"),
+    )
+)
+"""Packages whose errors are those of a store or of the way to it."""
+_DAMAGED = frozenset(
+    ("PIL", "binascii", "json", "lzma", "pyarrow", "safetensors", "safetensors_rust", "tarfile", "zipfile", "zlib")
+)
+"""Packages whose errors are those of a damaged file."""
+_BUGS = (AssertionError, AttributeError, NameError, TypeError)
+"""Errors that are bugs whatever package raises them."""
+
+
+def fault_of(error: BaseException) -> ComaError | None:
+    """Return what the system, a store, a library's installation or a damaged file did, as an error of one line.
+
+    A ComaError is returned as it is; None means a bug of coma.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    packages = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
+    if isinstance(error, ComaError):
+        return error
+    if isinstance(error, _BUGS):
+        return None
+    if isinstance(error, OSError) and packages.isdisjoint(_STORES):
+        return ComaError(in_words(error))
+    if not packages.isdisjoint(_STORES):
+        return ComaError(f"a store does not answer as it should: {text} ({type(error).__name__}); {CHECK_STORE}")
+    if not packages.isdisjoint(_DAMAGED) or type(error).__name__ == "UnpicklingError":
+        return DataError(f"a file is damaged: {text} ({type(error).__name__}); copy it again")
+    if isinstance(error, EOFError):
+        return DataError(f"a file ends too early: {text}; copy it again")
+    if isinstance(error, UnicodeError):
+        return ComaError(f"a name or a text is not UTF-8: {text}; rename or convert it")
+    if isinstance(error, MemoryError):
+        return ComaError(f"there is not enough memory ({text}): give a smaller --batch-size or fewer --workers")
+    if isinstance(error, RecursionError):
+        return ComaError(f"folders, links or a file are nested too deeply ({text}): make them flatter")
+    if isinstance(error, ImportError) and not (error.name or "").startswith("coma"):
+        return ComaError(f"a package is missing or damaged: {text}; install coma again (`coma doctor` says more)")
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; torch is not imported for its sake
+        return ComaError(
+            "the GPU's memory does not hold it: give a smaller --batch-size, or --device cpu where the command has it"
+        )
+    if type(error).__name__ == "AcceleratorError":  # torch's
+        return ComaError(f"the GPU or its driver failed: {text.split(' CUDA kernel')[0]}; see `coma doctor`")
+    return None
+
+
+def in_words(error: OSError) -> str:
+    """Return the name, the cause and the way out of a system's error as text."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    cause = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    way_out = _WAYS_OUT.get(error.errno or 0)
+    if not names and isinstance(error, PermissionError):
+        way_out = CHECK_STORE
+    return ": ".join([*filter(None, names), str(cause)]) + (f"; {way_out}" if way_out else "")
 
 
 def did_you_mean(word: str, words: Iterable[str], most: int = 1) -> str:

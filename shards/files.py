@@ -15,8 +15,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
+from urllib.parse import unquote_to_bytes
 
-from coma.errors import ComaError, UsageError
+from coma.errors import CHECK_STORE, ComaError, UsageError, in_words
 
 T = TypeVar("T")
 _TEMPORARY_SUFFIX = ".coma-tmp"
@@ -27,6 +28,8 @@ _STALL_TIMEOUT_S = 10.0  # without a byte
 _USER_INFO = re.compile(r"(\w://)[^/\s'\"]*@")
 _QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]*")
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_FILE_URL_HOST = re.compile("^file://([^/]*)", re.IGNORECASE)
+_PATH_OF_URL = re.compile(r"^([a-z][a-z0-9+.-]+):/(.*)", re.IGNORECASE | re.DOTALL)
 _EXTRAS = {
     **dict.fromkeys(("s3", "s3a"), "pip install 'coma[s3]'"),
     **dict.fromkeys(("gs", "gcs"), "pip install 'coma[gcs]'"),
@@ -42,8 +45,10 @@ def folder_at(text: str | Path) -> Path:
     """
     if not isinstance(text, str):
         return text
-    if not _URL.match(text):
-        return Path(text)
+    if (host := _FILE_URL_HOST.match(text)) and host[1].lower() not in ("", "localhost"):
+        raise UsageError(f"{text}: a file:// URL has three slashes and a whole path: file:///folder/name")
+    if host or not _URL.match(text):
+        return local_path(Path(text))
     scheme, shown = text.split("://", 1)[0].lower(), without_credentials(text)
     from upath import UPath
 
@@ -56,6 +61,24 @@ def folder_at(text: str | Path) -> Path:
     except ValueError as error:
         raise UsageError(f"{shown}: {error}") from None
     return cast(Path, place)
+
+
+def local_path(path: Path) -> Path:
+    """Return the path that a file:// URL stands for, any other path as it is.
+
+    A Path of a URL has lost one of its slashes. Raises UsageError for another URL, unless there is such a file.
+    """
+    url = _PATH_OF_URL.match(str(path))
+    if url is None or path.exists():
+        return path
+    scheme, rest = url[1].lower(), url[2]
+    if scheme != "file":
+        shown = without_credentials(f"{scheme}://{rest.lstrip('/')}")
+        raise UsageError(f"{shown}: only a local path can stand here; copy it to a folder of this machine first")
+    if "?" in rest or "#" in rest:
+        raise UsageError(f"{path}: ? and # of a file's name are written %3F and %23 in a file:// URL")
+    rest = rest.lstrip("/").removeprefix("localhost/")
+    return Path(os.fsdecode(unquote_to_bytes(os.fsencode(f"/{rest}"))))
 
 
 def _set_stall_timeout(store: Any) -> None:
@@ -148,6 +171,19 @@ def store_errors_as_oserror(path: Path) -> Iterator[None]:
         if not is_remote(path):
             raise
         raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def reaching(path: Path) -> Iterator[None]:
+    """Raise any error of a store's library in the block as a ComaError that names `path`."""
+    try:
+        with store_errors_as_oserror(path):
+            yield
+    except OSError as error:
+        if not is_remote(path):
+            raise
+        cause = in_words(error).removesuffix(f"; {CHECK_STORE}")
+        raise ComaError(f"{path}: {cause}; {CHECK_STORE}") from error
 
 
 def without_credentials(text: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from coma.errors import UsageError
+from coma.shards.files import local_path
 
 _KEY = "option"
 
@@ -124,7 +125,7 @@ def validate(options: object) -> None:
     for each in options_of(type(options)):
         value = getattr(options, each.name)
         if each.kind is Path and isinstance(value, str):
-            object.__setattr__(options, each.name, Path(value))
+            object.__setattr__(options, each.name, local_path(Path(value)))
         if not each.allows(value):
             shown = repr(value) if each.choices else value
             raise UsageError(f"{each.flag} is {shown}; it must be {each.limits}")

@@ -1,7 +1,7 @@
 """Report of a run as one HTML file that needs neither network nor server: RUN/report.html.
 
 It shows loss, speed and learning rate from metrics.jsonl, reconstructions during training, scores, damaged samples
-and the configuration. Everything is embedded; every text is escaped.
+and the configuration. Everything is embedded; every text is escaped, its control characters visibly.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from coma.runs.names import LEDGER_NAME, METRICS_NAME, PREVIEWS_NAME, REPORT_NAM
 from coma.runs.read import is_finetuned, read_config
 from coma.runs.report_style import STYLE
 from coma.shards.files import write_atomically
+from coma.shards.text import visible_lines
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -81,7 +82,7 @@ def write_report(run: Path | str) -> Path:
     )
     path = run / REPORT_NAME
     try:
-        write_atomically(path, page)
+        write_atomically(path, visible_lines(page))
     except OSError as error:
         raise ComaError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
     return path

@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ from coma.runs.names import (
 )
 from coma.runs.read import FORMAT, current_names, latest_checkpoint, other_format
 from coma.shards.files import remove_temporaries, without_credentials, write_atomically
+from coma.shards.text import printable
 from coma.training.config.options import RunConfig
 from coma.training.config.resolve import ResolvedRun
 from coma.training.config.schedule import Segment, extend, plan_segment
@@ -80,6 +82,8 @@ def choose_run(config: RunConfig, resolved: ResolvedRun) -> RunFolder:
         UsageError: --out holds something else, or a run although --resume is never.
     """
     if config.out is not None:
+        if printable(str(config.out)) != str(config.out):
+            raise UsageError(f"--out {config.out} is not UTF-8, as TensorBoard and safetensors need it: give another")
         folder = _examine(config.out, config, resolved)
         if isinstance(folder, str):
             raise UsageError(folder)
@@ -201,12 +205,9 @@ def versions() -> dict[str, str]:
     """Return `library_versions`, the command line, and in a checkout the git revision."""
     result = library_versions()
     result["command"] = shell_command(Path(sys.argv[0]).name, *sys.argv[1:])
-    revision = subprocess.run(
-        ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if revision.returncode == 0:
-        result["revision"] = revision.stdout.strip()
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    with suppress(OSError):  # no git here
+        revision = subprocess.run(command, capture_output=True, text=True, check=False)
+        if revision.returncode == 0:
+            result["revision"] = revision.stdout.strip()
     return result

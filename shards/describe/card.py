@@ -6,6 +6,7 @@ from typing import Any
 
 from coma.shards.describe.describe import Description, describe
 from coma.shards.images.prepare import EXTENSIONS
+from coma.shards.text import as_markdown, visible_lines
 
 _HUB_SPLITS = {"val": "validation"}
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # size categories of the Hub
@@ -29,7 +30,7 @@ def data_card(data: Path) -> str:
     blocks = [_front_matter(description), "# Image shards", _opening(description), _table(description)]
     blocks += [_classes(description), _counts(description), _options(description)]
     blocks += [_reading(description), _fingerprints(description)]
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    return visible_lines("\n\n".join(block for block in blocks if block) + "\n")
 
 
 def _front_matter(description: Description) -> str:
@@ -37,7 +38,7 @@ def _front_matter(description: Description) -> str:
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for split in description.splits:
         name = re.sub(r"\W", "_", _HUB_SPLITS.get(split.split, split.split))
-        lines += [f"  - split: {name}", f"    path: {split.split}/*.tar"]
+        lines += [f"  - split: {name}", f"    path: {_quoted(f'{split.split}/*.tar')}"]
     lines += [*_features(description), "size_categories:", f"- {_size_category(images)}"]
     if any(split.labelled for split in description.splits):
         lines += ["task_categories:", "- image-classification"]
@@ -84,7 +85,7 @@ def _size_category(images: int) -> str:
 def _opening(description: Description) -> str:
     images = sum(split.samples for split in description.splits)
     version = description.info.get("version")
-    by = f"coma {version}" if version else "coma"
+    by = f"coma {as_markdown(str(version))}" if version else "coma"
     classes = " without labels"
     if count := len(description.classes):
         classes = f" of {count:,} {'class' if count == 1 else 'classes'}"
@@ -99,11 +100,11 @@ def _table(description: Description) -> str:
     rows = [head, ("---",) * len(head)]
     rows += [
         (
-            split.split,
+            as_markdown(split.split),
             f"{split.samples:,}",
             f"{split.shards:,}",
             f"{split.shard_bytes:,}",
-            ", ".join(f"{count:,} {name}" for name, count in split.formats.items()),
+            ", ".join(f"{count:,} {as_markdown(name)}" for name, count in split.formats.items()),
             str(split.width),
             str(split.height),
             str(split.image_bytes),
@@ -116,7 +117,7 @@ def _table(description: Description) -> str:
 
 def _classes(description: Description) -> str:
     lines = [
-        f"- {split.split}: {split.classes.per_class} images a class, as varied as "
+        f"- {as_markdown(split.split)}: {split.classes.per_class} images a class, as varied as "
         f"{split.classes.effective:,.1f} classes of equal size"
         for split in description.splits
         if split.classes is not None
@@ -152,7 +153,7 @@ def _counts(description: Description) -> str:
 
 def _kinds(counts: dict[str, int]) -> str:
     ranked = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
-    return f" ({', '.join(f'{count:,} {kind}' for kind, count in ranked)})" if counts else ""
+    return f" ({', '.join(f'{count:,} {as_markdown(kind)}' for kind, count in ranked)})" if counts else ""
 
 
 def _options(description: Description) -> str:
@@ -170,7 +171,7 @@ def _options(description: Description) -> str:
 def _as_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else as_markdown(str(value))
 
 
 def _reading(description: Description) -> str:
@@ -190,5 +191,5 @@ def _reading(description: Description) -> str:
 
 
 def _fingerprints(description: Description) -> str:
-    lines = [f"- {split.split}: `{split.fingerprint}`" for split in description.splits]
+    lines = [f"- {as_markdown(split.split)}: `{split.fingerprint}`" for split in description.splits]
     return "\n".join(["## Fingerprints", *lines])

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import xxhash
 
-from coma.errors import ComaError, DataError, UsageError, shell_command
+from coma.errors import ComaError, DataError, UsageError, in_words, shell_command
 from coma.shards.files import make_folder
 from coma.shards.index.one_tar import IndexJob, ListedTar, TarCounts, read_counts, relabel
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, read_info
@@ -90,7 +89,7 @@ def index(
         log.warning("stopped; the same command resumes from the tars that are done")
         raise
     except OSError as error:
-        raise ComaError(f"cannot write to {out}: {error.strerror or error}; what is done is kept") from error
+        raise ComaError(f"cannot write to {out}: {in_words(error)}; what is done is kept") from error
     return complete(out, kept_tars, begun_s)
 
 
@@ -201,7 +200,7 @@ def _finish(
     if held_out is not None:
         raise UsageError(
             f"{held_out[0].tar.path} has samples that are not to be trained on by their names, such as {held_out[1]}, "
-            f"and a tar is indexed as one split; coma shard {quote(str(source))} sorts them"
+            f"and a tar is indexed as one split; {shell_command('coma', 'shard', source)} sorts them"
         )
     words = sorted({word for each in counts.values() for word in each.words}, key=os.fsencode)
     if words and any(each.names for each in counts.values()):

@@ -224,7 +224,8 @@ class _DaliIndex:
 def read_counts(job: IndexJob) -> TarCounts | None:
     """Return the counts of an indexed tar; None if it is not indexed, or has changed since."""
     try:
-        fields = json.loads(pq.read_metadata(job.part).metadata[PART_KEY])
+        with job.part.open("rb") as file:
+            fields = json.loads(pq.read_metadata(file).metadata[PART_KEY])
         names = {int(label): name for label, name in fields["names"].items()}
         counts = TarCounts(**fields | {"names": names, "words": tuple(fields["words"])})
     except (OSError, ValueError, KeyError, TypeError):
@@ -236,7 +237,7 @@ def read_counts(job: IndexJob) -> TarCounts | None:
 
 def relabel(job: IndexJob, number_of: dict[str, int] | None) -> None:
     """Number the words among the labels of a part file, or remove all its labels; doing it twice changes nothing."""
-    with pq.ParquetFile(job.part) as file:
+    with job.part.open("rb") as source, pq.ParquetFile(source) as file:
         table, metadata = file.read(), file.metadata.metadata
     labels = table["label"].to_pylist()
     if number_of is None:

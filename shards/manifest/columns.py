@@ -4,6 +4,7 @@ Legend: N samples, S shards of one split.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,7 +101,10 @@ def open_manifest(path: Path) -> Iterator[Any]:
 
     The file is not memory-mapped: if it is truncated meanwhile, that raises an error rather than kill the process.
     """
-    with store_errors_as_oserror(path), path.open("rb") if is_remote(path) else pa.OSFile(str(path), "rb") as file:
+    with (
+        store_errors_as_oserror(path),
+        path.open("rb") if is_remote(path) else pa.OSFile(os.fsencode(path), "rb") as file,
+    ):
         yield file
 
 

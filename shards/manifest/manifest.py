@@ -168,7 +168,9 @@ def read_info(data: Path) -> dict[str, object]:
     try:
         info = json.loads(retrying(path, path.read_bytes))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        absent = isinstance(error, FileNotFoundError) and str(error).endswith(INFO_NAME)  # a store gives no cause
+        cause = "no such file" if absent else getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be read: {cause}") from error
     if not isinstance(info, dict) or not isinstance(info.get("splits"), dict):
         raise DataError(f"{path} does not describe a sharded data set")
     return info
@@ -205,7 +207,7 @@ def find_data(folder: Path) -> Path:
 def _is_data(folder: Path) -> bool:
     try:
         return (folder / INFO_NAME).is_file() and bool(split_names(folder))
-    except DataError:
+    except (DataError, PermissionError):
         return False
 
 
@@ -223,9 +225,8 @@ def _split_folder(data: Path, split: str) -> Path:
                 f"{place} holds tars without a manifest; make one with: {shell_command('coma', 'index', data)} "
                 f"(or, if they are no WebDataset shards: {shell_command('coma', 'shard', data)})"
             )
-        raise DataError(
-            f"{place} holds no shards (no {INFO_NAME}); make them with: {shell_command('coma', 'shard', place)}"
-        )
+        words = ("coma", "shard", "SOURCE", place) if is_remote(data) else ("coma", "shard", place)
+        raise DataError(f"{place} holds no shards (no {INFO_NAME}); make them with: {shell_command(*words)}")
     names = split_names(data)
     if split not in names:
         raise DataError(f"{data} has no split {split!r}; it has {', '.join(names)}")

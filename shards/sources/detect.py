@@ -5,11 +5,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 
-from coma.errors import DataError, UsageError
+from coma.errors import DataError, UsageError, shell_command
 from coma.shards.manifest import INFO_NAME
 from coma.shards.sources import folders, imagenet, path_list, tars, webdataset
 from coma.shards.sources.folder_names import FEW, WAYS_OUT, split_by_folders
@@ -296,9 +295,9 @@ def _hint_at_tables(source: Path, listing: SourceListing) -> None:
     tables = [path for path in listing.passed_over.paths if extension(path) in (".csv", ".tsv") and "/" not in path]
     if unlabelled and tables and listing.layout != "kaggle":
         log.warning(
-            "%s beside the images is not read; if it lists their labels, shard it instead of the folder: coma shard %s",
+            "%s beside the images is not read; if it lists their labels, shard it instead of the folder: %s",
             printable(tables[0]),
-            quote(printable(str(source / tables[0]))),
+            shell_command("coma", "shard", source / tables[0]),
         )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coma.shards.sources.kinds import is_packed_name
+from coma.shards.text import printable as printable
 
 log = logging.getLogger(__name__)
 
@@ -227,11 +228,6 @@ def clamped(mtime_ns: int) -> int:
 def train_first(splits: Iterable[str]) -> list[str]:
     """Sort the names of splits, train first."""
     return sorted(splits, key=lambda name: (name != "train", name))
-
-
-def printable(path: str) -> str:
-    """Return the path as text that every file format takes: undecodable bytes become backslash escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def counted(counts: Counter[str]) -> str:

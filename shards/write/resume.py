@@ -15,7 +15,14 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from coma.errors import DataError, UsageError
-from coma.shards.files import is_remote, make_folder, remove_temporaries, store_errors_as_oserror, write_atomically
+from coma.shards.files import (
+    is_remote,
+    make_folder,
+    reaching,
+    remove_temporaries,
+    store_errors_as_oserror,
+    write_atomically,
+)
 from coma.shards.locks import take_lock
 from coma.shards.manifest import INFO_NAME, WORK_FOLDER, read_info
 from coma.shards.sources.parquet.spool import remove_spool
@@ -65,6 +72,11 @@ def _part_suffix(part: str) -> str:
 
 def inspect_out(out: Path, record: dict[str, Any]) -> OutState:
     """Find out what OUT holds. Raises UsageError if that is anything but a run with the same record."""
+    with reaching(out):
+        return _inspect(out, record)
+
+
+def _inspect(out: Path, record: dict[str, Any]) -> OutState:
     if not out.exists() and not out.is_symlink():
         return OutState.NEW
     if not out.is_dir():
@@ -77,15 +89,28 @@ def inspect_out(out: Path, record: dict[str, Any]) -> OutState:
                 return OutState.COMPLETE
     try:
         previous = json.loads((out / WORK_FOLDER / _RECORD_NAME).read_bytes())
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         previous = None
     if isinstance(previous, dict):
         _require_same(out, "an unfinished run", previous, record)
         return OutState.UNFINISHED
-    others = sorted(child.name for child in out.iterdir() if child.name not in (WORK_FOLDER, TIMES_NAME))
-    if others:
-        raise UsageError(f"{out} is not empty (it holds {others[0]}); name a folder that is new or empty")
+    other = next(_other_names(out), None)
+    if other is not None:
+        raise UsageError(f"{out} is not empty (it holds {other}); name a folder that is new or empty")
     return OutState.NEW
+
+
+def _other_names(out: Path) -> Iterator[str]:
+    """Yield names in OUT besides the work folder; in a store, objects that stand for a folder do not count."""
+    if not is_remote(out):
+        yield from sorted(child.name for child in out.iterdir() if child.name not in (WORK_FOLDER, TIMES_NAME))
+        return
+    store: Any = out
+    for folder, _, names in store.fs.walk(store.path):
+        below = folder.removeprefix(store.path).strip("/")
+        if below.split("/")[0] != WORK_FOLDER:
+            places = (f"{below}/{name}".lstrip("/") for name in sorted(names) if name)
+            yield from (place for place in places if place != TIMES_NAME)
 
 
 def _require_same(out: Path, what: str, previous: dict[str, Any], record: dict[str, Any]) -> None:

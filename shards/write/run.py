@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from coma.errors import UsageError
-from coma.shards.files import is_remote
+from coma.shards.files import is_remote, reaching
 from coma.shards.sources.detect import list_source
 from coma.shards.sources.listing import SourceListing, SplitListing
 from coma.shards.write.layout import ShardLayout, SplitLayout, lay_out
@@ -60,8 +60,9 @@ def prepare_run(
     Raises UsageError and DataError as `writer.shard` says.
     """
     source, options, progress = Path(source), options or ShardOptions(), progress or (lambda _: None)
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; name a folder that is new or empty")
+    with reaching(out):
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"{out} is a file; name a folder that is new or empty")
     listing = list_source(
         source,
         layout=options.layout,

@@ -1,13 +1,17 @@
 """Worker process: runs jobs, each an object that knows how to run itself, one after another."""
 
 import os
+import pickle
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
+
+from coma.errors import fault_of
 
 REPORT_EVERY_S = 0.1
 
@@ -66,8 +70,24 @@ def serve(descriptor: int) -> None:
             try:
                 result = job.run(connection.send)
             except Exception as error:
-                connection.send(error)
+                connection.send(_sendable(error))
             else:
                 connection.send(Done(result))
     except (EOFError, ConnectionError):
         os._exit(1)  # the parent was killed
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return an error that survives the way to another process: a bug's with its traceback as a note."""
+    if isinstance(error, OSError) and type(error).__module__ == "builtins":
+        return error  # what the system says, which the parent words
+    fault = fault_of(error)
+    if fault is not None:
+        return fault
+    trace = traceback.format_exc()
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(trace)
+    return error

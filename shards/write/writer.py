@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from coma.errors import ComaError, UsageError
+from coma.errors import ComaError, UsageError, in_words
 from coma.shards.files import folder_at, is_remote, make_folder, remove_temporaries
 from coma.shards.sources.parquet.spool import remove_spool, spool, spool_bytes
 from coma.shards.write.duplicates import refuse_duplicates
@@ -76,7 +76,10 @@ def shard(
         log.warning("stopped; the same command resumes from the shards that are done")
         raise
     except OSError as error:
-        raise ComaError(f"cannot write to {out}: {error.strerror or error}; finished shards are kept") from error
+        about = in_words(error)
+        elsewhere = error.filename is not None and not about.startswith(str(out))
+        what = about if elsewhere else f"cannot write to {out}: {about}"
+        raise ComaError(f"{what}; finished shards are kept, and the same command goes on") from error
     return complete(out, kept_shards, begun_s)
 
 

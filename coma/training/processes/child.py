@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from coma.errors import ComaError
+from coma.errors import BUG_EXIT_CODE, fault_of
 
 logger = logging.getLogger(__name__)
 
@@ -136,8 +136,9 @@ def exit_code(error: BaseException | None) -> int:
     """Return the exit code with which `coma.cli` or Python ends after an error."""
     if error is None:
         return 0
-    if isinstance(error, ComaError):
-        return error.exit_code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    fault = fault_of(error)
+    return BUG_EXIT_CODE if fault is None else fault.exit_code

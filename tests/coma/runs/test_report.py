@@ -48,7 +48,7 @@ def _run(folder: Path, steps: int = 40, *, pictures: int = 3) -> Path:
         "config": {"model": "dyvit_tiny", "method": "coma", "seed": 0},
         "resolved": {
             "steps": 40,
-            "data": "shards</td><script>alert(1)</script>",
+            "data": "shards</td><script>alert(1)</script>\x1b[2J\u202e\udce9",
             "deepspeed": {"zero": {"stage": 2}},
         },
         "versions": {"torch": "2.6", "command": 'coma "pretrain" & more'},

@@ -103,6 +103,11 @@ def test_never_resuming_takes_the_next_name_or_refuses_the_one_given(elsewhere: 
         choose(dataclasses.replace(never, out=Path("runs/dyvit_tiny")))
 
 
+def test_a_folder_whose_name_is_not_utf8_is_refused(elsewhere: Path) -> None:
+    with pytest.raises(UsageError, match="not UTF-8"):
+        choose(dataclasses.replace(CONFIG, out=Path("caf\udce9")))
+
+
 def test_a_given_folder_is_the_same_run_or_empty(elsewhere: Path) -> None:
     given = dataclasses.replace(CONFIG, out=Path("mine"))
     assert choose(given) == RunFolder(Path("mine"))

@@ -53,12 +53,8 @@ def test_a_request_is_heard_and_the_exit_code_left(launched: Path) -> None:
     with pytest.raises(Preempted), ParentCommand(launched, rank=1):
         raise Preempted("asked to stop")
     assert exit_codes(launched.parent, 4) == [75, 0]  # of ranks 1 and 3
-    assert [exit_code(error) for error in (DataError("no"), SystemExit(4), SystemExit(), ValueError())] == [
-        3,
-        4,
-        0,
-        1,
-    ]
+    errors = (DataError("no"), SystemExit(4), SystemExit(), OSError(28, "full"), ValueError())
+    assert [exit_code(error) for error in errors] == [3, 4, 0, 1, 70]
 
 
 def test_a_configuration_given_by_hand_is_left_alone(tmp_path: Path) -> None:
