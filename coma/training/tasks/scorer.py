@@ -19,6 +19,7 @@ from coma.runs.lines import readable_lines
 from coma.runs.names import METRICS_NAME
 from coma.shards.manifest import Manifest, read_manifest
 from coma.training.config.resolve import ResolvedRun
+from coma.training.processes.child import exit_code
 from coma.training.processes.world import World
 from coma.training.tasks.task import Scorer, network_with
 
@@ -51,18 +52,24 @@ def evaluate(
     """Evaluate on rank 0 and return its line for metrics.jsonl, empty on the others; collective.
 
     After each batch rank 0 reports to the others, so that none waits until it takes rank 0 for lost; `after_batch`
-    is called on all of them.
+    is called on all of them. An error of rank 0 ends the others with its exit code.
     """
     if not world.is_rank0:
-        while not world.sum([0.0])[0]:
+        while not (ended := world.sum([0.0])[0]):
             after_batch()
+        if ended > 1:
+            raise SystemExit(int(ended) - 1)
         return {}
 
     def report_progress() -> None:
         world.sum([0.0])
         after_batch()
 
-    line = scorer.score(weights, step, after_batch=report_progress)
+    try:
+        line = scorer.score(weights, step, after_batch=report_progress)
+    except Exception as error:
+        world.sum([1.0 + exit_code(error)])
+        raise
     world.sum([1.0])
     return line
 
