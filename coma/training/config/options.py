@@ -79,7 +79,11 @@ class RunConfig(ABC):
         0.05, help="Weight decay, applied to matrices only.", least=0, identity=True
     )
     warmup_epochs: float | None = optimisation_option(
-        None, help="Epochs of linear warm-up of the learning rate.", least=0, shown_default="a twentieth of the run"
+        None,
+        help="Epochs of linear warm-up of the learning rate.",
+        least=0,
+        most=1e6,
+        shown_default="a twentieth of the run",
     )
     schedule: Literal["cosine", "constant"] = optimisation_option(
         "cosine", help="Learning rate after the warm-up: half a cosine, or constant with a cooldown."
@@ -88,6 +92,7 @@ class RunConfig(ABC):
         None,
         help="Last epochs, in which a constant learning rate falls.",
         least=0,
+        most=1e6,
         shown_default="a fifth of the run",
     )
     seed: int = optimisation_option(

@@ -18,7 +18,7 @@ def quiet_stdout() -> Iterator[None]:
     sys.stdout.flush()
     stdout = os.dup(1)
     verbose = logger.isEnabledFor(logging.DEBUG)
-    sink = os.dup(sys.stderr.fileno()) if verbose else os.open(os.devnull, os.O_WRONLY)
+    sink = os.dup(2) if verbose else os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     try:
         with open(os.dup(sink), "w") as text, contextlib.redirect_stdout(text):  # noqa: PTH123, a descriptor

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from coma.errors import ComaError, DataError, DivergedError
+from coma.errors import DataError, DivergedError
 from coma.evaluation.accuracy import accuracy
 from coma.evaluation.sample import few_of
 from coma.evaluation.score import has_split, score
@@ -57,7 +57,7 @@ def evaluate(
         DivergedError: what the network computes is not finite.
     """
     line: dict[str, Any] = {}
-    failure: ComaError | None = None
+    failure: Exception | None = None
 
     def report_progress() -> None:
         world.sum([0.0])
@@ -68,7 +68,7 @@ def evaluate(
             line = scorer.score(weights, step, after_batch=report_progress)
         except DivergedError as error:
             failure = DivergedError(f"step {step}: {error}: the run has diverged; lower --base-lr")
-        except ComaError as error:
+        except Exception as error:
             failure = error
         world.sum([1.0])
     else:

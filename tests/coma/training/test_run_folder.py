@@ -178,6 +178,8 @@ def test_nothing_but_the_length_is_extended(elsewhere: Path) -> None:
     begin(Path("mine"), step=4)
     with pytest.raises(UsageError, match=r"--base-lr was 0.0006 there and is 0.5 now: give another --out"):
         choose(longer(60, extend=True, base_lr=0.5))
+    with pytest.raises(UsageError, match="--schedule was 'cosine' there and is 'constant' now: give another --out"):
+        choose(longer(60, extend=True, schedule="constant"))
     with pytest.raises(UsageError, match="--extend: new holds no run yet: leave --extend out"):
         choose(dataclasses.replace(longer(60, extend=True), out=Path("new")))
 

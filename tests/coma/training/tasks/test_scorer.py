@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from coma.runs.read import load_autoencoder
 from coma.shards.manifest import read_manifest
 from coma.training import pretrain
 from coma.training.logs.metrics import Progress
+from coma.training.processes.world import free_port
 
 
 def metrics(run: Path) -> tuple[list[tuple[Any, ...]], list[dict[str, Any]]]:
@@ -83,6 +86,37 @@ def test_two_processes_wait_for_the_one_that_evaluates(data: Path, tmp_path: Pat
     steps, scores = metrics(tmp_path / "run")
     assert len(steps) == len(scores) == 1
     assert 0 <= scores[0]["knn"] <= 100
+
+
+FAILING = """
+import sys
+from coma.errors import DivergedError
+from coma.training.processes.world import Place, joined
+from coma.training.tasks.scorer import evaluate
+
+class Scorer:
+    def score(self, weights, step, after_batch):
+        after_batch()
+        raise DivergedError("nothing is finite")
+
+rank, port = map(int, sys.argv[1:])
+try:
+    with joined(Place(rank, rank, 2, "127.0.0.1", port)) as world:
+        evaluate(Scorer(), world, {}, 1, lambda: None)
+except BaseException as error:
+    print(repr(error))
+"""
+
+
+def test_an_evaluation_that_fails_ends_those_who_wait_for_it() -> None:
+    port = str(free_port())
+    both = [
+        subprocess.Popen([sys.executable, "-c", FAILING, str(rank), port], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=200)[0].strip() for process in both]
+    assert said[0].startswith("DivergedError('step 1: nothing is finite: the run has diverged")
+    assert said[1] == "SystemExit(4)"
 
 
 def test_without_labels_rankme_is_all(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
