@@ -157,6 +157,11 @@ def in_words(error: OSError) -> str:
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     cause = error.strerror or " ".join(str(error).split()) or type(error).__name__
     way_out = _WAYS_OUT.get(error.errno or 0)
+    if not names and isinstance(error, FileNotFoundError):
+        try:
+            Path.cwd()
+        except FileNotFoundError:
+            return "the current folder has been removed; change to another"
     if not names and isinstance(error, PermissionError):
         way_out = CHECK_STORE
     return ": ".join([*filter(None, names), str(cause)]) + (f"; {way_out}" if way_out else "")

@@ -49,8 +49,10 @@ class _Worker:
     def died(self) -> ComaError:
         code = self.process.wait()
         self.output.seek(0)
-        log.debug("worker's last output: %s", self.output.read()[-4000:].decode(errors="replace"))
-        how = f"by signal {-code} (out of memory? try fewer --workers)" if code < 0 else f"with code {code}"
+        output = self.output.read()[-4000:].decode(errors="replace").strip()
+        log.debug("worker's last output: %s", output)
+        last = f" ({output.splitlines()[-1]})" if output else ""
+        how = f"by signal {-code} (out of memory? try fewer --workers)" if code < 0 else f"with code {code}{last}"
         what = f" while writing {self.job.name}" if self.job is not None else ""
         return ComaError(f"a worker process ended {how}{what}; the same command resumes the run")
 

@@ -152,6 +152,7 @@ COMA = f"{shlex.quote(sys.executable)} -m coma"
         (141, "", f"{COMA} verify data --json 2>&1 | true; exit ${{PIPESTATUS[0]}}"),
         (1, "error: stdout: No space left on device", f"{COMA} verify data > /dev/full"),
         (0, "fingerprint", f"env -u TERM COLUMNS=0 {COMA} inspect data"),
+        (1, "the current folder has been removed", f"mkdir gone; cd gone; rmdir ../gone; {COMA} inspect"),
         (2, "nonsense", f"COLUMNS=0 {COMA} nonsense"),
         (0, r"out-bl\xfc", f"PYTHONIOENCODING=ascii {COMA} shard pets out-bl\xfc --workers 1"),
     ],
