@@ -8,6 +8,7 @@ from coma.cli import console
 from coma.cli.from_options import from_options
 from coma.cli.options import Json
 from coma.training import PretrainConfig
+from coma.training.processes.stdout import quiet_stdout
 
 if TYPE_CHECKING:
     from coma.forecast.estimate import Forecast
@@ -25,9 +26,10 @@ def plan(config: PretrainConfig, measure: Measure = True, json: Json = False) ->
     learning rate, memory, disk and hours. Time comes from a few real steps on
     images held in memory, in this process.
     """
-    from coma.forecast.estimate import estimate
+    with quiet_stdout():
+        from coma.forecast.estimate import estimate
 
-    forecast = estimate(config, measure=measure)
+        forecast = estimate(config, measure=measure)
     console.print_result(forecast.to_json() if json else _as_lines(forecast), json=json)
 
 
