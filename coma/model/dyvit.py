@@ -287,6 +287,7 @@ class DyViT(nn.Module):
         self.unit_grid(*size)
         self.img_size = size
         self.pretrained_cfg["input_size"] = (self.in_chans, *size)
+        self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # what newer timm saves for the Hub
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer (or Identity)."""

@@ -340,6 +340,16 @@ def test_saved_for_the_hub(peer: str, tmp_path: Path) -> None:
     assert torch.equal(again(IMAGES), model(IMAGES))
 
 
+@pytest.mark.parametrize("peer", ["swin", "dyvit"])  # Hiera's size is set when it is made
+def test_the_size_that_was_set_is_saved(peer: str, tmp_path: Path) -> None:
+    model = make(peer)
+    model.set_input_size(img_size=(128, 128))
+    save_for_hf(model, tmp_path, model_args=SHAPES[peer][1])
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert again.pretrained_cfg["input_size"] == (3, 128, 128)
+    assert again(torch.randn(1, 3, 128, 128)).shape == (1, 5)
+
+
 # -- copies and precision -------------------------------------------------------------------------------------
 
 
