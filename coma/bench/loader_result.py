@@ -5,6 +5,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import nvidia.dali as dali
+
 from coma.bench.options import LoaderOptions
 from coma.bench.plot import write_bars
 from coma.bench.table import table
@@ -17,7 +19,7 @@ STREAM = "coma"
 NATIVE_DALI = "DALI, its own reader"
 PARALLEL = ("decoding", "resizing and normalising")
 """The stages of the stream that more cores make faster."""
-_LIBRARIES = ("nvidia-dali-cuda120", "pillow", "torch", "torchvision")
+_LIBRARIES = ("pillow", "torch", "torchvision")
 _WORTH = 1.1  # times as many images; what gains less is not advised
 
 
@@ -118,7 +120,7 @@ class LoaderResult:
             "decoding_alone": {name: row for name, row in rows.items() if name in self.decoding_alone},
             "ratio_to_native_dali": (None if native is None else round(self.loaders[STREAM].ratio_to(native), 3)),
             "failed": self.failed or {},
-            "versions": {package: version(package) for package in _LIBRARIES},
+            "versions": {"nvidia-dali": dali.__version__, **{package: version(package) for package in _LIBRARIES}},
             "stages_us": {name: round(value, 1) for name, value in self.stages_us.items()},
             "bottleneck": self.bottleneck,
             "advice": advice(self),

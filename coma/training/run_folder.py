@@ -36,7 +36,7 @@ _LENGTH = ("the number of steps", "the number of warm-up steps", "the number of 
 """What --extend may change of a run's identity."""
 _OLDER: dict[str, Any] = {"--schedule": "cosine"}
 """What the identity of an older run lacks."""
-_LIBRARIES = ("coma", "torch", "deepspeed", "timm", "nvidia-dali-cuda120", "numpy")
+_LIBRARIES = ("coma", "torch", "deepspeed", "timm", "numpy")
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,10 @@ def write_config(run: Path, config: RunConfig, resolved: ResolvedRun, **facts: A
 
 def library_versions() -> dict[str, str]:
     """Return the versions that a result may depend on."""
-    return {**{library: version(library) for library in _LIBRARIES}, "python": platform.python_version()}
+    import nvidia.dali as dali  # whose distribution is called by its CUDA
+
+    versions = {library: version(library) for library in _LIBRARIES}
+    return {**versions, "nvidia-dali": dali.__version__, "python": platform.python_version()}
 
 
 def versions() -> dict[str, str]:
