@@ -161,6 +161,22 @@ def as_local(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def open_for_arrow(path: Path) -> Iterator[Any]:
+    """Open a file for pyarrow: one of its own if it is local, whose threads then need no lock of Python's.
+
+    With a file of Python's, a process that ends soon after a read aborts at times (apache/arrow#34314). It is not
+    memory-mapped: if it is truncated meanwhile, that raises an error rather than kill the process.
+    """
+    from pyarrow import OSFile
+
+    with (
+        store_errors_as_oserror(path),
+        path.open("rb") if is_remote(path) else OSFile(os.fsencode(path), "rb") as file,
+    ):
+        yield file
+
+
+@contextmanager
 def store_errors_as_oserror(path: Path) -> Iterator[None]:
     """Raise any error of a store's library in the block as an OSError, which all callers handle."""
     try:

@@ -124,7 +124,7 @@ def _sample(manifest: Manifest, scratch: Path, options: LoaderOptions) -> tuple[
         storage_s = time.perf_counter() - begun_s
         reader.read(chosen)
         memory_s = time.perf_counter() - begun_s - storage_s
-    folder = scratch / "files" / "images"
+    folder = scratch / "files" / "all"  # one class
     folder.mkdir(parents=True)
     for number, (data, kind) in enumerate(zip(images_read, manifest.formats(chosen), strict=True)):
         if isinstance(data, Unreadable):

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from coma.errors import DataError
 from coma.shards.describe.contact_sheet import read_displayed
-from coma.shards.files import folder_at, store_errors_as_oserror
+from coma.shards.files import folder_at, open_for_arrow
 from coma.shards.manifest import (
     INFO_NAME,
     MANIFEST_NAME,
@@ -174,7 +174,7 @@ def _spread(values: npt.NDArray[Any]) -> Spread:
 
 def _formats(manifest: Manifest) -> dict[str, int]:
     path = manifest.folder / MANIFEST_NAME
-    with store_errors_as_oserror(path), path.open("rb") as file:
+    with open_for_arrow(path) as file:
         column = pq.read_table(file, columns=["format"], read_dictionary=["format"])["format"]
     counts = {str(entry["values"]): int(entry["counts"]) for entry in pc.value_counts(column).to_pylist()}
     return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from coma.errors import ComaError, DataError
-from coma.shards.files import replacing, write_atomically
+from coma.shards.files import open_for_arrow, replacing, write_atomically
 from coma.shards.images.prepare import BadImageError, check_image
 from coma.shards.sources.listing import SourceImage, clamped, printable
 from coma.shards.sources.reader import SourceReader
@@ -224,7 +224,7 @@ class _DaliIndex:
 def read_counts(job: IndexJob) -> TarCounts | None:
     """Return the counts of an indexed tar; None if it is not indexed, or has changed since."""
     try:
-        with job.part.open("rb") as file:
+        with open_for_arrow(job.part) as file:
             fields = json.loads(pq.read_metadata(file).metadata[PART_KEY])
         names = {int(label): name for label, name in fields["names"].items()}
         counts = TarCounts(**fields | {"names": names, "words": tuple(fields["words"])})
@@ -237,7 +237,7 @@ def read_counts(job: IndexJob) -> TarCounts | None:
 
 def relabel(job: IndexJob, number_of: dict[str, int] | None) -> None:
     """Number the words among the labels of a part file, or remove all its labels; doing it twice changes nothing."""
-    with job.part.open("rb") as source, pq.ParquetFile(source) as file:
+    with open_for_arrow(job.part) as source, pq.ParquetFile(source) as file:
         table, metadata = file.read(), file.metadata.metadata
     labels = table["label"].to_pylist()
     if number_of is None:

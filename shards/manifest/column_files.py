@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from coma.shards.files import is_remote, remove_temporaries, without_credentials, write_atomically
+from coma.shards.files import is_remote, open_for_arrow, remove_temporaries, without_credentials, write_atomically
 from coma.shards.locks import take_lock
 from coma.shards.manifest.columns import (
     DTYPES,
@@ -31,7 +31,6 @@ from coma.shards.manifest.columns import (
     Columns,
     ManifestSummary,
     fingerprint,
-    open_manifest,
     open_parquet,
     read_columns,
     scan,
@@ -66,7 +65,7 @@ def load_columns(path: Path) -> Columns:
         DataError: as `scan`.
         pa.ArrowException, OSError: the file cannot be read.
     """
-    with open_manifest(path) as source:
+    with open_for_arrow(path) as source:
         key = _cache_key(path, source)
         if key is None:
             return read_columns(path, source)

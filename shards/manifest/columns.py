@@ -4,7 +4,6 @@ Legend: N samples, S shards of one split.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from coma.errors import DataError
-from coma.shards.files import is_remote, store_errors_as_oserror, without_credentials
+from coma.shards.files import is_remote, without_credentials
 
 CLASS_NAMES_KEY = b"coma.class_names"
 SCHEMA = pa.schema(
@@ -93,19 +92,6 @@ def read_columns(path: Path, source: Any) -> Columns:
     if not summary.labelled:
         del arrays["label"]
     return Columns(summary, arrays, fingerprint(summary, lambda name: [arrays[name].data]))
-
-
-@contextmanager
-def open_manifest(path: Path) -> Iterator[Any]:
-    """Open a manifest for reading.
-
-    The file is not memory-mapped: if it is truncated meanwhile, that raises an error rather than kill the process.
-    """
-    with (
-        store_errors_as_oserror(path),
-        path.open("rb") if is_remote(path) else pa.OSFile(os.fsencode(path), "rb") as file,
-    ):
-        yield file
 
 
 @contextmanager

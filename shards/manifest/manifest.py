@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from coma.errors import DataError, shell_command
-from coma.shards.files import folder_at, is_remote, is_there, retrying, without_credentials
+from coma.shards.files import folder_at, is_remote, is_there, open_for_arrow, retrying, without_credentials
 from coma.shards.manifest.column_files import load_columns
-from coma.shards.manifest.columns import CLASS_NAMES_KEY, DTYPES, SCHEMA, open_manifest, open_parquet
+from coma.shards.manifest.columns import CLASS_NAMES_KEY, DTYPES, SCHEMA, open_parquet
 
 MANIFEST_NAME = "manifest.parquet"
 INFO_NAME = "_info.json"
@@ -86,7 +86,7 @@ class Manifest:
         wanted = wanted if self.rows is None else self.rows[wanted]
         strings = [""] * len(wanted)
         path = self.folder / MANIFEST_NAME
-        with _read_errors(path), open_manifest(path) as source, open_parquet(path, source) as file:
+        with _read_errors(path), open_for_arrow(path) as source, open_parquet(path, source) as file:
             groups = range(file.num_row_groups)
             starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in groups)])
             group_of = np.searchsorted(starts, wanted, side="right") - 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coma.shards.files import store_errors_as_oserror
+from coma.shards.files import open_for_arrow
 
 QUARANTINE_NAME = "quarantine.parquet"
 PASSED_OVER_NAME = "passed_over.parquet"
@@ -32,6 +32,6 @@ def count_reasons(path: Path) -> Counter[str]:
 
     Raises OSError or pa.ArrowException if it cannot be read, AttributeError if a reason is missing.
     """
-    with store_errors_as_oserror(path), path.open("rb") as file:
+    with open_for_arrow(path) as file:
         reasons = pq.read_table(file, columns=["reason"])["reason"].to_pylist()
     return Counter(map(reason_kind, reasons))

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from coma.errors import DataError
-from coma.shards.files import is_remote, replacing, store_errors_as_oserror, write_atomically
+from coma.shards.files import is_remote, open_for_arrow, replacing, write_atomically
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, load_manifest, schema
 from coma.shards.manifest.quarantine import PASSED_OVER_NAME, QUARANTINE_NAME, QUARANTINE_SCHEMA, reason_kind
 from coma.shards.sources.listing import PassedOver, printable
@@ -132,8 +132,10 @@ def _merge(out: Path, splits: list[SplitParts], beside: _Beside) -> tuple[Counte
                 manifest = _ParquetFile(manifest_file, manifest_schema)
                 for shard in split.shards:
                     path = parts_folder(out) / f"{shard.name}.parquet"
-                    with store_errors_as_oserror(path), path.open("rb") as file:
-                        part = pq.read_table(file).replace_schema_metadata(None)
+                    with open_for_arrow(path) as file:
+                        part = pq.read_table(
+                            file,
+                        ).replace_schema_metadata(None)
                     if "passed_over" in part.column_names:  # not in those of older versions
                         is_beside = pc.is_valid(part["passed_over"])
                         others = part.filter(is_beside)

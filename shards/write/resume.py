@@ -18,6 +18,7 @@ from coma.errors import DataError, UsageError
 from coma.shards.files import (
     is_remote,
     make_folder,
+    open_for_arrow,
     reaching,
     remove_temporaries,
     store_errors_as_oserror,
@@ -166,7 +167,7 @@ def finished_counts(out: Path, shard: ShardLayout) -> dict[str, int] | None:
     """Return the counts of a finished shard (kept, set_aside, tar_bytes), None if it is not finished."""
     try:
         part = parts_folder(out) / f"{shard.name}.parquet"
-        with store_errors_as_oserror(part), part.open("rb") as file:
+        with open_for_arrow(part) as file:
             metadata = pq.read_schema(file).metadata
         counts: dict[str, int] = json.loads(metadata[PART_KEY])
         tar = out / shard.split / f"{shard.name}.tar"

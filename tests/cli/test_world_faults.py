@@ -68,7 +68,7 @@ LONG = "n" * 300
         (2, "gs://b/sheet.png: only a local path", "inspect data --sheet gs://b/sheet.png"),
         (2, "s3://b/run: only a local path", "report s3://b/run"),
         (2, "s3://b/run: only a local path", "pretrain data --out s3://b/run"),
-        (2, "s3://b/x.jpg: only a local path", "look run s3://b/x.jpg"),
+        (2, "s3://b/run: only a local path", "look s3://b/run photos"),
         (2, "file://host/data", "inspect file://host/data"),
         (2, "%23", "shard file:///pets#1 out"),
         (2, "nosuch://a/b", "shard pets nosuch://a/b"),

@@ -149,7 +149,7 @@ def test_an_error_that_nobody_foresaw_ends_all_with_one_line(failing: int, agree
     host = socket.gethostname()
     line = f"ComaError('rank {failing} on {host} failed: LookupError: no such thing (coma -v shows where)')"
     assert said[failing] == line
-    assert said[1 - failing] == "SystemExit(1)"
+    assert said[1 - failing] == "SystemExit(70)"
 
 
 def test_too_little_memory_on_a_gpu_is_one_line() -> None:
