@@ -80,21 +80,24 @@ def interactive() -> bool:
 def set_up_logging(verbosity: int) -> None:
     """Send the `coma` loggers to stderr: warnings at -1, information at 0, debugging at 1."""
     level = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG}[max(-1, min(1, verbosity))]
-    handler: logging.Handler
-    if interactive():
-        from rich.logging import RichHandler
-
-        handler = RichHandler(
-            console=stderr, show_time=False, show_level=False, show_path=False, markup=False, highlighter=None
-        )
-    else:
-        handler = logging.StreamHandler(sys.stderr)
+    handler = _AboveProgress() if interactive() else logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(message)s"))
     logging.raiseExceptions = False  # a stderr that takes no more lines ends no work
     logger = logging.getLogger("coma")
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+
+
+class _AboveProgress(logging.Handler):
+    """Prints messages above a progress bar, each on one line however long, so that a command in it can be pasted."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message."""
+        try:
+            stderr.print(self.format(record), soft_wrap=True)
+        except OSError:
+            self.handleError(record)
 
 
 class _Formatter(logging.Formatter):

@@ -231,11 +231,12 @@ def _refuse_held_out(listing: SourceListing) -> None:
     if train is None:
         return
     for folder in sorted({path.rpartition("/")[0] for i, path in enumerate(train.paths) if i not in train.refused}):
-        for part in folder.split("/"):
+        parts = folder.split("/")
+        for depth, part in enumerate(parts, start=1):
             if split_of(part) not in (None, "train"):
                 raise UsageError(
-                    f"{printable(part)} in {printable(folder[-200:])} looks like a split that is not to be trained "
-                    f"on, but cannot be told from a class; {WAYS_OUT}"
+                    f"{printable('/'.join(parts[:depth])[-200:])} looks like a split that is not to be trained on, "
+                    f"but cannot be told from a class; {WAYS_OUT}"
                 )
     named = [path for i, path in enumerate(train.paths) if i not in train.refused and held_out(path)]
     if named:
