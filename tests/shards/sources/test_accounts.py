@@ -132,6 +132,43 @@ def packed(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    tars=st.dictionaries(st.sampled_from(("train-0.tar", "val.tar", "a/b.tar", "photos.tar")), trees, min_size=1),
+    beside=st.dictionaries(paths, st.just(b"x"), max_size=3),
+    layout=st.sampled_from(("tar", "webdataset")),
+)
+def test_each_member_of_a_tar_is_in_one_account(
+    tars: dict[str, dict[str, bytes]], beside: dict[str, bytes], layout: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "coma")
+    caplog.clear()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "source"
+        for name, members in tars.items():
+            packed(root / name, members)
+        write(root, {path: data for path, data in beside.items() if path not in ("a", "a/b.tar")}, [])
+        told = False
+        try:
+            found = list_source(root, layout=layout)
+        except UsageError:
+            told = True
+            found = list_source(root, layout=layout, splits=parse_splits("train=."))
+        except DataError:
+            assert not any(found_by_name(path) for members in tars.values() for path in members)
+            return
+        files = Counter(path for split in found.splits for path in split.files) + Counter(
+            path.partition(".tar/")[0] + ".tar" for path in found.passed_over.paths if ".tar/" in path
+        )
+        assert files == {name: len(members) for name, members in tars.items()}
+        others = {path for path in found.passed_over.paths if ".tar/" not in path}
+        assert others == set(everything_below(root)) - set(tars)
+        for split in found.splits if not told else ():
+            kept = [path for i, path in enumerate(split.paths) if i not in split.refused]
+            suspicious = [path for path in kept if split.name == "train" and held_out(path)]
+            assert not suspicious or "of validation or test" in caplog.text
+
+
 def accounts_of(out: Path) -> tuple[set[str], set[str], dict[str, str]]:
     """Sources of the samples, paths in the quarantine, and {path: kind} of what was passed over."""
     kept = {row for path in out.glob("*/manifest.parquet") for row in pq.read_table(path)["source"].to_pylist()}
