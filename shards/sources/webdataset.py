@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from coma.shards.manifest import INFO_NAME
-from coma.shards.sources.kinds import HEAD_BYTES, is_image_head, is_image_name, kind, may_hide_an_image
+from coma.shards.sources.folders import CAMERA_RAW
+from coma.shards.sources.kinds import HEAD_BYTES, is_image_head, is_image_name, is_raw_name, kind, may_hide_an_image
 from coma.shards.sources.labels import number_labels
 from coma.shards.sources.listing import ListingBuilder, PassedOver, SourceListing, printable
 from coma.shards.sources.splits import UNRULED, SplitRules, last_split_in, split_of
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 NO_IMAGE = "sample without image"
 """Kind of the members of such samples in `SourceListing.passed_over`."""
+
+OTHER_PICTURE = "other picture of its sample"
+"""Kind of the images of a sample beside the one that is taken."""
 
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
@@ -224,41 +228,40 @@ def _samples(descriptor: int, key: str, group: list[tuple[str, Member]]) -> Iter
             refused = f"duplicate: the sample has two members .{printable(extension)[:20].lower()}"
     images = _images(descriptor, by_extension)
     image = by_extension[images[0]] if images else None
-    others = {
-        by_extension[extension]: "other picture of its sample" for extension in by_extension if _is_image(extension)
-    }
     if image is None:
         beside = tuple((member, NO_IMAGE) for _, member in group)
         yield WdsSample(key, tuple(group), None, None, None, None, passed_over=beside)
         return
     alike = [by_extension[extension] for extension in images[1:] if "." in images[0]]
-    others = {member: what for member, what in others.items() if member not in (image, *alike)}
+    others = [member for extension, member in group if _is_image(extension) and member not in (image, *alike)]
     if refused is None:
-        refused = unsafe(image.name)
-    label = class_name = unusable = None
-    if refused is None:
-        about = _about(_sidecar(descriptor, by_extension.get("json")))
-        sidecar = next((by_extension[extension] for extension in _LABELS if extension in by_extension), None)
-        told = [about[name] for name in _LABEL_NAMES if about.get(name) is not None]
-        text = _sidecar(descriptor, sidecar)
-        value = text.decode("utf-8", "replace") if text is not None else told[0] if told else None
-        label = _label(value)
-        if label is None and value not in (None, "", -1):
-            unusable = printable(str(value)[:40])
-        class_name = next((about[name] for name in _CLASS_NAMES if isinstance(about.get(name), str)), None)
+        refused = CAMERA_RAW if is_raw_name(image.name) else unsafe(image.name)
+    label, class_name, unusable = _read_label(descriptor, by_extension) if refused is None else (None, None, None)
     yield WdsSample(
         key=key,
         members=tuple(group),
         image=image,
         label=label,
-        class_name=printable(class_name) if class_name is not None else None,
+        class_name=class_name,
         refused=refused,
         unusable=unusable,
-        passed_over=tuple(others.items()),
+        passed_over=tuple((member, OTHER_PICTURE) for member in others),
     )
     for member in alike:
         why = f"several images: the sample {printable(key)} has another (a key ends at the name's first dot)"
         yield WdsSample(key, (), member, None, None, why)
+
+
+def _read_label(descriptor: int, by_extension: dict[str, Member]) -> tuple[int | str | None, str | None, str | None]:
+    """Return the label of a sample, the name of its class, and what stands in the label's place if it is none."""
+    about = _about(_sidecar(descriptor, by_extension.get("json")))
+    sidecar = next((by_extension[extension] for extension in _LABELS if extension in by_extension), None)
+    text = _sidecar(descriptor, sidecar)
+    told = [about[name] for name in _LABEL_NAMES if about.get(name) is not None]
+    value = text.decode("utf-8", "replace") if text is not None else told[0] if told else None
+    label = _label(value)
+    class_name = next((printable(about[name]) for name in _CLASS_NAMES if isinstance(about.get(name), str)), None)
+    return label, class_name, printable(str(value)[:40]) if label is None and value not in (None, "", -1) else None
 
 
 def _no_sample(member: Member, what: str) -> WdsSample:
@@ -269,7 +272,7 @@ def _images(descriptor: int, by_extension: dict[str, Member]) -> list[str]:
     """Return the extensions of the images of a sample, best first.
 
     They are image extensions; if there is none, what ends in one ("v2.jpg") and is no mask; else what has an image's
-    first bytes.
+    first bytes; else a camera's raw file.
     """
     images = [extension for extension in by_extension if _is_image(extension) and "." not in extension]
     if not images:
@@ -279,7 +282,7 @@ def _images(descriptor: int, by_extension: dict[str, Member]) -> list[str]:
         for extension, member in by_extension.items():
             if member.size >= HEAD_BYTES and may_hide_an_image(f"x.{extension}"):
                 images += [extension] if is_image_head(os.pread(descriptor, HEAD_BYTES, member.offset)) else []
-        images = images[:1]
+        images = images[:1] or [extension for extension in by_extension if is_raw_name(f"x.{extension}")][:1]
     return sorted(images, key=_preference)
 
 

@@ -213,7 +213,14 @@ def test_the_tables_of_a_folder(tmp_path: Path) -> None:
 def test_the_tables_of_samples(command, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = tmp_path / "wds"
     members = {"1.v2.jpg": IMAGE, "1.cls": b"cat", "2.jpg": IMAGE, "2.seg.png": IMAGE, "2.cls": b"dog"}
-    members |= {"3.left.jpg": IMAGE, "3.right.jpg": IMAGE, "3.cls": b"cat", "4.cls": b"dog", "README": b"x"}
+    members |= {
+        "3.left.jpg": IMAGE,
+        "3.right.jpg": IMAGE,
+        "3.cls": b"cat",
+        "4.cls": b"dog",
+        "README": b"x",
+        "7.nef": b"x",
+    }
     packed(source / "0000.tar", members)
     packed(tmp_path / "elsewhere/0001.tar", {"5.image": IMAGE, "5.cls": b"dog", "6.txt": b"x"})
     (source / "linked").symlink_to(tmp_path / "elsewhere")
@@ -223,7 +230,7 @@ def test_the_tables_of_samples(command, tmp_path: Path, caplog: pytest.LogCaptur
     )
     kept, aside, beside = accounts_of(tmp_path / "out")
     assert kept == {"0000.tar/1.v2.jpg", "0000.tar/2.jpg", "0000.tar/3.left.jpg", "linked/0001.tar/5.image"}
-    assert aside == {"0000.tar/3.right.jpg"}
+    assert aside == {"0000.tar/3.right.jpg", "0000.tar/7.nef"}
     assert beside == {
         "0000.tar/2.seg.png": "other picture of its sample",
         "0000.tar/4.cls": "sample without image",
