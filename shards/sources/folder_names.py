@@ -26,6 +26,11 @@ FEW = 0.1
 """Share of the images up to which those that lie outside of all others are strays, which are set aside."""
 
 _GENERIC = re.compile(r"data(set)?|im(age|g)s?|jpe?g(s|images)?|photos?|pics?|pictures?|png", re.IGNORECASE)
+_MASKS = re.compile(
+    r"(annotations?|ground_?truth|gt|labels?|masks?|seg(mentation)?s?|trimaps?|depths?)(_?(class|object|images?|maps?))?"
+    r"([_-]?(png|raw|\d+))?",
+    re.IGNORECASE,
+)
 _OUTSIDE_CLASSES = "outside the classes: it lies in no class folder"
 WAYS_OUT = "say which folders are which split, as in --splits train=FOLDER,val=FOLDER (train=. takes all others)"
 _BLANKS = re.compile(r"[\s\u200b-\u200d\u2060\ufeff]+")
@@ -106,10 +111,27 @@ def _places(
 ) -> tuple[list[Folders], Counter[Folders], dict[Folders, _Place]]:
     """Return the folder of each image, the good images of each folder, and what each folder's path says."""
     parents = [tuple(path.split("/")[:-1]) for path in listing.paths]
+    if rules is None:
+        _refuse_masks(listing, parents)
     counts = Counter(parent for i, parent in enumerate(parents) if i not in listing.refused)
     if rules is None:
         return parents, counts, _told_by_names(counts, only_split)
     return parents, counts, {parent: _Place(*rules.place(parent), beside=None) for parent in counts}
+
+
+def _refuse_masks(listing: ListingBuilder, parents: list[Folders]) -> None:
+    """Refuse the pictures in folders of masks or annotations that lie beside a folder of images."""
+    beside_images = {
+        folder[:depth] for folder in set(parents) for depth, name in enumerate(folder) if _is_generic((name,))
+    }
+    masks = {
+        folder
+        for folder in set(parents)
+        if any(folder[:depth] in beside_images and _MASKS.fullmatch(name) for depth, name in enumerate(folder))
+    }
+    for i, parent in enumerate(parents):
+        if parent in masks:
+            listing.refused.setdefault(i, "masks: in a folder of masks or annotations, beside one of images")
 
 
 def _told_by_names(counts: Counter[Folders], only_split: str) -> dict[Folders, _Place]:
@@ -221,8 +243,8 @@ def _members(listing: ListingBuilder, parents: list[Folders], places: dict[Folde
 def _class_folders(places: dict[Folders, _Place], counts: Counter[Folders]) -> dict[Folders, Folders]:
     """Return, for each folder of a split, the folders whose first has the name of the class, if there is any.
 
-    Left out are folders that hold nearly everything, down to where there are several, and a split's only folder if its
-    name says nothing ("images").
+    Left out are folders that hold nearly everything, down to where there are several, and a split's only folder if it
+    is called images or the like.
     """
     left = {folder: place.folders for folder, place in places.items() if place.split is not None}
     labelled = {places[folder].split for folder, folders in left.items() if folders}
@@ -233,6 +255,8 @@ def _class_folders(places: dict[Folders, _Place], counts: Counter[Folders]) -> d
         own = [folder for folder in left if places[folder].split == split]
         while len(tops := {left[folder][:1] for folder in own}) == 1 and _is_generic(tops.pop()):
             left |= {folder: left[folder][1:] for folder in own}
+        if len({left[folder] for folder in own}) == 1 and _is_generic(left[own[0]][-1:]):
+            left |= dict.fromkeys(own, ())  # VOC2012/JPEGImages
     return left
 
 

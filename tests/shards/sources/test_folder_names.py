@@ -134,6 +134,29 @@ def test_few_images_outside_the_splits_are_set_aside(tmp_path: Path) -> None:
     assert set_aside(tmp_path) == dict.fromkeys(("pets.png", "docs/a.jpg"), "outside the splits: beside train and val")
 
 
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images", "annotations/trimaps"),
+        ("VOC2012/JPEGImages", "VOC2012/SegmentationClass"),
+        ("images/train", "masks/train"),
+        ("train/images", "train/labels"),
+        ("img", "gt"),
+    ],
+)
+def test_masks_beside_images_are_set_aside(images: str, masks: str, tmp_path: Path) -> None:
+    put(tmp_path, *(f"{folder}/{i}.png" for folder in (images, masks) for i in range(5)))
+    assert taken(tmp_path) == {"train": {f"{images}/{i}.png": None for i in range(5)}}
+    assert {path.rpartition("/")[0] for path in set_aside(tmp_path)} == {masks}
+    splits = parse_splits(f"train={masks}")
+    assert {path.rpartition("/")[0] for path in taken(tmp_path, splits=splits, layout="flat")["train"]} == {masks}
+
+
+def test_classes_of_such_names_stay_classes(tmp_path: Path) -> None:
+    put(tmp_path, "masks/1.jpg", "hats/2.jpg", "labels/3.jpg")
+    assert set(taken(tmp_path)["train"].values()) == {"masks", "hats", "labels"}
+
+
 def test_one_stray_does_not_take_the_labels_of_all(tmp_path: Path) -> None:
     put(tmp_path, *(f"pets/{name}/{i}.jpg" for name in ("cat", "dog") for i in range(10)), "pets/overview.jpg")
     assert set(taken(tmp_path / "pets")["train"].values()) == {"cat", "dog"}
