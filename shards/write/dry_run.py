@@ -40,6 +40,8 @@ class DryRun:
     found: int
     refused: int
     """Images that would be set aside because of what their listing says."""
+    passed_over: dict[str, int]
+    """Files of the source that are no images, by kind."""
     splits: tuple[DryRunSplit, ...]
     spool_bytes: int
     """Disk space that parquet rows take while the run is under way."""
@@ -75,6 +77,7 @@ def dry_run(
         out=out,
         found=len(run.listing),
         refused=sum(len(split.refused) for split in run.listing.splits),
+        passed_over=dict(sorted(run.listing.passed_over.counts().items())),
         splits=tuple(splits),
         spool_bytes=0 if run.listing.image_column is None else spool_bytes(run.listing, None),
         free_bytes=free_bytes(out),
