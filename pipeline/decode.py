@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import nvidia.dali as dali
 import nvidia.dali.fn as fn
 import torch
 from nvidia import nvimgcodec
@@ -25,6 +26,9 @@ from torch.utils.dlpack import from_dlpack
 
 from coma.pipeline.crops import Crops, IntArray
 from coma.pipeline.squares import MEAN, STD, Squares, normalise
+
+DALI_VERSION: str = dali.__version__
+"""Asked of the module, whose distribution is called by its CUDA."""
 
 # The threads of a pipeline do not come along into a forked process: DALI's clean-up at its exit would raise.
 os.register_at_fork(after_in_child=lambda: getattr(Pipeline, "_pipes", set()).clear())

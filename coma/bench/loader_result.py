@@ -5,13 +5,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import nvidia.dali as dali
-
 from coma.bench.options import LoaderOptions
 from coma.bench.plot import write_bars
 from coma.bench.table import table
 from coma.bench.timing import Timing
 from coma.errors import shell_command
+from coma.pipeline.decode import DALI_VERSION
 
 REFERENCE = "ImageFolder + PIL"
 """The loader that ratios are taken to."""
@@ -120,7 +119,7 @@ class LoaderResult:
             "decoding_alone": {name: row for name, row in rows.items() if name in self.decoding_alone},
             "ratio_to_native_dali": (None if native is None else round(self.loaders[STREAM].ratio_to(native), 3)),
             "failed": self.failed or {},
-            "versions": {"nvidia-dali": dali.__version__, **{package: version(package) for package in _LIBRARIES}},
+            "versions": {"nvidia-dali": DALI_VERSION, **{package: version(package) for package in _LIBRARIES}},
             "stages_us": {name: round(value, 1) for name, value in self.stages_us.items()},
             "bottleneck": self.bottleneck,
             "advice": advice(self),

@@ -198,10 +198,10 @@ def write_config(run: Path, config: RunConfig, resolved: ResolvedRun, **facts: A
 
 def library_versions() -> dict[str, str]:
     """Return the versions that a result may depend on."""
-    import nvidia.dali as dali  # whose distribution is called by its CUDA
+    from coma.pipeline.decode import DALI_VERSION
 
     versions = {library: version(library) for library in _LIBRARIES}
-    return {**versions, "nvidia-dali": dali.__version__, "python": platform.python_version()}
+    return {**versions, "nvidia-dali": DALI_VERSION, "python": platform.python_version()}
 
 
 def versions() -> dict[str, str]:

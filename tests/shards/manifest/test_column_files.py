@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from coma.errors import DataError
-from coma.shards.files import folder_at
+from coma.shards.files import folder_at, open_for_arrow
 from coma.shards.manifest import column_files, load_manifest, schema
-from coma.shards.manifest.columns import DTYPES, open_manifest, open_parquet, read_columns, scan
+from coma.shards.manifest.columns import DTYPES, open_parquet, read_columns, scan
 
 ROWS, ROW_GROUP_ROWS = 5000, 700
 
@@ -62,7 +62,7 @@ def kept(cache):
 def whole(split):
     """The same in memory."""
     path = split / "manifest.parquet"
-    with open_manifest(path) as source:
+    with open_for_arrow(path) as source:
         return read_columns(path, source)
 
 
@@ -257,7 +257,7 @@ def test_columns_that_nobody_uses_are_removed_and_nothing_else(split, tmp_path, 
 
 def test_a_manifest_that_is_cut_short_while_it_is_read_is_an_error(split):
     path = split / "manifest.parquet"
-    with open_manifest(path) as source, open_parquet(path, source) as file:
+    with open_for_arrow(path) as source, open_parquet(path, source) as file:
         os.truncate(path, 20_000)
         with pytest.raises((pa.ArrowException, OSError)):
             scan(path, file, lambda *_: None)
