@@ -113,8 +113,11 @@ def _plan_as_lines(plan: "Preview") -> dict[str, str]:
     if plan.refused:
         lines["set aside"] = f"{plan.refused:,} by their names alone, more when they are read"
     if plan.passed_over:
-        count = f"{sum(plan.passed_over.values()):,} files that are no images"
-        lines["passed over"] = f"{count} ({console.counts_in_words(plan.passed_over)})"
+        from collections import Counter
+
+        from coma.shards.sources.listing import counted
+
+        lines["passed over"] = f"{counted(Counter(plan.passed_over))}, no images"
     if plan.spool_bytes:
         lines["meanwhile"] = f"{decimal(plan.spool_bytes)} of disk for the images of parquet rows"
     if plan.free_bytes is not None:

@@ -1,5 +1,6 @@
 """Summary at the end of `coma shard` and `coma index`: where every image went."""
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from coma.cli.console import counts_in_words
@@ -36,6 +37,8 @@ def summary_as_lines(summary: "ShardSummary", set_aside_note: str = "") -> dict[
     """Return the summary of a run as lines to print; the note is added to the line on images set aside."""
     from rich.filesize import decimal
 
+    from coma.shards.sources.listing import counted
+
     kept = ", ".join(f"{split.name} {split.images:,}" for split in summary.splits)
     converted = f"; {sum(summary.converted.values()):,} converted ({counts_in_words(summary.converted)})"
     aside = f" ({counts_in_words(summary.reasons)}): see quarantine.parquet{set_aside_note}" if summary.reasons else ""
@@ -45,8 +48,7 @@ def summary_as_lines(summary: "ShardSummary", set_aside_note: str = "") -> dict[
         "kept": (f"{summary.kept:,} ({kept})" if len(summary.splits) > 1 else f"{summary.kept:,}, split {kept}")
         + (converted if summary.converted else ""),
         "set aside": f"{summary.set_aside:,}{aside}" if summary.set_aside else "none",
-        "passed over": f"{sum(summary.passed_over.values()):,} files that are no images "
-        f"({counts_in_words(summary.passed_over)}): see passed_over.parquet"
+        "passed over": f"{counted(Counter(summary.passed_over))}, no images: see passed_over.parquet"
         if summary.passed_over
         else "none",
         "shards": f"{summary.shards:,}, {decimal(summary.shard_bytes)} in all, in {summary.elapsed_s:.1f} s",

@@ -29,6 +29,8 @@ from coma.shards.sources.splits import SplitRules, held_out, split_of, split_of_
 
 log = logging.getLogger(__name__)
 
+_SHOWN = 5  # classes that are named in a line
+
 
 def list_source(
     source: Path,
@@ -74,7 +76,11 @@ def list_source(
             listing = lister.list_as(containers)
     if not len(listing):
         contents = f"; it has {counted(listing.passed_over.counts())}" if len(listing.passed_over) else ""
+        if any(map(is_packed_name, listing.passed_over.paths)):
+            contents += "; unpack what is packed (a plain .tar is read where it lies)"
         raise DataError(f"no images in {source}{contents}")
+    if [split.name for split in listing.splits] == [lister.only_split] != ["train"] and splits is None:
+        log.info("split %s is the source's own name; --splits train=. makes it one to train on", lister.only_split)
     if splits is None and not listing.splits_are_told:
         _refuse_held_out(listing)
     _log_contents(source, listing)
@@ -252,7 +258,9 @@ def _refuse_held_out(listing: SourceListing) -> None:
 def _log_contents(source: Path, listing: SourceListing) -> None:
     log.info("%s holds %s", source, LAYOUTS[listing.layout])
     for split in listing.splits:
-        log.info("found %s in split %s, %s", counted_images(len(split)), split.name, _classes(split))
+        log.info(
+            "found %s in split %s, %s", counted_images(len(split)), split.name, _classes(split, listing.class_names)
+        )
     refused = [(split, i) for split in listing.splits for i in split.refused]
     if refused:
         split, i = refused[0]
@@ -268,7 +276,7 @@ def _log_contents(source: Path, listing: SourceListing) -> None:
     _warn_of_new_classes(listing)
     passed_over = listing.passed_over
     if len(passed_over):
-        log.info("passed over %s, which are no images", counted(passed_over.counts()))
+        log.info("passed over %s: no images", counted(passed_over.counts()))
     warn_of_packed(passed_over)
     _hint_at_tables(source, listing)
 
@@ -284,8 +292,8 @@ def _warn_of_new_classes(listing: SourceListing) -> None:
         new = sorted(set(np.unique(of_split).tolist()) - known)
         if new:
             names = listing.class_names
-            shown = ", ".join(names[label] if names is not None else str(label) for label in new[:5])
-            more = ", ..." if len(new) > 5 else ""
+            shown = ", ".join(names[label] if names is not None else str(label) for label in new[:_SHOWN])
+            more = ", ..." if len(new) > _SHOWN else ""
             classes = "1 class" if len(new) == 1 else f"{len(new):,} classes"
             log.warning("split train has no image of %s of split %s: %s%s", classes, split, shown, more)
 
@@ -302,8 +310,11 @@ def _hint_at_tables(source: Path, listing: SourceListing) -> None:
         )
 
 
-def _classes(split: SplitListing) -> str:
+def _classes(split: SplitListing, names: tuple[str, ...] | None) -> str:
+    """Return how many classes a split has, and the first of them."""
     if split.labels is None:
         return "without labels"
-    classes = len(np.unique(split.labels))
-    return "of 1 class" if classes == 1 else f"of {classes:,} classes"
+    labels = np.unique(split.labels).tolist()
+    shown = ", ".join(names[label] if names is not None else str(label) for label in labels[:_SHOWN])
+    more = ", ..." if len(labels) > _SHOWN else ""
+    return f"of {'1 class' if len(labels) == 1 else f'{len(labels):,} classes'} ({shown}{more})"

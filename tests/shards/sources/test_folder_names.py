@@ -97,9 +97,12 @@ def test_the_splits_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.parametrize("name", ["val", "test2017", "Validation images"])
-def test_a_source_that_is_one_split(name: str, tmp_path: Path) -> None:
+def test_a_source_that_is_one_split(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "coma")
     put(tmp_path / name, "cat/1.jpg", "dog/2.jpg")
     assert list(taken(tmp_path / name)) == ["test" if "test" in name else "val"]
+    assert "is the source's own name; --splits train=." in caplog.text
+    assert list(taken(tmp_path / name, splits=parse_splits("train=."))) == ["train"]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_clutter_is_passed_over_and_counted(tmp_path, caplog):
     splits, found = listed(tmp_path)
     assert splits["train"].paths == ["a/1.jpg"]
     assert found.passed_over.counts() == {"hidden": 3, ".db": 1, ".txt": 1, "no extension": 1}
-    assert "passed over 6 files (3 hidden, 1 .db, 1 .txt, 1 no extension), which are no images" in caplog.text
+    assert "passed over 6 files (3 hidden, 1 .db, 1 .txt, 1 no extension): no images" in caplog.text
 
 
 def test_links_are_followed_but_never_round_in_a_circle(tmp_path, caplog):
