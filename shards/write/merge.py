@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -56,9 +56,16 @@ class _ParquetFile:
             self.writer.write_table(pa.concat_tables(self.waiting), row_group_size=_ROW_GROUP_ROWS)
         self.waiting = []
 
-    def close(self) -> None:
-        self.flush()
-        self.writer.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Write what is left, or after an error close at least: the writer must not outlive its file."""
+        try:
+            if error is None:
+                self.flush()
+        finally:
+            self.writer.close()
 
 
 def finish(
@@ -93,8 +100,8 @@ def finish(
 class _Beside:
     """The table of the files that were passed over, and how many there are of each kind."""
 
-    def __init__(self, file: Any) -> None:
-        self.table = _ParquetFile(file, QUARANTINE_SCHEMA)
+    def __init__(self, table: _ParquetFile) -> None:
+        self.table = table
         self.kinds: Counter[str] = Counter()
 
     def add(self, paths: Any, kinds: Any, sizes: Any) -> None:
@@ -107,8 +114,8 @@ class _Beside:
 @contextmanager
 def _table_of_passed_over(out: Path, listed: PassedOver) -> Iterator[_Beside]:
     """Write the table of what was passed over: what the source's listing says, and what the block adds to it."""
-    with replacing(out / PASSED_OVER_NAME) as file:
-        beside = _Beside(file)
+    with replacing(out / PASSED_OVER_NAME) as file, _ParquetFile(file, QUARANTINE_SCHEMA) as table:
+        beside = _Beside(table)
         order = sorted(range(len(listed)), key=lambda i: os.fsencode(listed.paths[i]))
         for start in range(0, len(order), _ROW_GROUP_ROWS):
             rows = order[start : start + _ROW_GROUP_ROWS]
@@ -116,26 +123,23 @@ def _table_of_passed_over(out: Path, listed: PassedOver) -> Iterator[_Beside]:
             kinds = pa.array([listed.kinds[i] for i in rows], pa.string())
             beside.add(paths, kinds, pa.array([listed.sizes[i] for i in rows], pa.int64()))
         yield beside
-        beside.table.close()
 
 
 def _merge(out: Path, splits: list[SplitParts], beside: _Beside) -> tuple[Counter[str], Counter[str]]:
     """Write each split's manifest and the quarantine; count the images set aside, and those converted, by kind."""
     reasons: Counter[str] = Counter()
     converted: Counter[str] = Counter()
-    with replacing(out / QUARANTINE_NAME) as quarantine_file:
-        quarantine = _ParquetFile(quarantine_file, QUARANTINE_SCHEMA)
+    with replacing(out / QUARANTINE_NAME) as file, _ParquetFile(file, QUARANTINE_SCHEMA) as quarantine:
         for split in splits:
-            kept = 0
-            with replacing(out / split.name / MANIFEST_NAME) as manifest_file:
-                manifest_schema = schema(split.class_names)
-                manifest = _ParquetFile(manifest_file, manifest_schema)
+            kept, manifest_schema = 0, schema(split.class_names)
+            with (
+                replacing(out / split.name / MANIFEST_NAME) as manifest_file,
+                _ParquetFile(manifest_file, manifest_schema) as manifest,
+            ):
                 for shard in split.shards:
                     path = parts_folder(out) / f"{shard.name}.parquet"
-                    with open_for_arrow(path) as file:
-                        part = pq.read_table(
-                            file,
-                        ).replace_schema_metadata(None)
+                    with open_for_arrow(path) as part_file:
+                        part = pq.read_table(part_file).replace_schema_metadata(None)
                     if "passed_over" in part.column_names:  # not in those of older versions
                         is_beside = pc.is_valid(part["passed_over"])
                         others = part.filter(is_beside)
@@ -150,10 +154,8 @@ def _merge(out: Path, splits: list[SplitParts], beside: _Beside) -> tuple[Counte
                     kept += len(good)
                     reasons.update(map(reason_kind, bad["reason"].to_pylist()))
                     converted.update(map(reason_kind, part["converted"].drop_null().to_pylist()))
-                manifest.close()
             if not kept:
                 (out / split.name / MANIFEST_NAME).unlink()
-        quarantine.close()
     return reasons, converted
 
 

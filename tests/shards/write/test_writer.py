@@ -1,3 +1,4 @@
+import gc
 import json
 import logging
 import os
@@ -216,6 +217,22 @@ def test_out_inside_the_source_is_no_source(tree, tmp_path, contents):
     for each in (one, other):  # the first is passed over by the second
         del each["passed_over.parquet"], each["_info.json"]
     assert one == other
+
+
+def test_an_interrupt_of_the_merge_is_quiet_and_is_resumed(tree, tmp_path, monkeypatch):
+    source, complaints = tree(tmp_path / "pets"), []
+    monkeypatch.setattr("sys.unraisablehook", complaints.append)
+    with monkeypatch.context() as patched:
+        patched.setattr("coma.shards.write.merge.pc.is_valid", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            shard(source, tmp_path / "out", SMALL)
+    gc.collect()
+    assert complaints == []
+    assert shard(source, tmp_path / "out", SMALL).kept == 18
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def test_default_out(tmp_path, monkeypatch):
