@@ -1,11 +1,9 @@
 """FSDP2 takes the backbone and the whole of the method, wrapped as its users wrap networks."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -16,16 +14,6 @@ WRAPPED = {
     "stages": ("Stage", "CrossBlock"),
     "backbone": ("DyViT",),
 }
-
-
-@pytest.fixture
-def mesh() -> Iterator[Any]:
-    ours = not dist.is_initialized()  # tests of training leave theirs, of one process as well
-    if ours:
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield dist.device_mesh.init_device_mesh("cpu", (1,))
-    if ours:
-        dist.destroy_process_group()
 
 
 def network() -> nn.Module:
@@ -43,10 +31,10 @@ def shard(model: nn.Module, kinds: tuple[str, ...], mesh: Any, **options: Any) -
 
 @pytest.mark.parametrize("wrapped", WRAPPED)
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
-def test_the_sharded_method_learns_the_same(wrapped: str, dtype: torch.dtype | None, mesh: Any) -> None:
+def test_the_sharded_method_learns_the_same(wrapped: str, dtype: torch.dtype | None, one_process: Any) -> None:
     images, units = torch.randn(2, 3, 64, 64), torch.rand(2, 16).argsort(dim=1)
     plain = network()
-    sharded = shard(network(), WRAPPED[wrapped], mesh, mp_policy=MixedPrecisionPolicy(param_dtype=dtype))
+    sharded = shard(network(), WRAPPED[wrapped], one_process, mp_policy=MixedPrecisionPolicy(param_dtype=dtype))
     for model in (plain, sharded):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         loss = model(images, units)
@@ -60,10 +48,10 @@ def test_the_sharded_method_learns_the_same(wrapped: str, dtype: torch.dtype | N
         )
 
 
-def test_it_is_initialised_after_it_was_sharded(mesh: Any) -> None:
+def test_it_is_initialised_after_it_was_sharded(one_process: Any) -> None:
     with torch.device("meta"):
         model = network()
-    shard(model, WRAPPED["blocks"], mesh)
+    shard(model, WRAPPED["blocks"], one_process)
     model.to_empty(device="cpu")
     model.init_weights()
     assert torch.isfinite(model(torch.randn(2, 3, 64, 64), torch.rand(2, 16).argsort(dim=1)))

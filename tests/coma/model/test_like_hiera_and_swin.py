@@ -7,7 +7,7 @@ import copy
 import io
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -536,18 +536,6 @@ def test_second_derivatives_by_the_plain_kernel(peer: str) -> None:
 
 
 # -- several processes ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def one_process() -> Iterator[Any]:
-    import torch.distributed as dist
-
-    ours = not dist.is_initialized()  # tests of training leave theirs, of one process as well
-    if ours:
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield dist.device_mesh.init_device_mesh("cpu", (1,))
-    if ours:
-        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("options", [{}, {"static_graph": True}], ids=str)
