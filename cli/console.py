@@ -7,8 +7,7 @@ import json as _json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from copy import copy
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from coma.cli.faults import after_failed_stdout
+from coma.cli.faults import ended_by_failed_stdout
 from coma.shards.files import without_credentials
 from coma.shards.text import visible, visible_lines
 
@@ -28,15 +27,6 @@ _LEAST_COLUMNS = 20
 
 if os.environ.get("COLUMNS", "").isdigit() and int(os.environ["COLUMNS"]) < _LEAST_COLUMNS:
     del os.environ["COLUMNS"]  # some tools say 0 for "unknown", and rich would print nothing
-
-
-@contextmanager
-def _ended_by_failure() -> Iterator[None]:
-    """End the command if stdout does not take what the block writes."""
-    try:
-        yield
-    except OSError as error:
-        raise SystemExit(after_failed_stdout(error)) from None
 
 
 class _Plain(Console):
@@ -60,7 +50,7 @@ class _Stdout(_Plain):
 
     def print(self, *objects: Any, **how: Any) -> None:
         """Print as rich does, and write it at once."""
-        with _ended_by_failure():
+        with ended_by_failed_stdout():
             super().print(*objects, **how)
 
     def on_broken_pipe(self) -> None:
@@ -125,7 +115,7 @@ def progress(*columns: "ProgressColumn | str") -> "Progress":
 def print_result(result: Mapping[str, Any], *, json: bool) -> None:
     """Print a command's result on stdout: as one JSON object, or as aligned `name  value` lines."""
     if json:
-        with _ended_by_failure():
+        with ended_by_failed_stdout():
             text = _json.dumps(result, default=str).replace("\x7f", "\\u007f")  # the one that json leaves
             sys.stdout.write(without_credentials(text) + "\n")
             sys.stdout.flush()

@@ -6,7 +6,8 @@ import os
 import sys
 import tempfile
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from coma.errors import BUG_EXIT_CODE, fault_of
@@ -42,7 +43,7 @@ def flush_streams() -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
-        exit_code = after_failed_stdout(error)
+        exit_code = _after_failed_stdout(error)
     try:
         sys.stderr.flush()
     except OSError:
@@ -50,7 +51,16 @@ def flush_streams() -> int:
     return exit_code
 
 
-def after_failed_stdout(error: OSError) -> int:
+@contextmanager
+def ended_by_failed_stdout() -> Iterator[None]:
+    """End the command if stdout does not take what the block prints."""
+    try:
+        yield
+    except OSError as error:
+        raise SystemExit(_after_failed_stdout(error)) from None
+
+
+def _after_failed_stdout(error: OSError) -> int:
     """Say why stdout takes no more, nothing if its reader has left as `head` does; return the exit code."""
     _abandon(sys.stdout)
     if isinstance(error, BrokenPipeError):

@@ -3,12 +3,14 @@
 In help, placeholders stand in capitals, no type beside a flag, and every default at the end of its sentence.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from coma.cli.faults import report
+from coma.cli.faults import ended_by_failed_stdout, report
 from coma.shards.files import local_path
 from coma.shards.text import visible
 
@@ -19,6 +21,17 @@ class Command(TyperCommand):
     def get_params(self, ctx: Any) -> Any:
         """Return the parameters, worded for help."""
         return [_worded(each) for each in super().get_params(ctx)]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line; --help prints its page here."""
+        with ended_by_failed_stdout():
+            parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help page."""
+        with _broken_pipe():
+            super().format_help(ctx, formatter)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the placeholders of the usage line, required ones without brackets."""
@@ -40,6 +53,17 @@ class Group(TyperGroup):
         """Return the parameters, worded for help."""
         return [_worded(each) for each in super().get_params(ctx)]
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line; --help and --version print here."""
+        with ended_by_failed_stdout():
+            parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help page."""
+        with _broken_pipe():
+            super().format_help(ctx, formatter)
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command; what a usage error quotes, such as a file's name, is made visible."""
         try:
@@ -48,6 +72,15 @@ class Group(TyperGroup):
             if hasattr(error, "format_message"):
                 error.message = visible(error.message)  # type: ignore[attr-defined]
             raise
+
+
+@contextmanager
+def _broken_pipe() -> Iterator[None]:
+    """Raise BrokenPipeError where rich would end the command with exit code 1, as the reader of stdout has left."""
+    try:
+        yield
+    except SystemExit:
+        raise BrokenPipeError from None
 
 
 def _worded(parameter: Any) -> Any:
