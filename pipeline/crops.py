@@ -33,7 +33,7 @@ class Crops:
     flip: npt.NDArray[np.int32]  # [n] 1: mirror left and right
 
     def __len__(self) -> int:
-        """Return n."""
+        """Return the number of samples."""
         return len(self.flip)
 
     def __getitem__(self, index: slice | Int64Array) -> "Crops":

@@ -27,7 +27,7 @@ class Features:
     samples: Tensor  # [N] int64, global sample ids
 
     def __len__(self) -> int:
-        """Count the samples."""
+        """Return the number of samples."""
         return len(self.x)
 
     def select(self, chosen: Tensor) -> Features:

@@ -140,7 +140,7 @@ maps = timm.create_model("local-dir:PATH", pretrained=True, features_only=True)
 {other} = timm.create_model("local-dir:PATH", pretrained=True, num_classes={0 if classes else 10})
 ```"""
     if config[SECTION]["decoder"]:
-        text += f"\n\n`{DECODER_NAME}` is for going on: `coma pretrain --init PATH`."
+        text += f"\n\n`{DECODER_NAME}` is for continued pre-training: `coma pretrain --init PATH`."
     if onnx:
         text += f"\n\n`{ONNX_NAME}` takes `images` [any number, 3, {size}, {size}] and gives `{given}` and `map`."
     return text

@@ -104,7 +104,7 @@ class MAE(MaskedAutoencoder):
 
     @staticmethod
     def _default_unit_size(backbone: nn.Module) -> int | None:
-        """A ViT's patch."""
+        """Return the side of a ViT's patch; None for a DyViT, whose own unit stands."""
         return backbone.patch_embed.patch_size[0] if isinstance(backbone, VisionTransformer) else None
 
 

@@ -141,11 +141,11 @@ def _image_files(path: Path, limit: int) -> list[Path]:
         next(path.iterdir(), None)  # or the reason why it cannot be read
     except OSError as error:
         raise DataError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
-    found = [file for file in path.rglob("*") if not file.name.startswith(".") and file.is_file()]
-    files = sorted(file for file in found if is_image_name(file.name))
+    visible_files = [file for file in path.rglob("*") if not file.name.startswith(".") and file.is_file()]
+    files = sorted(file for file in visible_files if is_image_name(file.name))
     if not files:
-        raise DataError(f"{path} holds no image files among its {len(found):,} files")
-    others = Counter(file.suffix.lower() or "no extension" for file in found if not is_image_name(file.name))
+        raise DataError(f"{path} holds no image files among its {len(visible_files):,} files")
+    others = Counter(file.suffix.lower() or "no extension" for file in visible_files if not is_image_name(file.name))
     if others:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(_NAMED))
         logger.info("%s: passed over %d files that are not images by their names (%s)", path, others.total(), kinds)

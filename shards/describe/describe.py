@@ -41,7 +41,7 @@ class Spread:
     max: int
 
     def __str__(self) -> str:
-        """As "min / median / max"."""
+        """Return the values as "min / median / max"."""
         return f"{self.min:,} / {self.median:,} / {self.max:,}"
 
 

@@ -64,7 +64,7 @@ class Manifest:
     """[N] rows of the manifest file that the samples are, ascending; None: all of them."""
 
     def __len__(self) -> int:
-        """N."""
+        """Return the number of samples."""
         return len(self.offset)
 
     def keys(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:

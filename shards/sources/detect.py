@@ -205,18 +205,18 @@ def _containers(folder: Path, images: SourceListing) -> str | None:
     if not any(files.values()):
         return None
     most = max(sizes, key=lambda kind: sizes[kind])
-    found = {
+    counted = {
         "folder": counted_images(len(images)) if len(images) else "",
         "tar": _counted_files(files[".tar"], ".tar"),
         "parquet": _counted_files(files[".parquet"], ".parquet"),
     }
-    both = " and ".join(filter(None, found.values()))
+    both = " and ".join(filter(None, counted.values()))
     layout = {"": "folder", ".tar": "tar", ".parquet": "parquet"}[most]
-    if sum(map(bool, found.values())) > 1:
-        ways = " or ".join(f"--layout {name}" for name, what in found.items() if what)
+    if sum(map(bool, counted.values())) > 1:
+        ways = " or ".join(f"--layout {name}" for name, what in counted.items() if what)
         if sizes[most] < (1 - FEW) * sum(sizes.values()):
             raise UsageError(f"{folder} holds {both}: say which are the data set with {ways}")
-        log.warning("%s holds %s: taken is %s; %s says otherwise", folder, both, found[layout], ways)
+        log.warning("%s holds %s: taken is %s; %s says otherwise", folder, both, counted[layout], ways)
     if layout == "folder":
         return None
     if layout == "tar":

@@ -2,21 +2,12 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from coma.shards.sources.kinds import (
-    HEAD_BYTES,
-    extension,
-    is_image_head,
-    is_image_name,
-    is_raw_name,
-    kind,
-    may_hide_an_image,
-)
+from coma.shards.sources.kinds import HEAD_BYTES, extension, is_image, kind, refused_by_name
 from coma.shards.sources.listing import ListingBuilder, PassedOver
 from coma.shards.sources.walk import FoundFile, walk
-
-CAMERA_RAW = "unsupported format: camera raw (convert it to JPEG or PNG first)"
 
 
 def list_folder(
@@ -28,12 +19,8 @@ def list_folder(
     """
     listing, passed_over = ListingBuilder(progress), PassedOver()
     for file in walk(root, exclude, passed_over):
-        if is_image_name(file.name):
-            listing.add(file.path, file.size, file.mtime_ns)
-        elif is_raw_name(file.name):
-            listing.add(file.path, file.size, file.mtime_ns, refused=CAMERA_RAW)
-        elif _is_image(root, file):
-            listing.add(file.path, file.size, file.mtime_ns)
+        if is_image(file.name, file.size if file.is_regular else 0, partial(_head, root, file)):
+            listing.add(file.path, file.size, file.mtime_ns, refused=refused_by_name(file.name))
         else:
             passed_over.add(file.path, kind(file.name), file.size)
     return listing, passed_over
@@ -53,12 +40,10 @@ def files_below(folder: Path, ending: str, exclude: Path | None = None) -> tuple
     return sorted(paths, key=os.fsencode), others
 
 
-def _is_image(root: Path, file: FoundFile) -> bool:
-    """Whether a file is an image by its first bytes, whatever its name."""
-    if not file.is_regular or file.size < HEAD_BYTES or not may_hide_an_image(file.name):
-        return False
+def _head(root: Path, file: FoundFile) -> bytes:
+    """Return the first bytes of a file, none if it cannot be read."""
     try:
         with open(os.path.join(root, file.path), "rb", buffering=0) as opened:  # noqa: PTH118, PTH123  (files are many)
-            return is_image_head(opened.read(HEAD_BYTES))
+            return opened.read(HEAD_BYTES)
     except OSError:
-        return False
+        return b""

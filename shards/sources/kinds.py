@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 
 IMAGE_EXTENSIONS = frozenset(
     (
@@ -13,60 +14,18 @@ IMAGE_EXTENSIONS = frozenset(
 """Extensions that make a file an image by name, so that it ends up in a shard or in the quarantine."""
 
 RAW_EXTENSIONS = frozenset(
-    [
-        ".3fr",
-        ".arw",
-        ".cr2",
-        ".cr3",
-        ".dcr",
-        ".dng",
-        ".erf",
-        ".iiq",
-        ".kdc",
-        ".mef",
-        ".mos",
-        ".mrw",
-        ".nef",
-        ".nrw",
-        ".orf",
-        ".pef",
-        ".raf",
-        ".raw",
-        ".rw2",
-        ".sr2",
-        ".srf",
-        ".srw",
-        ".x3f",
-    ]
+    (
+        *(".3fr", ".arw", ".cr2", ".cr3", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw"),
+        *(".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".sr2", ".srf", ".srw", ".x3f"),
+    )
 )
 """Camera raw files. Many are a TIFF whose first picture is a thumbnail, so that their bytes must not decide."""
 
 _TEXTS = frozenset(
-    [
-        ".cfg",
-        ".cls",
-        ".csv",
-        ".html",
-        ".ini",
-        ".json",
-        ".jsonl",
-        ".log",
-        ".mat",
-        ".md",
-        ".npy",
-        ".npz",
-        ".parquet",
-        ".pkl",
-        ".pt",
-        ".py",
-        ".rst",
-        ".sh",
-        ".tsv",
-        ".txt",
-        ".xml",
-        ".yaml",
-        ".yml",
-    ]
+    (
+        *(".cfg", ".cls", ".csv", ".html", ".ini", ".json", ".jsonl", ".log", ".mat", ".md", ".npy", ".npz"),
+        *(".parquet", ".pkl", ".pt", ".py", ".rst", ".sh", ".tsv", ".txt", ".xml", ".yaml", ".yml"),
+    )
 )
 """Common companions of images, whose bytes are not looked at: there may be as many of them as images."""
 
@@ -84,6 +43,23 @@ _PACKED = (".zip", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".tzst
 def is_image_name(name: str) -> bool:
     """Whether a file is an image by its name."""
     return extension(name) in IMAGE_EXTENSIONS
+
+
+def refused_by_name(name: str) -> str | None:
+    """Return why an image is set aside for its name alone, as camera raw files are; None for all others."""
+    return "unsupported format: camera raw (convert it to JPEG or PNG first)" if is_raw_name(name) else None
+
+
+def is_image(name: str, size: int, head: Callable[[], bytes]) -> bool:
+    """Whether a file ends up in a shard or in the quarantine: as an image or camera raw file by name, or by its bytes.
+
+    `head` returns the file's first HEAD_BYTES; it is called only where the name says nothing and `size` suffices.
+    """
+    return (
+        is_image_name(name)
+        or is_raw_name(name)
+        or (size >= HEAD_BYTES and may_hide_an_image(name) and is_image_head(head()))
+    )
 
 
 def is_raw_name(name: str) -> bool:

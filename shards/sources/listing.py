@@ -69,7 +69,7 @@ class SplitListing:
     """Images that are set aside unread: number → reason."""
 
     def __len__(self) -> int:
-        """n."""
+        """Return the number of images."""
         return len(self.paths)
 
     def image(self, i: int) -> SourceImage:
@@ -200,7 +200,7 @@ class PassedOver:
         """Bytes, -1 if unknown."""
 
     def __len__(self) -> int:
-        """Number of files."""
+        """Return the number of files."""
         return len(self.paths)
 
     def add(self, path: str, kind: str, size: int) -> None:

@@ -87,15 +87,15 @@ def _list_files(table: PathTable, root: Path, progress: Callable[[int], None] | 
     label_of: dict[str, Label] = {}
     contradictions = 0
     for number, (text, label) in enumerate(zip(table.paths, table.labels, strict=True), start=1):
-        found = finder.find(text, number)
-        refused = found.refused
-        if refused is None and found.path in label_of:
+        file = finder.find(text, number)
+        refused = file.refused
+        if refused is None and file.path in label_of:
             refused = "duplicate: listed twice"
-            if label_of[found.path] != label:
+            if label_of[file.path] != label:
                 refused = "duplicate: listed twice, with different labels"
                 contradictions += 1
-        label_of.setdefault(found.path, label)
-        listing.add(found.path, found.size, found.mtime_ns, refused=refused)
+        label_of.setdefault(file.path, label)
+        listing.add(file.path, file.size, file.mtime_ns, refused=refused)
     if contradictions:
         log.warning(
             "rows that name an image again with a different label: %s; the first label is kept, as an image has one",

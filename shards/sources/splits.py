@@ -155,16 +155,16 @@ class SplitRules:
 
         A longer path goes before a shorter one, and a name further out before one further in.
         """
-        found = [
+        matches = [
             ((len(pattern), -start), split, start + len(pattern))
             for split, patterns in self.patterns.items()
             for pattern in patterns
             for start in (range(len(folders)) if len(pattern) == 1 else (0,))
             if start + len(pattern) <= len(folders) and all(map(fnmatchcase, folders[start:], pattern))
         ]
-        if not found:
+        if not matches:
             return None, folders
-        _, split, stop = max(found)
+        _, split, stop = max(matches)
         return split, folders[: max(stop - 1, 0)] + folders[stop:]
 
 

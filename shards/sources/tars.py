@@ -4,20 +4,12 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from coma.errors import DataError
-from coma.shards.sources.folders import CAMERA_RAW
-from coma.shards.sources.kinds import (
-    HEAD_BYTES,
-    extension,
-    is_image_head,
-    is_image_name,
-    is_raw_name,
-    kind,
-    may_hide_an_image,
-)
+from coma.shards.sources.kinds import HEAD_BYTES, extension, is_image, kind, refused_by_name
 from coma.shards.sources.listing import ListingBuilder, PassedOver, printable
 from coma.shards.sources.splits import split_of
 from coma.shards.sources.walk import CLUTTER_FOLDERS
@@ -104,7 +96,7 @@ def files_in(descriptor: int, start: int = 0, stop: int | None = None, folder: s
             continue
         name, path = parts[-1], folder + "/".join(parts)
         stem, ending = name.rpartition(".")[0], extension(name)
-        refused = CAMERA_RAW if is_raw_name(name) else unsafe(member.name)
+        refused = refused_by_name(name) or unsafe(member.name)
         if _is_hidden(parts):
             yield TarFile(path, member.offset, member.size, None, "hidden")
         elif ending == ".tar" and member.kind == "file" and not folder:
@@ -116,7 +108,7 @@ def files_in(descriptor: int, start: int = 0, stop: int | None = None, folder: s
                 yield from files_in(descriptor, member.offset, member.offset + member.size, inner)
             except TarError as error:
                 raise type(error)(f"in {printable(member.name)}: {error}") from None
-        elif not (is_image_name(name) or is_raw_name(name) or _is_image(descriptor, member)):
+        elif not is_image(name, member.size if member.kind == "file" else 0, partial(_head, descriptor, member)):
             yield TarFile(path, member.offset, member.size, None, kind(name))
         elif refused is not None:
             yield TarFile(folder + member.name, member.offset, member.size, refused)
@@ -128,11 +120,9 @@ def files_in(descriptor: int, start: int = 0, stop: int | None = None, folder: s
             yield TarFile(path, member.offset, member.size, refused)
 
 
-def _is_image(descriptor: int, member: Member) -> bool:
-    """Whether a member is an image by its first bytes, whatever its name."""
-    if member.kind != "file" or member.size < HEAD_BYTES or not may_hide_an_image(member.name):
-        return False
-    return is_image_head(os.pread(descriptor, HEAD_BYTES, member.offset))
+def _head(descriptor: int, member: Member) -> bytes:
+    """Return the first bytes of a member."""
+    return os.pread(descriptor, HEAD_BYTES, member.offset)
 
 
 def _is_hidden(parts: list[str]) -> bool:

@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from coma.shards.manifest import INFO_NAME
-from coma.shards.sources.folders import CAMERA_RAW
-from coma.shards.sources.kinds import HEAD_BYTES, is_image_head, is_image_name, is_raw_name, kind, may_hide_an_image
+from coma.shards.sources.kinds import (
+    HEAD_BYTES,
+    is_image_head,
+    is_image_name,
+    is_raw_name,
+    kind,
+    may_hide_an_image,
+    refused_by_name,
+)
 from coma.shards.sources.labels import number_labels
 from coma.shards.sources.listing import ListingBuilder, PassedOver, SourceListing, printable
 from coma.shards.sources.splits import UNRULED, SplitRules, last_split_in, split_of
@@ -235,7 +242,7 @@ def _samples(descriptor: int, key: str, group: list[tuple[str, Member]]) -> Iter
     alike = [by_extension[extension] for extension in images[1:] if "." in images[0]]
     others = [member for extension, member in group if _is_image(extension) and member not in (image, *alike)]
     if refused is None:
-        refused = CAMERA_RAW if is_raw_name(image.name) else unsafe(image.name)
+        refused = refused_by_name(image.name) or unsafe(image.name)
     label, class_name, unusable = _read_label(descriptor, by_extension) if refused is None else (None, None, None)
     yield WdsSample(
         key=key,

@@ -1,7 +1,7 @@
 """Times of change of a source's files, so that images which were rewritten at the same size are noticed.
 
 They are kept beside the data set, in OUT/.coma-sources.json, and not in `_info.json` or the record of a run: a copy
-of a source has other times and the same images, of which the same data set is made, and on which a run goes on.
+of a source has other times and the same images, of which the same data set is made, and on which a run is resumed.
 """
 
 import json

@@ -79,7 +79,7 @@ def shard(
         about = in_words(error)
         elsewhere = error.filename is not None and not about.startswith(str(out))
         what = about if elsewhere else f"cannot write to {out}: {about}"
-        raise ComaError(f"{what}; finished shards are kept, and the same command goes on") from error
+        raise ComaError(f"{what}; finished shards are kept, and the same command resumes") from error
     return complete(out, kept_shards, begun_s)
 
 

@@ -6,17 +6,14 @@ import sys
 import tempfile
 from itertools import islice
 
-import numpy as np
 import pytest
-from PIL import Image
+from drawn import draw_images, shard_images
 
 from benchmarks import loaders
 from benchmarks.loaders import PEERS, Peer
 from coma.bench import loader
 from coma.bench.options import LoaderOptions
 from coma.shards.manifest import read_manifest
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
 
 OPTIONS = LoaderOptions(images=8, rounds=1, image_size=28, batch_size=4)
 
@@ -25,13 +22,14 @@ OPTIONS = LoaderOptions(images=8, rounds=1, image_size=28, batch_size=4)
 def data(tmp_path_factory):
     """Twelve images, JPEG and PNG, in a few shards."""
     folder = tmp_path_factory.mktemp("loaders")
-    rng = np.random.default_rng(0)
-    for number in range(12):
-        path = folder / "photos" / f"class-{number % 2}" / f"{number}.{'png' if number % 6 == 0 else 'jpg'}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(path)
-    shard(folder / "photos", folder / "shards", ShardOptions(workers=1, shard_bytes=20_000))
-    return folder / "shards"
+    photos = draw_images(
+        folder / "photos",
+        12,
+        classes=("class-0", "class-1"),
+        size=(80, 60),
+        name=lambda number: f"{number}.{'jpg' if number % 6 else 'png'}",
+    )
+    return shard_images(photos, folder / "shards", shard_bytes=20_000)
 
 
 @pytest.mark.parametrize("peer", [peer for peer in PEERS if peer.installed], ids=lambda peer: peer.package)

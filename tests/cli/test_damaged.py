@@ -10,23 +10,12 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from commands import SMALL
 from drawn import draw_images, shard_images
 
 from coma.shards.manifest import Manifest, read_manifest
 
 IMAGES = 24
-TRAIN = [
-    "--model",
-    "dyvit_tiny",
-    "--image-size",
-    "32",
-    "--patch-size",
-    "2",
-    "--batch-size",
-    "4",
-    "--workers",
-    "1",
-]
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -62,7 +51,7 @@ def ledger(run: Path) -> list[dict[str, object]]:
 
 def test_forty_flipped_bytes_cost_one_sample_and_no_run(photos: Path, coma) -> None:
     (key,) = flip(read_manifest(photos), range(7, 8))
-    done = coma("pretrain", *TRAIN, "--epochs", "1", "--out", "run")
+    done = coma("pretrain", *SMALL, "--epochs", "1", "--out", "run")
     assert done.code == 0, done.err
     (line,) = ledger(Path("run"))
     assert line["key"] == key
@@ -73,7 +62,7 @@ def test_forty_flipped_bytes_cost_one_sample_and_no_run(photos: Path, coma) -> N
 
 def test_past_the_budget_training_ends_with_exit_code_3(photos: Path, coma) -> None:
     keys = flip(read_manifest(photos), range(11))
-    done = coma("pretrain", *TRAIN, "--epochs", "3", "--out", "run")
+    done = coma("pretrain", *SMALL, "--epochs", "3", "--out", "run")
     assert done.code == 3
     last = done.err.strip().splitlines()[-1]
     assert last.startswith("error: 11 different samples of ")
@@ -91,7 +80,7 @@ def test_a_shard_cut_short_under_a_run_ends_it_with_exit_code_3(photos: Path, co
 
     metrics, thread = Path("run/metrics.jsonl").absolute(), Thread(target=cut, daemon=True)
     thread.start()
-    done = coma("pretrain", *TRAIN, "--epochs", "100", "--out", "run")
+    done = coma("pretrain", *SMALL, "--epochs", "100", "--out", "run")
     assert done.code == 3
     assert "coma-train-000000.tar is cut short" in done.err.strip().splitlines()[-1]
 
@@ -100,19 +89,7 @@ def test_a_shard_cut_short_under_a_run_ends_it_with_exit_code_3(photos: Path, co
 def test_one_of_two_processes_that_meets_too_much_ends_both_with_exit_code_3(photos: Path) -> None:
     """Only that one knows why; the other waits for it in a sum."""
     flip(read_manifest(photos), range(IMAGES))
-    command = [
-        sys.executable,
-        "-m",
-        "coma",
-        "pretrain",
-        *TRAIN,
-        "--epochs",
-        "9",
-        "--out",
-        "run",
-        "--devices",
-        "2",
-    ]
+    command = [sys.executable, "-m", "coma", "pretrain", *SMALL, *["--epochs", "9", "--out", "run", "--devices", "2"]]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 3
     assert "could not be read or decoded" in done.stderr or "none of the samples tried" in done.stderr
@@ -120,7 +97,7 @@ def test_one_of_two_processes_that_meets_too_much_ends_both_with_exit_code_3(pho
 
 
 def test_scoring_ends_with_exit_code_3_as_well(photos: Path, coma) -> None:
-    assert coma("pretrain", *TRAIN, "--steps", "1", "--out", "run").code == 0
+    assert coma("pretrain", *SMALL, "--steps", "1", "--out", "run").code == 0
     manifest = read_manifest(photos)
     flip(manifest, range(11))
     for command in ("knn", "probe"):

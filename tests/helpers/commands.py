@@ -10,18 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-SMALL = [
-    "--model",
-    "dyvit_nano",
-    "--image-size",
-    "32",
-    "--patch-size",
-    "2",
-    "--batch-size",
-    "4",
-    "--workers",
-    "1",
-]
+SMALL = ["--model", "dyvit_nano", "--image-size", "32", "--patch-size", "2", "--batch-size", "4", "--workers", "1"]
 
 
 def environment() -> dict[str, str]:

@@ -202,7 +202,7 @@ def as_coma_error(path: str | Path) -> Iterator[None]:
         reason = os.strerror(error.errno or 0).lower()
         raise ComaError(
             f"the offload to {path} failed ({reason}): see to the drive, or offload to another; "
-            "the same command goes on from the last checkpoint"
+            "the same command resumes from the last checkpoint"
         ) from None
 
 

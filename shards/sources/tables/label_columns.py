@@ -42,12 +42,12 @@ def find_columns(usual_names: Sequence[str], columns: Iterable[str]) -> list[str
     A member of a struct ("json.label") has its own name, or the struct's with it. It goes after columns of their own.
     """
     ranks = {name: rank for rank, name in enumerate(usual_names)}
-    found = []
+    ranked = []
     for column in columns:
         keys = [column_key(column), *([column_key(column.rpartition(".")[2])] if "." in column else [])]
         if rank := min((ranks[key] + 1 for key in keys if key in ranks), default=0):
-            found.append((("." in column), rank, column))
-    return [column for _, _, column in sorted(found, key=lambda each: each[:2])]
+            ranked.append((("." in column), rank, column))
+    return [column for _, _, column in sorted(ranked, key=lambda each: each[:2])]
 
 
 def column_key(column: str) -> str:

@@ -57,10 +57,10 @@ class PathFinder:
         inside = None
         for spelling in _spellings(text):
             inside = self._inside(spelling)
-            if inside is not None and (found := self._stat(inside)) is not None:
-                return self._note(text, found) if spelling != text else found
-        if inside is not None and (path := self._respelled(inside)) and (found := self._stat(path)) is not None:
-            return self._note(text, found)
+            if inside is not None and (file := self._stat(inside)) is not None:
+                return self._note(text, file) if spelling != text else file
+        if inside is not None and (path := self._respelled(inside)) and (file := self._stat(path)) is not None:
+            return self._note(text, file)
         if _URL.match(text) and not text.lower().startswith("file:"):
             return FoundPath(text, refused=IS_URL)
         written = self._inside(text)
@@ -97,21 +97,21 @@ class PathFinder:
 
     def _respelled(self, path: str) -> str | None:
         """Return the one path on the disk that differs from this one in case or normal form only."""
-        found = ""
+        on_disk = ""
         for part in path.split("/"):
-            folder = os.path.join(self._bases[0], found)  # noqa: PTH118
+            folder = os.path.join(self._bases[0], on_disk)  # noqa: PTH118
             if folder not in self._names:
                 self._names[folder] = _names_by_key(folder)
             names = self._names[folder].get(_key(part), [])
             if part not in names and len(names) != 1:
                 return None
-            found = os.path.join(found, part if part in names else names[0])  # noqa: PTH118
-        return found
+            on_disk = os.path.join(on_disk, part if part in names else names[0])  # noqa: PTH118
+        return on_disk
 
-    def _note(self, text: str, found: FoundPath) -> FoundPath:
+    def _note(self, text: str, file: FoundPath) -> FoundPath:
         self.respelled += 1
-        self.example = (text, found.path)
-        return found
+        self.example = (text, file.path)
+        return file
 
 
 def _spellings(text: str) -> Iterator[str]:
