@@ -3,8 +3,6 @@
 In help, placeholders stand in capitals, no type beside a flag, and every default at the end of its sentence.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +13,32 @@ from coma.shards.files import local_path
 from coma.shards.text import visible
 
 
-class Command(TyperCommand):
-    """A command with such a help page."""
+class _Page:
+    """What the help pages of commands and of groups have in common; Typer's class is the next base."""
 
     def get_params(self, ctx: Any) -> Any:
         """Return the parameters, worded for help."""
-        return [_worded(each) for each in super().get_params(ctx)]
+        typer_command: Any = super()
+        return [_worded(each) for each in typer_command.get_params(ctx)]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the command line; --help prints its page here."""
+        """Read the command line; --help and --version print here."""
+        typer_command: Any = super()
         with ended_by_failed_stdout():
-            parsed: list[str] = super().parse_args(ctx, args)
+            parsed: list[str] = typer_command.parse_args(ctx, args)
         return parsed
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help page."""
-        with _broken_pipe():
-            super().format_help(ctx, formatter)
+        typer_command: Any = super()
+        try:
+            typer_command.format_help(ctx, formatter)
+        except SystemExit:  # rich's, with exit code 1: the reader of stdout has left
+            raise BrokenPipeError from None
+
+
+class Command(_Page, TyperCommand):
+    """A command with such a help page."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the placeholders of the usage line, required ones without brackets."""
@@ -46,23 +53,8 @@ class Command(TyperCommand):
             raise SystemExit(report(error)) from None
 
 
-class Group(TyperGroup):
+class Group(_Page, TyperGroup):
     """A group of commands with such a help page."""
-
-    def get_params(self, ctx: Any) -> Any:
-        """Return the parameters, worded for help."""
-        return [_worded(each) for each in super().get_params(ctx)]
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the command line; --help and --version print here."""
-        with ended_by_failed_stdout():
-            parsed: list[str] = super().parse_args(ctx, args)
-        return parsed
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help page."""
-        with _broken_pipe():
-            super().format_help(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; what a usage error quotes, such as a file's name, is made visible."""
@@ -72,15 +64,6 @@ class Group(TyperGroup):
             if hasattr(error, "format_message"):
                 error.message = visible(error.message)  # type: ignore[attr-defined]
             raise
-
-
-@contextmanager
-def _broken_pipe() -> Iterator[None]:
-    """Raise BrokenPipeError where rich would end the command with exit code 1, as the reader of stdout has left."""
-    try:
-        yield
-    except SystemExit:
-        raise BrokenPipeError from None
 
 
 def _worded(parameter: Any) -> Any:

@@ -140,12 +140,12 @@ class MaskedAutoencoder(nn.Module, ABC):
         _, mean, deviation = normalise_patches(self._to_predict(patches))  # [B, U, T, 1]
         pictures = []
         predictions = torch.split(predicted, [self.tokens * view.shape[1] for view in hidden], dim=1)
-        for seen, unseen, pixels in zip(visible, hidden, predictions, strict=True):
-            pixels = pixels.reshape(*unseen.shape, self.tokens, -1)  # [B, W_k, T, P]
-            pixels = pixels * take_units(deviation, unseen) + take_units(mean, unseen)
-            kept = take_units(patches.float(), seen)  # [B, V_k, T_1, P_1]
-            both = torch.cat([kept, pixels.reshape(*unseen.shape, *kept.shape[2:])], dim=1)  # [B, U, T_1, P_1]
-            raster = take_units(both, torch.cat([seen, unseen], dim=1).argsort(dim=1))
+        for visible_k, hidden_k, pixels in zip(visible, hidden, predictions, strict=True):
+            pixels = pixels.reshape(*hidden_k.shape, self.tokens, -1)  # [B, W_k, T, P]
+            pixels = pixels * take_units(deviation, hidden_k) + take_units(mean, hidden_k)
+            kept = take_units(patches.float(), visible_k)  # [B, V_k, T_1, P_1]
+            both = torch.cat([kept, pixels.reshape(*hidden_k.shape, *kept.shape[2:])], dim=1)  # [B, U, T_1, P_1]
+            raster = take_units(both, torch.cat([visible_k, hidden_k], dim=1).argsort(dim=1))
             pictures.append(from_units(raster, grid, self.encoder.patch_size))
         return torch.stack(pictures, dim=1)
 

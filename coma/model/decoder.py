@@ -170,8 +170,8 @@ class Decoder(nn.Module):
         memory = self.position(memory, grid, torch.cat(list(visible), dim=1))
         x = self.queries(torch.cat(list(hidden), dim=1), grid)  # [B, Q, D]
         lengths = [
-            (self.tokens * unseen.shape[1], self.tokens * seen.shape[1])
-            for seen, unseen in zip(visible, hidden, strict=True)
+            (self.tokens * hidden_k.shape[1], self.tokens * visible_k.shape[1])
+            for visible_k, hidden_k in zip(visible, hidden, strict=True)
         ]
         for block in self.blocks:
             x = block(x, memory, lengths)

@@ -24,9 +24,9 @@ class IndependentMasks(CoMA):
         """
         permutations = torch.ops.coma.independent_units(units, self.views).unbind(1)  # K of [B, U]
         visible, hidden = [], []
-        for own, seen, unseen in zip(permutations, *super().split_units(units, predict_all), strict=True):
-            visible.append(own[:, : seen.shape[1]])
-            hidden.append(own[:, seen.shape[1] : seen.shape[1] + unseen.shape[1]])
+        for own, visible_k, hidden_k in zip(permutations, *super().split_units(units, predict_all), strict=True):
+            visible.append(own[:, : visible_k.shape[1]])
+            hidden.append(own[:, visible_k.shape[1] : visible_k.shape[1] + hidden_k.shape[1]])
         return visible, hidden
 
 

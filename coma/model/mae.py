@@ -48,12 +48,12 @@ class SelfAttentionDecoder(nn.Module):
         `visible` and `hidden` hold one view's units, [B, V] and [B, W] raster indices.
         """
         x = self.embed(features[-1])  # [B, V·T, D]
-        b, seen, d = x.shape
+        b, visible_tokens, d = x.shape
         mask_tokens = self.mask_token.to(x.dtype).expand(b, hidden[0].shape[1] * self.tokens, d)
         x = self.position(torch.cat([x, mask_tokens], dim=1), grid, torch.cat([visible[0], hidden[0]], dim=1))
         for block in self.blocks:
             x = block(x)
-        pixels: Tensor = self.head(self.norm(x[:, seen:]))
+        pixels: Tensor = self.head(self.norm(x[:, visible_tokens:]))
         return pixels
 
 
@@ -99,8 +99,8 @@ class MAE(MaskedAutoencoder):
 
     def split_units(self, units: Tensor, predict_all: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """One view sees the first quarter of `units` [B, U] and predicts the rest, `predict_all` or not."""
-        seen = units.shape[1] // VIEWS
-        return [units[:, :seen]], [units[:, seen:]]
+        visible_units = units.shape[1] // VIEWS
+        return [units[:, :visible_units]], [units[:, visible_units:]]
 
     @staticmethod
     def _default_unit_size(backbone: nn.Module) -> int | None:

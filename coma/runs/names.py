@@ -74,6 +74,22 @@ def optimizer_name(rank: int) -> str:
     return f"optimizer-{rank:05}.safetensors"
 
 
+def is_optimizer_name(name: str) -> bool:
+    """Whether a file of a checkpoint folder holds a process's optimizer state."""
+    return name.startswith("optimizer-")
+
+
+def rank_name(rank: int, suffix: str) -> str:
+    """Return the name of a process's file in `RANKS_NAME`: suffix json says where it is, txt holds its stacks."""
+    return f"rank-{rank:05}.{suffix}"
+
+
+def rank_of(name: str) -> int | None:
+    """Return the rank whose file in `RANKS_NAME` has this name; None if it is no such file."""
+    match = re.fullmatch(r"rank-(\d+)\..*", name)
+    return None if match is None else int(match[1])
+
+
 def preview_path(run: Path, step: int) -> Path:
     """Return the picture of reconstructions after `step`."""
     return run / PREVIEWS_NAME / f"step-{step:06}.png"

@@ -35,6 +35,7 @@ from coma.runs.names import (
     checkpoint_path,
     checkpoint_step,
     checkpoints,
+    is_optimizer_name,
     optimizer_name,
 )
 from coma.runs.read import FORMAT, other_format
@@ -145,7 +146,7 @@ def load(engine: Any, world: World, folder: Path) -> TrainingState:
     content = _read_manifest(folder)
     weights = load_file(folder / WEIGHTS_NAME)
     set_weights(engine, weights)
-    states = [folder / name for name in content["files"] if name.startswith("optimizer-")]
+    states = [folder / name for name in content["files"] if is_optimizer_name(name)]
     restore_optimizer(engine, weights, states)
     restore_loss_scale(engine, content["loss_scale"])
     engine.global_steps = content["step"]

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from coma.errors import ComaError
-from coma.runs.names import RANKS_NAME
+from coma.runs.names import RANKS_NAME, rank_name, rank_of
 from coma.shards.files import write_atomically
 from coma.training.logs.metrics import duration
 from coma.training.processes.world import World
@@ -114,8 +114,8 @@ class Watchdog:
 
     def _remove_others(self) -> None:
         """Remove files of ranks that an earlier, killed run had and this one does not."""
-        for path in self._folder.glob("rank-*.*"):
-            if int(path.stem.removeprefix("rank-")) >= self._size:
+        for path in self._folder.iterdir():
+            if (rank_of(path.name) or 0) >= self._size:
                 path.unlink(missing_ok=True)
 
     def _give_up(self, now: Pulse) -> None:
@@ -137,13 +137,13 @@ class Watchdog:
     def _pulses(self, own: Pulse) -> list[Pulse]:
         pulses = {own.rank: own}
         for rank in range(self._size):
-            path = self._folder / f"rank-{rank:05}.json"
+            path = self._folder / rank_name(rank, "json")
             with contextlib.suppress(OSError, ValueError, TypeError):
                 pulses.setdefault(rank, Pulse(**json.loads(path.read_text())))
         return [pulses[rank] for rank in sorted(pulses)]
 
     def _file(self, suffix: str) -> Path:
-        return self._folder / f"rank-{self._rank:05}.{suffix}"
+        return self._folder / rank_name(self._rank, suffix)
 
 
 def laggards(pulses: Sequence[Pulse]) -> list[Pulse]:
