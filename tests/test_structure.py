@@ -151,6 +151,17 @@ def test_pure_modules_import_numbers_only(path: str) -> None:
     assert imported_modules(module(ROOT / path)) <= pure
 
 
+def test_docstrings_are_no_fragments() -> None:
+    """A docstring, or the text under a field, says in words what the thing is: not "N." or "Of matrices."."""
+    for file in FILES.values():
+        texts = (node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Expr))
+        for text in texts:
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                where = f"{file.relative_to(ROOT)}:{text.lineno}: {text.value}"
+                assert len(text.value.split()) > 1, where
+                assert not text.value.startswith("Of "), where
+
+
 def test_no_two_tests_have_one_name() -> None:
     """pytest imports test files by their bare names."""
     names = [file.name for file in (ROOT / "tests").rglob("*.py") if file.name != "conftest.py"]

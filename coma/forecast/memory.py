@@ -25,9 +25,9 @@ class StateMemory:
     buckets: int
     """Buffers in which gradients are gathered before they are reduced over the devices."""
     host: int
-    """Of these, what offload keeps in the host's memory."""
+    """What offload keeps of these in the host's memory."""
     nvme: int
-    """Of these, what offload keeps on NVMe."""
+    """What offload keeps of these on NVMe."""
     swap_files: int
     """Size of the files there, which hold the gradients of a step in float32 as well."""
 

@@ -48,7 +48,7 @@ class Sight:
     features: list[Tensor]
     """Feature map [B, h, w, C] of each stage."""
     preference: list[Tensor | None]
-    """Of each stage with a gate [B, h, w], from -1 (narrowest window alone) to 1 (widest), mean over its blocks."""
+    """For each stage with a gate, [B, h, w] from -1 (narrowest window alone) to 1 (widest), mean over its blocks."""
     attended: Tensor
     """Attention [B, h, w] of the middle token in the last block of stage 3; it sums to 1."""
     gates: list[Gate]

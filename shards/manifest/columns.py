@@ -58,7 +58,7 @@ class ManifestSummary:
     """What is known of a manifest besides its rows."""
 
     rows: int
-    """N."""
+    """Number of samples, N in what follows."""
     labelled: bool
     shards: tuple[str, ...]
     """[S] file names, in order."""

@@ -23,7 +23,7 @@ class SourceTimes:
     """Times of change of all files of a source."""
 
     digest: str
-    """Of every image's time, in the order of the listing."""
+    """Hash of every image's time, in the order of the listing."""
     newest_ns: int
 
 

@@ -30,7 +30,7 @@ class ExponentialMovingAverage:
     """
 
     def __init__(self, engine: Any, decay: float) -> None:
-        """Allocate nothing yet."""
+        """Keep the engine; memory is allocated when the first average is asked for."""
         self._engine, self._decay = engine, decay
 
     @cached_property
