@@ -37,9 +37,9 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from coma.versions import coma_version
 
-        typer.echo(f"coma {version('coma')}")
+        typer.echo(f"coma {coma_version()}")
         raise typer.Exit
 
 

@@ -7,6 +7,8 @@ The map, from the images to the trained backbone; each room imports only rooms a
 what is in it:
 
     errors.py           errors, each with its exit code
+    versions.py         versions of coma and its libraries, also in a checkout that is not installed
+    cuda.py             whether torch, DALI and the driver are made for CUDAs that go together
     shards/             raw images → WebDataset shards and their manifest
     pipeline/           shards → batches of complementary views on the device
     model/              the method: DyViT, CoMA, MAE; start here to understand it (docs/method.md in two pages)

@@ -16,16 +16,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import nvidia.dali as dali
-import nvidia.dali.fn as fn
 import torch
-from nvidia import nvimgcodec
-from nvidia.dali import Pipeline, types
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from coma.cuda import WITHOUT_DALI
+from coma.errors import UsageError
 from coma.pipeline.crops import Crops, IntArray
 from coma.pipeline.squares import MEAN, STD, Squares, normalise
+
+try:
+    import nvidia.dali as dali
+    import nvidia.dali.fn as fn
+    from nvidia import nvimgcodec
+    from nvidia.dali import Pipeline, types
+except ModuleNotFoundError as error:
+    if (error.name or "").split(".")[0] != "nvidia":
+        raise
+    raise UsageError(WITHOUT_DALI) from error
 
 DALI_VERSION: str = dali.__version__
 """Asked of the module, whose distribution is called by its CUDA."""

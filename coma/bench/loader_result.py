@@ -1,9 +1,10 @@
 """Result of `coma bench loader`: rates, bottleneck and advice, as text, JSON and a plot."""
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import PIL
 
 from coma.bench.options import LoaderOptions
 from coma.bench.plot import write_bars
@@ -11,6 +12,7 @@ from coma.bench.table import table
 from coma.bench.timing import Timing
 from coma.errors import shell_command
 from coma.pipeline.decode import DALI_VERSION
+from coma.versions import library_versions
 
 REFERENCE = "ImageFolder + PIL"
 """The loader that ratios are taken to."""
@@ -18,7 +20,6 @@ STREAM = "coma"
 NATIVE_DALI = "DALI, its own reader"
 PARALLEL = ("decoding", "resizing and normalising")
 """The stages of the stream that more cores make faster."""
-_LIBRARIES = ("pillow", "torch", "torchvision")
 _WORTH = 1.1  # times as many images; what gains less is not advised
 
 
@@ -119,7 +120,11 @@ class LoaderResult:
             "decoding_alone": {name: row for name, row in rows.items() if name in self.decoding_alone},
             "ratio_to_native_dali": (None if native is None else round(self.loaders[STREAM].ratio_to(native), 3)),
             "failed": self.failed or {},
-            "versions": {"nvidia-dali": DALI_VERSION, **{package: version(package) for package in _LIBRARIES}},
+            "versions": {
+                "nvidia-dali": DALI_VERSION,
+                "pillow": PIL.__version__,
+                **library_versions("torch", "torchvision"),
+            },
             "stages_us": {name: round(value, 1) for name, value in self.stages_us.items()},
             "bottleneck": self.bottleneck,
             "advice": advice(self),

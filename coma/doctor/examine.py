@@ -24,6 +24,7 @@ def checks(url: str | None = None) -> dict[str, Check]:
 
     named: dict[str, Check] = {
         "versions": software.versions,
+        "CUDA": software.cuda,
         "GPU": software.gpus,
         "NCCL": software.nccl,
         "gloo": software.gloo,

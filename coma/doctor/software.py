@@ -19,7 +19,7 @@ from coma.errors import shell_command
 if TYPE_CHECKING:
     import torch
 
-_SHOWN = {"torch": "torch", "DALI": "nvidia-dali-cuda120", "deepspeed": "deepspeed", "timm": "timm"}
+_SHOWN = ("torch", "deepspeed", "timm")
 _PATIENCE = datetime.timedelta(seconds=30)
 _SIDE = 64  # pixels
 _OWN_BYTES = 3e9
@@ -27,15 +27,22 @@ _OWN_BYTES = 3e9
 
 
 def versions() -> Finding:
-    """Check every library that coma requires against the versions it requires."""
-    from importlib.metadata import PackageNotFoundError, requires, version
+    """Check every library that coma requires against the versions it requires; DALI whichever its CUDA is."""
+    from importlib.metadata import PackageNotFoundError, version
 
     from packaging.requirements import Requirement
 
+    from coma.cuda import cuda_packages
+    from coma.versions import coma_requirements
+
+    required, dali = coma_requirements(), cuda_packages()
+    if required is None:
+        text = "not checked: coma is not installed, and no pyproject.toml lies beside it to say what it requires"
+        return Finding("warning", text, "install it, or put a whole checkout on the PYTHONPATH")
     wrong = []
-    for line in requires("coma") or []:
+    for line in required:
         wanted = Requirement(line)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+        if wanted.name not in dali and wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
         try:
             installed = version(wanted.name)
@@ -46,8 +53,16 @@ def versions() -> Finding:
     if wrong:
         advice = shell_command("pip", "install", *(needed for _, needed in wrong))
         return Finding("problem", ", ".join(installed for installed, _ in wrong), advice)
-    shown = [f"{name} {version(package)}" for name, package in _SHOWN.items()]
+    shown = [f"{name} {version(name)}" for name in (*_SHOWN, *dali)]
     return Finding("ok", ", ".join([f"python {platform.python_version()}", *shown]))
+
+
+def cuda() -> Finding:
+    """Check that torch, DALI and the driver are made for CUDAs that go together."""
+    from coma.cuda import cuda_versions, judge
+
+    judgement = judge(cuda_versions())
+    return Finding(judgement.status, judgement.text, judgement.advice)
 
 
 def gpus() -> Finding:
@@ -60,7 +75,7 @@ def gpus() -> Finding:
             return Finding("ok", f"none, training runs on the CPU (torch is built for CUDA {built or 'none'})")
         if built is None:
             text = f"driver {driver}, but this torch is built without CUDA"
-            return Finding("problem", text, "install torch from the index for CUDA 12, see pytorch.org")
+            return Finding("problem", text, "install a torch for that driver's CUDA, see pytorch.org")
         text = f"driver {driver}, but torch (CUDA {built}) finds no GPU it can use"
         return Finding("problem", text, "see nvidia-smi; update the driver; start containers with --gpus all")
     devices, held_by_others = [], False

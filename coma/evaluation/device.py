@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from coma.cuda import check_cuda
 from coma.errors import UsageError
 
 
@@ -11,8 +12,10 @@ def choose_device(asked: str | None = None) -> str:
     """Return the device that was asked for, or a GPU if there is one, else "cpu".
 
     Raises:
-        UsageError: no such device here.
+        UsageError: no such device here, or torch, DALI and the driver do not match.
     """
+    if asked is None or asked.startswith("cuda"):
+        check_cuda()
     if asked is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from coma.export.folder import (
 from coma.export.onnx import check_onnx, write_onnx
 from coma.runs.names import checkpoint_step
 from coma.runs.read import is_finetuned, load_autoencoder, load_classifier, read_config, run_of
+from coma.versions import coma_version
 
 if TYPE_CHECKING:
     from coma.model.classifier import Classifier
@@ -75,7 +75,7 @@ def export_run(
     backbone, model = network.backbone, content.get("resolved", {}).get("network", content["config"])
     config = timm_config(backbone, network.img_size, model, license)
     config[SECTION] = {
-        "version": version("coma"),
+        "version": coma_version(),
         "model": model["model"],
         "method": content["config"].get("method", "finetune"),
         "views": content["config"].get("views", 1),

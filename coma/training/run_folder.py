@@ -9,7 +9,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,14 @@ from coma.shards.text import printable
 from coma.training.config.options import RunConfig
 from coma.training.config.resolve import ResolvedRun
 from coma.training.config.schedule import Segment, extend, plan_segment
+from coma.versions import coma_version, library_versions
 
 DEFAULT_RUNS = Path("runs")
 _LENGTH = ("the number of steps", "the number of warm-up steps", "the number of cooldown steps")
 """What --extend may change of a run's identity."""
 _OLDER: dict[str, Any] = {"--schedule": "cosine"}
 """What the identity of an older run lacks."""
-_LIBRARIES = ("coma", "torch", "deepspeed", "timm", "numpy")
+_LIBRARIES = ("torch", "deepspeed", "timm", "numpy")
 
 
 @dataclass(frozen=True)
@@ -196,17 +196,17 @@ def write_config(run: Path, config: RunConfig, resolved: ResolvedRun, **facts: A
     write_atomically(run / CONFIG_NAME, without_credentials(json.dumps(content, indent=2)) + "\n")
 
 
-def library_versions() -> dict[str, str]:
+def result_versions() -> dict[str, str]:
     """Return the versions that a result may depend on."""
     from coma.pipeline.decode import DALI_VERSION
 
-    versions = {library: version(library) for library in _LIBRARIES}
-    return {**versions, "nvidia-dali": DALI_VERSION, "python": platform.python_version()}
+    others = {"nvidia-dali": DALI_VERSION, "python": platform.python_version()}
+    return {"coma": coma_version(), **library_versions(*_LIBRARIES), **others}
 
 
 def versions() -> dict[str, str]:
-    """Return `library_versions`, the command line, and in a checkout the git revision."""
-    result = library_versions()
+    """Return `result_versions`, the command line, and in a checkout the git revision."""
+    result = result_versions()
     result["command"] = shell_command(Path(sys.argv[0]).name, *sys.argv[1:])
     command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12"]
     with suppress(OSError):  # no git here

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from coma.cuda import check_cuda
 from coma.errors import UsageError
 from coma.pipeline import Stream
 from coma.runs.names import LEDGER_NAME
@@ -23,7 +24,7 @@ from coma.training.config.schedule import Segment
 from coma.training.engine.engine import check_half_precision
 from coma.training.engine.nvme import check_nvme_folder
 from coma.training.processes.world import World
-from coma.training.run_folder import library_versions
+from coma.training.run_folder import result_versions
 from coma.training.tasks.finetuning import Finetuning
 from coma.training.tasks.pretraining import Pretraining
 from coma.training.tasks.task import Task
@@ -63,6 +64,7 @@ def prepare(config: RunConfig, world: World) -> Prepared:
     """
 
     def resolve_here() -> tuple[Manifest, ResolvedRun, Task, dict[str, Any]]:
+        check_cuda()
         deepspeed = read_ds_config(config.ds_config)
         data = folder_at(config.data) if config.data else find_data(Path.cwd())
         manifest = read_manifest(data)
@@ -123,7 +125,7 @@ def make_task(config: RunConfig, manifest: Manifest) -> Task:
 def common_facts(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
     """Return what must be equal on all ranks; where data lie and how many threads decode them need not be."""
     own = ("data", "init", "source", "out", "workers", "devices", "hostfile")
-    facts: dict[str, Any] = {**library_versions(), "data's fingerprint": resolved.fingerprint}
+    facts: dict[str, Any] = {**result_versions(), "data's fingerprint": resolved.fingerprint}
     for fields in (config.to_json(), resolved.to_json()):
         facts.update((name, value) for name, value in _flat(fields) if name not in own)
     return facts

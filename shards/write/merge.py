@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +21,7 @@ from coma.shards.manifest.quarantine import PASSED_OVER_NAME, QUARANTINE_NAME, Q
 from coma.shards.sources.listing import PassedOver, printable
 from coma.shards.write.layout import ShardLayout
 from coma.shards.write.resume import parts_folder
+from coma.versions import coma_version
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ def _write_info(
     info = {
         "splits": described,
         "coma": {
-            "version": version("coma"),
+            "version": coma_version(),
             "seed": record["seed"],
             "classes": list(class_names) if class_names is not None else None,
             "class_words": list(class_words) if class_words is not None else None,

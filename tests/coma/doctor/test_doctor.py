@@ -1,6 +1,5 @@
 """Checks fail alone, say what to do, and leave nothing behind."""
 
-import importlib.metadata
 import json
 import os
 import resource
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import coma.versions
 from coma.doctor import machine, software
 from coma.doctor.examine import checks, examine
 from coma.doctor.finding import Finding
@@ -81,7 +81,7 @@ def test_what_is_wrong_is_said_with_the_way_out(monkeypatch) -> None:
     assert machine.disk().status == "problem"
 
     monkeypatch.setattr(
-        importlib.metadata, "requires", lambda _: ["torch>=99", "absent-library>=1,<2", "ray; extra == 'ray'"]
+        coma.versions, "coma_requirements", lambda: ["torch>=99", "absent-library>=1,<2", "ray; extra == 'ray'"]
     )
     found = software.versions()
     assert found.status == "problem"
