@@ -10,6 +10,7 @@ Resizing is linear with antialiasing, as torchvision's default is.
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from coma.cuda import WITHOUT_DALI
-from coma.errors import UsageError
+from coma.errors import ComaError, UsageError
 from coma.pipeline.crops import Crops, IntArray
 from coma.pipeline.squares import MEAN, STD, Squares, normalise
 
@@ -40,6 +41,12 @@ DALI_VERSION: str = dali.__version__
 
 # The threads of a pipeline do not come along into a forked process: DALI's clean-up at its exit would raise.
 os.register_at_fork(after_in_child=lambda: getattr(Pipeline, "_pipes", set()).clear())
+
+
+_GPU_FAULT = re.compile(
+    r"out of memory|bad_alloc|allocat|\bcuda\w*error|cuda_error|cuda (driver|runtime)", re.IGNORECASE
+)
+"""What DALI reports where the GPU failed, and not the image."""
 
 
 class DecodeError(Exception):
@@ -100,6 +107,7 @@ class Decoder:
 
         Raises:
             DecodeError: an image of this batch cannot be decoded. The next call goes on with the next batch.
+            ComaError: the GPU is out of memory, or failed.
         """
         return self._run(self._batches)
 
@@ -134,7 +142,7 @@ class Decoder:
         except _OutOfStep:
             raise
         except Exception as error:  # DALI raises RuntimeError, ValueError, IndexError, by what went wrong
-            raise DecodeError(_cause(str(error))) from error
+            raise _fault(str(error), on_gpu=self._on_gpu) from error
         if not self._on_gpu:
             windows, flips = [from_dlpack(window) for window in images], np.asarray(mirrored.as_tensor())
             squares = self._squares_of(int(np.asarray(sides.as_tensor())[0, 0]))
@@ -192,6 +200,8 @@ class Decoder:
                 shape=shape,
                 axes=[0, 1],  # rows, columns of the displayed image: EXIF orientation is applied before
                 output_type=types.RGB,  # grey and CMYK are converted
+                # Chroma is enlarged on a GPU as on a CPU. By default DALI repeats it there, which is coarser.
+                jpeg_fancy_upsampling=True,
             )
             if self._on_gpu:
                 images = fn.resize(images, size=sides, interp_type=types.INTERP_LINEAR, antialias=True)
@@ -266,6 +276,14 @@ class HeaderCheck:
                 return [_cause(str(error))]
             return [self._displayed([one])[0] for one in data]
         return [(int(height), int(width)) for height, width, _ in np.asarray(shapes.as_tensor())]
+
+
+def _fault(report: str, *, on_gpu: bool) -> DecodeError | ComaError:
+    """Return the error for DALI's report: the image's, or that of a GPU, where to skip the image would not help."""
+    cause = _cause(report)
+    if on_gpu and _GPU_FAULT.search(report.rpartition("encountered:")[2]):
+        return ComaError(f"decoding on the GPU failed ({cause}): give a smaller --batch-size, or --decode cpu")
+    return DecodeError(cause)
 
 
 def _cause(report: str) -> str:

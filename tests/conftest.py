@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
+import devices
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -18,6 +19,27 @@ if threading.current_thread() is threading.main_thread() and signal.getsignal(si
 
 settings.register_profile("coma", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("coma")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the device, before anything has looked for GPUs."""
+    config.addinivalue_line("markers", "gpu_too: runs on the CPU by default, and on a GPU with -m gpu")
+    devices.choose(config.option.markexpr)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With -m gpu, tests of both devices are the GPU's."""
+    if devices.of_the_gpu(config.option.markexpr):
+        for item in items:
+            if item.get_closest_marker("gpu_too"):
+                item.add_marker("gpu")
+
+
+@pytest.fixture
+def device() -> str:
+    """Where tests marked `gpu` and `gpu_too` compute: "cpu" or "cuda"."""
+    return devices.DEVICE
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import xxhash
+from devices import DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -92,15 +93,21 @@ def jpegs(manifest: Manifest) -> list[int]:
 
 def epoch_of(manifest: Manifest, ledger: Path | None = None, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
     """Samples and images of the first batches, a little more than an epoch."""
-    with Stream(manifest, batch_size=8, ledger=ledger, **{**OPTIONS, **options}) as stream:
+    with Stream(manifest, batch_size=8, ledger=ledger, **{**OPTIONS, "device": DEVICE, **options}) as stream:
         batches = [next(stream) for _ in range(len(manifest) // 8 + 1)]
     return torch.cat([batch.samples for batch in batches]), torch.cat([batch.images for batch in batches])
+
+
+def differ(image: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two images are not one; a GPU decodes alone, by another engine, those whose batch has failed."""
+    return not torch.equal(image, other) and (DEVICE == "cpu" or float((image - other).abs().mean()) > 0.05)
 
 
 def lines(ledger: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in ledger.read_text().splitlines()]
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize("kind", REASONS)
 def test_a_bad_sample_is_replaced_written_down_and_the_rest_untouched(
     damaged: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
@@ -115,9 +122,7 @@ def test_a_bad_sample_is_replaced_written_down_and_the_rest_untouched(
     with caplog.at_level(logging.WARNING, "coma"):
         samples, images = epoch_of(manifest, ledger)
     assert torch.equal(samples, before)  # the ids asked for, as if nothing had happened
-    changed = [
-        int(sample) for sample, a, b in zip(samples, images, images_before, strict=True) if not torch.equal(a, b)
-    ]
+    changed = [int(sample) for sample, a, b in zip(samples, images, images_before, strict=True) if differ(a, b)]
     assert sorted(set(changed)) == bad
 
     written = lines(ledger)
@@ -134,7 +139,7 @@ def test_a_bad_sample_is_replaced_written_down_and_the_rest_untouched(
         assert substitute == next(c for c in candidates(manifest, 4, epoch, sample) if c not in bad)
 
     again = tmp_path / "again.jsonl"
-    assert torch.equal(epoch_of(manifest, again)[1], images)
+    assert not any(map(differ, epoch_of(manifest, again)[1], images))
     assert lines(again) == written
 
 

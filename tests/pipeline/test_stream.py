@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from drawn import shard_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from coma.pipeline import MEAN, STD, Batch, CropSizes, Stream
 from coma.shards.manifest import Manifest, read_manifest
 
 SIZE = {"image_size": 64, "unit_size": 16}
+ON = {**SIZE, "device": DEVICE}
 
 
 def take(stream: Stream, count: int) -> list[Batch]:
@@ -66,7 +68,7 @@ def _no_thread_is_left() -> object:
 @pytest.fixture(scope="module")
 def reference(data: Path) -> list[Batch]:
     """The first 24 steps of batch size 12, well over two epochs, by one process without interruption."""
-    with Stream(data, batch_size=12, views=3, seed=5, workers=1, **SIZE) as stream:
+    with Stream(data, batch_size=12, views=3, seed=5, workers=1, **ON) as stream:
         return take(stream, 24)
 
 
@@ -93,8 +95,9 @@ def test_two_epochs_hold_every_sample_twice(manifest: Manifest, reference: list[
         assert sorted(samples[epoch * total : (epoch + 1) * total].tolist()) == list(range(total))
 
 
+@pytest.mark.gpu_too
 def test_a_second_run_is_bit_equal(data: Path, reference: list[Batch]) -> None:
-    with Stream(str(data), batch_size=12, views=3, seed=5, workers=2, prefetch=4, **SIZE) as stream:
+    with Stream(str(data), batch_size=12, views=3, seed=5, workers=2, prefetch=4, **ON) as stream:
         assert all(same(batch, before) for batch, before in zip(take(stream, 24), reference, strict=True))
 
 
@@ -111,20 +114,23 @@ def test_ranks_together_hold_the_same_batches(data: Path, reference: list[Batch]
         rank.close()
 
 
+@pytest.mark.gpu_too
 def test_a_stream_goes_on_where_another_stood(manifest: Manifest, reference: list[Batch]) -> None:
-    with Stream(manifest, batch_size=12, views=3, seed=5, **SIZE) as first:
+    with Stream(manifest, batch_size=12, views=3, seed=5, **ON) as first:
         take(first, 7)
         state = first.state_dict()
     assert state == {"fingerprint": manifest.fingerprint, "seed": 5, "samples": 84}
 
-    with Stream(manifest, batch_size=12, views=3, seed=5, **SIZE) as second:
+    with Stream(manifest, batch_size=12, views=3, seed=5, **ON) as second:
         next(second)  # what was read ahead is thrown away
         second.load_state_dict(state)
         assert second.consumed == 84
         assert all(same(next(second), before) for before in reference[7:12])
-    with Stream(manifest, batch_size=12, views=3, seed=5, start_samples=84, **SIZE) as third:
+    with Stream(manifest, batch_size=12, views=3, seed=5, start_samples=84, **ON) as third:
         assert same(next(third), reference[7])
-    with Stream(manifest, batch_size=4, views=3, seed=5, start_samples=84, **SIZE) as fourth:
+    if DEVICE == "cuda":  # whose hardware decoder gets a part of each batch, so that others differ by rounding
+        return
+    with Stream(manifest, batch_size=4, views=3, seed=5, start_samples=84, **ON) as fourth:
         assert same(joined(take(fourth, 3)), reference[7])
 
 
@@ -272,9 +278,10 @@ def test_batches_are_prepared_ahead(manifest: Manifest) -> None:
         assert len(stream._loader._ready._items) == 3  # and no more than that
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize("taken", [0, 1, 5])
 def test_close_ends_the_threads_at_once(manifest: Manifest, taken: int) -> None:
-    stream = Stream(manifest, batch_size=8, **SIZE)
+    stream = Stream(manifest, batch_size=8, **ON)
     take(stream, taken)
     start = time.monotonic()
     stream.close()
@@ -296,8 +303,9 @@ def test_a_consumer_that_fails_leaves_no_threads(manifest: Manifest) -> None:
     assert loader_threads() == []
 
 
+@pytest.mark.gpu_too
 def test_a_forgotten_stream_ends_its_threads(manifest: Manifest) -> None:
-    stream = Stream(manifest, batch_size=8, **SIZE)
+    stream = Stream(manifest, batch_size=8, **ON)
     batch = next(stream)
     alive = weakref.ref(stream)
     del stream
@@ -321,11 +329,12 @@ def test_closing_from_another_thread_wakes_a_waiting_consumer(manifest: Manifest
     assert not consumer.is_alive()
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize("ending", ["raise SystemExit(7)", "raise KeyError('mine')"])
 def test_the_interpreter_exits_with_a_stream_open(data: Path, ending: str) -> None:
     code = (
         "from coma.pipeline import Stream\n"
-        f"s = Stream({str(data)!r}, batch_size=8, image_size=64, unit_size=16, prefetch=4)\n"
+        f"s = Stream({str(data)!r}, batch_size=8, image_size=64, unit_size=16, prefetch=4, device={DEVICE!r})\n"
         "next(s)\n"
         f"{ending}\n"
     )
@@ -349,30 +358,3 @@ def test_a_manifest_read_before_serves_as_well(data: Path, reference: list[Batch
     with Stream(read_manifest(data), batch_size=12, views=3, seed=5, **SIZE) as stream:
         assert same(next(stream), reference[0])
     assert np.array_equal(read_manifest(data / "train").offset, read_manifest(data).offset)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("decode", ["cpu", "gpu"])
-def test_a_gpu_shows_what_the_cpu_shows(data: Path, reference: list[Batch], decode: str) -> None:
-    with Stream(data, batch_size=12, views=3, seed=5, device="cuda", decode=decode, **SIZE) as stream:
-        for before in reference[:5]:
-            batch = next(stream)
-            assert batch.images.is_cuda
-            assert torch.equal(batch.units.cpu(), before.units)
-            assert torch.equal(batch.samples.cpu(), before.samples)
-            # The GPU's JPEG decoder rounds and upsamples chroma in its own way: a few levels of 255.
-            assert (batch.images.cpu() - before.images).abs().mean() < 0.05
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("decode", ["cpu", "gpu"])
-def test_crops_grow_on_a_gpu_as_on_the_cpu(data: Path, decode: str) -> None:
-    growing = {"batch_size": 12, "image_size": CropSizes(32, 64, 16, samples=60), "workers": 1}
-    with (
-        Stream(data, **growing) as reference,
-        Stream(data, device="cuda", decode=decode, **growing) as stream,
-    ):
-        for before, batch in zip(take(reference, 5), take(stream, 5), strict=True):
-            assert batch.images.shape == before.images.shape
-            assert batch.images.is_contiguous(memory_format=torch.channels_last)
-            assert (batch.images.cpu() - before.images).abs().mean() < 0.05

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 
 from coma.pipeline import views
 from coma.pipeline.views import partition_units, view_sizes
@@ -64,7 +65,9 @@ def test_seed_epoch_and_sample_all_count() -> None:
 
 @pytest.mark.gpu
 def test_the_gpu_lays_the_same_views() -> None:
-    samples, epochs = torch.arange(64), torch.arange(64) % 5
-    here = partition_units(samples, epochs, seed=1, units=196)
-    there = partition_units(samples.cuda(), epochs.cuda(), seed=1, units=196)
-    torch.testing.assert_close(there.cpu(), here)
+    samples, epochs = torch.arange(64) * 2**35, torch.arange(64) % 5
+    for units in (1, 49, 196, 3136):
+        here = partition_units(samples, epochs, seed=2**63 - 1, units=units)
+        there = partition_units(samples.to(DEVICE), epochs.to(DEVICE), seed=2**63 - 1, units=units)
+        assert there.device.type == DEVICE
+        assert torch.equal(there.cpu(), here)

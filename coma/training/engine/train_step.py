@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.deterministic
 import xxhash
 from torch import Tensor
 
@@ -20,6 +22,23 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(number)
     np.random.seed(number % (1 << 32))
     random.seed(number)
+
+
+@contextmanager
+def deterministic_kernels() -> Iterator[None]:
+    """Let torch choose kernels that compute the same bits each time, for the length of a block.
+
+    On a GPU the backward passes of attention and of convolutions add up in the order in which threads finish, unless
+    asked not to. An operation that has no such kernel raises RuntimeError, so nothing but the step is in the block.
+    """
+    mode, fill = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.set_deterministic_debug_mode("error")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes to memory twice
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def micro_batches(images: int, size: int) -> list[slice]:
@@ -37,11 +56,12 @@ def train_step(engine: Any, inputs: Sequence[Tensor], micro_batch_size: int) -> 
         step was applied: it is not if that norm is not finite.
     """
     losses: list[Tensor] = []
-    for part in micro_batches(len(inputs[0]), micro_batch_size):
-        if losses:
-            engine.step()  # counts the micro-batch before; only that of the last one updates the weights
-        loss = engine(*(rows[part] for rows in inputs))
-        engine.backward(loss)
-        losses.append(loss.detach())
-    grad_norm, applied = optimizer_step(engine)
+    with deterministic_kernels():
+        for part in micro_batches(len(inputs[0]), micro_batch_size):
+            if losses:
+                engine.step()  # counts the micro-batch before; only that of the last one updates the weights
+            loss = engine(*(rows[part] for rows in inputs))
+            engine.backward(loss)
+            losses.append(loss.detach())
+        grad_norm, applied = optimizer_step(engine)
     return torch.stack(losses).tolist(), grad_norm, applied
