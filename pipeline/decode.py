@@ -30,6 +30,9 @@ from coma.pipeline.squares import MEAN, STD, Squares, normalise
 DALI_VERSION: str = dali.__version__
 """Asked of the module, whose distribution is called by its CUDA."""
 
+HW_DECODER_LOAD = 0.65
+"""DALI's own default; the best value depends on GPU and images (`python -m benchmarks.gpu decode`)."""
+
 # The threads of a pipeline do not come along into a forked process: DALI's clean-up at its exit would raise.
 os.register_at_fork(after_in_child=lambda: getattr(Pipeline, "_pipes", set()).clear())
 
@@ -61,6 +64,8 @@ class Decoder:
         decode_on_gpu: whether they are decoded there, if it is a GPU.
         threads: CPU threads.
         depth: batches in the graph at the same time.
+        hw_decoder_load: part of a batch, 0 to 1, that a GPU's JPEG engine decodes, if it has one; the rest is for its
+            other cores.
     """
 
     def __init__(
@@ -72,8 +77,10 @@ class Decoder:
         decode_on_gpu: bool,
         threads: int,
         depth: int,
+        hw_decoder_load: float = HW_DECODER_LOAD,
     ) -> None:
         self._device = device
+        self._hw_decoder_load = hw_decoder_load
         self._on_gpu = decode_on_gpu
         self._threads = threads
         self._squares: Squares | None = None
@@ -184,6 +191,7 @@ class Decoder:
                 shape=shape,
                 axes=[0, 1],  # rows, columns of the displayed image: EXIF orientation is applied before
                 output_type=types.RGB,  # grey and CMYK are converted
+                hw_decoder_load=self._hw_decoder_load,  # means nothing on a CPU
             )
             if self._on_gpu:
                 images = fn.resize(images, size=sides, interp_type=types.INTERP_LINEAR, antialias=True)
