@@ -45,7 +45,7 @@ def describe(device: str) -> dict[str, Any]:
 
 def _version(distribution: str) -> str | None:
     try:
-        return version(distribution)
+        return str(version(distribution))  # type: ignore[no-untyped-call]
     except PackageNotFoundError:
         return None
 

@@ -70,6 +70,15 @@ class Measuring:
         self.write()
         return row
 
+    def put(self, key: Row, **values: str | int | float | bool | None) -> None:
+        """Change the row with these values, or add it, and write the record."""
+        row = self.row(**key)
+        if row is None:
+            self.add(**key, **values)
+        else:
+            row.update(values)
+            self.write()
+
     def note(self, text: str) -> None:
         """Add a line that stands below the table."""
         self._record["notes"].append(text)
