@@ -26,7 +26,9 @@ def environment(setting: Setting) -> dict[str, str]:
     ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     path = os.pathsep.join([str(ROOT), *filter(None, [ours.get("PYTHONPATH")])])
     hidden = {} if setting.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
-    return {**ours, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **hidden}
+    # threads on cores that others use spin for longer than such small steps take
+    single = {"OMP_NUM_THREADS": ours.get("OMP_NUM_THREADS", "1")} if setting.quick else {}
+    return {**ours, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **hidden, **single}
 
 
 def run_part(part: Part, setting: Setting) -> dict[str, Any]:
