@@ -39,6 +39,9 @@ except ModuleNotFoundError as error:
 DALI_VERSION: str = dali.__version__
 """Asked of the module, whose distribution is called by its CUDA."""
 
+HW_DECODER_LOAD = 0.65
+"""DALI's own default; the best value depends on GPU and images (`python -m benchmarks.gpu decode`)."""
+
 # The threads of a pipeline do not come along into a forked process: DALI's clean-up at its exit would raise.
 os.register_at_fork(after_in_child=lambda: getattr(Pipeline, "_pipes", set()).clear())
 
@@ -76,6 +79,8 @@ class Decoder:
         decode_on_gpu: whether they are decoded there, if it is a GPU.
         threads: CPU threads.
         depth: batches in the graph at the same time.
+        hw_decoder_load: part of a batch, 0 to 1, that a GPU's JPEG engine decodes, if it has one; the rest is for its
+            other cores.
     """
 
     def __init__(
@@ -87,8 +92,10 @@ class Decoder:
         decode_on_gpu: bool,
         threads: int,
         depth: int,
+        hw_decoder_load: float = HW_DECODER_LOAD,
     ) -> None:
         self._device = device
+        self._hw_decoder_load = hw_decoder_load
         self._on_gpu = decode_on_gpu
         self._threads = threads
         self._squares: Squares | None = None
@@ -202,6 +209,7 @@ class Decoder:
                 output_type=types.RGB,  # grey and CMYK are converted
                 # Chroma is enlarged on a GPU as on a CPU. By default DALI repeats it there, which is coarser.
                 jpeg_fancy_upsampling=True,
+                hw_decoder_load=self._hw_decoder_load,  # means nothing on a CPU
             )
             if self._on_gpu:
                 images = fn.resize(images, size=sides, interp_type=types.INTERP_LINEAR, antialias=True)

@@ -89,7 +89,7 @@ def pil_transform(image_size: int) -> Callable[[Any], torch.Tensor]:
     return transforms.Compose(steps)  # type: ignore[no-any-return]
 
 
-def coma_stream(sample: Sample) -> Loading:
+def coma_stream(sample: Sample, *, workers: int = 1, device: str = "cpu", decode: str = "auto") -> Loading:
     """Load by coma's stream, with its hashes and its masks."""
     masked = sample.image_size % _UNIT_PX == 0 and sample.image_size > _UNIT_PX
     stream = Stream(
@@ -99,7 +99,9 @@ def coma_stream(sample: Sample) -> Loading:
         unit_size=_UNIT_PX if masked else sample.image_size,
         views=2 if masked else 1,
         crop_scale=AREA,
-        workers=1,
+        workers=workers,
+        device=device,
+        decode=decode,
     )
     with stream:
         for batch in stream:
@@ -120,12 +122,13 @@ def load_folder(sample: Sample, transform: Callable[[Any], torch.Tensor], **opti
             yield len(images)
 
 
-def native_dali(sample: Sample) -> Loading:
-    """Load the shards by DALI's own reader, crop and mirror operators."""
+def native_dali(sample: Sample, *, threads: int = 1, gpu: int | None = None) -> Loading:
+    """Load the shards by DALI's own reader, crop and mirror operators, on the GPU of that number if one is given."""
 
     def graph() -> Any:
         images = fn.decoders.image_random_crop(
             _read_natively(sample),
+            device="cpu" if gpu is None else "mixed",
             random_aspect_ratio=list(RATIO),
             random_area=list(AREA),
             num_attempts=10,
@@ -141,7 +144,7 @@ def native_dali(sample: Sample) -> Loading:
             output_layout="CHW",
         )
 
-    return run_graph(sample, graph)
+    return run_graph(sample, graph, threads=threads, gpu=gpu)
 
 
 def pil_decoding(sample: Sample) -> Loading:
@@ -166,9 +169,9 @@ def _read_natively(sample: Sample) -> Any:
     )
 
 
-def run_graph(sample: Sample, graph: Callable[[], Any]) -> Loading:
+def run_graph(sample: Sample, graph: Callable[[], Any], *, threads: int = 1, gpu: int | None = None) -> Loading:
     """Run a DALI graph: its batches become tensors where their images have one shape."""
-    pipeline = Pipeline(sample.batch_size, num_threads=1, device_id=None, prefetch_queue_depth=2, seed=0)
+    pipeline = Pipeline(sample.batch_size, num_threads=threads, device_id=gpu, prefetch_queue_depth=2, seed=0)
     with pipeline:
         pipeline.set_outputs(graph())
     pipeline.build()

@@ -56,7 +56,7 @@ def bench_loader(
     manifest = read_manifest(data)
     cores = len(os.sched_getaffinity(0))
     with _scratch() as scratch, one_core():
-        sample, storage_s, memory_s = _sample(manifest, scratch, options)
+        sample, storage_s, memory_s = copy_sample(manifest, scratch, options)
         small = _resized(sample, options.resize_px)
         loaders = {**LOADERS, **(others or {})}
         turns = {name: partial(load, sample) for name, load in {**loaders, **DECODING_ALONE, **stages.STAGES}.items()}
@@ -112,7 +112,7 @@ def _megapixels(m: Manifest) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     return m.width * m.height.astype(np.float64) / 1e6
 
 
-def _sample(manifest: Manifest, scratch: Path, options: LoaderOptions) -> tuple[Sample, float, float]:
+def copy_sample(manifest: Manifest, scratch: Path, options: LoaderOptions) -> tuple[Sample, float, float]:
     """Copy images from all over a data set; return also the seconds to read them, and to read them again."""
     images, batch_size = options.sample_size(float(_megapixels(manifest).mean()))
     batch_size = min(batch_size, images, len(manifest))

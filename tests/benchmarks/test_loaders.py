@@ -34,7 +34,7 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize("peer", [peer for peer in PEERS if peer.installed], ids=lambda peer: peer.package)
 def test_peers_make_batches_of_the_size_asked_for(peer, data, tmp_path):
-    sample, *_ = loader._sample(read_manifest(data), tmp_path, OPTIONS)
+    sample, *_ = loader.copy_sample(read_manifest(data), tmp_path, OPTIONS)
     running = peer.load(sample)
     assert list(islice(running, 5)) == [4] * 5  # over the end of the sample
     running.close()

@@ -77,7 +77,7 @@ def test_the_machine_is_left_as_it_was(data: Path, tmp_path: Path, monkeypatch: 
 def test_loaders_make_batches_of_the_size_asked_for(
     load: Callable[[Sample], Loading], image_size: int, data: Path, tmp_path: Path
 ) -> None:
-    sample, *_ = loader._sample(
+    sample, *_ = loader.copy_sample(
         read_manifest(data), tmp_path, LoaderOptions(images=8, image_size=image_size, batch_size=4)
     )
     assert len(sample.manifest) == len(list(sample.folder.rglob("*.*"))) == 8
@@ -156,7 +156,7 @@ def test_storage_is_the_bottleneck_if_it_and_nothing_else_cannot_keep_up(result:
 
 
 def test_small_jpegs_are_not_resized_to_compare(data: Path, tmp_path: Path) -> None:
-    sample, *_ = loader._sample(read_manifest(data), tmp_path, OPTIONS)
+    sample, *_ = loader.copy_sample(read_manifest(data), tmp_path, OPTIONS)
     assert loader._resized(sample, 64) is None  # 60 px on the shorter side, and mostly JPEGs
     small = loader._resized(sample, 32)
     assert small is not None
@@ -169,7 +169,7 @@ def test_small_pngs_are_made_jpegs_to_compare(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 20), (number, 0, 0)).save(path)
     shard_images(tmp_path / "photos", tmp_path / "pngs")
-    sample, *_ = loader._sample(read_manifest(tmp_path / "pngs"), tmp_path, OPTIONS)
+    sample, *_ = loader.copy_sample(read_manifest(tmp_path / "pngs"), tmp_path, OPTIONS)
     small = loader._resized(sample, 32)
     assert small is not None
     assert set(small.manifest.formats(range(4))) == {"jpeg"}
