@@ -153,16 +153,6 @@ class SampleOrder:
         return kept[epoch]
 
 
-def sample_order(shard_lengths: Sequence[int] | Int64Array | HasShardLengths, seed: int, epoch: int) -> Int64Array:
-    """The order of one whole epoch.
-
-    Returns:
-        [N] int64: a permutation of the sample ids 0..N-1.
-    """
-    order = SampleOrder(shard_lengths, seed)
-    return order.samples(epoch, 0, order.samples_per_epoch)
-
-
 def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
     """A rank's contiguous part of a global batch; the parts of two ranks differ by one sample at most."""
     return slice(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)

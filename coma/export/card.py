@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coma.export.folder import DECODER_NAME, ONNX_NAME, SECTION
-from coma.runs.lines import readable_lines
+from coma.runs.lines import is_number, readable_lines
 from coma.runs.names import METRICS_NAME
 from coma.shards.files import without_credentials
 
@@ -78,7 +78,7 @@ def _facts(
     }
     if batch_size and samples:
         facts["images seen"] = f"{step * batch_size:,}, {step * batch_size / samples:.4g} epochs"
-    if spent_s := sum(line["step_s"] for line in lines if _is_number(line.get("step_s"))):
+    if spent_s := sum(line["step_s"] for line in lines if is_number(line.get("step_s"))):
         devices = resolved.get("world_size", 1)
         device = resolved.get("device_name", resolved.get("device", "unknown"))
         facts["time"] = f"{spent_s / 3600:.3g} hours of training on {devices} x {device}"
@@ -97,7 +97,7 @@ def _training(content: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str,
         "weight decay": asked.get("weight_decay"),
         "precision": resolved.get("precision"),
         "seed": asked.get("seed"),
-        "last loss": next((line["loss"] for line in reversed(lines) if _is_number(line.get("loss"))), None),
+        "last loss": next((line["loss"] for line in reversed(lines) if is_number(line.get("loss"))), None),
         "fingerprint of the data": resolved.get("fingerprint"),
     }
     shown = {
@@ -151,7 +151,7 @@ def _scores(lines: list[dict[str, Any]]) -> str:
     newest: dict[tuple[str, str], tuple[float, int]] = {}
     for line in sorted(lines, key=lambda line: line.get("step", 0)):
         for name in _SCORES:
-            if _is_number(line.get(name)):
+            if is_number(line.get(name)):
                 newest[name, _data(line["data"]) if line.get("data") else "its own"] = (line[name], line["step"])
     rows = [
         f"| {_SCORES[name]} | {value:.4g} | {step:,} | {_plain(data)} |"
@@ -188,7 +188,3 @@ def _plain(text: str) -> str:
     """Escape text as Markdown that shows these very characters, on one line."""
     shown = "".join(each if each.isprintable() else " " for each in text)
     return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", shown)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

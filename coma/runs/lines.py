@@ -101,3 +101,8 @@ def cut_lines(path: Path, last_step: int) -> None:
 def _step_of(line: bytes) -> float:
     step = (_parsed(line) or {}).get("step")
     return step if isinstance(step, int) else math.inf
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON object is a number; Python would take true and false for 1 and 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

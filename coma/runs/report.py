@@ -21,7 +21,7 @@ from PIL import Image
 
 from coma.errors import ComaError
 from coma.runs.charts import Curve, chart, smooth
-from coma.runs.lines import read_lines
+from coma.runs.lines import is_number, read_lines
 from coma.runs.names import LEDGER_NAME, METRICS_NAME, PREVIEWS_NAME, REPORT_NAME
 from coma.runs.read import is_finetuned, read_config
 from coma.runs.report_style import STYLE
@@ -52,7 +52,7 @@ def write_report(run: Path | str) -> Path:
     """
     run, config = Path(run), read_config(run)
     metrics, ledger = read_lines(run / METRICS_NAME), read_lines(run / LEDGER_NAME)
-    metrics = [_figures(line) for line in metrics if _is_number(line.get("step"))]
+    metrics = [_figures(line) for line in metrics if is_number(line.get("step"))]
     steps = [line for line in metrics if "loss" in line and "step_s" in line]
     scores = [line for line in metrics if any(key in line for key in _SCORES)]
     asked, resolved, name = config["config"], config.get("resolved", {}), escape(run.resolve().name)
@@ -90,11 +90,7 @@ def write_report(run: Path | str) -> Path:
 
 def _figures(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is a number in a line of metrics, and the data that it was taken on."""
-    return {key: value for key, value in line.items() if _is_number(value) or key == "data"}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return {key: value for key, value in line.items() if is_number(value) or key == "data"}
 
 
 def _model_and_method(asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:

@@ -34,6 +34,20 @@ def write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
+def put(root: Path, *paths: str) -> Path:
+    """Write a file of one byte at each path below a folder; return the folder."""
+    for path in paths:
+        write(root / path, b"x")
+    return root
+
+
+def of_type(name: str, kind: bytes) -> tarfile.TarInfo:
+    """A member of a tar that is a link or a device."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, "/etc/passwd"
+    return info
+
+
 def packed(members, mode="w"):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=mode) as archive:

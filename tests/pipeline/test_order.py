@@ -9,12 +9,18 @@ from hypothesis import strategies as st
 from scipy.stats import chi2, chisquare
 
 from coma.pipeline.crops import random_resized_crops
-from coma.pipeline.order import Planner, SampleOrder, rank_slice, sample_order
+from coma.pipeline.order import Planner, SampleOrder, rank_slice
 from coma.pipeline.views import partition_units
 
 LENGTHS = st.lists(st.integers(0, 20), min_size=1, max_size=12).filter(any)
 SEEDS = st.integers(0, 2**32)
 WINDOWS = st.one_of(st.none(), st.integers(1, 5))
+
+
+def sample_order(shard_lengths: list[int], seed: int, epoch: int) -> np.ndarray:
+    """The order of one whole epoch."""
+    order = SampleOrder(shard_lengths, seed)
+    return order.samples(epoch, 0, order.samples_per_epoch)
 
 
 @given(LENGTHS, SEEDS, st.integers(0, 1000), WINDOWS)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from coma.errors import UsageError, did_you_mean
+from coma.runs.lines import is_number
 from coma.training.config.ds_offload import check_offload
 from coma.training.config.ds_precision import check_precision, must_be
 
@@ -85,7 +86,7 @@ def check(content: Mapping[str, Any], source: str) -> Any:
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise must_be("a whole number of at least 1", key, value, source)
     clipping = content.get("gradient_clipping", 1.0)
-    if not _is_number(clipping) or clipping < 0:
+    if not is_number(clipping) or clipping < 0:
         raise must_be("a norm, 0 or more", "gradient_clipping", clipping, source)
     check_precision(content, source)
     _check_optimizer(content.get("optimizer", {}), source)
@@ -111,14 +112,10 @@ def _check_optimizer(optimizer: Any, source: str) -> None:
     if params.get("amsgrad") and not params.get("torch_adam", True):
         raise UsageError(f"{source}: 'optimizer.params.amsgrad' goes with \"torch_adam\": true: delete one of them")
     betas, eps = params.get("betas", [0.9, 0.95]), params.get("eps", 1e-8)
-    if not isinstance(betas, list) or len(betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in betas):
+    if not isinstance(betas, list) or len(betas) != 2 or not all(is_number(b) and 0 <= b < 1 for b in betas):
         raise must_be("two numbers from 0 to below 1", "optimizer.params.betas", betas, source)
-    if not _is_number(eps) or eps <= 0:
+    if not is_number(eps) or eps <= 0:
         raise must_be("a number above 0", "optimizer.params.eps", eps, source)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _model(name: str) -> Any:

@@ -5,19 +5,13 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from miniatures import put
 
 from coma.errors import UsageError
 from coma.shards.sources.detect import list_source
 from coma.shards.sources.splits import parse_splits
 
 Contents = dict[str, dict[str, str | None]]
-
-
-def put(root: Path, *paths: str) -> Path:
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(b"x")
-    return root
 
 
 def taken(root: Path, **options: object) -> Contents:

@@ -2,6 +2,7 @@ import logging
 import os
 
 import pytest
+from miniatures import put
 
 from coma.errors import DataError, UsageError
 from coma.shards.sources.detect import list_source
@@ -12,13 +13,6 @@ from coma.shards.sources.listing import ListingBuilder, printable
 def listed(root, **kw):
     found = list_source(root, **kw)
     return {split.name: split for split in found.splits}, found
-
-
-def put(root, *paths):
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(b"x")
-    return root
 
 
 def test_class_folders(tmp_path, caplog):

@@ -6,6 +6,7 @@ import os
 import tarfile
 
 import pytest
+from miniatures import of_type
 
 from coma.errors import DataError
 from coma.shards.sources.folder_names import split_by_folders
@@ -142,12 +143,6 @@ def test_a_flat_tar_has_no_classes(tmp_path):
 
 def test_one_class_keeps_its_folder(tmp_path):
     assert found(tmp_path, put(tmp_path, x={"cat/1.jpg": b"1"}))[0] == {"train": {"cat/1.jpg": (b"1", "cat")}}
-
-
-def of_type(name, kind):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, "/etc/passwd"
-    return info
 
 
 def test_hostile_members_are_set_aside_by_name_and_the_rest_goes_on(tmp_path):

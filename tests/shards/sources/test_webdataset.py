@@ -7,6 +7,7 @@ import tarfile
 
 import pytest
 import webdataset
+from miniatures import of_type
 
 from coma.errors import DataError
 from coma.shards.sources.reader import SourceReader
@@ -176,12 +177,6 @@ def test_class_names_that_do_not_fit(names, tmp_path):
     found = list_webdataset(tmp_path, ["x.tar"])
     assert found.class_names is None
     assert found.splits[0].labels.tolist() == [0, 1, 0, 1]
-
-
-def of_type(name, kind):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, "/etc/passwd"
-    return info
 
 
 def test_odd_and_hostile_samples(tmp_path):
