@@ -111,8 +111,10 @@ def cuda_versions() -> CudaVersions:
     return CudaVersions(_numbers(built) if built else None, _of_dali(packages), _of_driver(), packages)
 
 
-def check_cuda() -> None:
-    """Judge the versions before a run on a GPU; on a machine without one do nothing. A warning is logged.
+def check_cuda(quiet: bool = False) -> None:
+    """Judge the versions before a run on a GPU; on a machine without one do nothing.
+
+    A warning is logged, unless `quiet`: on all ranks but one.
 
     Raises:
         UsageError: they cannot work together. Also where torch sees no GPU since the driver is too old: the run would
@@ -127,7 +129,7 @@ def check_cuda() -> None:
     if judgement.status == "problem":
         on_cpu = "" if usable else ", or CUDA_VISIBLE_DEVICES= in front of the command to use the CPU"
         raise UsageError(f"{judgement.text}: {judgement.advice}{on_cpu}")
-    if judgement.status == "warning":
+    if judgement.status == "warning" and not quiet:
         logger.warning("%s; %s", judgement.text, judgement.advice)
 
 

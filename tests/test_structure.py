@@ -2,8 +2,10 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from itertools import chain
 from pathlib import Path
 
@@ -212,3 +214,42 @@ def test_the_map_of_the_house_names_every_room() -> None:
     rooms = {name.split(".")[1] for name in chain.from_iterable(FLOORS)}
     missing = {each for each in rooms if f"{each}/" not in text and f"{each}.py" not in text}
     assert not missing
+
+
+OPTIONAL = {"aiohttp", "mlflow", "wandb"}
+"""Asked for in one line by what uses them; no extra holds them."""
+DISTRIBUTIONS = {
+    "PIL": {"pillow"},
+    "nvidia": {
+        "nvidia-dali-cuda120",
+        "nvidia-dali-cuda130",
+        "nvidia-nvimgcodec-cu12",
+        "nvidia-nvimgcodec-cu13",
+    },
+    "upath": {"universal-pathlib"},
+}
+"""Of the modules that are not called as their distribution is."""
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    declared = {re.split(r"[\[<>=]", line)[0] for line in lines}
+    imported = {name.split(".")[0] for file in FILES.values() for name in imports(file)}
+    needed = imported - set(sys.stdlib_module_names) - {"coma"} - OPTIONAL
+    missing = {module for module in needed if not DISTRIBUTIONS.get(module, {module}) <= declared}
+    assert not missing
+
+
+def test_the_two_cudas_never_meet() -> None:
+    """By pip they are extras that torch's bound keeps apart, by uv groups too, of which a clone has CUDA 12's."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = pyproject["project"]["optional-dependencies"]
+    assert "torch<2.11" in extras["cuda12"]
+    assert "torch>=2.11" in extras["cuda13"]
+    assert not [line for line in pyproject["project"]["dependencies"] if "nvidia" in line]
+    assert pyproject["tool"]["uv"]["default-groups"] == ["dev", "cuda12"]
+    conflicts = {frozenset(map(tuple, map(dict.items, pair))) for pair in pyproject["tool"]["uv"]["conflicts"]}
+    for one in ("extra", "group"):
+        for other in ("extra", "group"):
+            assert frozenset({((one, "cuda12"),), ((other, "cuda13"),)}) in conflicts

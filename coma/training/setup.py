@@ -64,7 +64,7 @@ def prepare(config: RunConfig, world: World) -> Prepared:
     """
 
     def resolve_here() -> tuple[Manifest, ResolvedRun, Task, dict[str, Any]]:
-        check_cuda()
+        check_cuda(quiet=not world.is_rank0)
         deepspeed = read_ds_config(config.ds_config)
         data = folder_at(config.data) if config.data else find_data(Path.cwd())
         manifest = read_manifest(data)
