@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.utils.deterministic
 import xxhash
 from torch import Tensor
+from torch.utils import deterministic
 
 from coma.training.engine.engine import optimizer_step
 
@@ -31,14 +31,15 @@ def deterministic_kernels() -> Iterator[None]:
     On a GPU the backward passes of attention and of convolutions add up in the order in which threads finish, unless
     asked not to. An operation that has no such kernel raises RuntimeError, so nothing but the step is in the block.
     """
-    mode, fill = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = deterministic
+    mode, fill = torch.get_deterministic_debug_mode(), settings.fill_uninitialized_memory
     torch.set_deterministic_debug_mode("error")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes to memory twice
+    settings.fill_uninitialized_memory = False  # a debugging aid that writes to memory twice
     try:
         yield
     finally:
         torch.set_deterministic_debug_mode(mode)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill
 
 
 def micro_batches(images: int, size: int) -> list[slice]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +32,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 ON_GPU = "auto" if REHEARSED else "gpu"
 START_S = 300.0
-HIDDEN = """
-import json, sys
-from pathlib import Path
-from coma.training import PretrainConfig, pretrain
-given = json.loads(sys.argv[1])
-pretrain(PretrainConfig(**{**given, "data": Path(given["data"]), "out": Path(given["out"])}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +49,10 @@ def single_precision(folder: Path) -> str:
 
 
 def test_in_float32_losses_are_the_cpus(data: Path, tmp_path: Path) -> None:
-    fields = {"ds_config": single_precision(tmp_path), "decode": "cpu"}
-    pretrain(small(data, tmp_path / "here", **fields))
-    given = {
-        name: value for name, value in dataclasses.asdict(small(data, tmp_path / "cpu", **fields)).items() if value
-    }
-    subprocess.run(
-        [sys.executable, "-c", HIDDEN, json.dumps(given, default=str)],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        check=True,
-        timeout=START_S,
-    )
+    options, log = ["--steps", "4", "--decode", "cpu", "--ds-config", single_precision(tmp_path)], tmp_path / "log"
+    assert begin(command(data, tmp_path / "here", *options), log).wait(START_S) == 0, log.read_text()
+    on_cpu = begin(command(data, tmp_path / "cpu", *options), log, CUDA_VISIBLE_DEVICES="")
+    assert on_cpu.wait(START_S) == 0, log.read_text()
     for mine, its in zip(lines(tmp_path / "here"), lines(tmp_path / "cpu"), strict=True):
         assert mine["batch_digest"] == its["batch_digest"]
         assert mine["loss"] == pytest.approx(its["loss"], rel=2e-3)
