@@ -13,6 +13,7 @@ from coma.errors import UsageError
 from coma.measure import keep_freed_memory, kept_bytes, multiply_adds
 from coma.model.build import METHODS, build
 from coma.pipeline.views import partition_units
+from coma.training.engine.deterministic import deterministic_kernels
 
 IMAGENET_IMAGES = 1_281_167
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -75,9 +76,10 @@ class Network:
         return partition_units(samples, torch.zeros_like(samples), seed=0, units=self.model.units)
 
     def step(self, images: Tensor, units: Tensor) -> None:
-        """Train on images [B, 3, H, W] with units [B, U]."""
-        self.model(images, units).backward()
-        self.optimizer.step()
+        """Train on images [B, 3, H, W] with units [B, U], by the kernels that training uses."""
+        with deterministic_kernels():
+            self.model(images, units).backward()
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def timed_step(self, images: Tensor, units: Tensor) -> float:

@@ -36,6 +36,8 @@ def choose(markers: str) -> None:
             "COMA_REHEARSE_GPU=1 runs these tests on the CPU"
         )
     DEVICE = "cuda"
+    # torch looks at it once in a process, and some tests compute before training does.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def of_the_gpu(markers: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import deepspeed
 import pytest
 import torch
+from devices import DEVICE
 from torch import Tensor, nn
 
 from coma.training.config.ds_config import DeepSpeedConfig, check_ds_config, read_ds_config
@@ -27,7 +28,7 @@ class Toy(nn.Module):
         return {"position"}
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(x.to(self.linear.weight.dtype) + self.position[0])
+        x = self.norm(x.to(self.scale.device, self.linear.weight.dtype) + self.position[0])
         return (self.linear(x).float() * self.scale.float()).square().mean()
 
 
@@ -46,7 +47,7 @@ def engine_of(
         fingerprint="f",
         samples_per_epoch=99,
         world_size=1,
-        device="cpu",
+        device=DEVICE,
         has_bf16=False,
     )
     return make_engine(model, run, groups=groups)

@@ -114,9 +114,11 @@ def test_a_gpu_without_memory_is_not_taken_for_damaged_images(data: Path, tmp_pa
     ledger = tmp_path / "ledger.jsonl"
     options = {"image_size": 2048, "unit_size": 16, "workers": 1, "device": "cuda", "decode": "gpu"}
     try:
-        with Stream(data, batch_size=64, ledger=ledger, **options) as stream:  # 3 GB of pixels
-            with pytest.raises((ComaError, torch.OutOfMemoryError), match=r"(?i)memory|alloc|cuda") as caught:
-                next(stream)
+        with (
+            Stream(data, batch_size=64, ledger=ledger, **options) as stream,  # 3 GB of pixels
+            pytest.raises((ComaError, torch.OutOfMemoryError), match=r"(?i)memory|alloc|cuda") as caught,
+        ):
+            next(stream)
     finally:
         del held
         torch.cuda.empty_cache()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.utils.deterministic
 import xxhash
 from torch import Tensor
 
+from coma.training.engine.deterministic import deterministic_kernels
 from coma.training.engine.engine import optimizer_step
 
 
@@ -22,23 +21,6 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(number)
     np.random.seed(number % (1 << 32))
     random.seed(number)
-
-
-@contextmanager
-def deterministic_kernels() -> Iterator[None]:
-    """Let torch choose kernels that compute the same bits each time, for the length of a block.
-
-    On a GPU the backward passes of attention and of convolutions add up in the order in which threads finish, unless
-    asked not to. An operation that has no such kernel raises RuntimeError, so nothing but the step is in the block.
-    """
-    mode, fill = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.set_deterministic_debug_mode("error")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes to memory twice
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(mode)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def micro_batches(images: int, size: int) -> list[slice]:

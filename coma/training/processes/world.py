@@ -33,8 +33,6 @@ T = TypeVar("T")
 
 _LOST_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-_DETERMINISTIC_CUBLAS = (":4096:8", ":16:8")
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -262,6 +260,8 @@ def _own_device(place: Place) -> torch.device:
     """Choose this process's device, for torch and for DeepSpeed, and return it."""
     import torch
 
+    from coma.training.engine.deterministic import configure_cublas
+
     cuda = torch.cuda.is_available()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
     if not cuda:
@@ -269,9 +269,7 @@ def _own_device(place: Place) -> torch.device:
     torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
     # DeepSpeed uses the device of this number; a launcher may let each process see its own only.
     os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
-    # cuBLAS computes the same bits each time with these only; torch refuses deterministic kernels with others.
-    if os.environ.get(_CUBLAS) not in _DETERMINISTIC_CUBLAS:
-        os.environ[_CUBLAS] = _DETERMINISTIC_CUBLAS[0]
+    configure_cublas()
     return torch.device("cuda", torch.cuda.current_device())
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 
 from coma.evaluation.probe import choose_l2, fit_probe, probe_accuracy
 
@@ -14,6 +15,7 @@ def _mixture(count: int, channels: int, classes: int, seed: int, spread: float =
     return torch.tensor(x, dtype=torch.float32), torch.tensor(labels)
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize("l2", [1e-4, 1e-2])
 @pytest.mark.parametrize(("channels", "classes", "spread"), [(24, 5, 0.4), (96, 10, 0.2)])
 def test_equals_scikit_learn(l2, channels, classes, spread):
@@ -26,12 +28,11 @@ def test_equals_scikit_learn(l2, channels, classes, spread):
     reference = LogisticRegression(C=1 / (l2 * len(x)), max_iter=5000, tol=1e-6)
     reference.fit(scaler.transform(x.numpy()), y.numpy())
     expected = 100 * reference.score(scaler.transform(test_x.numpy()), test_y.numpy())
-    probe = fit_probe(x, y, l2=l2)
+    probe = fit_probe(x.to(DEVICE), y.to(DEVICE), l2=l2)
     assert 30 < expected < 99  # a figure that could move
-    assert probe.accuracy(test_x, test_y) == pytest.approx(expected, abs=0.5)
-    torch.testing.assert_close(
-        probe.weight - probe.weight.mean(0), torch.tensor(reference.coef_).float(), atol=5e-3, rtol=5e-2
-    )
+    assert probe.accuracy(test_x.to(DEVICE), test_y.to(DEVICE)) == pytest.approx(expected, abs=0.5)
+    weight = probe.weight.cpu()
+    torch.testing.assert_close(weight - weight.mean(0), torch.tensor(reference.coef_).float(), atol=5e-3, rtol=5e-2)
 
 
 def test_the_penalty_is_chosen_without_the_test_rows_and_helps():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 
 from coma.evaluation.knn import knn_accuracy, knn_predict
 from coma.evaluation.rankme import rankme
@@ -16,6 +17,7 @@ def test_votes_are_weighted_by_similarity():
     assert knn_predict(train, labels, query, neighbours=3, temperature=10).tolist() == [1]
 
 
+@pytest.mark.gpu_too
 def test_equals_brute_force_in_numpy():
     rng = np.random.default_rng(0)
     train, test = rng.standard_normal((200, 16)), rng.standard_normal((50, 16))
@@ -27,7 +29,7 @@ def test_equals_brute_force_in_numpy():
         nearest = np.argsort(-row)[:20]
         votes = np.bincount(labels[nearest], np.exp(row[nearest] / 0.07), minlength=5)
         expected.append(votes.argmax())
-    got = knn_predict(torch.tensor(train), torch.tensor(labels), torch.tensor(test))
+    got = knn_predict(*(torch.tensor(values, device=DEVICE) for values in (train, labels, test)))
     assert got.tolist() == expected
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from devices import DEVICE
 
 from coma.evaluation.linear import LEARNING_RATES, choose_rate, lars_logits, sgd_logits, train_heads
 from coma.evaluation.probe import logistic_logits, top_accuracy
@@ -14,13 +15,15 @@ def _classes(count: int, seed: int, apart: float = 1.0) -> tuple[torch.Tensor, t
     centres = torch.randn(6, 32, generator=torch.Generator().manual_seed(99)) * apart
     chance = torch.Generator().manual_seed(seed)
     labels = torch.randint(6, (count,), generator=chance)
-    return centres[labels] + torch.randn(count, 32, generator=chance), labels
+    x = centres[labels] + torch.randn(count, 32, generator=chance)
+    return x.to(DEVICE), labels.to(DEVICE)
 
 
 def _dinov2(x, y, test_x):
     return sgd_logits(x, y, test_x, steps=STEPS)
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize(("fit", "count"), [(logistic_logits, 500), (_dinov2, 500), (lars_logits, 20_000)])
 def test_classes_that_lie_apart_are_told_apart_and_the_same_twice(fit, count):
     (x, y), (test_x, test_y) = _classes(count, 0, apart=2.0), _classes(500, 1, apart=2.0)
@@ -29,12 +32,13 @@ def test_classes_that_lie_apart_are_told_apart_and_the_same_twice(fit, count):
     assert torch.equal(logits, fit(x, y, test_x))
 
 
+@pytest.mark.gpu_too
 def test_the_learning_rate_is_chosen_of_train_and_is_the_best_of_its_fifth():
     from coma.evaluation.features import held_out_fifth
 
     x, y = _classes(600, 0, apart=0.3)
     chosen = choose_rate(x, y, steps=STEPS)
-    held_out = held_out_fifth(len(x))
+    held_out = held_out_fifth(len(x)).to(x.device)
     scores = {}
     for rate in LEARNING_RATES:
         weight, bias = train_heads(x[~held_out], y[~held_out], [rate], classes=6, steps=STEPS)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from devices import DEVICE
 from drawn import draw_images, shard_images
 from safetensors.torch import save_file
 
@@ -55,8 +56,9 @@ def run(tmp_path: Path, data: Path) -> Path:
     return run
 
 
+@pytest.mark.gpu_too
 def test_a_run_is_scored_on_its_own_data_and_the_result_written_down(run, data):
-    result = score_run(run, device="cpu")
+    result = score_run(run, device=DEVICE)
     assert result["probe"] == 100.0
     assert result["knn"] == 100.0
     assert (result["train_images"], result["test_images"], result["tested_on"]) == (60, 12, "val")
@@ -67,30 +69,32 @@ def test_a_run_is_scored_on_its_own_data_and_the_result_written_down(run, data):
 
 
 def test_only_what_was_asked_for_is_scored(run):
-    result = score_run(run / "checkpoints" / "step-000007", probe=False, device="cpu")
+    result = score_run(run / "checkpoints" / "step-000007", probe=False, device=DEVICE)
     assert "probe" not in result
     assert result["knn"] == 100.0
     assert "probe" not in (run / "metrics.jsonl").read_text()
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize("protocol", ["dinov2", "mae"])
 def test_a_probe_of_another_protocol_has_a_name_of_its_own(run, monkeypatch, protocol):
     monkeypatch.setattr("coma.evaluation.linear._SGD_STEPS", 100)
-    result = score_run(run, knn=False, protocol=protocol, device="cpu")
+    result = score_run(run, knn=False, protocol=protocol, device=DEVICE)
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert set(line) == {"step", f"probe_{protocol}", "rankme"}
     low, high = result[f"probe_{protocol}_interval"]
     assert low <= result[f"probe_{protocol}"] <= high
 
 
+@pytest.mark.gpu_too
 def test_an_export_has_its_runs_scores_and_stays_as_it_is(run, data, tmp_path):
     config = PretrainConfig(**CONFIG).to_json()
     (run / "config.json").write_text(json.dumps({"config": config, "resolved": {"data": str(data)}}))
     folder = tmp_path / "export"
     export_run(run, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    of_run, of_export = score_run(run, device="cpu"), score_run(folder, data, device="cpu")
-    for name in ("step", "probe", "knn", "probe_interval", "test_images", "channels"):
+    of_run, of_export = score_run(run, device=DEVICE), score_run(folder, data, device=DEVICE)
+    for name in ("step", "probe", "knn", "probe_interval", "test_images", "channels", "device"):
         assert of_export[name] == of_run[name], name
     assert of_export["rankme"] == pytest.approx(of_run["rankme"], abs=0.01)
     assert of_export["metrics"] is None
@@ -176,7 +180,7 @@ def test_a_data_set_that_has_moved_is_named(run):
 
 def test_other_data_are_named_in_the_metrics(run, data, tmp_path):
     (tmp_path / "link").symlink_to(data)
-    score_run(run, tmp_path / "link", probe=False, device="cpu")
+    score_run(run, tmp_path / "link", probe=False, device=DEVICE)
     assert "data" not in json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     append_metrics(run, {"step": 7, "knn": 1.0, "data": "elsewhere"})
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["data"] == "elsewhere"
@@ -197,6 +201,7 @@ def test_nothing_to_extract_from():
         extract(torch.nn.Identity(), [])
 
 
+@pytest.mark.gpu_too
 def test_labels_may_be_any_numbers(run, data, tmp_path):
     """Such as ids of a data base; a test image of a class that train lacks is simply wrong."""
     names = {"bright": 2_000_000_001, "dark": 7}
@@ -210,7 +215,7 @@ def test_labels_may_be_any_numbers(run, data, tmp_path):
     shard_images(tmp_path / "list.csv", tmp_path / "sharded", root=data.parent / "images")
     assert describe(tmp_path / "sharded").splits[0].classes.counts == {"7": 30, "2000000001": 30}
     for protocol in ("logistic", "mae"):
-        scores = score_run(run, tmp_path / "sharded", device="cpu", protocol=protocol)
+        scores = score_run(run, tmp_path / "sharded", device=DEVICE, protocol=protocol)
         assert scores["knn"] == pytest.approx(100 * 10 / 12, abs=0.01)
     assert scores["classes"] == 3
 
@@ -219,7 +224,7 @@ def test_scores_that_cannot_be_kept_are_still_told(run, caplog):
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").mkdir()
     with caplog.at_level(logging.WARNING, "coma"):
-        result = score_run(run, probe=False, device="cpu")
+        result = score_run(run, probe=False, device=DEVICE)
     assert result["knn"] == 100.0
     assert result["metrics"] is None
     assert "the scores are not kept in" in caplog.text

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import DEVICE
 from small_runs import course, lines, same_weights, small, weights_of
 from torch import Tensor
 
@@ -28,6 +29,8 @@ from coma.training.tasks import pretraining
 from coma.training.tasks.previews import ReconstructionPreviewer
 
 STAGES = ["zero0", "zero1", "zero2", "zero3"]
+LIKE = 1 if DEVICE == "cpu" else 100
+"""By how much less alike figures are on a GPU, which trains in bf16."""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert same_weights(one, other)
 
 
+@pytest.mark.gpu_too
 def test_a_run_leaves_what_the_commands_after_it_need(whole: dict[str, Path], data: Path) -> None:
     run = whole["zero1"]
     steps = lines(run)
@@ -65,6 +69,8 @@ def test_a_run_leaves_what_the_commands_after_it_need(whole: dict[str, Path], da
         "model_tflops",
         "memory_gib",
     ]
+    if "mfu" in steps[0]:  # of a GPU whose peak is known
+        columns.insert(-1, "mfu")
     assert list(steps[0]) == columns
     known = {value for name, value in vars(names).items() if name.endswith("_NAME")}
     assert {path.name for path in run.iterdir()} <= known
@@ -80,6 +86,7 @@ def test_a_run_leaves_what_the_commands_after_it_need(whole: dict[str, Path], da
     assert not model.training
 
 
+@pytest.mark.gpu_too
 def test_training_lowers_the_loss_and_keeps_what_was_asked(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"  # of three epochs of three steps
     config = small(data, run, steps=9, base_lr=0.05, batch_size=8, save_every=4)
@@ -91,15 +98,17 @@ def test_training_lowers_the_loss_and_keeps_what_was_asked(data: Path, tmp_path:
     assert {path.name for path in (run / "checkpoints").glob("step-*")} == {"step-000006", "step-000009"}
 
 
+@pytest.mark.gpu_too
 def test_all_stages_take_the_same_steps(whole: dict[str, Path]) -> None:
     reference = lines(whole["zero0"])
     for stage in STAGES[1:]:
         for mine, its in zip(lines(whole[stage]), reference, strict=True):
             assert mine["batch_digest"] == its["batch_digest"]
-            assert mine["loss"] == pytest.approx(its["loss"], rel=1e-5)
-            assert mine["grad_norm"] == pytest.approx(its["grad_norm"], rel=1e-4)
+            assert mine["loss"] == pytest.approx(its["loss"], rel=1e-5 * LIKE)
+            assert mine["grad_norm"] == pytest.approx(its["grad_norm"], rel=1e-4 * LIKE)
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_stopped_and_gone_on_is_to_the_bit_never_stopped(
     whole: dict[str, Path], data: Path, tmp_path: Path, stage: str
@@ -141,6 +150,7 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
     assert_same_run(run, whole["zero1"])
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize(
     ("number", "error"),
     [(signal.SIGUSR1, Preempted), (signal.SIGINT, KeyboardInterrupt)],
@@ -164,14 +174,15 @@ def test_a_signal_saves_the_step_and_leaves(
     assert_same_run(tmp_path / "run", whole["zero1"])
 
 
+@pytest.mark.gpu_too
 def test_micro_batches_add_up_to_the_batch(whole: dict[str, Path], data: Path, tmp_path: Path) -> None:
     file = tmp_path / "accumulate.json"
     file.write_text('{"zero_optimization": {"stage": 1}, "train_micro_batch_size_per_gpu": 2}')
     pretrain(small(data, tmp_path / "run", ds_config=str(file)))
     for mine, its in zip(lines(tmp_path / "run"), lines(whole["zero1"]), strict=True):
         assert mine["batch_digest"] == its["batch_digest"]
-        assert mine["loss"] == pytest.approx(its["loss"], rel=1e-4)
-        assert mine["grad_norm"] == pytest.approx(its["grad_norm"], rel=1e-3)
+        assert mine["loss"] == pytest.approx(its["loss"], rel=1e-4 * LIKE)
+        assert mine["grad_norm"] == pytest.approx(its["grad_norm"], rel=1e-3 * LIKE)
 
 
 def test_bf16_trains(data: Path, tmp_path: Path, whole: dict[str, Path]) -> None:
@@ -239,6 +250,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
     monkeypatch.setattr(pretraining, "build_model", build)
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize("stage", ["zero0", "zero2"])
 def test_a_step_without_a_finite_loss_is_skipped_and_its_samples_written_down(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str

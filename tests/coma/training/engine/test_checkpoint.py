@@ -55,6 +55,7 @@ def save(engine: Any, world: World, run: Path, step: int) -> Path:
     return checkpoint.save(engine, world, run, state(step), full_weights(engine))
 
 
+@pytest.mark.gpu_too
 def test_what_is_loaded_goes_on_as_what_was_saved_would_have(engine: Any, world: World, tmp_path: Path) -> None:
     train(engine, range(1, 4))
     folder = save(engine, world, tmp_path, 3)

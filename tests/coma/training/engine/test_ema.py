@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import DEVICE
 from safetensors.torch import save_file
 from torch import Tensor
 from toy_engine import Toy, ds_config, engine_of, inputs
@@ -17,7 +18,7 @@ from coma.training.engine.engine import dispose, full_weights, optimizer_step, s
 from coma.training.engine.optimizer_state import optimizer_state, restore_optimizer
 from coma.training.processes.world import Place, World, joined
 
-WORLD = World(Place(0, 0, 1, "", 0), torch.device("cpu"))
+WORLD = World(Place(0, 0, 1, "", 0), torch.device(DEVICE))
 DECAY = 0.7
 
 
@@ -65,6 +66,7 @@ def train(engine: Any, average: ExponentialMovingAverage, steps: range) -> None:
         average.update(step)
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize(
     ("before", "after"),
     [

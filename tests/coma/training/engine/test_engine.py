@@ -40,6 +40,7 @@ def test_matrices_decay_and_nothing_else() -> None:
     assert kept["weight_decay"] == 0.0
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_nvme"])
 def test_a_step_is_adamws_and_a_gradient_that_is_not_finite_changes_nothing(alone: None, name: str) -> None:
     torch.manual_seed(0)
@@ -74,6 +75,7 @@ def test_a_step_is_adamws_and_a_gradient_that_is_not_finite_changes_nothing(alon
         torch.testing.assert_close(value, expected[key])
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize(
     ("stage", "half"),
     [(0, "bf16"), (1, "bf16"), (2, "bf16"), (3, "bf16"), (1, "fp16"), (2, "fp16"), (3, "fp16")],
@@ -111,6 +113,7 @@ def test_in_half_precision_the_float32_copy_takes_adamws_step(alone: None, stage
     assert sum(float(part.sum()) for part in moments) == pytest.approx(float(whole.sum()), rel=0.05)
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize("stage", [0, 2])
 def test_accumulation_averages_micro_batches(alone: None, stage: int) -> None:
     norms = []

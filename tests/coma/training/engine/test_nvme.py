@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from commands import begin, command, ranks, wait_until
+from devices import DEVICE
 from safetensors.torch import save_file
 from small_runs import course
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from coma.training.engine.optimizer_state import optimizer_state, restore_optimi
 from coma.training.processes.world import Place, World, joined
 
 START_S = 400.0
-WORLD = World(Place(0, 0, 1, "", 0), torch.device("cpu"))
+WORLD = World(Place(0, 0, 1, "", 0), torch.device(DEVICE))
 
 
 @pytest.fixture
@@ -45,8 +46,10 @@ class Wide(nn.Module):
         self.odd = nn.Linear(301, 7)
         self.wide = nn.Linear(301, 1201)
         self.narrow = nn.Linear(1201, 303)
+        self.register_buffer("zero", torch.zeros(()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.zero.device)
         return (self.narrow(torch.relu(self.wide(x))).square().mean() + self.odd(x).square().mean()).float()
 
 
@@ -89,6 +92,7 @@ def trained(folder: Path, before: dict[str, Any], after: dict[str, Any]) -> list
     return states
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize("way", ["to a drive", "from a drive", "stays", "pipelined"])
 def test_a_drive_gives_back_what_it_was_given(alone: None, tmp_path: Path, way: str) -> None:
     host, drive = offload(tmp_path, "cpu"), offload(tmp_path, "nvme")

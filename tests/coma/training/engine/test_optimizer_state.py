@@ -54,6 +54,7 @@ def adamw(model: torch.nn.Module, steps: int) -> dict[str, Tensor]:
     return model.state_dict()
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize(
     ("before", "after"),
     [
