@@ -44,7 +44,9 @@ def measure_epoch(measuring: Measuring) -> None:
                 most_ratio=max(ratios),
             )
     measuring.note(f"epoch ratio: to {models[-1]}; {_CLAIM}")
-    measuring.note("fed ratio: images/s as a part of those with a batch in memory; wait share: of a step, for the stream")
+    measuring.note(
+        "fed ratio: images/s as a part of those with a batch in memory; wait share: of a step, for the stream"
+    )
     rates = {f"{row['network']}, stream": float(row["images_per_s"] or 0) for row in measuring.rows}
     held = {f"{row['network']}, memory": float(row["memory_images_per_s"] or 0) for row in measuring.rows}
     measuring.bars("Images trained on a second, from the stream and from memory", rates | held)

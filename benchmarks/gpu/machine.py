@@ -37,7 +37,7 @@ def describe(device: str) -> dict[str, Any]:
             "gpus": torch.cuda.device_count(),
             "gpu_memory_gb": round(total / 1e9, 1),
             "gpu_free_gb": round(free / 1e9, 1),
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             **_driver(),
         }
     return found
@@ -45,7 +45,7 @@ def describe(device: str) -> dict[str, Any]:
 
 def _version(distribution: str) -> str | None:
     try:
-        return str(version(distribution))  # type: ignore[no-untyped-call]
+        return version(distribution)
     except PackageNotFoundError:
         return None
 

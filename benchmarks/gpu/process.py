@@ -22,8 +22,10 @@ _LOOK_S = 0.2
 
 def environment(setting: Setting) -> dict[str, str]:
     """Return a part's variables: it finds this checkout first, and no GPU where it rehearses."""
-    # what a test runner told this process is not for the one that a part starts
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    # What a test runner told this process is not for the one that a part starts, and without bytecode on disk each
+    # of the many commands that parts run would compile what it imports.
+    dropped = ("PYTEST", "PYTHONDONTWRITEBYTECODE")
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     path = os.pathsep.join([str(ROOT), *filter(None, [ours.get("PYTHONPATH")])])
     hidden = {} if setting.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
     # threads on cores that others use spin for longer than such small steps take

@@ -13,6 +13,7 @@ import time
 import torch
 
 from benchmarks.gpu.part import Measuring
+from benchmarks.gpu.record import Row
 from coma.bench.network import Network
 from coma.training.logs.usage import peak_tflops
 from coma.training.setup import device_name
@@ -30,7 +31,7 @@ def measure_step(measuring: Measuring) -> None:
     for compiled, batch_size, model in itertools.product((False, True), batches, models):
         if measuring.quick and compiled and model != models[0]:
             continue
-        key = {"network": model, "batch": batch_size, "compiled": compiled}
+        key: Row = {"network": model, "batch": batch_size, "compiled": compiled}
         what = f"{model} {batch_size}{' compiled' if compiled else ''}"
         if measuring.has(**key) or not measuring.time_for(what, _COMPILING_S if compiled else 5.0):
             continue
@@ -40,20 +41,18 @@ def measure_step(measuring: Measuring) -> None:
         if measuring.on_gpu:
             torch.cuda.empty_cache()
     rates = {
-        f"{row['network']}, {row['batch']}{', compiled' if row['compiled'] else ''}": float(row["images_per_s"])
+        f"{row['network']}, {row['batch']}{', compiled' if row['compiled'] else ''}": rate
         for row in measuring.rows
-        if row.get("images_per_s")
+        if isinstance(rate := row.get("images_per_s"), float)
     }
     measuring.bars("Images trained on a second, bf16", rates)
     measuring.note(
-        "peak: allocated by tensors; reserved: by torch's allocator; MFU: 6 times the multiply-adds of the forward pass, "
-        "relative to the device's dense bf16 peak; first step: with compiling"
+        "peak: allocated by tensors; reserved: by torch's allocator; first step: with compiling; MFU: 6 times the "
+        "multiply-adds of the forward pass, relative to the device's dense bf16 peak"
     )
 
 
-def _measured(
-    measuring: Measuring, model: str, batch_size: int, *, compiled: bool
-) -> dict[str, str | int | float | bool | None]:
+def _measured(measuring: Measuring, model: str, batch_size: int, *, compiled: bool) -> Row:
     """Return a row's figures; of a step that does not fit, that it does not."""
     size = 64 if measuring.quick else 224
     try:
@@ -108,10 +107,14 @@ def _times_s(measuring: Measuring, network: Network, images: torch.Tensor, units
     steps = max(2 if measuring.quick else 8, min(most, int(least_s / step_s)))
     if not measuring.on_gpu:
         return [network.timed_step(images, units) for _ in range(steps)]
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
-    events[0].record()
+    events = [
+        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        for _ in range(steps + 1)
+    ]
+    events[0].record()  # type: ignore[no-untyped-call]
     for event in events[1:]:
         network.step(images, units)
-        event.record()
+        event.record()  # type: ignore[no-untyped-call]
     torch.cuda.synchronize(measuring.device)
-    return [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(events)]
+    pairs = itertools.pairwise(events)
+    return [before.elapsed_time(after) / 1e3 for before, after in pairs]  # type: ignore[no-untyped-call]
