@@ -133,6 +133,14 @@ class RunConfig(ABC):
         help="DeepSpeed configuration: zero0 to zero3, zero2_offload, zero3_offload, zero3_nvme, or a file.",
         metavar="NAME|PATH",
     )
+    micro_batch_size: int | Literal["auto"] | None = machine_option(
+        None,
+        help="Images per forward pass on each device; auto: the most that fit in memory. The rest of the batch is "
+        "accumulated.",
+        metavar="N|auto",
+        least=1,
+        shown_default="a device's whole share of the batch",
+    )
     devices: int | None = machine_option(
         None, help="Number of processes to start on this machine, one per GPU.", least=1, shown_default="1"
     )

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from coma.errors import ComaError, UsageError
+from coma.errors import ComaError, UsageError, is_out_of_memory
 from coma.training.processes.child import exit_code
 from coma.training.processes.stdout import quiet_stdout
 
@@ -206,7 +206,7 @@ def joined(place: Place | None) -> Iterator[World]:
     Its beginning is quiet on stdout, which DeepSpeed, gloo and NCCL write to; in the block stdout is the caller's.
 
     Raises:
-        ComaError: out of GPU memory, another process was lost, or a disk is full.
+        ComaError: out of memory, another process was lost, or a disk is full.
     """
     place = place or Place(0, 0, 1, "127.0.0.1", free_port())
     verbose = logger.isEnabledFor(logging.DEBUG)
@@ -232,13 +232,11 @@ def joined(place: Place | None) -> Iterator[World]:
 
 def _as_coma_error(error: Exception, place: Place) -> ComaError | None:
     """Return the line that a user should get for an error in a process group; None for a bug in a process alone."""
-    import torch
-
     here = f"rank {place.rank} on {socket.gethostname()}"
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return ComaError(
-            f"{here} ran out of its GPU's memory: give a smaller --batch-size, more devices, or "
-            "'train_micro_batch_size_per_gpu' in a --ds-config (coma plan says what fits)"
+            f"{here} is out of memory: give a smaller --micro-batch-size (auto finds one), --grad-checkpointing all or "
+            "more devices; coma plan says what fits"
         )
     if isinstance(error, OSError) and error.errno in _FULL:
         return ComaError(

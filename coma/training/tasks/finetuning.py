@@ -68,6 +68,10 @@ class Finetuning(Task):
         assert batch.labels is not None
         return self._augment(batch.images, batch.labels)
 
+    def example(self, images: int) -> tuple[Tensor, ...]:
+        """Return images [B, 3, H, W] and soft labels [B, N]."""
+        return torch.zeros(images, 3, *self.model.img_size), torch.zeros(images, self._classes)
+
     @cached_property
     def _augment(self) -> Augment:
         return Augment(self._config, self._classes, next(self.model.parameters()).device)

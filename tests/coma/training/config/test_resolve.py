@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from coma.errors import UsageError
 from coma.training.config.ds_config import check_ds_config, read_ds_config
 from coma.training.config.options import PretrainConfig
-from coma.training.config.resolve import ResolvedRun, default_batch, resolve
+from coma.training.config.resolve import ResolvedRun, default_batch, divisors, resolve
 
 
 def resolved(
@@ -72,6 +72,10 @@ def test_the_default_batch_divides_and_leaves_steps(samples: int, world_size: in
             {"world_size": 2},
             (16, 4, 2),
         ),
+        ({}, {"batch_size": 16, "micro_batch_size": 4, "world_size": 2}, (16, 4, 2)),
+        ({}, {"batch_size": 16, "micro_batch_size": "auto"}, (16, 16, 1)),  # until it is found
+        ({"train_micro_batch_size_per_gpu": 4}, {"batch_size": 16, "micro_batch_size": 4}, (16, 4, 4)),
+        ({"gradient_accumulation_steps": 8}, {"batch_size": 16, "micro_batch_size": 2}, (16, 2, 8)),
     ],
 )
 def test_batch_sizes_multiply_up(content: dict[str, Any], fields: dict[str, Any], expected: tuple[int, ...]) -> None:
@@ -93,6 +97,19 @@ def test_batch_sizes_multiply_up(content: dict[str, Any], fields: dict[str, Any]
         ),
         ({"gradient_accumulation_steps": 3}, {"batch_size": 16}, "'gradient_accumulation_steps': 3"),
         ({}, {"batch_size": 15, "world_size": 2}, "2 processes: use --batch-size 16"),
+        ({}, {"batch_size": 24, "micro_batch_size": 5}, "--micro-batch-size 5 .* 24 images a device .* size 4$"),
+        ({}, {"batch_size": 24, "micro_batch_size": 99}, "--micro-batch-size 99 .* use --micro-batch-size 24$"),
+        ({}, {"batch_size": 24, "micro_batch_size": 8, "world_size": 2}, "the 12 images a device .* size 6$"),
+        (
+            {"train_micro_batch_size_per_gpu": 4},
+            {"batch_size": 16, "micro_batch_size": 2},
+            "size 2 contradicts 'train_micro_batch_size_per_gpu': 4 in mine.json: use --micro-batch-size 4, or delete",
+        ),
+        (
+            {"gradient_accumulation_steps": 2},
+            {"batch_size": 16, "micro_batch_size": "auto"},
+            "size auto contradicts 'gradient_accumulation_steps': 2 in mine.json: use --micro-batch-size 8, or delete",
+        ),
     ],
 )
 def test_batch_sizes_that_contradict_each_other_are_refused(
@@ -100,6 +117,18 @@ def test_batch_sizes_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=named):
         resolved(content, **fields)
+
+
+def test_a_run_is_cut_up_anew() -> None:
+    run = resolved(batch_size=24, world_size=2).in_micro_batches_of(4)
+    assert (run.batch_size, run.images_per_device, run.micro_batch_size, run.accumulation) == (24, 12, 4, 3)
+    assert run.deepspeed.to_json()["train_micro_batch_size_per_gpu"] == 4
+    assert run.deepspeed.to_json()["gradient_accumulation_steps"] == 3
+
+
+@given(number=st.integers(1, 10_000))
+def test_divisors(number: int) -> None:
+    assert divisors(number) == [each for each in range(1, number + 1) if number % each == 0]
 
 
 def test_precision_is_the_hardwares_unless_the_file_says_otherwise() -> None:
