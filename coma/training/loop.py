@@ -134,7 +134,7 @@ class Session:
         began_s = time.perf_counter()
         step = self.state.step + 1
         self.watchdog.enter("data", step)
-        with naming_lack_of_memory(resolved, world, step):
+        with naming_lack_of_memory(self.config, resolved, world, step):
             batch = next(stream)
             self.watchdog.enter("forward and backward", step)
             data_wait_s = time.perf_counter() - began_s

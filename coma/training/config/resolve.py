@@ -9,6 +9,7 @@ from typing import Any
 from coma.errors import UsageError
 from coma.training.config.ds_check import ACCUMULATION_KEY, BATCH_KEY, MICRO_KEY
 from coma.training.config.ds_config import DeepSpeedConfig
+from coma.training.config.ds_precision import chosen_precision
 from coma.training.config.options import RunConfig
 from coma.training.config.schedule import Segment, peak_lr, plan_segment
 
@@ -102,7 +103,8 @@ def resolve(
     steps = config.steps or max(1, round(epochs * samples_per_epoch / batch_size))
     steps_per_epoch = samples_per_epoch / batch_size
     segment = plan_segment(config, steps_per_epoch, end=steps)
-    precision = deepspeed.precision or ("bf16" if has_bf16 else "fp32")
+    asked = chosen_precision(config.precision, deepspeed.content, deepspeed.source)
+    precision = asked or ("bf16" if has_bf16 else "fp32")
     if config.compile and deepspeed.stage == 3:
         raise UsageError(
             f"--compile does not work with ZeRO stage 3 ({deepspeed.source}): leave it out, or use zero2.json"

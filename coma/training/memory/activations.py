@@ -57,7 +57,7 @@ def measure_activations(
             if backward:
                 for parameter in network.parameters():
                     parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
-                loss.backward()
+                torch.autograd.backward(loss)  # `loss.backward()` would leave the mode
     return Activations(kept=kept // _IMAGES, peak=alive.peak // _IMAGES)
 
 

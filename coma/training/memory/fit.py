@@ -6,6 +6,7 @@ Two forecasts, so that neither errs to the wrong side: `Footprint.expected`, by 
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import socket
@@ -87,10 +88,21 @@ def fit(prepared: Prepared, world: World) -> Prepared:
 def measure(prepared: Prepared) -> Footprint:
     """Forecast the memory of a step; takes a few tenths of a second, and nothing of the device."""
     task, resolved = prepared.task, prepared.resolved
-    activations = measure_activations(task.build, task.example, _weight_type(resolved))
+    recomputes = any(getattr(module, "grad_checkpointing", False) for module in task.model.modules())
+    build = functools.partial(_another, task)
+    activations = measure_activations(build, task.example, _weight_type(resolved), backward=recomputes)
     with torch.device("meta"):
         image_bytes = sum(each.nbytes for each in task.example(1))
     return Footprint(state_memory(prepared.facts["parameters"], resolved), activations, image_bytes)
+
+
+def _another(task: Task) -> nn.Module:
+    """Make a network that keeps and recomputes what the task's own does."""
+    network = task.build()
+    for name, module in task.model.named_modules():
+        if hasattr(module, "grad_checkpointing"):
+            network.get_submodule(name).grad_checkpointing = module.grad_checkpointing
+    return network
 
 
 def free_bytes(prepared: Prepared, device: torch.device, processes: int) -> int:
@@ -133,7 +145,7 @@ def _that_pass(
     """Return the first of the micro-batches that passes a trial, and those after it."""
     dtype = torch.float32 if "autocast" in resolved.precision else _weight_type(resolved)
     for number, images in enumerate(sizes):
-        passed = passes_trial(task.build, task.example, dtype, device, images, state_bytes)
+        passed = passes_trial(functools.partial(_another, task), task.example, dtype, device, images, state_bytes)
         logger.debug("a trial of %d images at a time %s", images, "fits" if passed else "is out of memory")
         if passed:
             return sizes[number:]
@@ -221,15 +233,18 @@ def _ways_out(prepared: Prepared, footprint: Footprint, free: int) -> str:
     sizes = divisors(resolved.images_per_device)
     fitting = [each for each in sizes if footprint.expected(resolved.in_micro_batches_of(each)) <= _USABLE * free]
     if fitting:
-        return f"--micro-batch-size {fitting[-1]} fits; so may --grad-checkpointing all"
+        also = "" if prepared.config.checkpointed_stages is None else ", and --grad-checkpointing all takes less"
+        return f"--micro-batch-size {fitting[-1]} fits{also}"
     if resolved.images_per_device > 1 and footprint.expected(_of_one_image(resolved)) <= free:
         return "give a smaller --batch-size, as even its images alone take much of that"
     ways = ["a smaller --model"]
+    if prepared.config.checkpointed_stages is not None and footprint.least(_of_one_image(resolved)) <= free:
+        ways.insert(0, "--micro-batch-size 1 --grad-checkpointing all")
     if resolved.device == "cuda" and footprint.state.host == 0:
         ways.append("--ds-config zero3_offload, which keeps the state in the machine's memory")
     if resolved.world_size > 1 and resolved.stage < 3:
         ways.append("--ds-config zero3, which cuts the state among the processes")
-    return f"take {' or '.join(ways)}"
+    return f"use {', or '.join(ways)}"
 
 
 def _of_one_image(resolved: ResolvedRun) -> ResolvedRun:

@@ -13,7 +13,7 @@ from torch import Tensor
 from coma.errors import DataError
 from coma.evaluation.score import has_split
 from coma.model.classifier import Classifier
-from coma.model.encoders import give_weights
+from coma.model.encoders import checkpoint_stages, give_weights
 from coma.pipeline import Batch
 from coma.shards.manifest import Manifest, read_manifest
 from coma.training.config.finetune_options import FinetuneConfig
@@ -41,6 +41,7 @@ class Finetuning(Task):
         self._pretrained = pretrained = read_backbone(config.source)
         self._image_size = config.image_size or pretrained.image_size
         self.model = self.build()
+        checkpoint_stages(self.model.backbone, config.checkpointed_stages)
         give_weights(self.model.backbone, pretrained.weights, pretrained.path)
         self.init_digest = pretrained.digest()
         self.ema_decay = config.ema_decay

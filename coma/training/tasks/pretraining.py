@@ -37,6 +37,7 @@ class Pretraining(Task):
         if export:
             check_init(export, config)
         self.model = self.build()
+        self.model.checkpoint_stages(config.checkpointed_stages)
         if export:
             load_init(self.model, export, config)
             self.init_digest = export.digest()

@@ -138,6 +138,36 @@ def test_precision_is_the_hardwares_unless_the_file_says_otherwise() -> None:
     assert resolved({"bf16": {"enabled": False}}, device="cuda", has_bf16=True).precision == "fp32"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_nvme"])
+def test_precision_is_chosen_on_the_command_line(name: str, precision: str) -> None:
+    facts: dict[str, Any] = {"data": "d", "fingerprint": "f", "samples_per_epoch": 99, "world_size": 1}
+    config = PretrainConfig(precision=precision)
+    run = resolve(config, read_ds_config(name), **facts, device="cuda", has_bf16=precision == "fp32")
+    assert run.precision == precision
+    content = run.deepspeed.to_json()
+    assert {half for half in ("bf16", "fp16") if content.get(half, {}).get("enabled")} == {precision} - {"fp32"}
+    # The run is the one that the same precision in a file makes.
+    half = {"bf16": {"enabled": False}} if precision == "fp32" else {precision: {"enabled": True}}
+    in_file = check_ds_config({**read_ds_config(name).content, **half}, "mine.json")
+    same = resolve(PretrainConfig(), in_file, **facts, device="cuda", has_bf16=False)
+    assert same.precision == precision
+    assert same.deepspeed.identity() == run.deepspeed.identity()
+
+
+def test_precision_in_a_file_and_on_the_command_line_must_agree() -> None:
+    assert resolved({"bf16": {"enabled": True}}, precision="bf16").precision == "bf16"
+    assert resolved({"bf16": "auto", "fp16": {"enabled": "auto"}}, precision="bf16").precision == "bf16"
+    for content, precision, said in (
+        ({"bf16": {"enabled": True}}, "fp32", "--precision fp32 contradicts 'bf16' in mine.json, which is bf16"),
+        ({"bf16": {"enabled": False}, "fp16": {"enabled": False}}, "bf16", "'bf16' and 'fp16' in mine.json.* fp32"),
+        ({"torch_autocast": {"enabled": True}}, "bf16", "'torch_autocast' in mine.json, which is bfloat16 autocast"),
+        ({}, "fp16", "--precision fp16 trains wrongly at ZeRO stage 0 .mine.json.: use --ds-config zero1, or bf16"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            resolved(content, precision=precision)
+
+
 def test_compile_is_refused_where_it_does_not_work() -> None:
     config = PretrainConfig(steps=1, batch_size=1, compile=True)
     facts: dict[str, Any] = {"data": "d", "fingerprint": "f", "samples_per_epoch": 9, "world_size": 1}
