@@ -152,8 +152,12 @@ class RunConfig(ABC):
         "all: the decoder's too.",
         metavar="none|1,2|all",
     )
-    devices: int | None = machine_option(
-        None, help="Number of processes to start on this machine, one per GPU.", least=1, shown_default="1"
+    devices: int | Literal["auto"] | None = machine_option(
+        None,
+        help="Number of processes to start on this machine, one per GPU; auto: one on each GPU.",
+        metavar="N|auto",
+        least=1,
+        shown_default="1",
     )
     hostfile: Path | None = machine_option(
         None, help="DeepSpeed hostfile with the machines to run on.", metavar="FILE", shown_default="this machine"

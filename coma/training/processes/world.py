@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from coma.errors import ComaError, UsageError, is_out_of_memory
 from coma.training.processes.child import exit_code
+from coma.training.processes.gpus import refuse_shared_gpus
 from coma.training.processes.stdout import quiet_stdout
 
 if TYPE_CHECKING:
@@ -217,6 +218,8 @@ def joined(place: Place | None) -> Iterator[World]:
                 warnings.simplefilter("ignore")
             with quiet_stdout():
                 device = _own_device(place)
+                if device.type == "cuda" and place.world_size > 1:
+                    _refuse_shared_gpus(place, device)
                 _init_distributed(verbose)
             try:
                 yield World(place, device)
@@ -266,6 +269,14 @@ def _own_device(place: Place) -> torch.device:
     # DeepSpeed uses the device of this number; a launcher may let each process see its own only.
     os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _refuse_shared_gpus(place: Place, device: torch.device) -> None:
+    import torch
+
+    identity = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    if identity is not None:
+        refuse_shared_gpus(place.rank, place.world_size, f"{socket.gethostname()} {identity}")
 
 
 def _init_distributed(verbose: bool) -> None:
