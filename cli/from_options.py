@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from coma.errors import UsageError
 from coma.shards.option import Option, options_of
 
 _METAVARS = {int: "N", float: "X", Path: "PATH"}
@@ -40,7 +41,7 @@ def from_options(options: type) -> Callable[[Command], Command]:
 
 def _parameter(each: Option) -> inspect.Parameter:
     """Return the parameter that Typer makes a flag or a positional argument of."""
-    kind: Any = str if each.parse is not None else each.kind
+    kind: Any = str if each.parse is not None or each.choices else each.kind
     default = inspect.Parameter.empty if each.default is ... else _as_text(each.default)
     how: dict[str, Any] = {"help": each.help, "show_default": each.shown_default or True, "rich_help_panel": each.panel}
     if each.argument:
@@ -59,4 +60,13 @@ def _as_text(default: Any) -> Any:
 
 def _value(each: Option, given: Any) -> Any:
     """Return the field's value for what was typed."""
-    return each.parse(given, each.flag) if each.parse is not None and given is not None else given
+    if given is None:
+        return None
+    if each.parse is not None:
+        return each.parse(given, each.flag)
+    if each.choices and each.kind is not str and given not in each.choices:
+        try:
+            return each.kind(given)
+        except ValueError:
+            raise UsageError(f"{each.flag} is {given!r}; it must be {each.limits}") from None
+    return given

@@ -7,6 +7,7 @@ a damaged file does is raised by other libraries; `fault_of` words it in the sam
 
 import errno
 import os
+import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -99,6 +100,11 @@ _WAYS_OUT = {
     errno.ECONNRESET: "repeat the command",
     errno.EPIPE: "repeat the command",
 }
+_OUT_OF_MEMORY = (
+    "out of memory|[Cc]an(?:'t|not) allocate memory|std::bad_alloc|MemoryAllocation|CUBLAS_STATUS_ALLOC_FAILED"
+    "|CUDNN_STATUS_ALLOC_FAILED"
+)
+"""Of torch's allocators, CUDA's libraries, oneDNN and DALI."""
 CHECK_STORE = "check the address, the network, and the credentials and what they allow"
 """The way out of an error of a store."""
 _STORES = frozenset(
@@ -137,19 +143,27 @@ def fault_of(error: BaseException) -> ComaError | None:
         return DataError(f"a file ends too early: {text}; copy it again")
     if isinstance(error, UnicodeError):
         return ComaError(f"a name or a text is not UTF-8: {text}; rename or convert it")
-    if isinstance(error, MemoryError):
-        return ComaError(f"there is not enough memory ({text}): give a smaller --batch-size or fewer --workers")
-    if isinstance(error, RecursionError):
-        return ComaError(f"folders, links or a file are nested too deeply ({text}): make them flatter")
-    if isinstance(error, ImportError) and not (error.name or "").startswith("coma"):
-        return ComaError(f"a package is missing or damaged: {text}; install coma again (`coma doctor` says more)")
     if type(error).__name__ == "OutOfMemoryError":  # torch's; torch is not imported for its sake
         return ComaError(
             "the GPU's memory does not hold it: give a smaller --batch-size, or --device cpu where the command has it"
         )
+    if is_out_of_memory(error):
+        what = f" ({text})" if isinstance(error, MemoryError) else ""
+        return ComaError(f"there is not enough memory{what}: give a smaller --batch-size or fewer --workers")
+    if isinstance(error, RecursionError):
+        return ComaError(f"folders, links or a file are nested too deeply ({text}): make them flatter")
+    if isinstance(error, ImportError) and not (error.name or "").startswith("coma"):
+        return ComaError(f"a package is missing or damaged: {text}; install coma again (`coma doctor` says more)")
     if type(error).__name__ == "AcceleratorError":  # torch's
         return ComaError(f"the GPU or its driver failed: {text.split(' CUDA kernel')[0]}; see `coma doctor`")
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, a GPU's or the machine's, in whatever words a library says so."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    return isinstance(error, RuntimeError) and bool(re.search(_OUT_OF_MEMORY, str(error)))
 
 
 def in_words(error: OSError) -> str:

@@ -49,13 +49,15 @@ class Option:
     kind: type = str
     """Type of a value that is not None."""
     choices: tuple[str, ...] = ()
-    """The only allowed words, of a Literal."""
+    """The only allowed words, of a Literal; with a number for its kind, words that stand for a number."""
 
     @property
     def limits(self) -> str:
         """The allowed range in words, an empty string without one."""
-        if self.choices:
+        if self.choices and self.kind is str:
             return " or ".join(self.choices)
+        if self.choices:
+            return f"{dataclasses.replace(self, choices=()).limits}, or {' or '.join(self.choices)}"
         if self.least is not None and self.most is not None:
             return f"from {self.least} to {self.most}"
         words = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
@@ -65,7 +67,7 @@ class Option:
         """Whether a value is within the limits."""
         if value is None or not self.limits:
             return True
-        if self.choices:
+        if self.choices and (self.kind is str or isinstance(value, str)):
             return value in self.choices
         return (
             math.isfinite(value)
@@ -113,11 +115,10 @@ def options_of(options: type) -> tuple[Option, ...]:
 def _type_of(hint: Any) -> tuple[type, tuple[str, ...]]:
     """Return the type that a hint stands for besides None, `str` before others, and a Literal's words."""
     alternatives = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for each in alternatives:
-        if get_origin(each) is Literal:
-            return str, get_args(each)
-    kinds = [get_origin(each) or each for each in alternatives if each is not type(None)]
-    return (str if str in kinds else kinds[0]), ()
+    words = tuple(word for each in alternatives if get_origin(each) is Literal for word in get_args(each))
+    others = [each for each in alternatives if each is not type(None) and get_origin(each) is not Literal]
+    kinds = [get_origin(each) or each for each in others] or [str]
+    return (str if str in kinds else kinds[0]), words
 
 
 def validate(options: object) -> None:
@@ -127,7 +128,7 @@ def validate(options: object) -> None:
         if each.kind is Path and isinstance(value, str):
             object.__setattr__(options, each.name, local_path(Path(value)))
         if not each.allows(value):
-            shown = repr(value) if each.choices else value
+            shown = repr(value) if isinstance(value, str) else value
             raise UsageError(f"{each.flag} is {shown}; it must be {each.limits}")
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from coma.errors import UsageError
-from coma.forecast.memory import StateMemory, checkpoint_bytes, metrics_bytes, state_memory
+from coma.forecast.disk import checkpoint_bytes, metrics_bytes
 from coma.measure import kept_bytes
 from coma.model.autoencoder import MaskedAutoencoder
 from coma.pipeline.views import partition_units
@@ -28,6 +28,8 @@ from coma.training.config.ds_check import MICRO_KEY
 from coma.training.config.options import PretrainConfig
 from coma.training.config.resolve import ResolvedRun
 from coma.training.logs.trackers import check_installed
+from coma.training.memory.state import StateMemory, state_memory
+from coma.training.processes.gpus import processes_here
 from coma.training.processes.launch import read_hostfile
 from coma.training.processes.world import Place, World, joined
 from coma.training.run_folder import choose_run
@@ -206,7 +208,7 @@ def _checkpoints_kept(config: PretrainConfig, resolved: ResolvedRun) -> int:
 def _processes(config: PretrainConfig) -> tuple[int, int]:
     """Return the number of machines and of processes that the run would have."""
     if config.hostfile is None:
-        return 1, config.devices or 1
+        return 1, processes_here(config.devices)
     slots = read_hostfile(config.hostfile)
     return len(slots), sum(slots.values())
 

@@ -9,6 +9,7 @@ views, T patches of a unit that are predicted (of 16 px), P values of such a pat
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,7 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coma.model.blocks import init_weights
-from coma.model.encoders import Encoder, build_backbone, encoder_of, init_backbone, predicted_patches
+from coma.model.encoders import (
+    Encoder,
+    build_backbone,
+    checkpoint_stages,
+    encoder_of,
+    init_backbone,
+    predicted_patches,
+)
 from coma.model.layout import Grid, from_units, take_units
 
 
@@ -183,8 +191,18 @@ class MaskedAutoencoder(nn.Module, ABC):
         return {name for name in names if name in special or name.endswith("mask_token")}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's blocks in the backward pass instead of keeping their activations."""
-        self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
+        """Recompute backbone and decoder in the backward pass instead of keeping their activations."""
+        self.checkpoint_stages(None if enable else ())
+
+    def checkpoint_stages(self, stages: Collection[int] | None) -> None:
+        """Recompute stages of the backbone, as `encoders.checkpoint_stages` does, and what the decoder makes of them.
+
+        Without `stages`, all stages and the decoder's blocks are recomputed.
+        """
+        checkpoint_stages(self.backbone, stages)
+        self.decoder.grad_checkpointing = stages is None  # type: ignore[assignment]
+        if (memory := getattr(self.decoder, "memory", None)) is not None:
+            memory.grad_checkpointing = stages is None or bool(stages)
 
 
 def normalise_patches(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ Legend: B images, V mask units, T tokens of a unit, N = V·T tokens, P values of
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,18 @@ from torch.utils.checkpoint import checkpoint
 
 from coma.model.attention import HeadGroup, MultiWindowAttention
 from coma.model.layout import Grid, SinCosPosition
+
+BLOCKS_PER_UNIT = 2
+"""Blocks of a stage that are recomputed together: of each unit the input is kept."""
+
+
+def recomputed(function: Callable[..., Tensor], *args: Any) -> Tensor:
+    """Call a function, keeping none of its activations: the backward pass calls it again (activation checkpointing).
+
+    Random numbers are drawn the second time as they were the first.
+    """
+    out: Tensor = checkpoint(function, *args, use_reentrant=False)
+    return out
 
 
 class Mlp(nn.Sequential):
@@ -103,6 +116,7 @@ class Stage(nn.Module):
         self.position = position
         self.blocks = nn.ModuleList(blocks)
         self.grad_checkpointing = False
+        """Whether a training step recomputes the stage, merging and embedding included, in its backward pass."""
 
     def forward(
         self,
@@ -111,23 +125,30 @@ class Stage(nn.Module):
         units: Tensor | None,
         view_sizes: Sequence[int],
         window_sizes: Sequence[int] | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Transform tokens x [B, N, C] to [B, N, C], or to [B, N/4, 2C] where the stage merges.
 
         `units` and `view_sizes` are those of `DyViT.encode`. With `window_sizes`, which cut the same units into
-        windows, most blocks attend in those instead of the views.
+        windows, most blocks attend in those instead of the views. `embed` makes the tokens of x, if it holds patches.
         """
-        x = self.merge(x)
-        if self.position is not None:
-            x = self.position(x, grid, units)
-        unit_tokens = x.shape[1] // sum(view_sizes)
-        for i, block in enumerate(self.blocks):
-            sizes = view_sizes if window_sizes is None or self.stays_global(i) else window_sizes
-            tokens = [size * unit_tokens for size in sizes]
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, tokens, use_reentrant=False)
-            else:
-                x = block(x, tokens)
+
+        def run(x: Tensor, first: int, last: int) -> Tensor:
+            if first == 0:
+                x = self.merge(x if embed is None else embed(x))
+                if self.position is not None:
+                    x = self.position(x, grid, units)
+            unit_tokens = x.shape[1] // sum(view_sizes)
+            for i in range(first, last):
+                sizes = view_sizes if window_sizes is None or self.stays_global(i) else window_sizes
+                x = self.blocks[i](x, [size * unit_tokens for size in sizes])
+            return x
+
+        depth = len(self.blocks)
+        if not (self.grad_checkpointing and self.training):
+            return run(x, 0, depth)
+        for first in range(0, max(1, depth), BLOCKS_PER_UNIT):
+            x = recomputed(run, x, first, min(first + BLOCKS_PER_UNIT, depth))
         return x
 
     def stays_global(self, block: int) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from coma.errors import UsageError
 from coma.model.attention import attend
-from coma.model.blocks import Mlp, init_weights
+from coma.model.blocks import Mlp, init_weights, recomputed
 from coma.model.encoders import Encoder, predicted_patches
 from coma.model.layout import Grid, SinCosPosition
 
@@ -46,10 +46,16 @@ class Memory(nn.Module):
             for s, (channels, stage) in enumerate(zip(stage_dims, self.stage_tokens, strict=True))
         )
         self.norm = nn.LayerNorm(dim)
+        self.grad_checkpointing = False
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Fuse the features of all stages, [B, V·T_s, C_s], to [B, M, D]."""
         features = features[-self.stages :]
+        if self.grad_checkpointing and self.training:
+            return recomputed(self._fuse, *features)
+        return self._fuse(*features)
+
+    def _fuse(self, *features: Tensor) -> Tensor:
         b = features[0].shape[0]
         units = features[0].shape[1] // self.stage_tokens[0]
         total = None
@@ -150,6 +156,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(CrossBlock(dim) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, patch_values)
+        self.grad_checkpointing = False
 
     def forward(
         self, features: Sequence[Tensor], grid: Grid, visible: Sequence[Tensor], hidden: Sequence[Tensor]
@@ -174,7 +181,8 @@ class Decoder(nn.Module):
             for visible_k, hidden_k in zip(visible, hidden, strict=True)
         ]
         for block in self.blocks:
-            x = block(x, memory, lengths)
+            again = self.grad_checkpointing and self.training
+            x = recomputed(block, x, memory, lengths) if again else block(x, memory, lengths)
         pixels: Tensor = self.head(self.norm(x))
         return pixels
 

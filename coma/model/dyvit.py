@@ -191,9 +191,10 @@ class DyViT(nn.Module):
         view_sizes = (patches.shape[1],) if view_sizes is None else tuple(view_sizes)
         if sum(view_sizes) != patches.shape[1]:
             raise ValueError(f"views of {view_sizes} units do not add up to the {patches.shape[1]} units given")
-        x = self.patch_embed(patches)
+        x = patches
         for s, stage in enumerate(self.stages):
-            x = stage(x, grid, units, view_sizes, window_sizes if s == 2 else None)
+            embed = None if s else self.patch_embed
+            x = stage(x, grid, units, view_sizes, window_sizes if s == 2 else None, embed)
             yield x
 
     def _whole(self, images: Tensor, grid: Grid) -> Iterator[Tensor]:
@@ -307,7 +308,7 @@ class DyViT(nn.Module):
         return self.num_features * int(self.head.global_pool.feat_mult())  # "catavgmax" doubles them
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks in the backward pass instead of keeping their activations."""
+        """Recompute all stages in the backward pass instead of keeping their activations."""
         for stage in self.stages:
             stage.grad_checkpointing = enable  # type: ignore[assignment]
 

@@ -6,7 +6,7 @@ and backbone can be combined freely.
 Legend: B images, U mask units, V encoded units, T patches of a unit, P values of a patch, C channels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from coma.errors import DataError, UsageError, did_you_mean
-from coma.model.blocks import init_weights
+from coma.model.blocks import init_weights, recomputed
 from coma.model.dyvit import DyViT
 from coma.model.layout import Grid, SinCosPosition, from_units, to_units, unit_grid
 
@@ -117,6 +117,25 @@ def give_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: Path
         raise DataError(f"the weights in {where} do not fit this backbone ({reason})") from None
 
 
+def checkpoint_stages(backbone: nn.Module, stages: Collection[int] | None) -> None:
+    """Let a training step recompute the activations of some stages in its backward pass, and keep the others'.
+
+    Args:
+        backbone: a DyViT, or a ViT, which has one stage.
+        stages: numbers of the stages, from 1; None: all.
+
+    Raises:
+        UsageError: the backbone has no such stage.
+    """
+    parts: Sequence[Any] = list(backbone.stages) if isinstance(backbone, DyViT) else [backbone]
+    count = len(parts)
+    if stages and max(stages) > count:
+        has = "one stage: use 1 or all" if count == 1 else f"{count} stages: use some of 1 to {count}, or all"
+        raise UsageError(f"--grad-checkpointing names stage {max(stages)}, and this backbone has {has}")
+    for number, part in enumerate(parts, start=1):
+        part.grad_checkpointing = stages is None or number in stages
+
+
 def model_names() -> list[str]:
     """Names of the backbones that can be pre-trained."""
     names: list[str] = timm.list_models("dyvit_*") + timm.list_models("vit_*_patch*_[0-9]*")
@@ -177,6 +196,8 @@ class ViTEncoder:
         runs = [(size * t, len(list(same))) for size, same in groupby(view_sizes or (v,))]
         parts = []
         for part, (tokens, _) in zip(torch.split(x, [n * count for n, count in runs], 1), runs, strict=True):
-            out = self.vit.blocks(part.reshape(-1, tokens, x.shape[-1]))
+            out = part.reshape(-1, tokens, x.shape[-1])
+            for block in self.vit.blocks:
+                out = recomputed(block, out) if self.vit.grad_checkpointing and self.vit.training else block(out)
             parts.append(out.reshape(b, -1, x.shape[-1]))
         return [self.vit.norm(torch.cat(parts, dim=1))]

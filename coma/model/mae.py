@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from coma.errors import UsageError
 from coma.model.autoencoder import MaskedAutoencoder
-from coma.model.blocks import init_weights
+from coma.model.blocks import init_weights, recomputed
 from coma.model.decoder import HEAD_DIM, check_decoder_size, cross_attention_decoder
 from coma.model.encoders import Encoder, predicted_patches
 from coma.model.layout import Grid, SinCosPosition
@@ -39,6 +39,7 @@ class SelfAttentionDecoder(nn.Module):
         self.norm = LayerNorm(dim)
         self.head = nn.Linear(dim, patch_values)
         self.tokens = tokens
+        self.grad_checkpointing = False
 
     def forward(
         self, features: Sequence[Tensor], grid: Grid, visible: Sequence[Tensor], hidden: Sequence[Tensor]
@@ -52,7 +53,7 @@ class SelfAttentionDecoder(nn.Module):
         mask_tokens = self.mask_token.to(x.dtype).expand(b, hidden[0].shape[1] * self.tokens, d)
         x = self.position(torch.cat([x, mask_tokens], dim=1), grid, torch.cat([visible[0], hidden[0]], dim=1))
         for block in self.blocks:
-            x = block(x)
+            x = recomputed(block, x) if self.grad_checkpointing and self.training else block(x)
         pixels: Tensor = self.head(self.norm(x[:, visible_tokens:]))
         return pixels
 

@@ -67,7 +67,7 @@ def finetune(
 
 
 def _run(config: RunConfig, progress: Watcher | None, config_file: Path | None) -> dict[str, Any]:
-    from coma.training.processes import launch
+    from coma.training.processes import gpus, launch
     from coma.training.processes.child import ParentCommand
     from coma.training.processes.signals import StopRequests
     from coma.training.processes.world import find_place, joined
@@ -76,9 +76,9 @@ def _run(config: RunConfig, progress: Watcher | None, config_file: Path | None) 
     place = find_place(os.environ)
     if place is None and config.hostfile is not None:
         return launch.start_on_hosts(config)
-    if place is None and config.devices is not None and config.devices > 1:
-        return launch.start_here(config, config.devices)
-    if place is not None and config.devices not in (None, place.world_size):
+    if place is None and (devices := gpus.processes_here(config.devices)) > 1:
+        return launch.start_here(config, devices)
+    if place is not None and config.devices not in (None, "auto", place.world_size):
         raise UsageError(
             f"--devices {config.devices} inside a launcher that started {place.world_size} processes: leave it out"
         )

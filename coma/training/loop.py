@@ -28,6 +28,7 @@ from coma.training.engine.train_step import seed_step, train_step
 from coma.training.logs.metrics import MetricsLog, Pace, Watcher
 from coma.training.logs.trackers import Tracker, open_trackers
 from coma.training.logs.usage import Usage
+from coma.training.memory.shortage import naming_lack_of_memory
 from coma.training.nonfinite import note_nonfinite, suspect_samples
 from coma.training.processes.signals import StopRequests
 from coma.training.processes.watchdog import Watchdog
@@ -133,16 +134,17 @@ class Session:
         began_s = time.perf_counter()
         step = self.state.step + 1
         self.watchdog.enter("data", step)
-        batch = next(stream)
-        self.watchdog.enter("forward and backward", step)
-        data_wait_s = time.perf_counter() - began_s
-        lr = rate_at(step, resolved.peak_lr, resolved.segments)
-        set_learning_rate(self.engine, lr)
-        seed_step(self.config.seed, step, world.rank)
-        inputs = self.task.inputs(batch)
-        losses, grad_norm, applied = train_step(self.engine, inputs, resolved.micro_batch_size)
-        if self.average and applied:
-            self.average.update(step)
+        with naming_lack_of_memory(self.config, resolved, world, step):
+            batch = next(stream)
+            self.watchdog.enter("forward and backward", step)
+            data_wait_s = time.perf_counter() - began_s
+            lr = rate_at(step, resolved.peak_lr, resolved.segments)
+            set_learning_rate(self.engine, lr)
+            seed_step(self.config.seed, step, world.rank)
+            inputs = self.task.inputs(batch)
+            losses, grad_norm, applied = train_step(self.engine, inputs, resolved.micro_batch_size)
+            if self.average and applied:
+                self.average.update(step)
 
         suspects = suspect_samples(batch.samples, losses, resolved.micro_batch_size)
         self.watchdog.enter("summing up", step)

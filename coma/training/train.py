@@ -21,6 +21,7 @@ from coma.training.logs.metrics import Watcher
 from coma.training.logs.result import run_result
 from coma.training.logs.trackers import check_installed
 from coma.training.loop import Session
+from coma.training.memory.fit import fit
 from coma.training.processes.signals import StopRequests
 from coma.training.processes.watchdog import Watchdog
 from coma.training.processes.world import World
@@ -57,6 +58,8 @@ def train(
             write_report(run)
         return run_result(run, resolved, elapsed_s=0.0, images_per_s=None)
 
+    prepared = fit(prepared, world)
+    resolved = prepared.resolved
     if world.is_rank0:  # which holds the lock
         clear_temporaries(run)
         write_config(run, config, resolved, **prepared.facts)

@@ -27,16 +27,17 @@ class Derived(Base):
     place: Path | str | None = option(None, help="Place.", flag="--to")
     how: Literal["fast", "well"] = option("well", help="How.")
     source: Path = option(help="Source.", argument=True)
+    count: int | Literal["auto", "all"] | None = option(None, help="Count.", least=1)
 
 
 def test_a_class_has_its_own_options_first_and_those_of_its_base_after_them() -> None:
     described = {each.name: each for each in options_of(Derived)}
-    assert list(described) == ["place", "how", "source", "size", "rate"]
+    assert list(described) == ["place", "how", "source", "count", "size", "rate"]
     assert described["size"].help == "Other size."
     assert (described["size"].least, described["size"].default) == (1, 7)
     assert described["place"].flag == "--to"
     assert described["source"].default is ...
-    assert [each.kind for each in described.values()] == [str, str, Path, int, float]
+    assert [each.kind for each in described.values()] == [str, str, Path, int, int, float]
     assert described["how"].choices == ("fast", "well")
 
 
@@ -47,12 +48,19 @@ def test_a_class_has_its_own_options_first_and_those_of_its_base_after_them() ->
         ({"rate": 1.0}, "--rate is 1.0; it must be above 0 and below 1"),
         ({"rate": float("nan")}, "--rate is nan; it must be"),
         ({"rate": float("inf")}, "--rate is inf; it must be"),
+        ({"count": 0}, "--count is 0; it must be at least 1, or auto or all"),
+        ({"count": "many"}, "--count is 'many'; it must be at least 1, or auto or all"),
         ({"how": "soon"}, "--how is 'soon'; it must be fast or well"),
     ],
 )
 def test_limits(given: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         Derived(source=Path("x"), **given)
+
+
+@pytest.mark.parametrize("count", [3, "auto", "all", None])
+def test_a_number_may_have_words_beside_it(count: int | Literal["auto", "all"] | None) -> None:
+    assert Derived(source=Path("x"), count=count).count == count
 
 
 def test_nothing_is_within_all_limits_and_the_identity_is_by_flag() -> None:

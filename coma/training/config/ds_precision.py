@@ -19,11 +19,31 @@ def precision_of(content: Mapping[str, Any]) -> str | None:
     return "fp32" if set(_MODES) & set(content) else None
 
 
+def chosen_precision(asked: str | None, content: Mapping[str, Any], source: str) -> str | None:
+    """Return the precision that --precision asks for, or else the file; None where neither decides it.
+
+    Raises:
+        UsageError: the two contradict each other, or DeepSpeed does not train rightly in it.
+    """
+    in_file = precision_of(content)
+    if asked is not None and in_file not in (None, asked):
+        sections = " and ".join(repr(section) for section in _MODES if section in content)
+        raise UsageError(
+            f"--precision {asked} contradicts {sections} in {source}, which is {in_file}: delete from the file what "
+            "it says of precision, or leave --precision out"
+        )
+    if asked == "fp16" and not content.get("zero_optimization", {}).get("stage", 0):
+        raise UsageError(f"--precision fp16 trains wrongly at ZeRO stage 0 ({source}): use --ds-config zero1, or bf16")
+    return asked or in_file
+
+
 def with_precision(content: Mapping[str, Any], precision: str | None) -> dict[str, Any]:
     """Return `content` with its precision written out: that of the run, where the file names none.
 
     Autocast gets its format too, which on a GPU would be float16, without a loss scale.
     """
+    if precision_of(content) is None and precision == "fp16":
+        return {**content, "fp16": {"enabled": True}}
     if precision_of(content) is None:
         return {**content, "bf16": {"enabled": precision == "bf16"}}
     autocast = content.get("torch_autocast", {})

@@ -133,8 +133,31 @@ class RunConfig(ABC):
         help="DeepSpeed configuration: zero0 to zero3, zero2_offload, zero3_offload, zero3_nvme, or a file.",
         metavar="NAME|PATH",
     )
-    devices: int | None = machine_option(
-        None, help="Number of processes to start on this machine, one per GPU.", least=1, shown_default="1"
+    micro_batch_size: int | Literal["auto"] | None = machine_option(
+        None,
+        help="Images per forward pass on each device; auto: the most that fit in memory. The rest of the batch is "
+        "accumulated.",
+        metavar="N|auto",
+        least=1,
+        shown_default="a device's whole share of the batch",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] | None = machine_option(
+        None,
+        help="Number format of weights and activations.",
+        shown_default="the configuration's, else bf16 on GPUs that have it, fp32",
+    )
+    grad_checkpointing: str = machine_option(
+        "none",
+        help="Stages whose activations are recomputed in the backward pass, which saves memory; "
+        "all: the decoder's too.",
+        metavar="none|1,2|all",
+    )
+    devices: int | Literal["auto"] | None = machine_option(
+        None,
+        help="Number of processes to start on this machine, one per GPU; auto: one on each GPU.",
+        metavar="N|auto",
+        least=1,
+        shown_default="1",
     )
     hostfile: Path | None = machine_option(
         None, help="DeepSpeed hostfile with the machines to run on.", metavar="FILE", shown_default="this machine"
@@ -150,6 +173,7 @@ class RunConfig(ABC):
             raise UsageError("--cooldown-epochs goes with --schedule constant: add that, or leave it out")
         if self.extend and (self.out is None or (self.epochs is None and self.steps is None)):
             raise UsageError("--extend needs --out RUN, the run to train for longer, and --epochs or --steps")
+        parse_stages(self.grad_checkpointing)
         for name in self.trackers:
             if name not in TRACKERS:
                 raise UsageError(f"--log-to {name}: it must be {' or '.join(TRACKERS)}, or both, with a comma")
@@ -165,6 +189,11 @@ class RunConfig(ABC):
     def trackers(self) -> tuple[str, ...]:
         """The names in `log_to`."""
         return tuple(name.strip() for name in self.log_to.split(",")) if self.log_to else ()
+
+    @property
+    def checkpointed_stages(self) -> tuple[int, ...] | None:
+        """The stages in `grad_checkpointing`, counted from 1; None: all, and the decoder."""
+        return parse_stages(self.grad_checkpointing)
 
     def identity(self) -> dict[str, Any]:
         """Return, by flag, the options that make two commands the same run; the rest is in the `ResolvedRun`."""
@@ -195,6 +224,20 @@ class RunConfig(ABC):
     def save(self, path: Path) -> None:
         """Write the configuration as JSON, for the processes of a launcher to read."""
         path.write_text(json.dumps(self.to_json(), indent=2))
+
+
+def parse_stages(text: str) -> tuple[int, ...] | None:
+    """Read --grad-checkpointing: stages counted from 1, none of them for "none", None for "all".
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if text in ("none", "all"):
+        return () if text == "none" else None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and int(word) for word in words):
+        raise UsageError(f"--grad-checkpointing is {text!r}; it must be none, all, or numbers of stages, such as 1,2")
+    return tuple(sorted({int(word) for word in words}))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 from coma.errors import UsageError
 from coma.training.config.ds_check import ACCUMULATION_KEY, BATCH_KEY, MICRO_KEY
 from coma.training.config.ds_config import DeepSpeedConfig
+from coma.training.config.ds_precision import chosen_precision
 from coma.training.config.options import RunConfig
 from coma.training.config.schedule import Segment, peak_lr, plan_segment
 
@@ -52,6 +53,17 @@ class ResolvedRun:
         """Steps of warm-up of the newest segment."""
         return self.segments[-1].warmup_steps
 
+    def in_micro_batches_of(self, images: int) -> ResolvedRun:
+        """Return the run with so many images per forward pass, a divisor of those per device."""
+        accumulation = self.images_per_device // images
+        deepspeed = replace(self.deepspeed, micro_batch_size=images, accumulation=accumulation)
+        return replace(self, micro_batch_size=images, accumulation=accumulation, deepspeed=deepspeed)
+
+    @property
+    def images_per_device(self) -> int:
+        """Images a step on each device."""
+        return self.micro_batch_size * self.accumulation
+
     def ends_epochs(self, step: int, every: int | None) -> bool:
         """Whether a multiple of `every` epochs ends in a step; never without `every`."""
         if every is None:
@@ -91,7 +103,8 @@ def resolve(
     steps = config.steps or max(1, round(epochs * samples_per_epoch / batch_size))
     steps_per_epoch = samples_per_epoch / batch_size
     segment = plan_segment(config, steps_per_epoch, end=steps)
-    precision = deepspeed.precision or ("bf16" if has_bf16 else "fp32")
+    asked = chosen_precision(config.precision, deepspeed.content, deepspeed.source)
+    precision = asked or ("bf16" if has_bf16 else "fp32")
     if config.compile and deepspeed.stage == 3:
         raise UsageError(
             f"--compile does not work with ZeRO stage 3 ({deepspeed.source}): leave it out, or use zero2.json"
@@ -134,6 +147,8 @@ def resolve_batch(
 ) -> tuple[int, int, int]:
     """Return (global batch, micro-batch, gradient accumulation).
 
+    `--micro-batch-size auto` is the whole share of a device here, until `coma.training.memory.fit` finds what fits.
+
     Raises:
         UsageError: command line, file and number of processes do not multiply up exactly.
     """
@@ -170,7 +185,38 @@ def resolve_batch(
             f"{MICRO_KEY!r}: {micro} in {source} contradicts the global batch of {batch_size} over "
             f"{processes(world_size)}: {per_device} images a device is not {product}"
         )
+    if config.micro_batch_size is not None:
+        micro = _asked_micro_batch(config.micro_batch_size, micro, deepspeed, batch_size, world_size)
     return batch_size, micro, per_device // micro
+
+
+def _asked_micro_batch(
+    asked: int | str, micro: int, deepspeed: DeepSpeedConfig, batch_size: int, world_size: int
+) -> int:
+    """Return the micro-batch of --micro-batch-size, where the file and the batch allow `micro`."""
+    keys = {MICRO_KEY: deepspeed.micro_batch_size, ACCUMULATION_KEY: deepspeed.accumulation}
+    for key, value in keys.items():
+        if value is not None and asked != micro:
+            raise UsageError(
+                f"--micro-batch-size {asked} contradicts {key!r}: {value} in {deepspeed.source}: "
+                f"use --micro-batch-size {micro}, or delete the key"
+            )
+    per_device = batch_size // world_size
+    if isinstance(asked, str):  # auto
+        return micro
+    if per_device % asked:
+        nearest = min(divisors(per_device), key=lambda images: abs(images - asked))
+        raise UsageError(
+            f"--micro-batch-size {asked} does not divide the {per_device} images a device "
+            f"(a batch of {batch_size} over {processes(world_size)}): use --micro-batch-size {nearest}"
+        )
+    return asked
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a number, the smallest first."""
+    small = [each for each in range(1, math.isqrt(number) + 1) if number % each == 0]
+    return sorted({*small, *(number // each for each in small)})
 
 
 def processes(count: int) -> str:

@@ -12,6 +12,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
 from coma.errors import UsageError
+from coma.training.config.ds_precision import precision_of
 from coma.training.config.resolve import ResolvedRun
 from coma.training.engine.nvme import SwapFolder, gather_from_nvme, replaced_async_io
 from coma.training.engine.optimizer_state import partitions
@@ -29,9 +30,12 @@ def check_half_precision(resolved: ResolvedRun) -> None:
     accelerator = deepspeed.get_accelerator()
     supported = {"fp16": accelerator.is_fp16_supported, "bf16": accelerator.is_bf16_supported}
     if not supported.get(resolved.precision, lambda: True)():
+        in_file = precision_of(resolved.deepspeed.content) is not None
+        asking = resolved.ds_config if in_file else f"--precision {resolved.precision}"
+        way = f"take {resolved.precision!r} out of the file" if in_file else "use --precision fp32"
         raise UsageError(
-            f"{resolved.ds_config} asks for {resolved.precision}, which this {resolved.device} does not compute in: "
-            f"take {resolved.precision!r} out of the file, or train on a device that does"
+            f"{asking} asks for {resolved.precision}, which this {resolved.device} does not compute in: {way}, or "
+            "train on a device that does"
         )
 
 

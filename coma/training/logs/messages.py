@@ -57,7 +57,8 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
     _log("run", f"{folder.path}, {stands}; a checkpoint every {resolved.save_every} steps")
     gpus = torch.cuda.device_count()
     if resolved.device == "cuda" and resolved.world_size == 1 < gpus:
-        _log("", f"this machine has {gpus} GPUs: --devices {gpus} uses them all")
+        idle = f"{gpus - 1} of the {gpus} GPUs that are visible here are"
+        logger.warning("%s idle: --devices auto uses all of them", idle if gpus > 2 else "1 of 2 GPUs is")
 
 
 def _course(segment: Segment) -> str:

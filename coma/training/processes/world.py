@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from coma.errors import ComaError, UsageError
+from coma.errors import ComaError, UsageError, is_out_of_memory
 from coma.training.processes.child import exit_code
+from coma.training.processes.gpus import refuse_shared_gpus
 from coma.training.processes.stdout import quiet_stdout
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def joined(place: Place | None) -> Iterator[World]:
     Its beginning is quiet on stdout, which DeepSpeed, gloo and NCCL write to; in the block stdout is the caller's.
 
     Raises:
-        ComaError: out of GPU memory, another process was lost, or a disk is full.
+        ComaError: out of memory, another process was lost, or a disk is full.
     """
     place = place or Place(0, 0, 1, "127.0.0.1", free_port())
     verbose = logger.isEnabledFor(logging.DEBUG)
@@ -217,6 +218,8 @@ def joined(place: Place | None) -> Iterator[World]:
                 warnings.simplefilter("ignore")
             with quiet_stdout():
                 device = _own_device(place)
+                if device.type == "cuda" and place.world_size > 1:
+                    _refuse_shared_gpus(place, device)
                 _init_distributed(verbose)
             try:
                 yield World(place, device)
@@ -232,13 +235,11 @@ def joined(place: Place | None) -> Iterator[World]:
 
 def _as_coma_error(error: Exception, place: Place) -> ComaError | None:
     """Return the line that a user should get for an error in a process group; None for a bug in a process alone."""
-    import torch
-
     here = f"rank {place.rank} on {socket.gethostname()}"
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return ComaError(
-            f"{here} ran out of its GPU's memory: give a smaller --batch-size, more devices, or "
-            "'train_micro_batch_size_per_gpu' in a --ds-config (coma plan says what fits)"
+            f"{here} is out of memory: give a smaller --micro-batch-size (auto finds one), --grad-checkpointing all or "
+            "more devices; coma plan says what fits"
         )
     if isinstance(error, OSError) and error.errno in _FULL:
         return ComaError(
@@ -271,6 +272,14 @@ def _own_device(place: Place) -> torch.device:
     os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
     configure_cublas()
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _refuse_shared_gpus(place: Place, device: torch.device) -> None:
+    import torch
+
+    identity = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    if identity is not None:
+        refuse_shared_gpus(place.rank, place.world_size, f"{socket.gethostname()} {identity}")
 
 
 def _init_distributed(verbose: bool) -> None:

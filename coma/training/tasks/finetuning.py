@@ -13,7 +13,7 @@ from torch import Tensor
 from coma.errors import DataError
 from coma.evaluation.score import has_split
 from coma.model.classifier import Classifier
-from coma.model.encoders import give_weights
+from coma.model.encoders import checkpoint_stages, give_weights
 from coma.pipeline import Batch
 from coma.shards.manifest import Manifest, read_manifest
 from coma.training.config.finetune_options import FinetuneConfig
@@ -41,6 +41,7 @@ class Finetuning(Task):
         self._pretrained = pretrained = read_backbone(config.source)
         self._image_size = config.image_size or pretrained.image_size
         self.model = self.build()
+        checkpoint_stages(self.model.backbone, config.checkpointed_stages)
         give_weights(self.model.backbone, pretrained.weights, pretrained.path)
         self.init_digest = pretrained.digest()
         self.ema_decay = config.ema_decay
@@ -67,6 +68,10 @@ class Finetuning(Task):
         """Return augmented images [B, 3, H, W] and their soft labels [B, N]."""
         assert batch.labels is not None
         return self._augment(batch.images, batch.labels)
+
+    def example(self, images: int) -> tuple[Tensor, ...]:
+        """Return images [B, 3, H, W] and soft labels [B, N]."""
+        return torch.zeros(images, 3, *self.model.img_size), torch.zeros(images, self._classes)
 
     @cached_property
     def _augment(self) -> Augment:

@@ -37,6 +37,7 @@ class Pretraining(Task):
         if export:
             check_init(export, config)
         self.model = self.build()
+        self.model.checkpoint_stages(config.checkpointed_stages)
         if export:
             load_init(self.model, export, config)
             self.init_digest = export.digest()
@@ -52,6 +53,10 @@ class Pretraining(Task):
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return images [B, 3, H, W] and their mask units [B, U]."""
         return batch.images, batch.units
+
+    def example(self, images: int) -> tuple[Tensor, ...]:
+        """Return images [B, 3, H, W] and units [B, U] in raster order."""
+        return torch.zeros(images, 3, *self.model.img_size), torch.arange(self.model.units).repeat(images, 1)
 
     def scorer(self, device: torch.device, decoding: dict[str, Any]) -> FeatureScorer | None:
         """Return what scores frozen features, with --evaluate-every."""

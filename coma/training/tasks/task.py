@@ -57,6 +57,10 @@ class Task(ABC):
         (seed, step, rank).
         """
 
+    @abstractmethod
+    def example(self, images: int) -> tuple[Tensor, ...]:
+        """Return arguments of `model` of the right shapes and types for so many images, at their largest."""
+
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]] | None:
         """Return the optimizer's parameter groups, in which `lr_scale` multiplies the group's learning rate.
 

@@ -8,9 +8,10 @@ import pytest
 from small_runs import small
 from toy_engine import resolved_run
 
-from coma.forecast.memory import checkpoint_bytes, state_memory
+from coma.forecast.disk import checkpoint_bytes
 from coma.runs.read import latest_checkpoint
 from coma.training import pretrain
+from coma.training.memory.state import state_memory
 
 BF16 = {"bf16": {"enabled": True}}
 

@@ -40,12 +40,23 @@ from coma.training.config.options import PretrainConfig
         ({"evaluate_every": 0}, "--evaluate-every is 0"),
         ({"resume": "maybe"}, "auto or never"),
         ({"devices": 2, "hostfile": Path("hosts")}, "--hostfile"),
+        ({"precision": "tf32"}, "--precision is 'tf32'; it must be fp32 or bf16 or fp16"),
+        ({"grad_checkpointing": "1;2"}, "--grad-checkpointing is '1;2'; it must be none, all, or numbers of stages"),
+        ({"grad_checkpointing": "0"}, "--grad-checkpointing is '0'"),
+        ({"grad_checkpointing": ""}, "--grad-checkpointing is ''"),
     ],
 )
 def test_what_cannot_be_right_is_refused_in_one_line(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError, match=named) as caught:
         PretrainConfig(**fields)
     assert "\n" not in str(caught.value)
+
+
+def test_stages_to_recompute_are_none_all_or_a_list() -> None:
+    stages = {
+        text: PretrainConfig(grad_checkpointing=text).checkpointed_stages for text in ("none", "all", "2, 1", "3")
+    }
+    assert stages == {"none": (), "all": None, "2, 1": (1, 2), "3": (3,)}
 
 
 def test_survives_being_written_and_read(tmp_path: Path) -> None:

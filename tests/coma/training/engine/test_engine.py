@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ import torch
 from toy_engine import Toy, engine_of, inputs, resolved_run, skip_without
 
 from coma.errors import UsageError
+from coma.model.build import build
 from coma.training.config.ds_config import check_ds_config, read_ds_config
 from coma.training.engine.engine import (
     check_half_precision,
@@ -142,3 +144,33 @@ def test_half_precision_that_the_device_does_not_have_is_one_line(monkeypatch: p
     with pytest.raises(UsageError, match=r"zero2.* asks for fp16, which this cpu does not compute in"):
         check_half_precision(resolved_run("zero2", device="cpu", fp16={"enabled": True}))
     check_half_precision(resolved_run("zero2", device="cpu"))
+    asked = dataclasses.replace(resolved_run("zero2", device="cpu"), precision="fp16")
+    with pytest.raises(UsageError, match=r"^--precision fp16 asks for fp16.* this cpu does not .*use --precision fp32"):
+        check_half_precision(asked)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
+def test_recomputed_stages_change_no_bit_of_a_run(alone: None, stage: str, precision: str) -> None:
+    ends = []
+    for stages in ((), (1, 2), None):
+        torch.manual_seed(0)
+        model = build("dyvit_nano", image_size=96, drop_path_rate=0.5)
+        model.checkpoint_stages(stages)
+        content = {**read_ds_config(stage).content, "bf16": {"enabled": precision == "bf16"}}
+        engine = engine_of(model, check_ds_config(content, "f"))
+        images, units = torch.randn(2, 3, 96, 96), torch.rand(2, 9).argsort(dim=1)
+        figures = []
+        for number in range(3):
+            torch.manual_seed(number)
+            set_learning_rate(engine, 1e-3)
+            loss = engine(images, units)
+            engine.backward(loss)
+            figures.append((float(loss.detach()), optimizer_step(engine)[0]))
+        ends.append((figures, full_weights(engine)))
+        dispose(engine)
+    (figures, weights), *others = ends
+    assert len(set(figures)) == 3
+    for other_figures, other_weights in others:
+        assert other_figures == figures
+        assert all(torch.equal(weights[name], other_weights[name]) for name in weights)

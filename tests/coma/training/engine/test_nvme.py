@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from toy_engine import engine_of, resolved_run
 
 from coma.errors import ComaError, UsageError
-from coma.forecast.memory import state_memory
 from coma.training.config.ds_config import DeepSpeedConfig, check_ds_config
 from coma.training.engine.ema import ExponentialMovingAverage
 from coma.training.engine.engine import dispose, full_weights, optimizer_step, set_learning_rate, set_weights
 from coma.training.engine.nvme import SwapFiles, SwapFolder, check_nvme_folder
 from coma.training.engine.optimizer_state import optimizer_state, restore_optimizer
+from coma.training.memory.state import state_memory
 from coma.training.processes.world import Place, World, joined
 
 START_S = 400.0

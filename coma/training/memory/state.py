@@ -1,7 +1,4 @@
-"""Memory and disk that a run needs, by arithmetic: DeepSpeed's ZeRO (arXiv 1910.02054, section 5), checkpoints.
-
-Activations, which the forward pass keeps for the backward pass, depend on the network: `estimate` measures them.
-"""
+"""Memory of a run's weights, gradients and optimizer state: arithmetic of ZeRO (arXiv 1910.02054, section 5)."""
 
 from dataclasses import dataclass
 
@@ -10,8 +7,6 @@ from coma.training.config.resolve import ResolvedRun
 _FP32_BYTES = 4
 _ADAM_BYTES = 8
 """AdamW's two moments, per parameter."""
-_METRICS_BYTES = 800
-"""A step's line in metrics.jsonl and its figures in TensorBoard."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +59,3 @@ def state_memory(parameters: int, resolved: ResolvedRun) -> StateMemory:
         nvme=nvme,
         swap_files=nvme + (share[0] * _FP32_BYTES if nvme else 0),
     )
-
-
-def checkpoint_bytes(parameters: int) -> int:
-    """Return the size of a checkpoint: the weights in float32 and Adam's two moments, at any stage and precision."""
-    return parameters * (_FP32_BYTES + _ADAM_BYTES)
-
-
-def metrics_bytes(resolved: ResolvedRun) -> int:
-    """Return the approximate size of a whole run's logs."""
-    return resolved.steps * _METRICS_BYTES
