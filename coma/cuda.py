@@ -62,23 +62,29 @@ def judge(versions: CudaVersions) -> Judgement:
     """Compare torch's, DALI's and the driver's CUDA, by their major versions."""
     torch, dali, driver = (each[0] if each else None for each in (versions.torch, versions.dali, versions.driver))
     text = versions.describe()
+    fitting = _install(_fitting(driver, torch), versions.packages)
     if doubled := _doubled(versions.packages):
-        text = f"{' and '.join(doubled)} are one module, each overwrites files of the other"
-        keep = _fitting(driver, torch)
-        again = [name for name in versions.packages if _cuda_of(name) == keep]
-        remove = shell_command("pip", "uninstall", "-y", *versions.packages)
-        return Judgement("problem", text, f"{remove} && {shell_command('pip', 'install', *again, f'coma[cuda{keep}]')}")
+        return Judgement(
+            "problem", f"{' and '.join(doubled)} are one module, each overwrites files of the other", fitting
+        )
     if versions.dali is None:
         return Judgement("problem", text, WITHOUT_DALI)
     built = [major for major in (torch, dali) if major is not None]
     if driver is not None and any(driver < major for major in built):
-        fits = f"pip install 'coma[cuda{driver}]', or " if driver in MAJORS else ""
         least = max(built)
         needed = f", to {_LEAST_DRIVER[least]} or newer" if least in _LEAST_DRIVER else ""
-        return Judgement("problem", f"{text}, which is too old", f"{fits}update the driver{needed}")
+        either = f"{fitting}, or " if driver in MAJORS else ""
+        return Judgement("problem", f"{text}, which is too old", f"{either}update the driver{needed}")
     if torch is not None and dali is not None and torch != dali:
-        return Judgement("warning", f"{text}: of two CUDAs", f"pip install 'coma[cuda{_fitting(driver, torch)}]'")
+        return Judgement("warning", f"{text}: of two CUDAs", fitting)
     return Judgement("ok", text)
+
+
+def _install(major: int, packages: tuple[str, ...]) -> str:
+    """Return the command that installs an extra; what it does not replace goes first, and both if there are two."""
+    wrong = [name for name in packages if _cuda_of(name) != major or _doubled(packages)]
+    install = shell_command("pip", "install", f"coma[cuda{major}]")
+    return f"{shell_command('pip', 'uninstall', '-y', *wrong)} && {install}" if wrong else install
 
 
 def _fitting(driver: int | None, torch: int | None) -> int:

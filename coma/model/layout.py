@@ -117,9 +117,9 @@ class SinCosPosition(nn.Module):
 
     def table(self, grid: Grid, device: torch.device) -> Tensor:
         """Positions of all units, [U, side², dim] float32 on `device`."""
-        exporting = getattr(torch.compiler, "is_exporting", bool)  # torch 2.7
-        # What is kept is of one grid, and an exported or traced program may be for any.
-        if exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        # What is kept is of one grid, an exported or traced program may be for any, and compiled code would be compiled
+        # again because another grid's is kept.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return sincos_2d(grid, self.side, self.dim, device)
         if self._kept is None or self._kept[0] != (grid, device):
             with torch.inference_mode(False), torch.no_grad():
