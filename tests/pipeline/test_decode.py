@@ -235,7 +235,7 @@ def test_what_fails_on_a_gpu_is_not_blamed_on_an_image(reason: str, of_gpu: bool
 @pytest.mark.gpu
 def test_a_batch_is_copied_before_dali_uses_its_memory_again() -> None:
     """The copy waits behind other work of its CUDA stream, while the next batches are decoded."""
-    given = batches(12)
+    given = batches(8)
     unhurried = decoder(given, depth=2)
     expected = [done(unhurried.run()) for _ in given]
     run = decoder(given, depth=2)
