@@ -230,3 +230,23 @@ def test_what_fails_on_a_gpu_is_not_blamed_on_an_image(reason: str, of_gpu: bool
     if of_gpu:
         assert str(found) == f"decoding on the GPU failed ({first}): give a smaller --batch-size, or --decode cpu"
     assert isinstance(_fault(DALI.format(reason), on_gpu=False), DecodeError)
+
+
+@pytest.mark.gpu
+def test_a_batch_is_copied_before_dali_uses_its_memory_again() -> None:
+    """The copy waits behind other work of its CUDA stream, while the next batches are decoded."""
+    given = batches(8)
+    unhurried = decoder(given, depth=2)
+    expected = [done(unhurried.run()) for _ in given]
+    run = decoder(given, depth=2)
+    held = []
+    for _ in given:
+        if run.stream is not None:
+            with torch.cuda.stream(run.stream):
+                torch.cuda._sleep(40_000_000)  # cycles: some 20 ms, in which many such batches are decoded
+        held.append(run.run())
+    done(None)
+    for images, its in zip(held, expected, strict=True):
+        assert images is not None
+        assert its is not None
+        assert torch.equal(images, its)

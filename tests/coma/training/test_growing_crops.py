@@ -33,6 +33,7 @@ def growing(data: Path, out: Path) -> PretrainConfig:
     )
 
 
+@pytest.mark.gpu_too
 def test_a_run_that_grows_is_the_same_stopped_or_not_and_shows_its_steps(data: Path, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     pretrain(growing(data, whole))

@@ -150,7 +150,6 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
     assert_same_run(run, whole["zero1"])
 
 
-@pytest.mark.gpu_too
 @pytest.mark.parametrize(
     ("number", "error"),
     [(signal.SIGUSR1, Preempted), (signal.SIGINT, KeyboardInterrupt)],

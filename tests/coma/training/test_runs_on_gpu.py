@@ -76,8 +76,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("decode", ["cpu", ON_GPU])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("network", "decode"), [("dyvit", "cpu"), ("dyvit", ON_GPU), ("vit", "cpu")])
 def test_stopped_and_gone_on_is_to_the_bit_never_stopped(data: Path, tmp_path: Path, network: str, decode: str) -> None:
     """If this fails where images are decoded on the GPU alone, it is the decoder that is not repeatable."""
     config = dataclasses.replace(small(data, tmp_path / "whole", decode=decode, steps=3), **NETWORKS[network])
@@ -106,13 +105,9 @@ def test_killed_and_started_again_is_to_the_bit_never_killed(data: Path, tmp_pat
     assert "Traceback" not in log.read_text()
 
 
-@pytest.mark.parametrize("ds_config", ["zero0", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_nvme"])
-def test_every_packaged_configuration_takes_the_same_steps(
-    data: Path, tmp_path: Path, trained: Path, ds_config: str
-) -> None:
-    config = small(data, tmp_path / "run", ds_config=ds_config)
-    pretrain(dataclasses.replace(config, stop_after=2))
-    pretrain(config)
+@pytest.mark.parametrize("ds_config", ["zero2_offload", "zero3_offload", "zero3_nvme"])
+def test_an_offloaded_run_takes_the_same_steps(data: Path, tmp_path: Path, trained: Path, ds_config: str) -> None:
+    pretrain(small(data, tmp_path / "run", ds_config=ds_config))
     expected = [line for line in lines(trained) if "loss" in line]
     for mine, its in zip(lines(tmp_path / "run"), expected, strict=True):
         assert mine["batch_digest"] == its["batch_digest"]
