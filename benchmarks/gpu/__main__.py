@@ -6,6 +6,7 @@ DIR gets a record, a log and a plot a part, and report.md. A part whose record i
 that was cut off goes on with what is missing, so that the same command may be typed again after any interruption.
 """
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,8 @@ def measure(
             return
         if out is None:
             raise UsageError("--out is missing: name the folder of the results")
+        if report and not any(record_path(out, part.name).is_file() for part in PARTS):
+            raise UsageError(f"--out {out} holds no results: name the folder that an earlier command wrote to")
         if not report:
             out = out.absolute()
             setting = _setting(data, out, device, quick, budget_s)
@@ -95,10 +98,13 @@ def _run(part: Part, setting: Setting, *, again: bool) -> bool:
     typer.echo(f"{part.name:<8}  {part.question}")
     record = run_part(part, setting)
     state, reason = record["state"], record.get("reason")
-    rows = f"{len(record['rows'])} rows, {record.get('elapsed_s', 0):.0f} s"
+    failed = sum("failed" in row for row in record["rows"])
+    rows = f"{len(record['rows'])} rows{f', {failed} of them failed' if failed else ''}"
+    rows += f", {record.get('elapsed_s', 0):.0f} s"
     typer.echo(f"{part.name:<8}  {state}, {rows}{f': {reason}' if reason else ''}")
     return state in ("complete", "skipped")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the part's process is ended too
     typer.run(measure)

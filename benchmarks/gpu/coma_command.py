@@ -25,7 +25,7 @@ class CommandFailed(Exception):
 def options(measuring: Measuring, **given: object) -> list[str]:
     """Return the words of options by their fields' names; in a rehearsal those that say how large things are shrink."""
     if measuring.quick:
-        given |= {"image_size": 32, "patch_size": 2, "batch_size": 4, "workers": 1}
+        given |= {"model": "dyvit_nano", "image_size": 48, "patch_size": 2, "batch_size": 4, "workers": 1}
         given |= {"model": "vit_tiny_patch16_224", "patch_size": None} if given.get("method") == "mae" else {}
     words: list[str] = []
     for name, value in given.items():
