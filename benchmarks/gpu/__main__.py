@@ -9,8 +9,9 @@ that was cut off goes on with what is missing, so that the same command may be t
 import signal
 import subprocess
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -25,13 +26,20 @@ _QUICK_SCALE = 0.2
 _HAS_GPU = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)"
 
 
+class Device(StrEnum):
+    """What is measured."""
+
+    cuda = "cuda"
+    cpu = "cpu"
+
+
 def measure(
     parts: Annotated[list[str] | None, typer.Argument(help="Parts to run; --list names them.", metavar="PARTS")] = None,
     data: Annotated[
         str | None, typer.Option(help="Data set made by `coma shard`; without it, images are drawn.", metavar="SHARDS")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results.", metavar="DIR")] = None,
-    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="cpu: a rehearsal.")] = "cuda",
+    device: Annotated[Device, typer.Option(help="cpu: a rehearsal.")] = Device.cuda,
     quick: Annotated[bool, typer.Option(help="Everything as small as can be, for a rehearsal.")] = False,
     budget_s: Annotated[float, typer.Option(min=1, help="Seconds that a part may take.")] = 240.0,
     again: Annotated[bool, typer.Option("--again", help="Run parts that are complete, too.")] = False,
@@ -49,9 +57,9 @@ def measure(
         if report and not any(record_path(out, part.name).is_file() for part in PARTS):
             raise UsageError(f"--out {out} holds no results: name the folder that an earlier command wrote to")
         if not report:
-            out = out.absolute()
-            setting = _setting(data, out, device, quick, budget_s)
-            done = [_run(part, setting, again=again) for part in chosen(parts or [])]
+            out, wanted = out.absolute(), chosen(parts or [])
+            setting = _setting(data, out, device.value, quick, budget_s)
+            done = [_run(part, setting, again=again) for part in wanted]
         typer.echo(f"report    {write_report(out)}")
     except ComaError as error:
         typer.echo(f"error: {error}", err=True)

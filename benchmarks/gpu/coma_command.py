@@ -66,7 +66,7 @@ def wait(measuring: Measuring, process: "subprocess.Popen[bytes]", log: Path) ->
 def pretrain(measuring: Measuring, name: str, words: list[str], **variables: str) -> list[dict[str, Any]]:
     """Run `coma pretrain` to its end in a run folder of that name, and return the metrics of its steps."""
     run, log = measuring.scratch / name, measuring.scratch / f"{name}.log"
-    command = ["pretrain", str(measuring.data), "--out", str(run), *words]
+    command = ["pretrain", str(measuring.data), "--out", str(run), *words, "--save-every", "1000000"]
     print(f"\ncoma {' '.join(command)}", flush=True)
     try:
         wait(measuring, start(measuring, command, log, **variables), log)
