@@ -6,10 +6,12 @@ DIR gets a record, a log and a plot a part, and report.md. A part whose record i
 that was cut off goes on with what is missing, so that the same command may be typed again after any interruption.
 """
 
+import signal
 import subprocess
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -24,13 +26,20 @@ _QUICK_SCALE = 0.2
 _HAS_GPU = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)"
 
 
+class Device(StrEnum):
+    """What is measured."""
+
+    cuda = "cuda"
+    cpu = "cpu"
+
+
 def measure(
     parts: Annotated[list[str] | None, typer.Argument(help="Parts to run; --list names them.", metavar="PARTS")] = None,
     data: Annotated[
         str | None, typer.Option(help="Data set made by `coma shard`; without it, images are drawn.", metavar="SHARDS")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results.", metavar="DIR")] = None,
-    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="cpu: a rehearsal.")] = "cuda",
+    device: Annotated[Device, typer.Option(help="cpu: a rehearsal.")] = Device.cuda,
     quick: Annotated[bool, typer.Option(help="Everything as small as can be, for a rehearsal.")] = False,
     budget_s: Annotated[float, typer.Option(min=1, help="Seconds that a part may take.")] = 240.0,
     again: Annotated[bool, typer.Option("--again", help="Run parts that are complete, too.")] = False,
@@ -45,10 +54,12 @@ def measure(
             return
         if out is None:
             raise UsageError("--out is missing: name the folder of the results")
+        if report and not any(record_path(out, part.name).is_file() for part in PARTS):
+            raise UsageError(f"--out {out} holds no results: name the folder that an earlier command wrote to")
         if not report:
-            out = out.absolute()
-            setting = _setting(data, out, device, quick, budget_s)
-            done = [_run(part, setting, again=again) for part in chosen(parts or [])]
+            out, wanted = out.absolute(), chosen(parts or [])
+            setting = _setting(data, out, device.value, quick, budget_s)
+            done = [_run(part, setting, again=again) for part in wanted]
         typer.echo(f"report    {write_report(out)}")
     except ComaError as error:
         typer.echo(f"error: {error}", err=True)
@@ -95,10 +106,13 @@ def _run(part: Part, setting: Setting, *, again: bool) -> bool:
     typer.echo(f"{part.name:<8}  {part.question}")
     record = run_part(part, setting)
     state, reason = record["state"], record.get("reason")
-    rows = f"{len(record['rows'])} rows, {record.get('elapsed_s', 0):.0f} s"
+    failed = sum("failed" in row for row in record["rows"])
+    rows = f"{len(record['rows'])} rows{f', {failed} of them failed' if failed else ''}"
+    rows += f", {record.get('elapsed_s', 0):.0f} s"
     typer.echo(f"{part.name:<8}  {state}, {rows}{f': {reason}' if reason else ''}")
     return state in ("complete", "skipped")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the part's process is ended too
     typer.run(measure)

@@ -25,7 +25,7 @@ class CommandFailed(Exception):
 def options(measuring: Measuring, **given: object) -> list[str]:
     """Return the words of options by their fields' names; in a rehearsal those that say how large things are shrink."""
     if measuring.quick:
-        given |= {"image_size": 32, "patch_size": 2, "batch_size": 4, "workers": 1}
+        given |= {"model": "dyvit_nano", "image_size": 48, "patch_size": 2, "batch_size": 4, "workers": 1}
         given |= {"model": "vit_tiny_patch16_224", "patch_size": None} if given.get("method") == "mae" else {}
     words: list[str] = []
     for name, value in given.items():
@@ -66,7 +66,7 @@ def wait(measuring: Measuring, process: "subprocess.Popen[bytes]", log: Path) ->
 def pretrain(measuring: Measuring, name: str, words: list[str], **variables: str) -> list[dict[str, Any]]:
     """Run `coma pretrain` to its end in a run folder of that name, and return the metrics of its steps."""
     run, log = measuring.scratch / name, measuring.scratch / f"{name}.log"
-    command = ["pretrain", str(measuring.data), "--out", str(run), *words]
+    command = ["pretrain", str(measuring.data), "--out", str(run), *words, "--save-every", "1000000"]
     print(f"\ncoma {' '.join(command)}", flush=True)
     try:
         wait(measuring, start(measuring, command, log, **variables), log)

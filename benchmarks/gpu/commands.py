@@ -105,7 +105,7 @@ def measure_crops(measuring: Measuring) -> None:
         words = options(
             measuring, model=model, image_size=224, batch_size=batch_size, steps=5 if measuring.quick else 60
         )
-        first = 16 if measuring.quick else 160 if compiled else 128
+        first = 32 if measuring.quick else 160 if compiled else 128
         words += ["--start-size", str(first), *(["--compile"] if compiled else [])]
         try:
             lines = pretrain(measuring, run, words, TORCH_LOGS="recompiles")

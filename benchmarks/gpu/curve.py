@@ -75,10 +75,13 @@ def _losses(measuring: Measuring, runs: dict[str, tuple[str, str, bool]]) -> dic
     for name, (run, log, process) in started.items():
         try:
             wait(measuring, process, log)
+            lines = steps_of(run)
+            if any(line["loss"] is None for line in lines):
+                raise CommandFailed("it has a loss that is not finite")
         except CommandFailed as error:
             measuring.put({"run": name, "beside": None}, failed=str(error))
             continue
-        losses[name] = [float(line["loss"]) for line in steps_of(run)]
+        losses[name] = [float(line["loss"]) for line in lines]
         measuring.series(name, losses[name])
     return losses
 

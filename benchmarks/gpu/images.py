@@ -1,6 +1,6 @@
 """Images drawn for a machine that has no data: JPEGs of ImageNet's size in pixels and bytes, in shards.
 
-Smooth colours with detail at several scales. They are as dear to decode as photographs of their size; nothing can be
+Smooth colours with detail at several scales, of about as many bytes as photographs of their size. Nothing can be
 learned from them.
 """
 
@@ -19,8 +19,8 @@ from coma.shards.write.writer import shard
 CLASSES = 4
 _SIZES = ((500, 375), (375, 500), (500, 333), (480, 360))
 """(width, height) in pixels, in turn."""
-_QUALITY = 90
-_DETAILS = ((96, 0.3), (24, 0.3), (6, 0.3), (2, 0.25))
+_QUALITY = 92
+_DETAILS = ((96, 0.3), (24, 0.3), (6, 0.4), (2, 0.5), (1, 0.15))
 """Side of a detail in pixels, and its weight beside what is there."""
 
 

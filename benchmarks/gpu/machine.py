@@ -3,7 +3,6 @@
 import os
 import platform
 import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ def describe(device: str) -> dict[str, Any]:
         "dali": DALI_VERSION,
         **{name: _version(name) for name in _DISTRIBUTIONS},
         "revision": _revision(),
-        "executable": sys.executable,
     }
     if device == "cuda":
         free, total = torch.cuda.mem_get_info()

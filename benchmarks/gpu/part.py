@@ -27,7 +27,9 @@ class Measuring:
         self.data, self.out, self.quick = Path(setting.data), Path(setting.out), setting.quick
         self.device = torch.device(setting.device, 0) if setting.device == "cuda" else torch.device("cpu")
         before = read_record(self.out, part) or {}
-        self.rows: list[Row] = before.get("rows", [])
+        # A step that does not fit will not fit the next time either; what else failed is tried again.
+        kept = (row for row in before.get("rows", []) if "failed" not in row or row.get("fits") is False)
+        self.rows: list[Row] = list(kept)
         self._record: dict[str, Any] = {
             "part": part,
             "state": "begun",

@@ -10,7 +10,20 @@ from benchmarks.gpu.record import read_record
 from coma.shards.files import write_atomically
 
 REPORT_NAME = "report.md"
-_MACHINE = ("gpu", "driver_version", "torch", "cuda", "dali", "deepspeed", "timm", "python", "cores", "revision")
+_MACHINE = (
+    "gpu",
+    "gpu_memory_gb",
+    "driver_version",
+    "power.limit",
+    "torch",
+    "cuda",
+    "dali",
+    "deepspeed",
+    "timm",
+    "python",
+    "cores",
+    "revision",
+)
 
 
 def write_report(out: Path) -> Path:

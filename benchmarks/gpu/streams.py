@@ -48,18 +48,17 @@ def measure_stream(measuring: Measuring) -> None:
     with ExitStack() as stack:
         running: dict[str, Loading] = {}
         for name, loader in loaders.items():
-            loading = stack.enter_context(closing(loader.start()))
-            try:
-                next(loading)
-            except Exception as error:  # anything may be wrong with other people's libraries
-                if name == STREAM:
-                    raise
-                measuring.put({"loader": name}, failed=f"{type(error).__name__}: {error}"[:200])
-                continue
-            running[name] = loading
+            running[name] = stack.enter_context(closing(loader.start()))
         for _ in measuring.rounds(1 if measuring.quick else 5):
-            for name, loading in running.items():
-                rates[name].append(_rate(loading, loaders[name].ahead, least_s, measuring.device))
+            for name, loading in list(running.items()):
+                try:
+                    rates[name].append(_rate(loading, loaders[name].ahead, least_s, measuring.device))
+                except Exception as error:  # anything may be wrong with other people's libraries
+                    if name == STREAM:
+                        raise
+                    measuring.put({"loader": name}, failed=f"{type(error).__name__}: {error}"[:200])
+                    del running[name]
+                    continue
                 ratio = statistics.median(a / b for a, b in zip(rates[STREAM], rates[name], strict=True))
                 measuring.put(
                     {"loader": name},
@@ -116,7 +115,7 @@ def _in_memory(sample: Sample, device: torch.device) -> Loading:
 
 def _rate(loading: Iterator[int], ahead: int, least_s: float, device: torch.device) -> float:
     """Return images a second over at least `least_s`, after the batches that were prepared ahead."""
-    for _ in itertools.islice(loading, ahead):
+    for _ in itertools.islice(loading, 1 + ahead):  # the very first builds the loader
         pass
     _wait(device)
     began_s, images = time.perf_counter(), 0
