@@ -7,30 +7,45 @@ import typer
 from coma.cli import console
 from coma.cli.from_options import from_options
 from coma.cli.options import Json
+from coma.shards.byte_sizes import parse_bytes
 from coma.training import PretrainConfig
 from coma.training.processes.stdout import quiet_stdout
 
 if TYPE_CHECKING:
     from coma.forecast.estimate import Forecast
 
-Measure = Annotated[
-    bool, typer.Option("--measure/--no-measure", help="Take a few steps to measure time and activations.")
+Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="Take a few steps to measure time.")]
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory of each GPU, such as 80GB, to forecast for GPUs that are not here.",
+        metavar="BYTES",
+        show_default="that of the device here",
+    ),
 ]
 
 
 @from_options(PretrainConfig)
-def plan(config: PretrainConfig, measure: Measure = True, json: Json = False) -> None:
+def plan(
+    config: PretrainConfig, measure: Measure = True, device_memory: DeviceMemory = None, json: Json = False
+) -> None:
     """Forecast what coma pretrain takes, and write nothing.
 
     The options are those of coma pretrain; the forecast is of steps, batch,
     learning rate, memory, disk and hours. Time comes from a few real steps on
-    images held in memory, in this process.
+    images held in memory, in this process. With --device-memory give
+    --batch-size and --precision too, as they follow the device.
     """
+    memory = None if device_memory is None else parse_bytes(device_memory, "--device-memory")
     with quiet_stdout():
         from coma.forecast.estimate import estimate
 
-        forecast = estimate(config, measure=measure)
-    console.print_result(forecast.to_json() if json else _as_lines(forecast), json=json)
+        forecast = estimate(config, measure=measure, device_memory=memory)
+    if json:
+        console.print_result(forecast.to_json(), json=True)
+        return
+    console.print_result(_as_lines(forecast), json=False)
+    console.print_result(_what_fits(forecast), json=False)
 
 
 def _as_lines(forecast: "Forecast") -> dict[str, str]:
@@ -40,7 +55,7 @@ def _as_lines(forecast: "Forecast") -> dict[str, str]:
     from coma.training.config.schedule import REFERENCE_BATCH
     from coma.training.logs.metrics import duration
 
-    config, resolved, memory = forecast.config, forecast.resolved, forecast.memory
+    config, resolved, memory = forecast.config, forecast.resolved, forecast.footprint.state
     accumulated = f" x {resolved.accumulation} accumulated" if resolved.accumulation > 1 else ""
     devices = f"{resolved.world_size} device{'s' if resolved.world_size > 1 else ''}"
     lines = {
@@ -53,14 +68,12 @@ def _as_lines(forecast: "Forecast") -> dict[str, str]:
         "learning rate": f"{resolved.peak_lr:.3g} at most = {config.base_lr:g} x {resolved.batch_size} "
         f"/ {REFERENCE_BATCH}",
         "machine": f"{forecast.device_name}, {resolved.precision}, ZeRO stage {resolved.stage} ({resolved.ds_config})",
-        "memory": f"{_sum(forecast)} a {'device' if resolved.device == 'cuda' else 'process'}, "
+        "memory": f"{decimal(forecast.step_bytes)} a {'device' if resolved.device == 'cuda' else 'process'}, "
         f"of {decimal(forecast.device_bytes)}",
         "  weights": decimal(memory.weights),
         "  gradients": f"{decimal(memory.gradients)}, and {decimal(memory.buckets)} to reduce them in",
         "  optimizer": decimal(memory.optimizer),
-        "  activations": "not measured"
-        if forecast.activation_bytes is None
-        else f"{decimal(forecast.activation_bytes)}, of {resolved.micro_batch_size} images",
+        "  activations": f"{decimal(forecast.activation_bytes)}, of {resolved.micro_batch_size} images",
     }
     if memory.host:
         lines["  on the host"] = f"{decimal(memory.host)} of these"
@@ -79,8 +92,14 @@ def _as_lines(forecast: "Forecast") -> dict[str, str]:
     return lines
 
 
-def _sum(forecast: "Forecast") -> str:
+def _what_fits(forecast: "Forecast") -> dict[str, str]:
+    """Return a line for each choice."""
     from rich.filesize import decimal
 
-    known = forecast.memory.device + (forecast.activation_bytes or 0)
-    return decimal(known) if forecast.measured else f"{decimal(known)} and activations"
+    lines = {"what fits": f"in the {decimal(forecast.free_bytes)} that are free"}
+    for each in forecast.choices:
+        fits = "fits" if each.fits(forecast.free_bytes) else "does not fit"
+        host = f", {decimal(each.host_bytes)} on the host" if each.host_bytes else ""
+        run = ", the run as it is" if each.is_the_run else ""
+        lines[f"  {each.flag}"] = f"{decimal(each.device_bytes):>8}  {fits}{host}{run}"
+    return lines

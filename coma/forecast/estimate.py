@@ -1,7 +1,7 @@
 """Forecast of a run before it starts, for `coma plan`; nothing is written.
 
-Memory and disk are arithmetic; time and activations are measured in a few real steps of the run's own network and
-engine, in this process alone, on random images.
+Memory and disk are arithmetic, activations are measured without computing them; time is measured in a few real steps of
+the run's own network and engine, in this process alone, on random images.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
 
 from coma.errors import UsageError
+from coma.forecast.choices import Choice, choices
 from coma.forecast.disk import checkpoint_bytes, metrics_bytes
-from coma.measure import kept_bytes
 from coma.model.autoencoder import MaskedAutoencoder
 from coma.pipeline.views import partition_units
 from coma.runs.names import checkpoint_step
 from coma.runs.read import latest_checkpoint
-from coma.training.config.ds_check import MICRO_KEY
 from coma.training.config.options import PretrainConfig
 from coma.training.config.resolve import ResolvedRun
 from coma.training.logs.trackers import check_installed
-from coma.training.memory.state import StateMemory, state_memory
+from coma.training.memory.fit import Footprint, fitting, free_bytes
+from coma.training.memory.fit import measure as measure_footprint
 from coma.training.processes.gpus import processes_here
 from coma.training.processes.launch import read_hostfile
 from coma.training.processes.world import Place, World, joined
@@ -40,12 +39,15 @@ _ROUNDS = 3
 _ROUND_S = 2.0
 """Duration of a timing round on a CPU, which sets its number of images; a GPU gets its micro-batch."""
 
+_USED = 0.8
+"""Share of the free memory that the images of a round may take."""
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Median times of a few steps, and the memory of activations."""
+    """Median times of a few steps."""
 
     images: int
     """Images per forward pass."""
@@ -53,8 +55,6 @@ class Measurement:
     """Seconds of a forward and backward pass on so many images."""
     update_s: float
     """Seconds of the optimizer's update."""
-    activation_bytes_per_image: int
-    """Bytes of the forward pass that are kept for the backward pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +69,15 @@ class Forecast:
     parameters: int
     """Number of parameters, those of the decoder included."""
     backbone_parameters: int
-    memory: StateMemory
-    """Memory of each process, without activations."""
+    footprint: Footprint
+    """Memory of each process."""
+    choices: tuple[Choice, ...]
+    """What the run would take with other micro-batches, recomputation and ZeRO stages."""
     device_name: str
     device_bytes: int
     """Memory of a device; for a CPU, that of the machine."""
+    free_bytes: int
+    """What each process can get of it now."""
     checkpoint_bytes: int
     checkpoints: int
     """Number of checkpoints that are kept in the end."""
@@ -84,11 +88,14 @@ class Forecast:
     """None where nothing was to be measured."""
 
     @property
-    def activation_bytes(self) -> int | None:
-        """Bytes of activations on each device, of a micro-batch."""
-        if self.measured is None:
-            return None
-        return self.measured.activation_bytes_per_image * self.resolved.micro_batch_size
+    def activation_bytes(self) -> int:
+        """Bytes of activations on each device, of a micro-batch, at their peak."""
+        return self.footprint.activations.peak * self.resolved.micro_batch_size
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes that a step takes on each device at its peak."""
+        return self.footprint.expected(self.resolved)
 
     @property
     def step_s(self) -> float | None:
@@ -101,8 +108,7 @@ class Forecast:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, with their units in their names."""
-        resolved, memory, step_s = self.resolved, self.memory, self.step_s
-        activations = self.activation_bytes
+        resolved, memory, step_s = self.resolved, self.footprint.state, self.step_s
         return {
             "data": resolved.data,
             "images": resolved.samples_per_epoch,
@@ -127,12 +133,14 @@ class Forecast:
             "gradients_bytes": memory.gradients,
             "optimizer_bytes": memory.optimizer,
             "buckets_bytes": memory.buckets,
-            "activations_bytes": activations,
-            "device_memory_bytes": memory.device + (activations or 0),
+            "activations_bytes": self.activation_bytes,
+            "device_memory_bytes": self.step_bytes,
             "host_memory_bytes": memory.host,
             "drive_bytes": memory.swap_files,
             "device": self.device_name,
             "device_bytes": self.device_bytes,
+            "free_bytes": self.free_bytes,
+            "choices": [each.to_json(self.free_bytes) for each in self.choices],
             "checkpoint_bytes": self.checkpoint_bytes,
             "checkpoints": self.checkpoints,
             "save_every": resolved.save_every,
@@ -156,12 +164,14 @@ class _AloneWorld(World):
         return [value]
 
 
-def estimate(config: PretrainConfig, *, measure: bool = True) -> Forecast:
+def estimate(config: PretrainConfig, *, measure: bool = True, device_memory: int | None = None) -> Forecast:
     """Forecast the run that `coma pretrain` would start or resume with a configuration.
 
     Args:
         config: the options of `coma pretrain`.
-        measure: whether to measure activations and time in a few steps.
+        measure: whether to measure time in a few steps.
+        device_memory: bytes of each device's memory, if the run is meant for GPUs that are not here; no time is
+            measured then.
 
     Raises:
         UsageError, DataError: what `coma pretrain` would refuse; or a step does not fit in a GPU's memory.
@@ -173,7 +183,19 @@ def estimate(config: PretrainConfig, *, measure: bool = True) -> Forecast:
         prepared = prepare(config, world)
         assert isinstance(prepared.task, Pretraining)
         model = prepared.task.model
-        measured = _measure(prepared, model, here) if measure else None
+        if device_memory is None:
+            free, name, whole = free_bytes(prepared, here.device, processes // hosts), None, _device_bytes(here.device)
+        else:
+            prepared = dataclasses.replace(prepared, resolved=dataclasses.replace(prepared.resolved, device="cuda"))
+            free, name, whole = device_memory, "a GPU that is not here", device_memory
+        footprint = measure_footprint(prepared)
+        if config.micro_batch_size == "auto":
+            images = (fitting(prepared.resolved, footprint, free) or [1])[0]
+            prepared = dataclasses.replace(prepared, resolved=prepared.resolved.in_micro_batches_of(images))
+        found = choices(prepared, footprint)
+        measured = None
+        if measure and device_memory is None:
+            measured = _measure(prepared, model, here)
     resolved, parameters = prepared.resolved, prepared.facts["parameters"]
     folder = choose_run(config, resolved)
     if folder.segments:
@@ -186,9 +208,11 @@ def estimate(config: PretrainConfig, *, measure: bool = True) -> Forecast:
         begun_at=checkpoint_step(checkpoint) if checkpoint else 0,
         parameters=parameters,
         backbone_parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
-        memory=state_memory(parameters, resolved),
-        device_name=prepared.facts["device_name"],
-        device_bytes=_device_bytes(here.device),
+        footprint=footprint,
+        choices=tuple(found),
+        device_name=name or prepared.facts["device_name"],
+        device_bytes=whole,
+        free_bytes=free,
         checkpoint_bytes=checkpoint_bytes(parameters),
         checkpoints=_checkpoints_kept(config, resolved),
         metrics_bytes=metrics_bytes(resolved),
@@ -219,28 +243,36 @@ def _device_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _measure(prepared: Prepared, model: MaskedAutoencoder, world: World) -> Measurement:
-    """Time a few steps of one process on random images; the model cannot be used afterwards."""
+def _measure(prepared: Prepared, model: MaskedAutoencoder, world: World) -> Measurement | None:
+    """Time a few steps of one process on random images; the model cannot be used afterwards.
+
+    None where this process alone has not the memory for a step of one image.
+    """
     from coma.training.engine.engine import dispose, make_engine, optimizer_step
 
-    resolved, device = prepared.resolved, world.device
-    most = resolved.micro_batch_size
-    images = torch.randn(most, 3, *model.img_size, device=device)
-    samples = torch.arange(most, device=device)
-    units = partition_units(samples, torch.zeros_like(samples), seed=0, units=model.units)
-    deepspeed = dataclasses.replace(resolved.deepspeed, batch_size=most, micro_batch_size=most, accumulation=1)
-    alone = dataclasses.replace(resolved, world_size=1, deepspeed=deepspeed)
+    device = world.device
+    deepspeed = dataclasses.replace(prepared.resolved.deepspeed, batch_size=1, micro_batch_size=1, accumulation=1)
+    alone = dataclasses.replace(
+        prepared.resolved, world_size=1, batch_size=1, micro_batch_size=1, accumulation=1, deepspeed=deepspeed
+    )
+    footprint = measure_footprint(dataclasses.replace(prepared, resolved=alone))
+    room = free_bytes(prepared, device, 1) - footprint.expected(alone)
+    if room < 0:
+        return None
+    most = min(prepared.resolved.micro_batch_size, 1 + int(room * _USED / footprint.activations.peak))
 
     def take_step(count: int) -> tuple[float, float]:
         """Return the seconds of forward and backward passes on so many images, and those of the update."""
+        images = torch.randn(count, 3, *model.img_size, device=device)
+        samples = torch.arange(count, device=device)
+        units = partition_units(samples, torch.zeros_like(samples), seed=0, units=model.units)
         began_s = _now_s(device)
-        engine.backward(engine(images[:count], units[:count]))
+        engine.backward(engine(images, units))
         between_s = _now_s(device)
         optimizer_step(engine)
         return between_s - began_s, _now_s(device) - between_s
 
     try:
-        kept = _kept_bytes(model.to(device), images[:1], units[:1], resolved.precision)
         engine = make_engine(model, alone, compile_model=prepared.config.compile)
         try:
             take_step(1)
@@ -252,20 +284,13 @@ def _measure(prepared: Prepared, model: MaskedAutoencoder, world: World) -> Meas
     except torch.cuda.OutOfMemoryError:
         raise UsageError(
             f"a step of {most} images a device does not fit in the memory of {device_name(device)}: give a "
-            f"smaller --batch-size, or {MICRO_KEY!r} in a --ds-config; --no-measure shows what is known without a step"
+            "smaller --micro-batch-size; --no-measure shows what is known without a step"
         ) from None
     return Measurement(
         images=count,
         forward_backward_s=statistics.median(passed_s for passed_s, _ in steps),
         update_s=statistics.median(update_s for _, update_s in steps),
-        activation_bytes_per_image=kept,
     )
-
-
-def _kept_bytes(model: nn.Module, image: Tensor, units: Tensor, precision: str) -> int:
-    """Return the bytes of activations of one image; autocast is counted as float32."""
-    model.to({"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32))
-    return kept_bytes(model, lambda: model(image.to(next(model.parameters()).dtype), units))
 
 
 def _now_s(device: torch.device) -> float:

@@ -29,8 +29,8 @@ from coma.training.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
-_USABLE = 0.85
-"""Share of the free memory that `auto` plans with; the rest is for buffers, kernels' workspaces and the stream."""
+USABLE = 0.85
+"""Share of the free memory that a forecast may fill; the rest is for buffers, kernels' workspaces and the stream."""
 _BATCHES = 3
 """Batches of images that are in memory at a time: in the step, ready, and in the making."""
 _PATIENCE_S = 3.0
@@ -125,16 +125,21 @@ def _weight_type(resolved: ResolvedRun) -> torch.dtype:
     return half.get(resolved.precision, torch.float32)
 
 
+def fitting(resolved: ResolvedRun, footprint: Footprint, free: int) -> list[int]:
+    """Return the divisors of the images per device that are expected to fit in `free` bytes, the largest first."""
+    sizes = reversed(divisors(resolved.images_per_device))
+    return [each for each in sizes if footprint.expected(resolved.in_micro_batches_of(each)) <= USABLE * free]
+
+
 # -- --micro-batch-size auto ---------------------------------------------------------------------------------------
 
 
 def _largest_micro_batch(prepared: Prepared, footprint: Footprint, device: torch.device, processes: int) -> int:
     """Return the largest divisor of the images per device that fits by forecast and, on a GPU, in a trial; or 1."""
     resolved, free = prepared.resolved, free_bytes(prepared, device, processes)
-    sizes = divisors(resolved.images_per_device)[::-1]
-    sizes = [each for each in sizes if footprint.expected(resolved.in_micro_batches_of(each)) <= _USABLE * free] or [1]
+    sizes = fitting(resolved, footprint, free) or [1]
     if device.type == "cuda":
-        state = footprint.state.device + int((1 - _USABLE) * free)
+        state = footprint.state.device + int((1 - USABLE) * free)
         sizes = [*_that_pass(prepared.task, resolved, device, sizes, state), 1]
     return sizes[0]
 
@@ -230,11 +235,9 @@ def _enough(need: int, look: Callable[[], int]) -> int | None:
 def _ways_out(prepared: Prepared, footprint: Footprint, free: int) -> str:
     """Return which flags would make it fit."""
     resolved = prepared.resolved
-    sizes = divisors(resolved.images_per_device)
-    fitting = [each for each in sizes if footprint.expected(resolved.in_micro_batches_of(each)) <= _USABLE * free]
-    if fitting:
+    if sizes := fitting(resolved, footprint, free):
         also = "" if prepared.config.checkpointed_stages is None else ", and --grad-checkpointing all takes less"
-        return f"--micro-batch-size {fitting[-1]} fits{also}"
+        return f"--micro-batch-size {sizes[0]} fits{also}"
     if resolved.images_per_device > 1 and footprint.expected(_of_one_image(resolved)) <= free:
         return "give a smaller --batch-size, as even its images alone take much of that"
     ways = ["a smaller --model"]

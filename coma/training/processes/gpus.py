@@ -66,9 +66,9 @@ def refuse_shared_gpus(rank: int, world_size: int, gpu: str) -> None:
     Raises:
         UsageError: there are such ranks; on rank 0, the others raise SystemExit with its exit code.
     """
-    from torch.distributed import rendezvous
+    from torch.distributed.rendezvous import rendezvous
 
-    store, _, _ = next(rendezvous("env://", rank=rank, world_size=world_size))  # type: ignore[no-untyped-call]
+    store, _, _ = next(rendezvous("env://", rank=rank, world_size=world_size))
     _STORES.append(store)  # its server must not end before the process group's begins
     store.set(f"{_GPU}/{rank}", gpu)
     if rank > 0:

@@ -20,7 +20,7 @@ def test_a_run_is_what_was_foreseen_of_it(data: Path, elsewhere: Path) -> None:
     assert not list(elsewhere.iterdir())
     assert forecast.measured is not None
     shown = forecast.to_json()
-    assert shown["activations_bytes"] == 4 * forecast.measured.activation_bytes_per_image > 0
+    assert shown["activations_bytes"] == 4 * forecast.footprint.activations.peak > 0
     assert shown["hours"] * 3600 == pytest.approx(4 * shown["step_s"])
     assert shown["images_per_s"] == pytest.approx(4 / shown["step_s"])
     pretrain(dataclasses.replace(config, stop_after=3))
@@ -32,7 +32,7 @@ def test_a_run_is_what_was_foreseen_of_it(data: Path, elsewhere: Path) -> None:
 
     before = sorted(elsewhere.rglob("*"))
     again = estimate(config, measure=False)
-    assert (again.begun_at, again.step_s, again.activation_bytes) == (3, None, None)
+    assert (again.begun_at, again.step_s, again.activation_bytes) == (3, None, shown["activations_bytes"])
     assert sorted(elsewhere.rglob("*")) == before
 
 
@@ -41,6 +41,6 @@ def test_more_processes_share_the_work_and_the_states(data: Path, elsewhere: Pat
     alone = estimate(small(data, Path("run")), measure=False)
     shared = estimate(small(data, Path("run"), hostfile=Path("hosts")), measure=False)
     assert (shared.hosts, shared.resolved.world_size, shared.resolved.micro_batch_size) == (2, 4, 1)
-    assert shared.memory.optimizer == pytest.approx(alone.memory.optimizer / 4, abs=100)
+    assert shared.footprint.state.optimizer == pytest.approx(alone.footprint.state.optimizer / 4, abs=100)
     with pytest.raises(UsageError, match="does not divide over 3 processes"):
         estimate(small(data, Path("run"), devices=3), measure=False)
