@@ -30,9 +30,13 @@ def reference(data: Path) -> list[Batch]:
         return take(stream, 8)
 
 
-def levels(difference: torch.Tensor) -> torch.Tensor:
-    """Grey levels of 255, [B], by which normalised images [B, 3, H, W] differ on average."""
-    return (difference * 255 * torch.tensor(STD).view(3, 1, 1)).abs().mean(dim=(1, 2, 3))
+def assert_alike(ours: Batch, theirs: Batch, decode: str) -> None:
+    """A GPU's JPEG decoder rounds in its own way, by few grey levels, and mixes the inks of the one image in CMYK."""
+    difference = (ours.images.cpu() - theirs.images) * 255 * torch.tensor(STD).view(3, 1, 1)
+    levels = difference.abs().mean(dim=(1, 2, 3)).sort().values  # [B], of 255; in a shifted window 10
+    usual, most = (0.6, 0.6) if decode == "cpu" else (4.0, 16.0)
+    assert float(levels[-2]) < usual, levels
+    assert float(levels[-1]) < most, levels
 
 
 @pytest.mark.parametrize(("device", "decode"), PLACES)
@@ -47,8 +51,7 @@ def test_a_gpu_is_given_what_the_cpu_is_given(data: Path, reference: list[Batch]
             assert batch.labels is not None
             assert before.labels is not None
             assert torch.equal(batch.labels.cpu(), before.labels)
-            # A GPU's JPEG decoder rounds and enlarges chroma in its own way; a shifted window is 10 levels off.
-            assert float(levels(batch.images.cpu() - before.images).max()) < (0.6 if decode == "cpu" else 4.0)
+            assert_alike(batch, before, decode)
 
 
 @pytest.mark.parametrize(("device", "decode"), PLACES)
@@ -60,7 +63,7 @@ def test_crops_grow_as_on_the_cpu(data: Path, device: str, decode: str) -> None:
     ):
         for before, batch in zip(take(expected, 5), take(stream, 5), strict=True):
             assert batch.images.shape == before.images.shape
-            assert float(levels(batch.images.cpu() - before.images).max()) < 4.0
+            assert_alike(batch, before, decode)
 
 
 @pytest.mark.parametrize(("device", "decode"), PLACES)

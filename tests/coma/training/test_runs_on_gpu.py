@@ -71,7 +71,7 @@ def test_bf16_is_the_default_and_a_float32_copy_is_kept(trained: Path) -> None:
 
 # Attention over more than 128 keys, whose backward pass adds up in an order of its own; and a convolution.
 NETWORKS: dict[str, dict[str, Any]] = {
-    "dyvit": {"model": "dyvit_nano", "patch_size": 2, "image_size": 192},
+    "dyvit": {"model": "dyvit_nano", "patch_size": 2, "image_size": 144},
     "vit": {"model": "vit_tiny_patch16_224", "method": "mae", "image_size": 256, "patch_size": None},
 }
 
