@@ -102,6 +102,7 @@ def measure_crops(measuring: Measuring) -> None:
         if not measuring.time_for(run, 100.0 if compiled else 20.0):
             continue
         model = "dyvit_tiny" if compiled else "dyvit_small"  # compiling takes as long as a network is deep
+        model = "dyvit_nano" if measuring.quick else model
         words = options(
             measuring, model=model, image_size=224, batch_size=batch_size, steps=5 if measuring.quick else 60
         )
