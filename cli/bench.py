@@ -56,7 +56,7 @@ def step(options: StepOptions, plot: Plot = None, json: Json = False) -> None:
 
     A step is forward, backward and AdamW, on the GPU if there is one. The
     networks take turns; times are medians of the rounds, ratios medians of the
-    rounds' ratios.
+    rounds' ratios. In brackets: stages of --grad-checkpointing.
     """
     from coma.bench.step import bench_step
 

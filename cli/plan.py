@@ -75,6 +75,8 @@ def _as_lines(forecast: "Forecast") -> dict[str, str]:
         "  optimizer": decimal(memory.optimizer),
         "  activations": f"{decimal(forecast.activation_bytes)}, of {resolved.micro_batch_size} images",
     }
+    if config.grad_checkpointing != "none":
+        lines["  activations"] += f"; recomputed: {config.grad_checkpointing}"
     if memory.host:
         lines["  on the host"] = f"{decimal(memory.host)} of these"
     if memory.nvme:

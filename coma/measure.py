@@ -33,7 +33,10 @@ def _attention_flops(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **_
 
 
 def kept_bytes(model: nn.Module, run: Callable[[], object]) -> int:
-    """Measure the activation memory: bytes that autograd saves while `run` runs `model`, without its weights."""
+    """Measure the activation memory: bytes that autograd saves while `run` runs `model`, without its weights.
+
+    Of what is recomputed in the backward pass (activation checkpointing) these are the inputs alone.
+    """
     kept: dict[int, int] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 

@@ -13,6 +13,7 @@ from coma.errors import UsageError
 from coma.measure import keep_freed_memory, kept_bytes, multiply_adds
 from coma.model.build import METHODS, build
 from coma.pipeline.views import partition_units
+from coma.training.config.options import parse_stages
 from coma.training.engine.deterministic import deterministic_kernels
 
 IMAGENET_IMAGES = 1_281_167
@@ -69,6 +70,14 @@ class Network:
     def parameters(self) -> int:
         """Number of parameters, the decoder's included."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def has_stages(self, grad_checkpointing: str) -> bool:
+        """Whether the backbone has every stage that --grad-checkpointing names."""
+        return max(parse_stages(grad_checkpointing) or (0,)) <= len(self.model.encoder.stage_dims)
+
+    def recompute(self, grad_checkpointing: str) -> None:
+        """Recompute the activations of these stages in the backward pass: "none", "1,2", "all"."""
+        self.model.checkpoint_stages(parse_stages(grad_checkpointing))
 
     def units(self, images: int) -> Tensor:
         """Return mask units [B, U] for so many images, as the network's stream would give them."""

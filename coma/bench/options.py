@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from coma.shards.option import option, option_like, validate
+from coma.training.config.options import parse_stages
 
 GPU_BATCH, CPU_BATCH = 128, 8
 _BATCH_MEGAPIXELS, _SAMPLE_MEGAPIXELS = 8.0, 512.0  # at most, as far as the least sizes allow
@@ -66,6 +67,11 @@ class StepOptions:
     batch_size: int = option(8, help="Number of images per step.", least=1)
     image_size: int = option(224, help="Side of the images, in pixels.", metavar="PX", least=1)
     views: int = option(2, help="Number of complementary views per image.", metavar="K", least=2)
+    grad_checkpointing: str = option(
+        "none",
+        help="Stages to recompute in the backward pass: networks that have them are measured with and without.",
+        metavar="none|1,2|all",
+    )
     rounds: int = option(5, help="Number of timing rounds.", least=1)
 
     def __post_init__(self) -> None:
@@ -74,6 +80,7 @@ class StepOptions:
 
         validate(self)
         check_models(self.models)
+        parse_stages(self.grad_checkpointing)
         for precision in self.precisions:
             check_precision(precision)
 

@@ -24,6 +24,8 @@ class StepTiming:
     """Cost of one network's training step in one precision."""
 
     model: str
+    grad_checkpointing: str
+    """Stages whose activations were recomputed in the backward pass: "none", "1,2", "all"."""
     precision: str
     parameters: int
     """Number of parameters, the decoder's included."""
@@ -39,6 +41,11 @@ class StepTiming:
     image_size: int
     """Side of the images in pixels."""
     device: str
+
+    @property
+    def name(self) -> str:
+        """The network, and in brackets the stages that were recomputed."""
+        return self.model if self.grad_checkpointing == "none" else f"{self.model} ({self.grad_checkpointing})"
 
     @property
     def images_per_s(self) -> float:
@@ -70,7 +77,7 @@ class StepResult:
         first = self.timings[0]
         rows = [
             (
-                timing.model,
+                timing.name,
                 timing.precision,
                 f"{timing.parameters / 1e6:.1f} M",
                 f"{timing.macs / 1e9:.2f} G",
@@ -91,7 +98,7 @@ class StepResult:
     def write_plot(self, path: Path) -> None:
         """Draw the rates as a PNG."""
         first = self.timings[0]
-        rates = {f"{timing.model}, {timing.precision}": timing.images_per_s for timing in self.timings}
+        rates = {f"{timing.name}, {timing.precision}": timing.images_per_s for timing in self.timings}
         write_bars(
             path,
             f"Images a second at {first.image_size} px",
@@ -118,27 +125,40 @@ def _measure(options: StepOptions, precision: str, progress: Callable[[str, int,
     }
     units = {model: network.units(len(images)) for model, network in networks.items()}
     macs = {model: network.multiply_adds(images[:1]) for model, network in networks.items()}
-    memory = {model: network.memory_bytes(images, units[model]) for model, network in networks.items()}
-    times: dict[str, list[float]] = {model: [] for model in networks}
-    for number in range(-1, options.rounds):  # the first round finds memory that no network has touched yet
-        for model, network in networks.items():
+    variants = [variant for model, network in networks.items() for variant in _variants(model, network, options)]
+    memory: dict[tuple[str, str], int] = {}
+    times: dict[tuple[str, str], list[float]] = {variant: [] for variant in variants}
+    for number in range(-2, options.rounds):  # the first rounds count memory, and find what nobody has touched yet
+        for model, stages in variants:
+            network = networks[model]
+            network.recompute(stages)
+            if number == -2:
+                memory[model, stages] = network.memory_bytes(images, units[model])
+                continue
             progress(f"{model} {precision}", max(0, number), options.rounds)
             step_s = network.timed_step(images, units[model])
             if number >= 0:
-                times[model].append(step_s)
-    reference = times[options.models[-1]]
+                times[model, stages].append(step_s)
+    reference = times[variants[-1]]
     return [
         StepTiming(
             model=model,
+            grad_checkpointing=stages,
             precision=precision,
-            parameters=network.parameters,
+            parameters=networks[model].parameters,
             macs=macs[model],
-            memory_bytes=memory[model],
-            step_s=tuple(times[model]),
-            time_ratio=statistics.median(a / b for a, b in zip(times[model], reference, strict=True)),
+            memory_bytes=memory[model, stages],
+            step_s=tuple(times[model, stages]),
+            time_ratio=statistics.median(a / b for a, b in zip(times[model, stages], reference, strict=True)),
             batch_size=options.batch_size,
             image_size=options.image_size,
             device=device_name(device),
         )
-        for model, network in networks.items()
+        for model, stages in variants
     ]
+
+
+def _variants(model: str, network: Network, options: StepOptions) -> list[tuple[str, str]]:
+    """Return (model, stages to recompute) for what is measured of a network: last, that nothing is recomputed."""
+    stages = options.grad_checkpointing
+    return [(model, each) for each in dict.fromkeys((stages, "none")) if network.has_stages(each)]

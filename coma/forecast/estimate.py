@@ -89,12 +89,12 @@ class Forecast:
 
     @property
     def activation_bytes(self) -> int:
-        """Bytes of activations on each device, of a micro-batch, at their peak."""
-        return self.footprint.activations.peak * self.resolved.micro_batch_size
+        """Bytes of activations that each device keeps for the backward pass, of a micro-batch."""
+        return self.footprint.activations.kept * self.resolved.micro_batch_size
 
     @property
     def step_bytes(self) -> int:
-        """Bytes that a step takes on each device at its peak."""
+        """Bytes that a step takes on each device at its peak: with what is recomputed, and three batches of images."""
         return self.footprint.expected(self.resolved)
 
     @property

@@ -57,47 +57,55 @@ class MultiWindowAttention(nn.Module):
             view_tokens: tokens of each view, N in all.
         """
         kv = torch.split(self.kv(x), self.head_dim, dim=-1)  # 2G of [B, N, D]
+        weights: Sequence[Tensor | None] = (None,)
+        if self.gate is not None:
+            weights = torch.split(
+                len(self.groups) * self.gate(x).softmax(dim=-1).to(x.dtype), 1, dim=-1
+            )  # G of [B, N, 1]
         mixed = []
         for g, (group, project) in enumerate(zip(self.groups, self.q, strict=True)):
             parts = (x.shape[1],) if group.window else tuple(view_tokens)
-            out = attend_within(project(x), kv[2 * g], kv[2 * g + 1], group.window, parts)
+            out = attend_within(project(x), kv[2 * g], kv[2 * g + 1], group.window, parts, weights[g])
             mixed.append(out)  # [B, N, H_g·D]
-        if self.gate is None:
-            out = mixed[0]
-        else:
-            weights = len(mixed) * self.gate(x).softmax(dim=-1).to(x.dtype)  # [B, N, G]
-            out = torch.cat([o * a for o, a in zip(mixed, torch.split(weights, 1, dim=-1), strict=True)], dim=-1)
-        projected: Tensor = self.proj(out)
+        projected: Tensor = self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=-1))
         return projected
 
 
-def attend_within(q: Tensor, k: Tensor, v: Tensor, window: int | None, parts: Sequence[int]) -> Tensor:
+def attend_within(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, parts: Sequence[int], weights: Tensor | None = None
+) -> Tensor:
     """Multi-query attention inside windows, or inside each part where `window` is None.
 
     Args:
         q: [B, N, H·D], contiguous. k, v: [B, N, D], one head for all queries.
         window: tokens of a window; None for the whole part.
         parts: lengths of the parts that lie side by side in N.
+        weights: [B, N, 1], by which the result is multiplied.
 
     Returns:
         [B, N, H·D].
     """
     runs = [(size, len(list(same))) for size, same in groupby(parts)]  # equal neighbours go in one call
     if len(runs) == 1:
-        return _attend_windows(q, k, v, window or runs[0][0])
+        return _attend_windows(q, k, v, weights, window or runs[0][0])
     lengths = [size * count for size, count in runs]
-    pieces = zip(*(torch.split(t, lengths, 1) for t in (q, k, v)), runs, strict=True)
-    return torch.cat([_attend_windows(q, k, v, window or size) for q, k, v, (size, _) in pieces], dim=1)
+    q_parts, k_parts, v_parts = (torch.split(t, lengths, 1) for t in (q, k, v))
+    weight_parts: Sequence[Tensor | None] = [None] * len(runs) if weights is None else torch.split(weights, lengths, 1)
+    sizes = [window or size for size, _ in runs]
+    pieces = zip(q_parts, k_parts, v_parts, weight_parts, sizes, strict=True)
+    return torch.cat([_attend_windows(*piece) for piece in pieces], dim=1)
 
 
-def _attend_windows(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+def _attend_windows(q: Tensor, k: Tensor, v: Tensor, weights: Tensor | None, window: int) -> Tensor:
     b, n, d = k.shape
     out = attend(
         q.reshape(b, n // window, -1, d),  # [B, N/w, w·H, D]: heads folded into length
         k.reshape(b, n // window, window, d),
         v.reshape(b, n // window, window, d),
     )
-    return out.reshape(b, n, -1)
+    out = out.reshape(b, n, -1)
+    # Here and not on all pieces at once, of which the backward pass would keep a copy.
+    return out if weights is None else out * weights
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from coma.model.blocks import init_weights
 from coma.model.encoders import (
@@ -100,7 +99,8 @@ class MaskedAutoencoder(nn.Module, ABC):
         predicted = self.decoder(features, grid, visible, hidden)  # [B, W·T, P]
         targets = normalise_patches(self._to_predict(patches.detach()))[0]  # [B, U, T, P]
         targets = take_units(targets, torch.cat(hidden, dim=1))  # [B, W, T, P]
-        return F.mse_loss(predicted.float(), targets.flatten(1, 2))
+        # As F.mse_loss, which would keep both instead of their difference.
+        return (predicted.float() - targets.flatten(1, 2)).square().mean()
 
     def patchify(self, images: Tensor, units: Tensor) -> tuple[Tensor, Grid]:
         """Cut images [B, 3, H, W] into the encoder's patches [B, U, T_1, P_1], units in raster order.

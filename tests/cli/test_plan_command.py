@@ -29,10 +29,25 @@ def test_it_says_what_the_run_would_take_and_writes_nothing(here, coma, monkeypa
     assert sorted(here.rglob("*")) == before
 
 
+def test_recomputed_stages_keep_less(here, coma):
+    shown = {}
+    for stages in ("none", "1,2", "all"):
+        arguments = [*SMALL, "--batch-size", 1, "--grad-checkpointing", stages, "--precision", "bf16"]
+        shown[stages] = json.loads(coma("plan", *arguments, "--json").out)
+    kept = {stages: each["activations_bytes"] for stages, each in shown.items()}
+    assert kept["all"] < 0.3 * kept["none"]
+    assert kept["all"] < kept["1,2"] < 0.7 * kept["none"]
+    assert {each["precision"] for each in shown.values()} == {"bf16"}
+    said = coma("plan", *arguments).out
+    assert "of 1 images; recomputed: all" in said
+
+
 def test_mistakes_are_those_of_pretrain(here, coma):
     for arguments, code, words in (
         (["--model", "dyvit_bse"], 2, "dyvit_base"),
         (["--ds-config", "zero7"], 2, "zero7"),
+        (["--grad-checkpointing", "1,9"], 2, "--grad-checkpointing names stage 9, and this backbone has 4 stages"),
+        (["--precision", "fp16", "--ds-config", "zero0"], 2, "--precision fp16 trains wrongly at ZeRO stage 0"),
         (["--batch-size", 0], 2, "--batch-size is 0"),
         (["--launched", "x"], 2, "No such option"),
         (["absent"], 3, "no such folder"),

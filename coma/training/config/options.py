@@ -148,8 +148,7 @@ class RunConfig(ABC):
     )
     grad_checkpointing: str = machine_option(
         "none",
-        help="Stages whose activations are recomputed in the backward pass, which saves memory; "
-        "all: the decoder's too.",
+        help="Stages to recompute in the backward pass instead of keeping their activations; all: the decoder too.",
         metavar="none|1,2|all",
     )
     devices: int | Literal["auto"] | None = machine_option(

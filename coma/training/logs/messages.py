@@ -51,6 +51,9 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
         f"{resolved.deepspeed.gradient_clipping:g}, seed {config.seed}",
     )
     _log("machine", f"{device}, {resolved.precision}, ZeRO stage {resolved.stage} ({resolved.ds_config})")
+    if config.grad_checkpointing != "none":
+        stages = "all" if config.grad_checkpointing == "all" else f"of stages {config.grad_checkpointing}"
+        _log("memory", f"activations are recomputed in the backward pass: {stages}")
     if auto := resolved.deepspeed.auto_values():
         _log("", f'"auto" in {resolved.ds_config}: {", ".join(f"{key} = {value}" for key, value in auto.items())}')
     stands = f"resumed at step {step + 1}" if step else "new"

@@ -53,6 +53,20 @@ def test_multiply_adds_are_those_of_the_table() -> None:
     assert bench_step(options).timings[0].macs == pytest.approx(1.54e9, rel=0.01)
 
 
+def test_recomputed_stages_stand_beside_the_same_network() -> None:
+    """Backward passes are counted too: what they recompute is no more memory than one unit at a time."""
+    small = {"batch_size": 2, "image_size": 64, "rounds": 1, "precisions": ("fp32",)}
+    models = ("dyvit_nano:coma", "vit_tiny:mae")
+    result = bench_step(StepOptions(models=models, grad_checkpointing="1,2", **small))
+    recomputed, plain, vit = result.timings
+    assert [timing.name for timing in result.timings] == ["dyvit_nano:coma (1,2)", "dyvit_nano:coma", "vit_tiny:mae"]
+    assert recomputed.memory_bytes < 0.65 * plain.memory_bytes
+    assert (recomputed.parameters, recomputed.macs) == (plain.parameters, plain.macs)
+    alone = bench_step(StepOptions(models=("vit_tiny:mae",), grad_checkpointing="all", **small)).timings
+    assert [timing.grad_checkpointing for timing in alone] == ["all", "none"]
+    assert alone[0].memory_bytes < 0.3 * alone[1].memory_bytes == 0.3 * vit.memory_bytes
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -61,6 +75,7 @@ def test_multiply_adds_are_those_of_the_table() -> None:
         ({"models": ("dyvit_bsae:coma",)}, "did you mean 'dyvit_base'"),
         ({"precisions": ("fp8",)}, "fp32 or bf16"),
         ({"rounds": 0}, "--rounds is 0"),
+        ({"grad_checkpointing": "first"}, "--grad-checkpointing is 'first'"),
     ],
 )
 def test_impossible_options_are_refused(wrong: dict[str, object], message: str) -> None:

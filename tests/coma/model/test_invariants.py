@@ -162,14 +162,17 @@ def test_zero_gate_equals_no_gate(network: CoMA, backbone: DyViT, monkeypatch: p
 def test_folded_multi_query_equals_expanded_keys_and_values(
     network: CoMA, backbone: DyViT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def expanded(q: Tensor, k: Tensor, v: Tensor, window: int | None, parts: tuple[int, ...]) -> Tensor:
+    def expanded(
+        q: Tensor, k: Tensor, v: Tensor, window: int | None, parts: tuple[int, ...], weights: Tensor | None = None
+    ) -> Tensor:
         b, n, d = k.shape
         windows = [window] * (n // window) if window else parts
         allowed = torch.block_diag(*[torch.ones(size, size) for size in windows]).bool()
         q = q.reshape(b, n, -1, d).transpose(1, 2)  # [B, H, N, D]
         k, v = (t[:, None].expand(q.shape) for t in (k, v))
         scores = (q * d**-0.5 @ k.transpose(-1, -2)).masked_fill(~allowed, float("-inf"))
-        return (scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, -1)
+        out = (scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, -1)
+        return out if weights is None else out * weights
 
     images, units = batch(network)
     sizes = view_sizes(network.units, 3)

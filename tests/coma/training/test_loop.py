@@ -47,6 +47,20 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert same_weights(one, other)
 
 
+@pytest.mark.parametrize("stage", ["zero1", "zero3"])
+def test_a_run_goes_on_with_other_stages_recomputed(
+    whole: dict[str, Path], data: Path, tmp_path: Path, stage: str
+) -> None:
+    run = tmp_path / "run"
+    pretrain(small(data, run, ds_config=stage, grad_checkpointing="1,2", stop_after=2))
+    pretrain(small(data, run, ds_config=stage, grad_checkpointing="all", precision="fp32"))
+    assert_same_run(run, whole[stage])
+    with pytest.raises(UsageError, match="the precision was 'fp32' there and is 'bf16' now"):
+        pretrain(small(data, run, ds_config=stage, precision="bf16"))
+    with pytest.raises(UsageError, match="names stage 7, and this backbone has 4 stages"):
+        pretrain(small(data, run, ds_config=stage, grad_checkpointing="7"))
+
+
 @pytest.mark.gpu_too
 def test_a_run_leaves_what_the_commands_after_it_need(whole: dict[str, Path], data: Path) -> None:
     run = whole["zero1"]

@@ -97,9 +97,9 @@ def test_batch_sizes_multiply_up(content: dict[str, Any], fields: dict[str, Any]
         ),
         ({"gradient_accumulation_steps": 3}, {"batch_size": 16}, "'gradient_accumulation_steps': 3"),
         ({}, {"batch_size": 15, "world_size": 2}, "2 processes: use --batch-size 16"),
-        ({}, {"batch_size": 24, "micro_batch_size": 5}, "--micro-batch-size 5 .* 24 images a device .* size 4$"),
+        ({}, {"batch_size": 24, "micro_batch_size": 5}, "--micro-batch-size 5 .* 24 images a device .*-size 4$"),
         ({}, {"batch_size": 24, "micro_batch_size": 99}, "--micro-batch-size 99 .* use --micro-batch-size 24$"),
-        ({}, {"batch_size": 24, "micro_batch_size": 8, "world_size": 2}, "the 12 images a device .* size 6$"),
+        ({}, {"batch_size": 24, "micro_batch_size": 8, "world_size": 2}, "the 12 images a device .*-size 6$"),
         (
             {"train_micro_batch_size_per_gpu": 4},
             {"batch_size": 16, "micro_batch_size": 2},
