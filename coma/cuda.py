@@ -131,7 +131,10 @@ def check_cuda(quiet: bool = False) -> None:
     usable = torch.cuda.is_available()
     if not usable and (torch.version.cuda is None or not _gpus_of_driver()):
         return
-    judgement = judge(cuda_versions())
+    versions = cuda_versions()
+    if usable and versions.dali is None:  # what needs DALI says so itself
+        return
+    judgement = judge(versions)
     if judgement.status == "problem":
         on_cpu = "" if usable else ", or CUDA_VISIBLE_DEVICES= in front of the command to use the CPU"
         raise UsageError(f"{judgement.text}: {judgement.advice}{on_cpu}")

@@ -23,6 +23,7 @@ from coma.bench.options import CPU_BATCH, GPU_BATCH, EpochOptions
 from coma.bench.plot import write_bars
 from coma.bench.table import table, three_digits
 from coma.errors import UsageError
+from coma.evaluation.device import choose_device
 from coma.pipeline import Batch, Stream
 from coma.shards.manifest import Manifest, read_manifest
 from coma.training.setup import device_name
@@ -179,8 +180,8 @@ def bench_epoch(
     """
     progress = progress or (lambda *_: None)
     manifest = data if isinstance(data, Manifest) else read_manifest(data)
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
+    device = torch.device(choose_device())
+    gpu = device.type == "cuda"
     batch_size = options.batch_size or (GPU_BATCH if gpu else CPU_BATCH)
     has_bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     precision = options.precision or ("bf16" if has_bf16 else "fp32")

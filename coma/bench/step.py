@@ -16,6 +16,7 @@ from coma.bench.network import IMAGENET_IMAGES, Network
 from coma.bench.options import StepOptions
 from coma.bench.plot import write_bars
 from coma.bench.table import table
+from coma.evaluation.device import choose_device
 from coma.training.setup import device_name
 
 
@@ -117,7 +118,7 @@ def bench_step(options: StepOptions, progress: Callable[[str, int, int], None] |
 
 
 def _measure(options: StepOptions, precision: str, progress: Callable[[str, int, int], None]) -> list[StepTiming]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(choose_device())
     images = torch.randn(options.batch_size, 3, options.image_size, options.image_size, device=device)
     networks = {
         model: Network(model, image_size=options.image_size, views=options.views, device=device, precision=precision)

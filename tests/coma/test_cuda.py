@@ -108,6 +108,11 @@ def test_a_run_on_a_gpu_begins_only_where_they_match(gpu_of, caplog) -> None:
     assert choose_device("cpu") == "cpu"
 
 
+def test_what_needs_no_dali_may_use_a_gpu_without(gpu_of) -> None:
+    gpu_of(CudaVersions((12, 8), None, (13, 0)), usable=True)
+    assert choose_device() == "cuda"
+
+
 def test_a_gpu_whose_driver_is_too_old_for_torch_is_not_passed_over(gpu_of) -> None:
     gpu_of(CudaVersions((13, 2), (13, 4), (12, 8)), usable=False)
     with pytest.raises(UsageError, match=re.escape("or CUDA_VISIBLE_DEVICES= in front of the command")):
