@@ -5,15 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from devices import DEVICE, REHEARSED, only_on_cuda
+from devices import DEVICE, only_on_cuda
 
 from coma.errors import ComaError
 from coma.pipeline import MEAN, STD, Batch, CropSizes, Stream
 
-pytestmark = pytest.mark.gpu
-
 SIZE = {"image_size": 64, "unit_size": 16, "workers": 2}
-PLACES = [(DEVICE, "cpu"), (DEVICE, "cpu" if REHEARSED else "gpu")]
+PLACES = [("cuda", "cpu"), ("cuda", "gpu")] if DEVICE == "cuda" else [("cpu", "cpu")]
 """Where batches end up, and where they are decoded."""
 SLOW_CYCLES = 40_000_000
 """Of a GPU's clock: some 20 ms, in which several small batches are made."""
@@ -39,6 +37,7 @@ def assert_alike(ours: Batch, theirs: Batch, decode: str) -> None:
     assert float(levels[-1]) < most, levels
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize(("device", "decode"), PLACES)
 def test_a_gpu_is_given_what_the_cpu_is_given(data: Path, reference: list[Batch], device: str, decode: str) -> None:
     with Stream(data, batch_size=12, views=3, seed=5, device=device, decode=decode, **SIZE) as stream:
@@ -54,6 +53,7 @@ def test_a_gpu_is_given_what_the_cpu_is_given(data: Path, reference: list[Batch]
             assert_alike(batch, before, decode)
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize(("device", "decode"), PLACES)
 def test_crops_grow_as_on_the_cpu(data: Path, device: str, decode: str) -> None:
     growing = {"batch_size": 12, "image_size": CropSizes(32, 64, 16, samples=60), "workers": 1}
@@ -66,6 +66,7 @@ def test_crops_grow_as_on_the_cpu(data: Path, device: str, decode: str) -> None:
             assert_alike(batch, before, decode)
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize(("device", "decode"), PLACES)
 def test_a_batch_stays_what_it_was_while_a_slow_consumer_reads_it(data: Path, device: str, decode: str) -> None:
     """The consumer's CUDA stream is far behind: the next batches are decoded, and dropped ones' memory is reused,
@@ -97,6 +98,7 @@ def take_each(stream: Stream, count: int) -> Iterator[Batch]:
         yield next(stream)
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize(("device", "decode"), PLACES)
 def test_evaluation_gives_each_sample_once(data: Path, device: str, decode: str) -> None:
     options = {"training": False, "batch_size": 16, "device": device, "decode": decode, **SIZE}
@@ -109,6 +111,7 @@ def test_evaluation_gives_each_sample_once(data: Path, device: str, decode: str)
     assert 0.9 < float(shown.max()) < 1.01
 
 
+@pytest.mark.gpu
 @only_on_cuda
 def test_a_gpu_without_memory_is_not_taken_for_damaged_images(data: Path, tmp_path: Path) -> None:
     torch.cuda.empty_cache()

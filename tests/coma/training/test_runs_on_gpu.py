@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from commands import begin, command, wait_until
-from devices import DEVICE, REHEARSED, only_on_cuda
+from devices import DEVICE, only_on_cuda
 from safetensors.torch import load_file
 from small_runs import course, lines, same_weights, small, weights_of
 from untrained_runs import load
@@ -28,9 +28,9 @@ from coma.runs.read import latest_checkpoint, load_autoencoder
 from coma.training import PretrainConfig, pretrain
 from coma.training.logs.usage import peak_tflops
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
-ON_GPU = "auto" if REHEARSED else "gpu"
+ON_GPU = "gpu" if DEVICE == "cuda" else "auto"
 START_S = 300.0
 
 
@@ -48,6 +48,7 @@ def single_precision(folder: Path) -> str:
     return str(path)
 
 
+@pytest.mark.gpu
 def test_in_float32_losses_are_the_cpus(data: Path, tmp_path: Path) -> None:
     options, log = ["--steps", "4", "--decode", "cpu", "--ds-config", single_precision(tmp_path)], tmp_path / "log"
     assert begin(command(data, tmp_path / "here", *options), log).wait(START_S) == 0, log.read_text()
@@ -59,6 +60,7 @@ def test_in_float32_losses_are_the_cpus(data: Path, tmp_path: Path) -> None:
         assert mine["grad_norm"] == pytest.approx(its["grad_norm"], rel=2e-2)
 
 
+@pytest.mark.gpu_too
 def test_bf16_is_the_default_and_a_float32_copy_is_kept(trained: Path) -> None:
     resolved = json.loads((trained / "config.json").read_text())["resolved"]
     assert resolved["device"] == DEVICE
@@ -76,6 +78,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("network", "decode"), [("dyvit", "cpu"), ("dyvit", ON_GPU), ("vit", "cpu")])
 def test_stopped_and_gone_on_is_to_the_bit_never_stopped(data: Path, tmp_path: Path, network: str, decode: str) -> None:
     """If this fails where images are decoded on the GPU alone, it is the decoder that is not repeatable."""
@@ -90,6 +93,7 @@ def test_stopped_and_gone_on_is_to_the_bit_never_stopped(data: Path, tmp_path: P
     assert same_weights(tmp_path / "run", tmp_path / "whole", "optimizer-00000")
 
 
+@pytest.mark.gpu
 def test_killed_and_started_again_is_to_the_bit_never_killed(data: Path, tmp_path: Path) -> None:
     options, log = ["--steps", "12", "--save-every", "2"], tmp_path / "log"
     again, run = command(data, tmp_path / "killed", *options), tmp_path / "killed"
@@ -105,6 +109,7 @@ def test_killed_and_started_again_is_to_the_bit_never_killed(data: Path, tmp_pat
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("ds_config", ["zero2_offload", "zero3_offload", "zero3_nvme"])
 def test_an_offloaded_run_takes_the_same_steps(data: Path, tmp_path: Path, trained: Path, ds_config: str) -> None:
     pretrain(small(data, tmp_path / "run", ds_config=ds_config))
@@ -114,6 +119,7 @@ def test_an_offloaded_run_takes_the_same_steps(data: Path, tmp_path: Path, train
         assert mine["loss"] == pytest.approx(its["loss"], rel=1e-2)
 
 
+@pytest.mark.gpu_too
 def test_scores_within_a_run_and_after_it_are_the_cpus(data: Path, trained: Path) -> None:
     within = [line for line in lines(trained) if "knn" in line][-1]
     there, here = (score_run(trained, data, device=device) for device in (DEVICE, "cpu"))
@@ -124,6 +130,7 @@ def test_scores_within_a_run_and_after_it_are_the_cpus(data: Path, trained: Path
     assert within["rankme"] == pytest.approx(there["rankme"], rel=0.05)
 
 
+@pytest.mark.gpu_too
 def test_pictures_export_and_features_of_a_gpus_run(data: Path, trained: Path, tmp_path: Path) -> None:
     assert reconstruct_run(trained, out=tmp_path / "reconstruction.png", device=DEVICE).stat().st_size > 1000
     path, gates = look_at(trained, out=tmp_path / "look.png", device=DEVICE)
@@ -138,6 +145,7 @@ def test_pictures_export_and_features_of_a_gpus_run(data: Path, trained: Path, t
     assert {value.device.type for value in load_file(tmp_path / "export" / "model.safetensors").values()} == {"cpu"}
 
 
+@pytest.mark.gpu_too
 def test_usage_is_in_the_metrics(trained: Path) -> None:
     name = json.loads((trained / "config.json").read_text())["resolved"]["device_name"]
     steps = [line for line in lines(trained) if "loss" in line]
@@ -150,6 +158,7 @@ def test_usage_is_in_the_metrics(trained: Path) -> None:
         assert all(0 < line.get("mfu", 0.5) < 1 for line in steps)
 
 
+@pytest.mark.gpu_too
 def test_a_plan_measures_the_device(data: Path, tmp_path: Path) -> None:
     forecast = estimate(small(data, tmp_path / "run"))
     assert forecast.measured is not None
@@ -159,6 +168,7 @@ def test_a_plan_measures_the_device(data: Path, tmp_path: Path) -> None:
         assert forecast.resolved.precision == "bf16"
 
 
+@pytest.mark.gpu
 def test_the_doctor_finds_nothing_wrong() -> None:
     names = ("GPU", "NCCL", "gloo", "compiler", "DeepSpeed", "decoding")
     found = dict(examine({name: check for name, check in checks().items() if name in names}))
@@ -171,6 +181,7 @@ def test_the_doctor_finds_nothing_wrong() -> None:
         assert found["decoding"].text == "a JPEG, on the cpu and on the gpu"
 
 
+@pytest.mark.gpu
 @only_on_cuda
 def test_compiled_it_takes_the_same_steps_and_goes_on(data: Path, tmp_path: Path, trained: Path) -> None:
     config = small(data, tmp_path / "run", compile=True)
@@ -182,6 +193,7 @@ def test_compiled_it_takes_the_same_steps_and_goes_on(data: Path, tmp_path: Path
         assert mine["loss"] == pytest.approx(its["loss"], rel=1e-2)
 
 
+@pytest.mark.gpu
 @only_on_cuda
 def test_too_little_memory_is_one_line_with_the_flag_that_helps(data: Path, tmp_path: Path) -> None:
     config = PretrainConfig(data=data, out=tmp_path / "run", model="dyvit_base", steps=1, batch_size=64, workers=2)
@@ -197,6 +209,7 @@ def test_too_little_memory_is_one_line_with_the_flag_that_helps(data: Path, tmp_
     assert caught.value.exit_code in (1, 2)
 
 
+@pytest.mark.gpu
 @only_on_cuda
 def test_more_processes_than_gpus_are_refused_in_one_line(data: Path, tmp_path: Path) -> None:
     asked = torch.cuda.device_count() + 1
