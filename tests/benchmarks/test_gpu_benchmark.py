@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 from commands import alive
+from typer.testing import CliRunner
 
+from benchmarks.gpu import coma_command, curve, resuming
+from benchmarks.gpu import commands as commands_parts
+from benchmarks.gpu.coma_command import CommandFailed
 from benchmarks.gpu.epochs import measure_hours
 from benchmarks.gpu.images import drawn
 from benchmarks.gpu.part import Measuring
@@ -20,6 +24,7 @@ from benchmarks.gpu.parts import PARTS, chosen
 from benchmarks.gpu.process import ROOT, descendants, environment
 from benchmarks.gpu.record import Setting, read_record, setting_from
 from benchmarks.gpu.report import markdown_table, write_report
+from coma.cli.main import app
 from coma.errors import UsageError
 from coma.training import PretrainConfig
 
@@ -211,6 +216,37 @@ def test_hours_are_those_of_the_slower_of_stream_and_step(tmp_path: Path) -> Non
     assert (slow["limited_by"], fast["limited_by"]) == ("the step", "the stream")
     assert slow["hours_100_epochs"] == pytest.approx(100 * 1_281_167 / 500 / 3600)
     assert fast["hours_96_epochs"] == pytest.approx(96 * 1_281_167 / 1000 / 3600)
+
+
+@pytest.mark.parametrize("name", ["zero", "curve", "plan", "memory", "crops"])
+def test_coma_accepts_the_full_size_commands(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rehearsal shrinks them: here each is resolved, and its network built, in full size, but not trained."""
+    data = drawn(tmp_path / "drawn", 8, 0.1)
+    planned: set[str] = set()
+
+    def start(measuring: Measuring, words: list[str], log: Path, **variables: str) -> None:
+        log.touch()
+        words = ["plan", *words[1:], "--no-measure", "--decode", "auto"]  # a GPU is not there
+        words[words.index("--out") + 1] = str(tmp_path / "run")
+        if " ".join(words) not in planned:
+            done = CliRunner().invoke(app, words)
+            assert done.exit_code == 0, f"{words}: {done.output} {done.exception}"
+            planned.add(" ".join(words))
+
+    def wait(*_: object) -> None:
+        raise CommandFailed("planned")
+
+    for module in (coma_command, resuming, curve):
+        monkeypatch.setattr(module, "start", start)
+        monkeypatch.setattr(module, "wait", wait)
+    monkeypatch.setattr(commands_parts, "plan", lambda *_: {})
+    monkeypatch.setattr(Measuring, "on_gpu", True)
+    full = dataclasses.replace(setting(tmp_path, 1000.0), quick=False, data=str(data))
+    measuring = Measuring(name, full, tmp_path, {})
+    chosen([name])[0].measure()(measuring)
+    assert len(planned) == {"zero": 8, "curve": 3, "plan": 3, "crops": 2}.get(name, len(measuring.rows))
+    assert all(str(row["failed"]).endswith("planned") for row in measuring.rows)
+    assert (name == "memory") <= (bool(measuring.rows) == bool({"grad_checkpointing"} & fields(PretrainConfig)))
 
 
 def test_tables_have_a_column_for_each_name(tmp_path: Path) -> None:
