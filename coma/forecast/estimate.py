@@ -94,7 +94,7 @@ class Forecast:
 
     @property
     def step_bytes(self) -> int:
-        """Bytes that a step takes on each device at its peak: with what is recomputed, and three batches of images."""
+        """Bytes that a step takes on each device at its peak, three batches of images included."""
         return self.footprint.expected(self.resolved)
 
     @property

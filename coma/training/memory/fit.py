@@ -33,6 +33,8 @@ USABLE = 0.85
 """Share of the free memory that a forecast may fill; the rest is for buffers, kernels' workspaces and the stream."""
 _BATCHES = 3
 """Batches of images that are in memory at a time: in the step, ready, and in the making."""
+_BESIDE = 300_000_000
+"""Bytes of a process on a CPU beside the network: the stream's threads, buffers, libraries that are loaded late."""
 _PATIENCE_S = 3.0
 """How long memory may take to become free, as when a program has just ended, before a run is refused."""
 _POLL_S = 0.5
@@ -50,7 +52,10 @@ class Footprint:
     def expected(self, resolved: ResolvedRun) -> int:
         """Return what a step of the run takes at its peak."""
         inputs = _BATCHES * self.image_bytes * resolved.images_per_device
-        return self.state.device + self.activations.peak * resolved.micro_batch_size + inputs
+        beside = 0
+        if resolved.device == "cpu":  # weights are collected for pictures and checkpoints, and that memory is kept
+            beside = _BESIDE + 2 * self.state.weights
+        return self.state.device + self.activations.peak * resolved.micro_batch_size + inputs + beside
 
     def least(self, resolved: ResolvedRun) -> int:
         """Return what a step of the run cannot do without: at the end of a forward pass, or of the backward pass."""
@@ -238,7 +243,8 @@ def _ways_out(prepared: Prepared, footprint: Footprint, free: int) -> str:
     if sizes := fitting(resolved, footprint, free):
         also = "" if prepared.config.checkpointed_stages is None else ", and --grad-checkpointing all takes less"
         return f"--micro-batch-size {sizes[0]} fits{also}"
-    if resolved.images_per_device > 1 and footprint.expected(_of_one_image(resolved)) <= free:
+    inputs = footprint.image_bytes * resolved.images_per_device
+    if footprint.least(_of_one_image(resolved)) <= free < _BATCHES * inputs + footprint.state.device:
         return "give a smaller --batch-size, as even its images alone take much of that"
     ways = ["a smaller --model"]
     if prepared.config.checkpointed_stages is not None and footprint.least(_of_one_image(resolved)) <= free:
