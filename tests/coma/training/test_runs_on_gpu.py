@@ -24,9 +24,10 @@ from coma.export.export import export_run
 from coma.forecast.estimate import estimate
 from coma.pictures.look import look_at
 from coma.pictures.reconstruct import reconstruct_run
-from coma.runs.read import latest_checkpoint, load_autoencoder
+from coma.runs.read import load_autoencoder
 from coma.training import PretrainConfig, pretrain
 from coma.training.logs.usage import peak_tflops
+from coma.training.processes.world import free_port
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -225,4 +226,29 @@ def test_more_processes_than_gpus_are_refused_in_one_line(data: Path, tmp_path: 
     assert len(errors) == 1
     assert f"--devices {asked}" in errors[0]
     assert "Traceback" not in done.stderr
-    assert latest_checkpoint(tmp_path / "run") is None if (tmp_path / "run").exists() else True
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.gpu
+@only_on_cuda
+def test_two_ranks_on_one_gpu_are_refused_in_one_line(data: Path, tmp_path: Path) -> None:
+    """NCCL would hang, or fail with a traceback."""
+    launcher = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    logs = [tmp_path / "log-0", tmp_path / "log-1"]
+    both = [
+        begin(
+            command(data, tmp_path / "run", "--steps", "2"),
+            log,
+            **launcher,
+            CUDA_VISIBLE_DEVICES="0",
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+        )
+        for rank, log in enumerate(logs)
+    ]
+    assert [process.wait(START_S) for process in both] == [2, 2]
+    said = "".join(log.read_text() for log in logs)
+    assert "Traceback" not in said
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "one GPU" in errors[0]
