@@ -60,7 +60,7 @@ def measure_hours(measuring: Measuring) -> None:
         _project(measuring, f"{row['network']}, {row['batch']}, from the stream as it is", row["images_per_s"])
     stream = next((row["images_per_s"] for row in _rows(records["stream"])), None)  # coma's is the first
     for row in _rows(records["step"]):
-        compiled = ", compiled" if row["compiled"] else ""
+        compiled = ", compiled" if row.get("compiled") else ""
         rate = row["images_per_s"] if stream is None else min(stream, row["images_per_s"])
         limit = "the step" if rate == row["images_per_s"] else "the stream"
         _project(measuring, f"{row['network']}, {row['batch']}{compiled}, the slower of step and stream", rate, limit)

@@ -59,7 +59,12 @@ def run_part(part: Part, setting: Setting) -> dict[str, Any]:
             _kill(process.pid)
             process.wait()
     record = read_record(out, part.name) or {"part": part.name, **setting.identity(), "rows": [], "notes": []}
-    if reason is None and record.get("state") in ("complete", "partial", "skipped"):
+    state = record.get("state")
+    if reason is None and state in ("complete", "partial", "skipped"):
+        return record
+    if state in ("complete", "skipped"):  # libraries may hang or crash while they are taken down
+        record["notes"].append(f"after all was measured: {reason}")
+        write_record(out, part.name, record)
         return record
     reason = reason or "it left no result"
     record |= {"state": "failed", "reason": f"{reason}{_last_words(out / f'{part.name}.log')}"}

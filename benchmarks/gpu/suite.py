@@ -34,7 +34,10 @@ def measure_tests(measuring: Measuring) -> None:
         print(line, end="")
         if (found := _OUTCOME.match(line)) is not None:
             now_s = time.monotonic()
-            measuring.add(test=found.group(1), outcome=found.group(2).lower(), seconds=now_s - before_s)
+            outcome = found.group(2).lower()
+            measuring.add(test=found.group(1), outcome=outcome, seconds=now_s - before_s)
+            if outcome in ("failed", "error"):
+                measuring.put({"test": found.group(1)}, failed=True)
             before_s = now_s
         elif line.startswith("collected "):
             before_s = time.monotonic()

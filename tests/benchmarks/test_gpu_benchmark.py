@@ -14,7 +14,7 @@ import pytest
 from commands import alive
 from typer.testing import CliRunner
 
-from benchmarks.gpu import coma_command, curve, resuming
+from benchmarks.gpu import coma_command, curve, process, resuming
 from benchmarks.gpu import commands as commands_parts
 from benchmarks.gpu.coma_command import CommandFailed
 from benchmarks.gpu.epochs import measure_hours
@@ -134,6 +134,17 @@ def test_a_part_that_crashes_says_why(tmp_path: Path) -> None:
     assert record["state"] == "failed"
     assert "exit code 1: coma.errors.DataError" in record["reason"]
     assert "**failed**: exit code 1" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_part_that_hangs_after_its_last_row_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries may take their time while they are taken down: then the record is written already."""
+    waited = process._wait
+    monkeypatch.setattr(process, "_wait", lambda *given: waited(*given) or "killed")
+    (tmp_path / "step.json").write_text(json.dumps({"rows": [{"network": "a", "batch": 1, "images_per_s": 5.0}]}))
+    record = process.run_part(chosen(["hours"])[0], setting(tmp_path, 600.0))
+    assert (record["state"], len(record["rows"])) == ("complete", 1)
+    assert record["notes"][-1] == "after all was measured: killed"
+    assert read_record(tmp_path, "hours") == record
 
 
 @pytest.mark.parametrize(
