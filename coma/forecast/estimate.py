@@ -248,6 +248,7 @@ def _measure(prepared: Prepared, model: MaskedAutoencoder, world: World) -> Meas
 
     None where this process alone has not the memory for a step of one image.
     """
+    from coma.training.engine.deterministic import deterministic_kernels
     from coma.training.engine.engine import dispose, make_engine, optimizer_step
 
     device = world.device
@@ -267,9 +268,10 @@ def _measure(prepared: Prepared, model: MaskedAutoencoder, world: World) -> Meas
         samples = torch.arange(count, device=device)
         units = partition_units(samples, torch.zeros_like(samples), seed=0, units=model.units)
         began_s = _now_s(device)
-        engine.backward(engine(images, units))
-        between_s = _now_s(device)
-        optimizer_step(engine)
+        with deterministic_kernels():
+            engine.backward(engine(images, units))
+            between_s = _now_s(device)
+            optimizer_step(engine)
         return between_s - began_s, _now_s(device) - between_s
 
     try:

@@ -75,8 +75,8 @@ def few(processes):
 
 fit.process_memory = few
 run = Path(sys.argv[2])
-pretrain(PretrainConfig(data=Path(sys.argv[1]), out=run, model="dyvit_tiny", batch_size=60, micro_batch_size="auto", workers=1,
-                        steps=1))
+pretrain(PretrainConfig(data=Path(sys.argv[1]), out=run, model="dyvit_tiny", batch_size=60,
+                        micro_batch_size="auto", workers=1, steps=1))
 print(json.loads((run / "config.json").read_text())["resolved"]["micro_batch_size"], memory("VmHWM") - base[0])
 """
 
