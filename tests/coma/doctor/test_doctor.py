@@ -14,6 +14,7 @@ import pytest
 from coma.doctor import machine, software
 from coma.doctor.examine import checks, examine
 from coma.doctor.finding import Finding
+from coma.training.memory import available
 
 
 def well() -> Finding:
@@ -123,7 +124,7 @@ def test_the_command_ends_with_1_if_there_is_a_problem(tmp_path, monkeypatch, ca
 
 
 def test_files_in_memory_are_not_memory_in_use(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(available, "_CGROUP", tmp_path)
     for name, text in {
         "memory.max": "17179869184\n",
         "memory.current": "17000000000\n",
