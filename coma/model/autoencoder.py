@@ -100,7 +100,8 @@ class MaskedAutoencoder(nn.Module, ABC):
         targets = normalise_patches(self._to_predict(patches.detach()))[0]  # [B, U, T, P]
         targets = take_units(targets, torch.cat(hidden, dim=1))  # [B, W, T, P]
         # As F.mse_loss, which would keep both instead of their difference.
-        return (predicted.float() - targets.flatten(1, 2)).square().mean()
+        loss: Tensor = (predicted.float() - targets.flatten(1, 2)).square().mean()
+        return loss
 
     def patchify(self, images: Tensor, units: Tensor) -> tuple[Tensor, Grid]:
         """Cut images [B, 3, H, W] into the encoder's patches [B, U, T_1, P_1], units in raster order.
