@@ -89,8 +89,6 @@ def test_auto_finds_what_then_fits(data: Path, tmp_path: Path) -> None:
     images, took = map(int, done.stdout.splitlines()[-1].split())  # after DeepSpeed's log
     assert images in (10, 12, 15)
     assert took < free
-    assert f"memory    {images} of 60 images a device at a time: about 1." in done.stderr
-    assert f"60 images = 1 device x {images} x {60 // images} accumulated" in done.stderr
 
 
 def test_a_run_that_fits_is_not_refused_though_memory_is_short_for_a_while(
