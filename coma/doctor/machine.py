@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import resource
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 from coma.doctor.finding import Finding
+from coma.training.memory.available import machine_memory
 
 GB, MB = 1e9, 1e6
 _LEAST_MEMORY, _LITTLE_MEMORY = 1 * GB, 4 * GB
@@ -50,26 +50,13 @@ def _quota() -> float | None:
 
 def memory() -> Finding:
     """Check the free memory, of the machine and within the container's limit."""
-    info = dict(re.findall(r"(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text()))
-    total, free = (1024 * int(info[name]) for name in ("MemTotal", "MemAvailable"))
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        if limit < total:
-            used = int((_CGROUP / "memory.current").read_text()) - _cached()
-            total, free = limit, min(free, limit - used)
-    except (OSError, ValueError):
-        pass
+    found = machine_memory()
+    free, total = found.free, found.total
     text = f"{free / GB:.1f} of {total / GB:.1f} GB free"
     advice = "end other programs, or raise the container's limit; coma plan says what a run takes"
     if free < _LITTLE_MEMORY:
         return Finding("problem" if free < _LEAST_MEMORY else "warning", text, advice)
     return Finding("ok", text)
-
-
-def _cached() -> int:
-    """Return the bytes of the container's memory that hold cached files, which the kernel gives up when needed."""
-    cached = re.search(r"^inactive_file (\d+)$", (_CGROUP / "memory.stat").read_text(), re.MULTILINE)
-    return int(cached[1]) if cached else 0
 
 
 def shared_memory() -> Finding:

@@ -26,18 +26,19 @@ class Memory:
     """Bytes of a machine's or a GPU's memory."""
 
     free: int
-    """What programs can still get, caches and free swap included."""
+    """What programs can still get, caches included."""
     total: int
+    swap: int
+    """Free swap beside it."""
 
 
 def machine_memory() -> Memory:
     """Return the memory of this machine, or that of the tightest limit of a container or job around this process."""
     info = {name: _KB * int(kilobytes) for name, kilobytes in _numbers(Path("/proc/meminfo"), r"(\w+):\s+(\d+) kB")}
-    swap = info.get("SwapFree", 0)
-    memory = Memory(info["MemAvailable"] + swap, info["MemTotal"])
+    memory = Memory(info["MemAvailable"], info["MemTotal"], info.get("SwapFree", 0))
     for limit, used in _limits():
         if limit < info["MemTotal"]:
-            memory = Memory(min(memory.free, max(0, limit - used) + swap), min(memory.total, limit))
+            memory = Memory(min(memory.free, max(0, limit - used)), min(memory.total, limit), memory.swap)
     return memory
 
 
@@ -46,7 +47,8 @@ def process_memory(processes: int = 1) -> int:
 
     What it has freed and the C library has kept (`coma.measure.keep_freed_memory`) is among them.
     """
-    share = machine_memory().free // processes
+    machine = machine_memory()
+    share = (machine.free + machine.swap) // processes
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     if most != resource.RLIM_INFINITY:
         pages = int(Path("/proc/self/statm").read_text().split()[0])

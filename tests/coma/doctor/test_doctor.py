@@ -14,6 +14,7 @@ import coma.versions
 from coma.doctor import machine, software
 from coma.doctor.examine import checks, examine
 from coma.doctor.finding import Finding
+from coma.training.memory import available
 
 
 def well() -> Finding:
@@ -123,11 +124,11 @@ def test_the_command_ends_with_1_if_there_is_a_problem(tmp_path, monkeypatch, ca
 
 
 def test_files_in_memory_are_not_memory_in_use(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(available, "_CGROUP", tmp_path)
     for name, text in {
-        "memory.max": "17179869184\n",
-        "memory.current": "17000000000\n",
-        "memory.stat": "anon 1000000000\ninactive_file 15000000000\nactive_file 5\n",
+        "memory.max": "1717986918\n",
+        "memory.current": "1700000000\n",
+        "memory.stat": "anon 100000000\ninactive_file 1500000000\nactive_file 5\n",
     }.items():
         (tmp_path / name).write_text(text)
-    assert machine.memory().text == "15.2 of 17.2 GB free"
+    assert machine.memory().text == "1.5 of 1.7 GB free"

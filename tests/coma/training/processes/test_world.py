@@ -153,5 +153,5 @@ def test_an_error_that_nobody_foresaw_ends_all_with_one_line(failing: int, agree
 
 
 def test_too_little_memory_on_a_gpu_is_one_line() -> None:
-    with pytest.raises(ComaError, match=r"rank 0 on .* ran out of its GPU's memory.*coma plan"), joined(None):
+    with pytest.raises(ComaError, match=r"rank 0 on .* is out of memory: .*coma plan"), joined(None):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
