@@ -104,7 +104,7 @@ _OUT_OF_MEMORY = (
     "out of memory|[Cc]an(?:'t|not) allocate memory|std::bad_alloc|MemoryAllocation|CUBLAS_STATUS_ALLOC_FAILED"
     "|CUDNN_STATUS_ALLOC_FAILED"
 )
-"""Of torch's allocators, CUDA's libraries, oneDNN and DALI."""
+"""What torch's allocators, CUDA's libraries, oneDNN and DALI say where memory is out."""
 CHECK_STORE = "check the address, the network, and the credentials and what they allow"
 """The way out of an error of a store."""
 _STORES = frozenset(
