@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _IMAGES = 2
-"""Of a measurement: with one image, some copies of tensors are views."""
+"""Images that are measured: with one alone, some copies of tensors are views."""
 
 
 @dataclass(frozen=True)
