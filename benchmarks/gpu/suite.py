@@ -1,5 +1,6 @@
 """The tests that are marked gpu, by pytest; each test is a row as soon as it has ended."""
 
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ _MOST_NOTES = 40
 def measure_tests(measuring: Measuring) -> None:
     """Run the tests, all at once, in a process of pytest's; what ran before a cut is run again."""
     measuring.rows.clear()
-    chosen = ["tests", "-m", "gpu"] if measuring.on_gpu else _REHEARSAL
+    chosen = [*_files(), "-m", "gpu"] if measuring.on_gpu else _REHEARSAL
     options = ["-v", "-n0", "-rfE", "--color=no", "--continue-on-collection-errors", "-p", "no:cacheprovider"]
     base = ["--basetemp", str(measuring.scratch / "pytest")]
     process = subprocess.Popen(
@@ -27,6 +28,7 @@ def measure_tests(measuring: Measuring) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
+        env={**os.environ, "COLUMNS": "300"},  # for reasons that are not cut
     )
     assert process.stdout is not None
     before_s, notes, counts = time.monotonic(), 0, ""
@@ -39,7 +41,7 @@ def measure_tests(measuring: Measuring) -> None:
             if outcome in ("failed", "error"):
                 measuring.put({"test": found.group(1)}, failed=True)
             before_s = now_s
-        elif line.startswith("collected "):
+        elif "collected " in line:
             before_s = time.monotonic()
         elif _SUMMARY.match(line) and (notes := notes + 1) <= _MOST_NOTES:
             measuring.note(line.strip()[:300])
@@ -49,3 +51,9 @@ def measure_tests(measuring: Measuring) -> None:
     measuring.note(f"pytest: {counts or 'no summary'} (exit code {code})")
     if not measuring.rows:
         raise RuntimeError(f"pytest ran no test (exit code {code}); its output is in the log")
+
+
+def _files() -> list[str]:
+    """Return the files with such tests: collecting all of them takes longer, and asks for more libraries."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [str(file.relative_to(ROOT)) for file in files if "mark.gpu" in file.read_text()]
