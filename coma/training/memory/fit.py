@@ -47,7 +47,7 @@ class Footprint:
     state: StateMemory
     activations: Activations
     image_bytes: int
-    """Of an image as the network takes it."""
+    """Size of an image as the network takes it."""
 
     def expected(self, resolved: ResolvedRun) -> int:
         """Return what a step of the run takes at its peak."""
