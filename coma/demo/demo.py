@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coma.errors import DataError, UsageError
+from coma.errors import DataError, Preempted, UsageError
 
 if TYPE_CHECKING:
     from coma.evaluation.score import Scores
@@ -82,6 +82,7 @@ def demo(
 
     Raises:
         UsageError, DataError: `out` is taken, `images` are none; nothing has been written then.
+        Preempted: SIGTERM or SIGUSR1 arrived during training.
     """
     images = None if images is None else Path(images)
     out = None if out is None else Path(out)
@@ -130,7 +131,10 @@ def demo(
     before = _score_untrained(config, manifests, device, progress) if manifests else None
 
     with _quiet_training(watched):
-        training = pretrain(config, (lambda now: progress("training", now.step, now.steps)) if watched else None)
+        try:
+            training = pretrain(config, (lambda now: progress("training", now.step, now.steps)) if watched else None)
+        except Preempted:
+            raise Preempted(f"asked to stop: {out} stays as it is; coma demo does not resume, it begins anew") from None
 
     _, checkpoint = run_of(run)
     autoencoder = load_autoencoder(checkpoint, device)

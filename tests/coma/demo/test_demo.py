@@ -1,5 +1,7 @@
 """The demo's own choices; `tests/cli/test_evaluation.py` runs it whole."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from PIL import Image
 
 import coma.demo.demo as demo_module
 from coma.demo.demo import demo, free_folder, new_folder
-from coma.errors import ComaError, UsageError
+from coma.errors import ComaError, Preempted, UsageError
 
 
 def test_the_next_free_name_is_taken_and_nothing_is_made(tmp_path):
@@ -40,7 +42,8 @@ def test_images_that_are_none_leave_nothing_behind(tmp_path, images):
     assert not (tmp_path / "out").exists()
 
 
-def test_ones_own_unlabelled_images(tmp_path, monkeypatch, caplog):
+@pytest.fixture
+def _short(monkeypatch):
     for name, value in {
         "STEPS": 2,
         "BATCH_SIZE": 4,
@@ -49,6 +52,24 @@ def test_ones_own_unlabelled_images(tmp_path, monkeypatch, caplog):
         "BASE_LR": 0.01,
     }.items():
         monkeypatch.setattr(demo_module, name, value)
+
+
+@pytest.mark.usefixtures("_short")
+def test_one_that_is_asked_to_stop_does_not_promise_to_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_module, "STEPS", 6)
+    draw_images(tmp_path / "photos", 9, size=(50, 40), name="{}.png")
+
+    def stop_in_training(stage: str, done: int, total: int) -> None:
+        if stage == "training" and done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted, match="coma demo does not resume, it begins anew"):
+        demo(tmp_path / "photos", tmp_path / "out", progress=stop_in_training)
+    assert (tmp_path / "out/shards").is_dir()
+
+
+@pytest.mark.usefixtures("_short")
+def test_ones_own_unlabelled_images(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     draw_images(Path("photos"), 9, size=(50, 40), name="{}.png")
     Path("photos/broken.jpg").write_bytes(b"\xff\xd8")
