@@ -17,9 +17,15 @@ from typing import Literal
 
 from coma.errors import UsageError, shell_command
 
-MAJORS = (12, 13)
-"""Those that coma has an extra for: coma[cuda12], coma[cuda13]."""
-WITHOUT_DALI = "DALI is missing: pip install 'coma[cuda12]', or 'coma[cuda13]' (nvidia-smi says the driver's CUDA)"
+PARTS = {
+    12: ("torch<2.11", "torchvision", "nvidia-dali-cuda120"),
+    13: ("torch>=2.11", "torchvision", "nvidia-dali-cuda130"),
+}
+"""What the extras cuda12 and cuda13 bring, by the major version of CUDA."""
+WITHOUT_DALI = (
+    "DALI is missing: pip install nvidia-dali-cuda120 for CUDA 12, or nvidia-dali-cuda130 for CUDA 13, as torch is "
+    "(in a clone: uv sync)"
+)
 _LEAST_DRIVER = {12: 525, 13: 580}
 _OF_ITS_CUDA = re.compile(r"nvidia-(dali-cuda|nvimgcodec-cu)(\d\d)\d*")
 """DALI's distributions, and those of its decoder."""
@@ -73,7 +79,7 @@ def judge(versions: CudaVersions) -> Judgement:
     if driver is not None and any(driver < major for major in built):
         least = max(built)
         needed = f", to {_LEAST_DRIVER[least]} or newer" if least in _LEAST_DRIVER else ""
-        either = f"{fitting}, or " if driver in MAJORS else ""
+        either = f"{fitting}, or " if driver in PARTS else ""
         return Judgement("problem", f"{text}, which is too old", f"{either}update the driver{needed}")
     if torch is not None and dali is not None and torch != dali:
         return Judgement("warning", f"{text}: of two CUDAs", fitting)
@@ -81,16 +87,16 @@ def judge(versions: CudaVersions) -> Judgement:
 
 
 def _install(major: int, packages: tuple[str, ...]) -> str:
-    """Return the command that installs an extra; what it does not replace goes first, and both if there are two."""
+    """Return the command that installs the parts of an extra; what they do not replace goes first."""
     wrong = [name for name in packages if _cuda_of(name) != major or _doubled(packages)]
-    install = shell_command("pip", "install", f"coma[cuda{major}]")
+    install = shell_command("pip", "install", *PARTS[major])
     return f"{shell_command('pip', 'uninstall', '-y', *wrong)} && {install}" if wrong else install
 
 
 def _fitting(driver: int | None, torch: int | None) -> int:
     """Return the major version to install: torch's, unless the driver is older."""
     known = [major for major in (driver, torch) if major is not None]
-    return max(MAJORS[0], min([*known, MAJORS[-1]]))
+    return max(min(PARTS), min([*known, max(PARTS)]))
 
 
 def _cuda_of(package: str) -> int:

@@ -13,7 +13,7 @@ from coma.doctor.finding import Finding
 
 LIMIT_S = 120.0
 """Time that a check has before it counts as hanging."""
-_REINSTALL = "reinstall what it needs: pip install --force-reinstall 'coma[cuda12]', or cuda13"
+_REINSTALL = "reinstall what it needs, in a new environment (docs/recipes.md)"
 
 Check = Callable[[], Finding]
 

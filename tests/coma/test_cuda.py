@@ -13,6 +13,8 @@ from coma.errors import UsageError
 from coma.evaluation.device import choose_device
 
 DALI_12, DALI_13 = "nvidia-dali-cuda120", "nvidia-dali-cuda130"
+TO_12 = "pip install 'torch<2.11' torchvision nvidia-dali-cuda120"
+TO_13 = "pip install 'torch>=2.11' torchvision nvidia-dali-cuda130"
 DECODER_12, DECODER_13 = "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"
 
 
@@ -23,17 +25,35 @@ DECODER_12, DECODER_13 = "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"
         ((12, 8), (12, 9), (13, 0), "ok", ""),
         ((13, 2), (13, 4), (13, 0), "ok", ""),
         ((13, 2), (13, 4), None, "ok", ""),  # on the CPU
-        ((12, 8), (13, 4), None, "warning", "pip install 'coma[cuda12]'"),
+        ((12, 8), (13, 4), None, "warning", TO_12),
         (None, (12, 9), None, "ok", ""),
         (None, (12, 9), (13, 0), "ok", ""),
         ((12, 8), (), (13, 0), "ok", ""),  # DALI does not say
-        ((13, 2), (13, 4), (12, 8), "problem", "pip install 'coma[cuda12]', or update the driver, to 580 or newer"),
-        ((13, 2), (12, 9), (12, 8), "problem", "pip install 'coma[cuda12]', or update the driver, to 580 or newer"),
-        ((12, 8), (13, 4), (12, 8), "problem", "pip install 'coma[cuda12]', or update the driver, to 580 or newer"),
+        (
+            (13, 2),
+            (13, 4),
+            (12, 8),
+            "problem",
+            f"{TO_12}, or update the driver, to 580 or newer",
+        ),
+        (
+            (13, 2),
+            (12, 9),
+            (12, 8),
+            "problem",
+            f"{TO_12}, or update the driver, to 580 or newer",
+        ),
+        (
+            (12, 8),
+            (13, 4),
+            (12, 8),
+            "problem",
+            f"{TO_12}, or update the driver, to 580 or newer",
+        ),
         ((12, 8), (12, 9), (11, 4), "problem", "update the driver, to 525 or newer"),
-        ((12, 8), (13, 4), (13, 0), "warning", "pip install 'coma[cuda12]'"),
-        ((13, 2), (12, 9), (13, 0), "warning", "pip install 'coma[cuda13]'"),
-        ((13, 2), (12, 9), (14, 1), "warning", "pip install 'coma[cuda13]'"),
+        ((12, 8), (13, 4), (13, 0), "warning", TO_12),
+        ((13, 2), (12, 9), (13, 0), "warning", TO_13),
+        ((13, 2), (12, 9), (14, 1), "warning", TO_13),
         ((12, 8), None, (13, 0), "problem", coma.cuda.WITHOUT_DALI),
         (None, None, None, "problem", coma.cuda.WITHOUT_DALI),
     ],
@@ -54,13 +74,13 @@ def test_two_distributions_of_one_module_never_meet(packages: tuple[str, ...]) -
     judgement = judge(CudaVersions((12, 8), (12, 9), (13, 0), packages))
     assert judgement.status == "problem"
     assert "overwrites files of the other" in judgement.text
-    assert judgement.advice == f"pip uninstall -y {' '.join(packages)} && pip install 'coma[cuda12]'"
+    assert judgement.advice == f"pip uninstall -y {' '.join(packages)} && {TO_12}"
     assert judge(CudaVersions((12, 8), (12, 9), (13, 0), (DALI_12, DECODER_12))).status == "ok"
 
 
 def test_what_an_extra_does_not_replace_goes_first() -> None:
     judgement = judge(CudaVersions((12, 8), (13, 4), (13, 0), (DALI_13, DECODER_13)))
-    assert judgement.advice == f"pip uninstall -y {DALI_13} {DECODER_13} && pip install 'coma[cuda12]'"
+    assert judgement.advice == f"pip uninstall -y {DALI_13} {DECODER_13} && {TO_12}"
 
 
 def test_what_is_installed_here_is_found() -> None:
