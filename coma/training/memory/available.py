@@ -114,9 +114,13 @@ class _MallocInfo(ctypes.Structure):
 
 
 def _freed_and_kept() -> int:
-    """Return the bytes that this process has freed and can use again; 0 where the C library does not say."""
+    """Return the bytes that this process has freed and can use again; 0 where the C library does not say.
+
+    Free blocks may have pages that were never touched, so that no more than the process's resident memory counts.
+    """
     mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if mallinfo2 is None:
         return 0
     mallinfo2.restype = _MallocInfo
-    return int(mallinfo2().fordblks)
+    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return min(int(mallinfo2().fordblks), resident_pages * os.sysconf("SC_PAGE_SIZE"))

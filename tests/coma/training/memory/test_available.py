@@ -23,7 +23,7 @@ def test_free_is_a_part_of_the_whole_and_shared_by_processes() -> None:
     memory = machine_memory()
     assert memory.free > 0
     assert memory.total > 100 * MB
-    assert process_memory(4) < (memory.free + memory.swap) / 2
+    assert process_memory(1) - process_memory(4) > memory.free / 2  # what this one has freed is its own
 
 
 def test_a_jobs_limit_counts_as_well_as_those_around_it(tmp_path: Path) -> None:
