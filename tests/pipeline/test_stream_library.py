@@ -128,7 +128,8 @@ def test_a_forked_child_may_close_or_forget_it_and_exits_quietly(
         "if child == 0: sys.exit(0)\n"
         "sys.exit(os.waitpid(child, 0)[1])\n"
     )
-    done = in_fork(lambda: None, lambda: os.execv(sys.executable, [sys.executable, "-c", code]))
+    quiet = ["-W", "ignore::DeprecationWarning"]  # Python 3.12's, of forks beside threads
+    done = in_fork(lambda: None, lambda: os.execv(sys.executable, [sys.executable, *quiet, "-c", code]))
     assert (done, capfd.readouterr().err) == (0, "")
 
 

@@ -7,14 +7,14 @@ second.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -51,7 +51,7 @@ def measure_activations(
         network = build().to(dtype)
         inputs = example(_IMAGES)
         alive = _Alive([*network.parameters(), *network.buffers(), *inputs])
-        with _FusedAttention(), alive:
+        with _fused_attention(), alive:
             loss = network(*inputs)
             kept = alive.bytes
             if backward:
@@ -96,15 +96,18 @@ class _Alive(TorchDispatchMode):
         self.bytes -= size
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Lets attention keep what the fused kernels of real devices keep; on the meta device torch takes another way."""
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Let attention keep what the fused kernels of real devices keep; on the meta device torch takes another way.
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _Attention.apply(*args[:3])  # type: ignore[no-untyped-call]
-        return func(*args, **(kwargs or {}))
+    The function is replaced, as a mode of torch's does not hold in what the backward pass recomputes in every version.
+    """
+    kernel = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = lambda q, k, v, *_, **__: _Attention.apply(q, k, v)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = kernel
 
 
 class _Attention(torch.autograd.Function):
