@@ -123,7 +123,8 @@ def print_result(result: Mapping[str, Any], *, json: bool) -> None:
     width = max((len(name) for name in result), default=0)
     for name, value in result.items():
         shown = f"{value:.4g}" if isinstance(value, float) else without_credentials(str(value))
-        stdout.print(f"{name.replace('_', ' '):<{width}}  {shown}")
+        words = name.replace("_", " ") if name.isidentifier() else name  # a field's name, and no flag with its value
+        stdout.print(f"{words:<{width}}  {shown}")
 
 
 def counts_in_words(counts: Mapping[str, int]) -> str:

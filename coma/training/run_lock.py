@@ -31,6 +31,9 @@ _POLL_S = 0.5
 class RunLock(contextlib.ExitStack):
     """The right to write to a run folder, given back by `close` or at the end of a `with` block or of the process."""
 
+    _made: tuple[Path, ...] = ()
+    """Folders that were made for the lock, the innermost first."""
+
     def acquire(self, run: Path) -> bool:
         """Take the lock of a run folder, which is made if need be; False if another process has it.
 
@@ -38,6 +41,7 @@ class RunLock(contextlib.ExitStack):
             UsageError: the folder cannot be written to.
         """
         attempt = contextlib.ExitStack()
+        made = tuple(folder for folder in (run, *run.parents) if not folder.exists())
         try:
             run.mkdir(parents=True, exist_ok=True)
             if attempt.enter_context(file_lock(run / LOCK_NAME)) is None:
@@ -49,8 +53,18 @@ class RunLock(contextlib.ExitStack):
                 raise UsageError(f"{run} cannot be written to ({reason}): give another --out") from None
             logger.warning("the file system of %s has no locks (%s): nothing keeps a second run out of it", run, reason)
         self.push(attempt)
+        self._made = made
         (run / LOCK_NAME).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
         return True
+
+    def abandon(self) -> None:
+        """Give the lock back, and remove the folders that were made for it, if they hold nothing else."""
+        if self._made:
+            (self._made[0] / LOCK_NAME).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty
+            for folder in self._made:
+                folder.rmdir()
+        self.close()
 
 
 def take_run(

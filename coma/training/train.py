@@ -58,7 +58,11 @@ def train(
             write_report(run)
         return run_result(run, resolved, elapsed_s=0.0, images_per_s=None)
 
-    prepared = fit(prepared, world)
+    try:
+        prepared = fit(prepared, world)
+    except BaseException:
+        lock.abandon()  # a run that cannot begin leaves no folder
+        raise
     resolved = prepared.resolved
     if world.is_rank0:  # which holds the lock
         clear_temporaries(run)

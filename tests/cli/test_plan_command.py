@@ -23,6 +23,8 @@ def test_it_says_what_the_run_would_take_and_writes_nothing(here, coma, monkeypa
     lines = done.out.splitlines()
     assert max(map(len, lines[1:])) <= 80  # the first has a path
     assert "batch          4 images = 1 device x 4" in lines
+    elsewhere = coma("plan", *SMALL, "--device-memory", "80GB", "--no-measure").out
+    assert "  --ds-config zero2_offload " in elsewhere  # as it is typed
     assert any(line.startswith("time") and "not measured" not in line for line in lines)
     shown = json.loads(coma("plan", *SMALL, "--batch-size", 4, "--devices", 2, "--no-measure", "--json").out)
     assert (shown["steps"], shown["micro_batch_size"], shown["hours"]) == (100, 2, None)

@@ -75,8 +75,9 @@ def fit(prepared: Prepared, world: World) -> Prepared:
     """
     hosts = world.gather(socket.gethostname())  # and by now every process has built its network
     processes = hosts.count(socket.gethostname())
-    footprint = world.run_on_all(lambda: measure(prepared))
-    if prepared.config.micro_batch_size == "auto":
+    auto = prepared.config.micro_batch_size == "auto"
+    footprint = world.run_on_all(lambda: measure(prepared, backward=auto))
+    if auto:
         found = world.run_on_all(lambda: _largest_micro_batch(prepared, footprint, world.device, processes))
         prepared = replace(prepared, resolved=prepared.resolved.in_micro_batches_of(min(world.gather(found))))
         if world.is_rank0:
@@ -90,12 +91,16 @@ def fit(prepared: Prepared, world: World) -> Prepared:
     return prepared
 
 
-def measure(prepared: Prepared) -> Footprint:
-    """Forecast the memory of a step; takes a few tenths of a second, and nothing of the device."""
+def measure(prepared: Prepared, *, backward: bool = True) -> Footprint:
+    """Forecast the memory of a step; takes a few tenths of a second, and nothing of the device.
+
+    Without `backward`, which takes a second longer, the peak is that of the forward pass, unless activations are
+    recomputed.
+    """
     task, resolved = prepared.task, prepared.resolved
     recomputes = any(getattr(module, "grad_checkpointing", False) for module in task.model.modules())
     build = functools.partial(_another, task)
-    activations = measure_activations(build, task.example, _weight_type(resolved), backward=recomputes)
+    activations = measure_activations(build, task.example, _weight_type(resolved), backward=backward or recomputes)
     with torch.device("meta"):
         image_bytes = sum(each.nbytes for each in task.example(1))
     return Footprint(state_memory(prepared.facts["parameters"], resolved), activations, image_bytes)

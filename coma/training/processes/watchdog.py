@@ -65,6 +65,7 @@ class Watchdog:
         self._folder, self._rank, self._size, self._limit_s = (run / RANKS_NAME, world.rank, world.size, limit_s)
         self._beat_s = min(_LONGEST_BEAT_S, limit_s / _BEATS_PER_LIMIT)
         self._over = threading.Event()
+        self._written: Pulse | None = None
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.enter("starting", 0)
 
@@ -97,16 +98,20 @@ class Watchdog:
             self._folder.rmdir()
 
     def _watch(self) -> None:
-        written: Pulse | None = None
         while not self._over.wait(self._beat_s):
-            # If another thread keeps the interpreter's lock, faulthandler, which does not need it, ends the process.
-            faulthandler.dump_traceback_later(2 * self._limit_s, exit=True, file=self._stacks)
-            now = self._now
-            if now != written:
-                self._write(now)
-                written = now
-            if time.time() - now.since_s > self._limit_s:
-                self._give_up(now)
+            # Where memory is out, a thread cannot be started nor a file written: training reports that itself.
+            with contextlib.suppress(MemoryError, RuntimeError):
+                self._beat()
+
+    def _beat(self) -> None:
+        # If another thread keeps the interpreter's lock, faulthandler, which does not need it, ends the process.
+        faulthandler.dump_traceback_later(2 * self._limit_s, exit=True, file=self._stacks)
+        now = self._now
+        if now != self._written:
+            self._write(now)
+            self._written = now
+        if time.time() - now.since_s > self._limit_s:
+            self._give_up(now)
 
     def _write(self, now: Pulse) -> None:
         with contextlib.suppress(OSError):  # a full disk is for training to report

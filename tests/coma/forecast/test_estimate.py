@@ -71,6 +71,8 @@ def test_what_fits_is_what_the_flags_then_give(data: Path, elsewhere: Path) -> N
         "--ds-config zero1",
     }
     assert sizes["--micro-batch-size 8"] > sizes["--micro-batch-size 4"] > sizes["--micro-batch-size 1"]
+    recomputed = [sizes[f"--grad-checkpointing {stages}"] for stages in ("none", "1,2", "all")]
+    assert recomputed == sorted(recomputed, reverse=True)
     assert not fits["--ds-config zero1"]  # its bucket alone has 2 GB on a GPU
     assert fits["--ds-config zero0"]
     auto = estimate(dataclasses.replace(config, micro_batch_size="auto", ds_config="zero0"), measure=False)

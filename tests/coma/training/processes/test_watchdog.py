@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import json
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +46,7 @@ def test_the_line_names_rank_host_phase_step_and_seconds(tmp_path: Path) -> None
 STUCK = """
 import logging, sys, time
 from pathlib import Path
+from typing import Any
 from coma.training.processes.watchdog import Watchdog
 from coma.training.processes.world import Place, World
 
@@ -95,3 +98,30 @@ def test_progress_is_left_alone_and_nothing_remains(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with Watchdog(tmp_path, world(0), 0.0):
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("unable to start watchdog thread")])
+def test_a_beat_without_memory_is_left_out_and_the_next_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    short: list[Exception] = [error]
+    start = faulthandler.dump_traceback_later
+
+    def start_if_there_is_memory(*args: Any, **options: Any) -> None:
+        if short:
+            raise short.pop()
+        start(*args, **options)
+
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", start_if_there_is_memory)
+    with Watchdog(tmp_path, world(0), 1.0) as watchdog:
+        watchdog.enter("data", 7)
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            (path,) = (tmp_path / "ranks").glob("*.json")
+            if json.loads(path.read_text())["step"] == 7:
+                break
+            time.sleep(0.05)
+            watchdog.enter("data", 7)
+        else:
+            pytest.fail("the watchdog has died")
+    assert not short
