@@ -14,10 +14,10 @@ class Part:
 
     name: str
     minutes: float
-    """Expected; a guess until it has run."""
+    """Expected duration; a guess until it has run on a GPU."""
     question: str
     module: str
-    """Module of this folder with a function of the part's name, but for a trailing underscore."""
+    """Module of this folder whose function `measure_NAME` does it."""
 
     def measure(self) -> Callable[[Any], None]:
         """Load the function that measures."""
