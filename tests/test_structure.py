@@ -19,7 +19,7 @@ FLOORS = (
     ("coma.errors", "coma.versions"),
     ("coma.shards", "coma.cuda"),
     ("coma.pipeline",),
-    ("coma.model", "coma.measure", "coma.deepspeed_configs"),
+    ("coma.model", "coma.measure", "coma.deepspeed_configs", "coma.recipes"),
     ("coma.runs",),
     ("coma.export", "coma.pictures"),
     ("coma.evaluation",),
@@ -227,6 +227,7 @@ DISTRIBUTIONS = {
         "nvidia-nvimgcodec-cu13",
     },
     "upath": {"universal-pathlib"},
+    "yaml": {"pyyaml"},
 }
 """Of the modules that are not called as their distribution is."""
 
