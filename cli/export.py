@@ -33,6 +33,7 @@ def export(
     result = export_run(run, folder, with_decoder=with_decoder, onnx=onnx, license=license)
     lines = {name: value for name, value in result.items() if value not in (None, False)}
     if not json:
+        lines["load"] = f"import coma, timm; model = {result['load']}"
         lines["parameters"] = f"{result['parameters'] / 1e6:.1f} M"
         if result["decoder"]:
             lines["decoder"] = "included"

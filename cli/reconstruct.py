@@ -31,8 +31,9 @@ def reconstruct(
     the visible ones.
     """
     from coma.cli import console
+    from coma.errors import shell_command
     from coma.evaluation.device import choose_device
     from coma.pictures.reconstruct import reconstruct_run
 
     path = reconstruct_run(run, images or [], out=out, count=count, seed=seed, device=choose_device(device))
-    console.print_result({"picture": str(path)}, json=json)
+    console.print_result({"picture": str(path)}, json=json, following=shell_command("coma", "look", run))

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from coma.cli import console
-from coma.cli.options import Data, Json, chosen_data
+from coma.cli.options import Data, Json, chosen_data, command_for
 from coma.errors import DataError
 
 _SHOWN = 20
@@ -57,7 +57,7 @@ def verify(
             "read": decimal(report.image_bytes),
             "differing": f"{bad:,}" if bad else "none",
         }
-    console.print_result(result, json=json)
+    console.print_result(result, json=json, following=None if bad else command_for(folder))
     if bad:
         raise DataError(
             f"{folder}: {bad:,} {'difference' if bad == 1 else 'differences'} from its manifest; copy it "
