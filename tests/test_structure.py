@@ -51,7 +51,7 @@ PURE = {
 MOST_MODULES = 14
 """In a folder, so that a newcomer takes it in at a glance; `cli/` has a file a command, `pipeline/` is a chain."""
 IN_COMA_ITSELF = {"__init__", "__main__", "cuda", "errors", "measure", "versions"}
-MOST_LINES = 31_000
+MOST_LINES = 31_500
 """Of source, without tests."""
 
 
