@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
-import zipfile
 from pathlib import Path
 
 import pytest
+from wheels import build_wheel, install_wheel, uninstall, write_wheel
 
 import coma.versions
 from coma.doctor.software import installed_files
 from coma.installation import Installation, changed_files, installation, namesake
 
 ROOT = Path(__file__).parents[2]
-UV = os.environ.get("UV") or shutil.which("uv", path=f"{ROOT}/.uv/bin:{os.environ['PATH']}") or "uv"
 CLONE = Installation((".uv/bin/uv", "pip"), checkout=Path("/src/coma"), synced=True, origin="file:///src/coma")
 EDITABLE = Installation(("pip",), checkout=Path("/src/my coma"))
 WHEEL = Installation(("pip",))
@@ -88,34 +83,9 @@ def test_in_its_own_folder_a_clone_needs_no_cd(monkeypatch, tmp_path) -> None:
     assert here.extra("onnx") == "uv sync --inexact --extra onnx"
 
 
-def write_wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> Path:
-    """Write a wheel of these files, with the hashes that an installer and the doctor compare."""
-    about = f"{name.replace('-', '_')}-{version}.dist-info"
-    files = {
-        **files,
-        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    digests = {
-        path: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-        for path, text in files.items()
-    }
-    record = "".join(f"{path},sha256={digests[path]},{len(text.encode())}\n" for path, text in files.items())
-    wheel = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for path, text in {**files, f"{about}/RECORD": f"{record}{about}/RECORD,,\n"}.items():
-            archive.writestr(path, text)
-    return wheel
-
-
 def stranger(folder: Path) -> Path:
     """Write a wheel like the one of that name on the index: a package `coma`, without our modules."""
     return write_wheel(folder, "coma", "3.0.1", {"coma/__init__.py": '"""Another."""\n', "coma/config/base.py": ""})
-
-
-def install(python: Path, *wheels: Path) -> None:
-    command = [UV, "pip", "install", "-q", "--offline", "--no-index", "--no-deps", "--python", python, *wheels]
-    subprocess.run(list(map(str, command)), check=True, timeout=60)
 
 
 def new_environment(folder: Path) -> Path:
@@ -128,11 +98,7 @@ def new_environment(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this project, as `uv build` makes it."""
-    out = tmp_path_factory.mktemp("dist")
-    subprocess.run([UV, "build", "-q", "--wheel", "--offline", "--out-dir", out, ROOT], check=True, timeout=120)
-    (built,) = out.glob("coma_vision-*.whl")
-    return built
+    return build_wheel(tmp_path_factory.mktemp("dist"))
 
 
 LOOK = """
@@ -155,12 +121,12 @@ def found_in(python: Path, folder: Path) -> tuple[dict[str, str], str]:
 
 def test_the_doctor_names_the_stranger_over_a_wheel_beside_it_and_what_it_leaves(wheel: Path, tmp_path) -> None:
     python = new_environment(tmp_path / "venv")
-    install(python, wheel)
+    install_wheel(wheel, "--python", python)
     finding, command = found_in(python, tmp_path)
     assert finding == {"status": "ok", "text": f"coma-vision {coma.versions.coma_version()}", "advice": ""}
     assert command == "uv pip install 'coma-vision[s3]'"
 
-    install(python, stranger(tmp_path))
+    install_wheel(stranger(tmp_path), "--python", python)
     finding, _ = found_in(python, tmp_path)
     assert finding["status"] == "problem"
     assert finding["text"] == (
@@ -170,20 +136,20 @@ def test_the_doctor_names_the_stranger_over_a_wheel_beside_it_and_what_it_leaves
     again = f"uv pip install --no-deps {wheel.as_uri()}"
     assert finding["advice"] == f"uv pip uninstall coma coma-vision && {again}"
 
-    subprocess.run([UV, "pip", "uninstall", "-q", "--python", python, "coma"], check=True)
+    uninstall("coma", python)
     finding, _ = found_in(python, tmp_path)  # the stranger took our file along
     assert finding["text"] == "changed since the installation: coma/__init__.py"
     assert finding["advice"] == f"uv pip uninstall coma-vision && {again}"
 
-    subprocess.run([UV, "pip", "uninstall", "-q", "--python", python, "coma-vision"], check=True)
-    install(python, wheel)
+    uninstall("coma-vision", python)
+    install_wheel(wheel, "--python", python)
     assert found_in(python, tmp_path)[0]["status"] == "ok"
 
 
 def test_the_command_says_that_another_package_hides_it(tmp_path) -> None:
     """As in a clone, whose packages are found after those of the environment."""
     python = new_environment(tmp_path / "venv")
-    install(python, stranger(tmp_path))
+    install_wheel(stranger(tmp_path), "--python", python)
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     (site / "checkout.pth").write_text(f"{ROOT}\n")
     code = "from coma_vision import run; run()"
@@ -194,8 +160,7 @@ def test_the_command_says_that_another_package_hides_it(tmp_path) -> None:
 
 
 def test_a_checkout_beside_the_stranger_is_told(tmp_path, monkeypatch) -> None:
-    install_to = [UV, "pip", "install", "-q", "--offline", "--no-index", "--no-deps", "--target", tmp_path / "site"]
-    subprocess.run([*map(str, install_to), str(stranger(tmp_path))], check=True)
+    install_wheel(stranger(tmp_path), "--target", tmp_path / "site")
     monkeypatch.syspath_prepend(tmp_path / "site")
     other = namesake()
     assert other is not None
