@@ -8,6 +8,7 @@ what is in it:
 
     errors.py           errors, each with its exit code
     versions.py         versions of coma and its libraries, also in a checkout that is not installed
+    installation.py     commands that fit how coma was installed, and whether another package got in its way
     cuda.py             whether torch, DALI and the driver are made for CUDAs that go together
     shards/             raw images → WebDataset shards and their manifest
     pipeline/           shards → batches of complementary views on the device
