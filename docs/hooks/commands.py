@@ -133,7 +133,7 @@ def _escaped(text: str) -> str:
 
 
 def exit_codes() -> list[str]:
-    """Return the table of exit codes, which docs/training.md holds; search finds it there alone."""
-    section = re.search(r"^## Exit codes\n(.*?)(?=^## |\Z)", (DOCS / "training.md").read_text(), re.S | re.M)
-    assert section, "docs/training.md has no section 'Exit codes'"
+    """Return the table of exit codes, which docs/troubleshooting.md holds; search finds it there alone."""
+    section = re.search(r"^## Exit codes\n(.*?)(?=^## |\Z)", (DOCS / "troubleshooting.md").read_text(), re.S | re.M)
+    assert section, "docs/troubleshooting.md has no section 'Exit codes'"
     return ["## Exit codes {data-search-exclude}", "", section[1].strip(), ""]
