@@ -11,7 +11,7 @@ import torch
 from untrained_runs import load, write_run
 
 from coma.errors import UsageError
-from coma.export.export import export_run
+from coma.exports.export import export_run
 
 
 def test_torch_export_takes_the_backbone_whole(tmp_path: Path) -> None:
