@@ -14,6 +14,7 @@ from coma.errors import UsageError
 from coma.exports.export import export_run
 
 
+@pytest.mark.slow
 def test_torch_export_takes_the_backbone_whole(tmp_path: Path) -> None:
     """Any number of images, of any size: what is saved knows no Python."""
     torch.manual_seed(0)
