@@ -14,9 +14,7 @@ def export(
     with_decoder: Annotated[
         bool, typer.Option("--with-decoder", help="Write the decoder as well, for `coma pretrain --init DIR`.")
     ] = False,
-    onnx: Annotated[
-        bool, typer.Option("--onnx", help="Write DIR/model.onnx as well (pip install 'coma\\[onnx]').")
-    ] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write DIR/model.onnx as well; needs the extra onnx.")] = False,
     license: Annotated[
         str, typer.Option(help="License for the model card: apache-2.0, cc-by-nc-4.0, ...", metavar="NAME")
     ] = "unknown",

@@ -17,9 +17,10 @@ FOLDERS = ("cli", "coma", "pipeline", "shards")
 # Each floor may import those below it, never those above it, nor a neighbour on its own floor.
 FLOORS = (
     ("coma.errors", "coma.versions"),
+    ("coma.installation",),
     ("coma.shards", "coma.cuda"),
     ("coma.pipeline",),
-    ("coma.model", "coma.measure", "coma.deepspeed_configs"),
+    ("coma.model", "coma.measure", "coma.deepspeed_configs", "coma.recipes"),
     ("coma.runs",),
     ("coma.export", "coma.pictures"),
     ("coma.evaluation",),
@@ -49,7 +50,7 @@ PURE = {
 
 MOST_MODULES = 14
 """In a folder, so that a newcomer takes it in at a glance; `cli/` has a file a command, `pipeline/` is a chain."""
-IN_COMA_ITSELF = {"__init__", "__main__", "cuda", "errors", "measure", "versions"}
+IN_COMA_ITSELF = {"__init__", "__main__", "cuda", "errors", "installation", "measure", "versions"}
 MOST_LINES = 31_000
 """Of source, without tests."""
 
@@ -227,6 +228,7 @@ DISTRIBUTIONS = {
         "nvidia-nvimgcodec-cu13",
     },
     "upath": {"universal-pathlib"},
+    "yaml": {"pyyaml"},
 }
 """Of the modules that are not called as their distribution is."""
 

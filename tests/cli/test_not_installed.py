@@ -10,7 +10,7 @@ from drawn import draw_images
 from environments import Environment, without_coma
 
 import coma.versions
-from coma.cuda import WITHOUT_DALI, cuda_packages
+from coma.cuda import cuda_packages, without_dali
 from coma.versions import coma_requirements, coma_version
 
 
@@ -63,7 +63,7 @@ def test_without_dali_one_line_names_both_ways(photos: Path, tmp_path) -> None:
         assert done.returncode == 0, (works, done.stderr)
     done = environment.coma("pretrain", "shards", "--out", "run", *SMALL, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"error: {WITHOUT_DALI}"
+    assert done.stderr.splitlines()[-1] == f"error: {without_dali()}"
     assert not (tmp_path / "run").exists()
 
 
