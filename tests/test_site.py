@@ -38,6 +38,7 @@ SEARCHED = {
     "multi-GPU",
     "mixed precision",
     "out of memory",
+    "Docker",
     "Slurm",
     "ONNX",
     "exit codes",

@@ -1,11 +1,12 @@
 """MkDocs hook: files of the repository as pages of the site, and links to them.
 
 README.md is the front page. CHANGELOG.md, CONTRIBUTING.md and the examples are pages as well. A link from a page to
-such a file, written as it works in the repository, leads to its page.
+such a file, written as it works in the repository, leads to its page; a link to another file leads to the repository.
 """
 
 import posixpath
 import re
+import tomllib
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -15,6 +16,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 PAGES |= {f"examples/{path.name}": f"examples/{path.stem}.md" for path in sorted((ROOT / "examples").glob("*.py"))}
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -41,20 +43,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     source = next((source for source, target in PAGES.items() if target == path), f"docs/{path}")
 
     def moved(link: re.Match[str]) -> str:
-        target = _target(source, link["file"])
-        if target is None:
-            return link[0]
+        file = posixpath.normpath(posixpath.join(posixpath.dirname(source), link["file"]))
+        if file not in PAGES and not re.match(r"docs/.*\.(md|png)$", file):
+            return f"[{link['text']}]({REPOSITORY}/blob/HEAD/{file})" if (ROOT / file).is_file() else link[0]
+        target = PAGES.get(file, file.removeprefix("docs/"))
         names_file = link["text"].strip("`").endswith(posixpath.basename(link["file"]))
         text = _title(files, target) if names_file else link["text"]
         return f"[{text}]({'../' * path.count('/')}{target}{link['anchor']})"
 
     return re.sub(r"\[(?P<text>[^\]]*)\]\((?P<file>[\w./-]+)(?P<anchor>(?:#[\w-]*)?)\)", moved, markdown)
-
-
-def _target(source: str, link: str) -> str | None:
-    """Return the page to which a link of the file `source` leads; None if it leads to none."""
-    target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
-    return PAGES.get(target) or (target.removeprefix("docs/") if re.match(r"docs/.*\.(md|png)$", target) else None)
 
 
 def _title(files: Files, target: str) -> str:
