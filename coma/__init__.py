@@ -15,6 +15,7 @@ what is in it:
     model/              the method: DyViT, CoMA, MAE; start here to understand it (docs/method.md in two pages)
     measure.py          multiply-adds and activation memory of a network
     deepspeed_configs/  the packaged DeepSpeed configurations, zero0 to zero3 and offload
+    recipes/            packaged files of options, which `coma pretrain --config` takes by name
     runs/               run folders: names of their files, reading, HTML report
     export/             the backbone as an ordinary timm model, with a model card; ONNX
     pictures/           reconstructions, features and attention, the images of a step
@@ -24,7 +25,8 @@ what is in it:
     bench/ doctor/ demo/    speed here, checks of this machine, the whole road in minutes
     cli/                the command, one file a command
 
-`shards/`, `pipeline/`, `cli/` and `deepspeed_configs/` stand at the root of the repository, and `coma/` links to them.
+`shards/`, `pipeline/`, `cli/`, `deepspeed_configs/` and `recipes/` stand at the root of the repository, and `coma/`
+links to them.
 """
 
 from importlib import import_module

@@ -30,6 +30,7 @@ def test_without_a_gpu_its_tests_are_refused_and_not_green() -> None:
     assert "finds no GPU here that it can use; COMA_REHEARSE_GPU=1" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_test_of_both_devices_is_the_gpus_when_those_are_asked_for() -> None:
     done = pytest_of("tests/pipeline/test_views.py", "tests/coma/evaluation/test_neighbours.py", COMA_REHEARSE_GPU="1")
     assert done.returncode == 0, done.stdout

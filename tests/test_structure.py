@@ -20,7 +20,7 @@ FLOORS = (
     ("coma.installation",),
     ("coma.shards", "coma.cuda"),
     ("coma.pipeline",),
-    ("coma.model", "coma.measure", "coma.deepspeed_configs"),
+    ("coma.model", "coma.measure", "coma.deepspeed_configs", "coma.recipes"),
     ("coma.runs",),
     ("coma.export", "coma.pictures"),
     ("coma.evaluation",),
@@ -228,6 +228,7 @@ DISTRIBUTIONS = {
         "nvidia-nvimgcodec-cu13",
     },
     "upath": {"universal-pathlib"},
+    "yaml": {"pyyaml"},
 }
 """Of the modules that are not called as their distribution is."""
 

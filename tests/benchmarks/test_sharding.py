@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from drawn import draw_images
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_benchmark_gives_every_ratio(tmp_path):
     draw_images(tmp_path / "pictures", 20, size=(32, 24))
     command = [sys.executable, "-m", "benchmarks.sharding", str(tmp_path / "pictures")]

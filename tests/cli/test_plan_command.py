@@ -31,6 +31,7 @@ def test_it_says_what_the_run_would_take_and_writes_nothing(here, coma, monkeypa
     assert sorted(here.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_recomputed_stages_keep_less(here, coma):
     shown = {}
     for stages in ("none", "1,2", "all"):

@@ -95,7 +95,7 @@ def assert_same_weights(ours: Path, theirs: Path) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in weights(ours).items())
 
 
-@pytest.mark.parametrize("views", [1, 2, 3])
+@pytest.mark.parametrize("views", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_stopped_and_gone_on_it_takes_the_same_steps(data: Path, tmp_path: Path, views: int) -> None:
     whole = here(data, tmp_path / "whole", views=views)
     assert numbers(whole) == list(range(1, STEPS + 1))

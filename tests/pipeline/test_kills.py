@@ -88,7 +88,8 @@ ONE_TWO_ONE = [(1, 4, 12), (2, 10, 12), (1, 6, 15)]  # processes, steps, batch s
 MORE = [(3, 4, 12), (2, 5, 20), (4, 2, 16), (1, 3, 5), (3, 4, 15)]
 
 
-@pytest.mark.parametrize("lives", [ONE_TWO_ONE, pytest.param(MORE, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lives", [ONE_TWO_ONE, MORE])
 def test_on_other_numbers_of_processes_in_other_batches_it_is_the_same_run(
     data: Path, manifest: Manifest, undisturbed: Course, tmp_path: Path, lives: list[tuple[int, int, int]]
 ) -> None:

@@ -3,12 +3,10 @@
 import copy
 import json
 import multiprocessing
-import os
 import pickle
 import random
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import run
@@ -16,7 +14,6 @@ from subprocess import run
 import numpy as np
 import pytest
 import torch
-from servers import serving
 from torch.utils.data import DataLoader
 
 from coma.errors import UsageError
@@ -43,105 +40,16 @@ def stream(data: Path) -> Iterator[Stream]:
         yield stream
 
 
-def in_fork(act: Callable[[], object], end: Callable[[], object] = lambda: os._exit(0)) -> int:
-    """Exit status of a forked child that acts; it must not hang."""
-    child = os.fork()
-    if child == 0:
-        try:
-            act()
-            end()
-        finally:
-            os._exit(1)
-    until = time.monotonic() + HANGS_S
-    while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status
-        time.sleep(0.02)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    pytest.fail("the forked child hangs")
-
-
 def check(stream: Stream, batches: list[Batch]) -> None:
     for batch in batches:
         assert same(next(stream), batch)
 
 
-def refuse(stream: Stream) -> None:
-    with pytest.raises(UsageError, match="spawn"):
-        next(stream)
-
-
-def test_a_child_forked_before_the_first_batch_goes_on_by_itself(stream: Stream, expected: list[Batch]) -> None:
-    assert in_fork(lambda: check(stream, expected)) == 0
-    check(stream, expected)
-
-
-def test_a_child_forked_from_a_running_stream_is_refused_in_a_line(
-    stream: Stream, data: Path, expected: list[Batch]
-) -> None:
-    check(stream, expected[:2])
-    assert in_fork(lambda: refuse(stream)) == 0
-    assert in_fork(lambda: refuse(Stream(data, **OPTIONS))) == 0
-    check(stream, expected[2:])
-
-
-FORKS_BESIDE_A_THREAD = """
-import os, sys, threading, time
-from coma.errors import UsageError
-from coma.pipeline import Stream
-
-stream = Stream(sys.argv[1], batch_size=8, image_size=64, unit_size=16, workers=2)
-threading.Thread(target=lambda: [None for _ in stream], daemon=True).start()
-while not stream.consumed:
-    time.sleep(0.01)
-for _ in range(5):
-    child = os.fork()
-    if child == 0:
-        try:
-            next(stream)
-        except UsageError as error:
-            stream.close()
-            os._exit(0 if "spawn" in str(error) else 1)
-        finally:
-            os._exit(2)
-    assert os.waitpid(child, 0)[1] == 0
-os._exit(0)
-"""
-
-
-def test_forks_while_another_thread_takes_batches(data: Path) -> None:
+def test_forks() -> None:
     """In a process of its own: at a fork, libraries that other tests loaded may hold locks that nobody releases."""
-    run([sys.executable, "-c", FORKS_BESIDE_A_THREAD, str(data)], check=True, timeout=HANGS_S)
-
-
-def test_a_forked_child_may_close_or_forget_it_and_exits_quietly(
-    stream: Stream, capfd: pytest.CaptureFixture[str]
-) -> None:
-    next(stream)
-    assert in_fork(stream.close) == 0
-    code = (
-        "import os, sys\nfrom coma.pipeline import Stream\n"
-        f"s = Stream({str(stream.manifest.folder)!r}, batch_size=8, image_size=64, unit_size=16)\nnext(s)\n"
-        "child = os.fork()\n"
-        "if child == 0: sys.exit(0)\n"
-        "sys.exit(os.waitpid(child, 0)[1])\n"
-    )
-    quiet = ["-W", "ignore::DeprecationWarning"]  # Python 3.12's, of forks beside threads
-    done = in_fork(lambda: None, lambda: os.execv(sys.executable, [sys.executable, *quiet, "-c", code]))
-    assert (done, capfd.readouterr().err) == (0, "")
-
-
-def test_a_forked_child_reads_remote_data(
-    data: Path, expected: list[Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COMA_CACHE", str(tmp_path))
-    with serving(data.parent) as server, Stream(f"{server.url}/{data.name}/train", **OPTIONS) as stream:
-        assert in_fork(lambda: check(stream, expected[:2])) == 0
-        check(stream, expected[:2])
-        with pickle.loads(pickle.dumps(stream)) as copied:
-            check(copied, expected[2:4])
+    forks = Path(__file__).with_name("forks.py")
+    done = run([sys.executable, "-m", "pytest", "-q", "--numprocesses=0", forks], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_gpu_that_was_used_before_a_fork_is_refused(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,19 +66,16 @@ def _take(stream: Stream, count: int) -> None:
     assert samples == [stream.plan(stream.consumed // 8 - count + 1 + at).samples.tolist() for at in range(count)]
 
 
-@pytest.mark.parametrize("method", ["spawn", "fork"])
-def test_a_process_is_given_the_stream(stream: Stream, method: str) -> None:
-    if method == "spawn":
-        next(stream)
-    process = multiprocessing.get_context(method).Process(target=_take, args=(stream, 2))
+def test_a_spawned_process_is_given_the_stream(stream: Stream) -> None:
+    next(stream)
+    process = multiprocessing.get_context("spawn").Process(target=_take, args=(stream, 2))
     process.start()
     process.join(HANGS_S)
     assert process.exitcode == 0
 
 
-@pytest.mark.parametrize("method", ["spawn", "fork"])
-def test_workers_of_a_data_loader_are_refused_in_words(stream: Stream, method: str) -> None:
-    loader = DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context=method)
+def test_spawned_workers_of_a_data_loader_are_refused_in_words(stream: Stream) -> None:
+    loader = DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context="spawn")
     with pytest.raises(UsageError, match="num_workers=0"):
         next(iter(loader))
 

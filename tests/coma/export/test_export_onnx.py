@@ -16,6 +16,7 @@ from coma.export.export import export_run
 from coma.installation import installation
 
 
+@pytest.mark.slow
 def test_torch_export_takes_the_backbone_whole(tmp_path: Path) -> None:
     """Any number of images, of any size: what is saved knows no Python."""
     torch.manual_seed(0)

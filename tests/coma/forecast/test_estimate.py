@@ -47,6 +47,7 @@ def test_more_processes_share_the_work_and_the_states(data: Path, elsewhere: Pat
         estimate(small(data, Path("run"), devices=3), measure=False)
 
 
+@pytest.mark.slow
 def test_what_fits_is_what_the_flags_then_give(data: Path, elsewhere: Path) -> None:
     """Each choice is the forecast of the run with that flag; larger micro-batches and less recomputation take more."""
     config = small(data, Path("run"), batch_size=8)

@@ -34,7 +34,10 @@ def resolved_of(run: Path) -> dict[str, Any]:
     return resolved
 
 
-@pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
+OTHER_STAGES = [pytest.param(f"zero{stage}", marks=pytest.mark.slow) for stage in range(3)]
+
+
+@pytest.mark.parametrize("stage", [*OTHER_STAGES, "zero3"])
 def test_four_parts_have_the_losses_of_one_batch(data: Path, tmp_path: Path, stage: str) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     pretrain(small(data, whole, batch_size=8, ds_config=stage))
@@ -54,6 +57,7 @@ def test_so_have_four_parts_on_each_of_two_processes(data: Path, tmp_path: Path)
     assert (resolved_of(parts)["world_size"], resolved_of(parts)["accumulation"]) == (2, 4)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_other_parts_and_auto_takes_the_whole_where_it_fits(data: Path, tmp_path: Path) -> None:
     """The micro-batch is no part of what a run is; that of `auto` is written down as it was found."""
     whole, changed = tmp_path / "whole", tmp_path / "changed"

@@ -51,7 +51,7 @@ def test_a_finished_run_goes_on_with_a_schedule_of_its_own(
         pretrain(extended(begun, 5))
 
 
-@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("flag", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_stopped_on_the_way_and_extended_twice_is_to_the_bit_never_stopped(
     data: Path, tmp_path: Path, flag: bool
 ) -> None:
@@ -81,6 +81,7 @@ def test_a_constant_rate_goes_on_as_if_it_had_been_meant_to(data: Path, tmp_path
     assert same_weights(tmp_path / "run", tmp_path / "longer")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_steps_of_the_old_schedule(data: Path, tmp_path: Path) -> None:
     whole, damaged = tmp_path / "whole", tmp_path / "damaged"
     for run in (whole, damaged):
@@ -108,6 +109,7 @@ def test_crops_grow_as_was_planned_and_every_step_can_be_looked_at(data: Path, t
     assert all(each.matches for each in contents)
 
 
+@pytest.mark.slow
 def test_processes_agree_on_what_becomes_of_the_rate(data: Path, tmp_path: Path) -> None:
     config = small(data, tmp_path / "one", steps=1)
     pretrain(config)

@@ -81,6 +81,7 @@ print(json.loads((run / "config.json").read_text())["resolved"]["micro_batch_siz
 """
 
 
+@pytest.mark.slow
 def test_auto_finds_what_then_fits(data: Path, tmp_path: Path) -> None:
     """60 images of 50 MB each, where 1.6 GB are free: the whole run takes less, and the next larger part would not."""
     free = 1_600_000_000
@@ -157,7 +158,7 @@ except BaseException as error:
 """
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_step_out_of_memory_is_one_line_and_all_processes_end(data: Path, tmp_path: Path, processes: int) -> None:
     """Crops grow after the limit was set, on rank 0."""
     port = str(free_port())
