@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coma.cli import console
-from coma.cli.options import Json, chosen_data
+from coma.cli.options import Json
 from coma.errors import UsageError, shell_command
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def inspect(
         return
     from coma.shards.describe.contact_sheet import write_contact_sheet
     from coma.shards.describe.describe import as_json, describe
+    from coma.shards.manifest import chosen_data
 
     folder = chosen_data(data)
     if _is_run(folder):

@@ -43,11 +43,3 @@ Device = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-def chosen_data(data: str | Path | None) -> Path:
-    """Return the folder of a data set, or of the only one in the current folder. Raises DataError, UsageError."""
-    from coma.shards.files import folder_at
-    from coma.shards.manifest import find_data
-
-    return find_data(Path()) if data is None else folder_at(data)

@@ -20,12 +20,13 @@ FLOORS = (
     ("coma.installation",),
     ("coma.shards", "coma.cuda"),
     ("coma.pipeline",),
-    ("coma.model", "coma.measure", "coma.deepspeed_configs", "coma.recipes"),
+    ("coma.model", "coma.measure", "coma.torch_state", "coma.deepspeed_configs", "coma.recipes"),
     ("coma.runs",),
-    ("coma.export", "coma.pictures"),
+    ("coma.exports", "coma.pictures"),
     ("coma.evaluation",),
     ("coma.training",),
     ("coma.forecast", "coma.bench", "coma.doctor", "coma.demo"),
+    ("coma.api",),
     ("coma.cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -50,8 +51,8 @@ PURE = {
 
 MOST_MODULES = 14
 """In a folder, so that a newcomer takes it in at a glance; `cli/` has a file a command, `pipeline/` is a chain."""
-IN_COMA_ITSELF = {"__init__", "__main__", "cuda", "errors", "installation", "measure", "versions"}
-MOST_LINES = 31_000
+IN_COMA_ITSELF = {"__init__", "__main__", "cuda", "errors", "installation", "measure", "torch_state", "versions"}
+MOST_LINES = 33_000
 """Of source, without tests."""
 
 

@@ -43,8 +43,8 @@ def pretrain(
         config_file: the file that `config` was read from, if `coma.training.processes.launch` started this process.
 
     Returns:
-        run, steps, epochs, loss, images_per_s, elapsed_s, finished, checkpoint, weights, picture, report.
-        Empty on every rank but 0.
+        run, steps, epochs, loss, images_per_s, elapsed_s, finished, metrics, checkpoint, weights, picture, report;
+        the same on every rank.
 
     Raises:
         UsageError, DataError: before anything is written.
@@ -75,9 +75,9 @@ def _run(config: RunConfig, progress: Watcher | None, config_file: Path | None) 
 
     place = find_place(os.environ)
     if place is None and config.hostfile is not None:
-        return launch.start_on_hosts(config)
+        return launch.start_on_hosts(config, progress)
     if place is None and (devices := gpus.processes_here(config.devices)) > 1:
-        return launch.start_here(config, devices)
+        return launch.start_here(config, devices, progress)
     if place is not None and config.devices not in (None, "auto", place.world_size):
         raise UsageError(
             f"--devices {config.devices} inside a launcher that started {place.world_size} processes: leave it out, or "
@@ -89,7 +89,7 @@ def _run(config: RunConfig, progress: Watcher | None, config_file: Path | None) 
     with StopRequests(parent.wants_stop) as stop, parent, joined(place) as world, RunLock() as lock:
         from coma.training.train import train  # imports DeepSpeed, which looks at the environment
 
-        result = train(config, world, stop, lock, progress)
+        result = train(config, world, stop, lock, parent.watcher() or progress)
         if world.is_rank0:
             parent.return_result(result)
-    return result
+        return world.gather(result)[0]

@@ -294,7 +294,7 @@ def test_refusals(tmp_path, jpegs, made):
     source = write(tmp_path / "photos", jpegs)
     with pytest.raises(UsageError, match="no such file or folder"):
         index(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(UsageError, match="--workers 0 is less than 1"):
+    with pytest.raises(UsageError, match="--workers is 0; it must be at least 1"):
         index(source, tmp_path / "out", workers=0)
     with pytest.raises(UsageError, match="is not empty"):
         index(source, source)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from coma.export.folder import DECODER_NAME, ONNX_NAME, SECTION
+from coma.exports.folder import DECODER_NAME, ONNX_NAME, SECTION
 from coma.runs.lines import is_number, readable_lines
 from coma.runs.names import METRICS_NAME
 from coma.shards.files import without_credentials

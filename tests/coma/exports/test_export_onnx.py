@@ -12,7 +12,7 @@ import torch
 from untrained_runs import load, write_run
 
 from coma.errors import UsageError
-from coma.export.export import export_run
+from coma.exports.export import export_run
 from coma.installation import installation
 
 
