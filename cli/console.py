@@ -112,13 +112,18 @@ def progress(*columns: "ProgressColumn | str") -> "Progress":
     return Progress(*columns, console=stderr, disable=not interactive())
 
 
+def print_text(text: str) -> None:
+    """Print a text for other programs on stdout, as it is."""
+    with ended_by_failed_stdout():
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
 def print_result(result: Mapping[str, Any], *, json: bool) -> None:
     """Print a command's result on stdout: as one JSON object, or as aligned `name  value` lines."""
     if json:
-        with ended_by_failed_stdout():
-            text = _json.dumps(result, default=str).replace("\x7f", "\\u007f")  # the one that json leaves
-            sys.stdout.write(without_credentials(text) + "\n")
-            sys.stdout.flush()
+        text = _json.dumps(result, default=str).replace("\x7f", "\\u007f")  # the one that json leaves
+        print_text(without_credentials(text) + "\n")
         return
     width = max((len(name) for name in result), default=0)
     for name, value in result.items():

@@ -6,7 +6,7 @@ from coma.cli.training import Launched, train
 from coma.training import FinetuneConfig
 
 
-@from_options(FinetuneConfig)
+@from_options(FinetuneConfig, file=True)
 def finetune(config: FinetuneConfig, launched: Launched = None, json: Json = False) -> None:
     """Fine-tune a pre-trained backbone on labelled images.
 

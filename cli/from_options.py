@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from coma.cli import option_file
 from coma.errors import UsageError
 from coma.shards.option import Option, options_of
 
@@ -15,21 +16,28 @@ _METAVARS = {int: "N", float: "X", Path: "PATH"}
 Command = Callable[..., None]
 
 
-def from_options(options: type) -> Callable[[Command], Command]:
+def from_options(options: type, *, file: bool = False) -> Callable[[Command], Command]:
     """Give a command a parameter for each option of a dataclass, before its own.
 
-    The command's first argument is the dataclass made of them; Typer never sees it.
+    The command's first argument is the dataclass made of them; Typer never sees it. With `file` they may stand in a
+    file as well (`coma.cli.option_file`).
     """
 
     def decorate(command: Command) -> Command:
         _, *own = inspect.signature(command).parameters.values()
         described = options_of(options)
-        parameters = [*map(_parameter, described), *own]
+        parameters = [*map(_parameter, described), *(option_file.parameters(described) if file else ()), *own]
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
             values = {each.name: _value(each, given.pop(each.name)) for each in described}
-            command(options(**values), **given)
+            if not file:
+                command(options(**values), **given)
+                return
+            options_given = option_file.GivenOptions(options, given)
+            config = options_given.make(options, values)
+            if not options_given.prints(config):
+                command(config, **given)
 
         keyword_only = [each.replace(kind=each.KEYWORD_ONLY) for each in parameters]
         run.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]

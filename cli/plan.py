@@ -25,7 +25,7 @@ DeviceMemory = Annotated[
 ]
 
 
-@from_options(PretrainConfig)
+@from_options(PretrainConfig, file=True)
 def plan(
     config: PretrainConfig, measure: Measure = True, device_memory: DeviceMemory = None, json: Json = False
 ) -> None:

@@ -6,7 +6,7 @@ from coma.cli.training import Launched, train
 from coma.training import PretrainConfig
 
 
-@from_options(PretrainConfig)
+@from_options(PretrainConfig, file=True)
 def pretrain(config: PretrainConfig, launched: Launched = None, json: Json = False) -> None:
     """Pre-train a vision backbone on complementary views of images.
 

@@ -8,6 +8,7 @@ what is in it:
 
     errors.py           errors, each with its exit code
     versions.py         versions of coma and its libraries, also in a checkout that is not installed
+    installation.py     commands that fit how coma was installed, and whether another package got in its way
     cuda.py             whether torch, DALI and the driver are made for CUDAs that go together
     shards/             raw images → WebDataset shards and their manifest
     pipeline/           shards → batches of complementary views on the device
@@ -15,6 +16,7 @@ what is in it:
     torch_state.py      global state of torch, which is the caller's
     measure.py          multiply-adds and activation memory of a network
     deepspeed_configs/  the packaged DeepSpeed configurations, zero0 to zero3 and offload
+    recipes/            packaged files of options, which `coma pretrain --config` takes by name
     runs/               run folders: names of their files, reading, HTML report
     exports/            export folders: the backbone as an ordinary timm model, with a model card; ONNX
     pictures/           reconstructions, features and attention, the images of a step
@@ -25,7 +27,8 @@ what is in it:
     api/                `coma.pretrain` and the other commands as functions
     cli/                the command, one file a command
 
-`shards/`, `pipeline/`, `cli/` and `deepspeed_configs/` stand at the root of the repository, and `coma/` links to them.
+`shards/`, `pipeline/`, `cli/`, `deepspeed_configs/` and `recipes/` stand at the root of the repository, and `coma/`
+links to them.
 """
 
 from importlib import import_module

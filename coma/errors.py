@@ -176,7 +176,7 @@ def fault_of(error: BaseException) -> ComaError | None:
     if isinstance(error, RecursionError):
         return ComaError(f"folders, links or a file are nested too deeply ({text}): make them flatter")
     if isinstance(error, ImportError) and not (error.name or "").startswith("coma"):
-        return ComaError(f"a package is missing or damaged: {text}; install coma again (`coma doctor` says more)")
+        return ComaError(f"a package is missing or damaged: {text}; `coma doctor` says how to repair the installation")
     if type(error).__name__ == "AcceleratorError":  # torch's
         return ComaError(f"the GPU or its driver failed: {text.split(' CUDA kernel')[0]}; see `coma doctor`")
     return None

@@ -30,6 +30,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+DEFAULT_RUNS = Path("runs")
+"""Folder of the runs that are given no other."""
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
 LEDGER_NAME = "ledger.jsonl"

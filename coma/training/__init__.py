@@ -85,7 +85,8 @@ def _run(config: RunConfig, progress: Watcher | None, config_file: Path | None) 
         return launch.start_here(config, devices, progress)
     if place is not None and config.devices not in (None, "auto", place.world_size):
         raise UsageError(
-            f"--devices {config.devices} inside a launcher that started {place.world_size} processes: leave it out"
+            f"--devices {config.devices} inside a launcher that started {place.world_size} processes: leave it out, or "
+            f"give --devices {place.world_size} where it is from a file"
         )
     if place is not None and place.rank > 0:
         logging.getLogger("coma").setLevel(logging.ERROR)

@@ -17,6 +17,7 @@ from coma.runs.lines import read_object
 from coma.runs.names import (
     CHECKPOINTS_NAME,
     CONFIG_NAME,
+    DEFAULT_RUNS,
     LOCK_NAME,
     MANIFEST_NAME,
     REPORT_NAME,
@@ -31,7 +32,6 @@ from coma.training.config.resolve import ResolvedRun
 from coma.training.config.schedule import Segment, extend, plan_segment
 from coma.versions import coma_version, library_versions
 
-DEFAULT_RUNS = Path("runs")
 _LENGTH = ("the number of steps", "the number of warm-up steps", "the number of cooldown steps")
 """What --extend may change of a run's identity."""
 _OLDER: dict[str, Any] = {"--schedule": "cosine"}

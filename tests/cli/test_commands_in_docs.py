@@ -50,7 +50,12 @@ EVERY = [(page, line) for page in PAGES for line in lines_of(page) if coma_argum
 
 
 @pytest.mark.parametrize(("page", "line"), EVERY, ids=[f"{page.stem}: {line}" for page, line in EVERY])
-def test_it_is_understood(page: Path, line: str) -> None:
+def test_it_is_understood(page: Path, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file of options and the run that the pages name are there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("epochs: 100\n")
+    (tmp_path / "runs" / "dyvit_base").mkdir(parents=True)
+    (tmp_path / "runs" / "dyvit_base" / "config.json").write_text('{"config": {"model": "dyvit_base"}, "resolved": {}}')
     command: click.Command = typer.main.get_command(app)
     arguments, parent = coma_arguments(line), None
     while True:

@@ -62,6 +62,8 @@ _REFUSED = {
     "zero_optimization.offload_optimizer.super_offload": _UNSAVED,
 }
 """Keys that DeepSpeed knows and coma does not take, with the reason and the way out."""
+TOP_LEVEL_KEYS = frozenset((*_MODELS, *_OTHERS, *(key for key in _REFUSED if "." not in key)))
+"""Keys by which a DeepSpeed configuration is told from other files."""
 
 
 def check(content: Mapping[str, Any], source: str) -> Any:

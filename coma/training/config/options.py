@@ -63,7 +63,9 @@ class RunConfig(ABC):
     epochs: float | None = optimisation_option(
         None, help="Number of passes over the data.", above=0, most=1e6, shown_default=f"{default_epochs:g}"
     )
-    steps: int | None = optimisation_option(None, help="Number of steps, instead of --epochs.", least=1, most=10**12)
+    steps: int | None = optimisation_option(
+        None, help="Number of steps, instead of --epochs.", least=1, most=10**12, instead_of="epochs"
+    )
     batch_size: int | None = optimisation_option(
         None,
         help="Number of images per step, over all devices.",
@@ -159,7 +161,11 @@ class RunConfig(ABC):
         shown_default="1",
     )
     hostfile: Path | None = machine_option(
-        None, help="DeepSpeed hostfile with the machines to run on.", metavar="FILE", shown_default="this machine"
+        None,
+        help="DeepSpeed hostfile with the machines to run on.",
+        metavar="FILE",
+        shown_default="this machine",
+        instead_of="devices",
     )
     compile: bool = machine_option(False, help="Compile the model with torch.compile: slower start, faster steps.")
 

@@ -7,7 +7,6 @@ remote shells of launchers expand arguments and drop the environment.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -158,7 +157,7 @@ def _check_reachable(hostfile: Path, hosts: Sequence[str]) -> None:
 
 def _command(config: RunConfig, folder: Path) -> list[str]:
     path = folder / CONFIG_NAME
-    dataclasses.replace(config, devices=None, hostfile=None).save(path)
+    config.save(path)
     level = logging.getLogger("coma").getEffectiveLevel()
     verbosity = ["-v"] if level <= logging.DEBUG else ["-q"] if level > logging.INFO else []
     return ["coma", *verbosity, config.command, "--launched", str(path)]
