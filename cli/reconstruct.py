@@ -17,5 +17,6 @@ def reconstruct(options: ReconstructOptions, json: Json = False) -> None:
     from coma.evaluation.device import choose_device
     from coma.pictures.reconstruct import draw
 
-    path = draw(options, choose_device(options.device))
+    with console.working("drawing reconstructions"):
+        path = draw(options, choose_device(options.device))
     console.print_result({"picture": str(path)}, json=json, following=shell_command("coma", "look", options.run))
