@@ -3,7 +3,7 @@
 #
 #   docker build -t coma-vision .                         # CUDA 12; --build-arg CUDA=13 for CUDA 13
 #   docker run --rm --gpus all --shm-size=8g coma-vision doctor
-#   docker run --rm --gpus all --shm-size=8g --user "$(id -u):$(id -g)" -v "$PWD:/work" coma-vision shard photos
+#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/work" coma-vision shard photos
 #
 # /work is the current folder of the commands. --shm-size is for runs on several GPUs: NCCL communicates through /dev/shm.
 FROM python:3.12-slim-bookworm

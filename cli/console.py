@@ -119,12 +119,16 @@ def print_text(text: str) -> None:
         sys.stdout.flush()
 
 
-def print_result(result: Mapping[str, Any], *, json: bool) -> None:
-    """Print a command's result on stdout: as one JSON object, or as aligned `name  value` lines."""
+def print_result(result: Mapping[str, Any], *, json: bool, following: str | None = None) -> None:
+    """Print a command's result on stdout: as one JSON object, or as aligned `name  value` lines.
+
+    The last line names the command that may follow, if there is one.
+    """
     if json:
         text = _json.dumps(result, default=str).replace("\x7f", "\\u007f")  # the one that json leaves
         print_text(without_credentials(text) + "\n")
         return
+    result = result if following is None else {**result, "next": following}
     width = max((len(name) for name in result), default=0)
     for name, value in result.items():
         shown = f"{value:.4g}" if isinstance(value, float) else without_credentials(str(value))

@@ -18,6 +18,7 @@ def export(options: ExportOptions, json: Json = False) -> None:
     result = export_run(**vars(options))
     lines = {name: value for name, value in result.items() if value not in (None, False)}
     if not json:
+        lines["load"] = f"import coma, timm; model = {result['load']}"
         lines["parameters"] = f"{result['parameters'] / 1e6:.1f} M"
         if result["decoder"]:
             lines["decoder"] = "included"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coma.cli import console
-from coma.cli.options import Json
+from coma.cli.options import Json, command_for
 from coma.errors import UsageError, shell_command
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def inspect(
     console.print_result(lines, json=False)
     for split in description.splits:
         console.stdout.print()
-        console.print_result(_of_split(split), json=False)
+        following = command_for(folder) if split is description.splits[-1] else None
+        console.print_result(_of_split(split), json=False, following=following)
 
 
 def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool) -> None:

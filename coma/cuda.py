@@ -90,6 +90,12 @@ def _install(major: int, packages: tuple[str, ...]) -> str:
     return installation().replace(wrong, *PARTS[major])
 
 
+def check_dali() -> None:
+    """Raise UsageError if DALI is not installed; it is not imported."""
+    if _of_dali(()) is None:
+        raise UsageError(without_dali())
+
+
 def without_dali(versions: CudaVersions | None = None) -> str:
     """Return what to say where DALI is missing; `versions`: what else is there, by default here."""
     major = _fitting(versions or cuda_versions())

@@ -1,5 +1,6 @@
 """Global state of torch, numpy and random, which belongs to the program that calls coma."""
 
+import gc
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,12 +8,15 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from coma.measure import give_back_freed_memory
+
 
 @contextmanager
 def own_torch_state() -> Iterator[None]:
     """Compute with torch's defaults in a block, whatever the caller has set, and put back what was set.
 
-    These are random states, default dtype and device, current GPU, and whether gradients are kept.
+    These are random states, default dtype and device, current GPU, and whether gradients are kept. Memory that the
+    block has freed goes back to the system and to the GPU.
     """
     random_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     had_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -25,6 +29,9 @@ def own_torch_state() -> Iterator[None]:
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
+        gc.collect()
+        give_back_freed_memory()
+        torch.cuda.empty_cache()
         torch.set_default_dtype(dtype)
         if device.type != "cpu":
             torch.set_default_device(device)

@@ -11,8 +11,8 @@ from coma.bench.options import EpochOptions
 from coma.shards.files import folder_at
 from coma.shards.manifest import read_manifest
 
-_MODELS = ("dyvit_base:coma", "dyvit_small:coma", "vit_base:mae")
-_QUICK_MODELS = ("dyvit_nano:coma", "vit_tiny:mae")
+_MODELS = ("dyvit_base:coma", "dyvit_small:coma", "vit_base_patch16_224:mae")
+_QUICK_MODELS = ("dyvit_nano:coma", "vit_tiny_patch16_224:mae")
 _CLAIM = "the paper's claim: an epoch takes 10% less than MAE's, a ratio of 0.90"
 _EPOCHS = (96, 100)
 

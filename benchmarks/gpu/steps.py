@@ -18,8 +18,14 @@ from coma.bench.network import Network
 from coma.training.logs.usage import peak_tflops
 from coma.training.setup import device_name
 
-MODELS = ("dyvit_base:coma", "vit_base:mae", "dyvit_small:coma", "dyvit_large:coma", "vit_large:mae")
-_QUICK_MODELS = ("dyvit_nano:coma", "vit_tiny:mae")
+MODELS = (
+    "dyvit_base:coma",
+    "vit_base_patch16_224:mae",
+    "dyvit_small:coma",
+    "dyvit_large:coma",
+    "vit_large_patch16_224:mae",
+)
+_QUICK_MODELS = ("dyvit_nano:coma", "vit_tiny_patch16_224:mae")
 _FLOP_PER_MULTIPLY_ADD = 2 * 3  # forward, and twice as much backward
 _COMPILING_S = 45.0  # less than that left, and nothing more is compiled
 _PRECISION = "bf16"

@@ -12,27 +12,28 @@ from torch import Tensor
 from coma.errors import UsageError
 from coma.measure import keep_freed_memory, kept_bytes, multiply_adds
 from coma.model.build import METHODS, build
+from coma.model.encoders import check_model_name
 from coma.pipeline.views import partition_units
 from coma.training.config.options import parse_stages
 from coma.training.engine.deterministic import deterministic_kernels
 
 IMAGENET_IMAGES = 1_281_167
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_VIT_SUFFIX = "_patch16_224"
 
 
 def split(model: str) -> tuple[str, str]:
-    """Return name and method of "dyvit_base:coma"; "vit_base" is timm's vit_base_patch16_224. Raises UsageError."""
+    """Return name and method of "dyvit_base:coma", which are those of `coma pretrain`. Raises UsageError."""
     name, _, method = model.partition(":")
     if method not in METHODS:
         raise UsageError(
             f"--models {model!r}: say NAME:METHOD, the method {' or '.join(METHODS)}, like dyvit_base:coma"
         )
-    return name + _VIT_SUFFIX if name.startswith("vit_") and "patch" not in name else name, method
+    check_model_name(name)
+    return name, method
 
 
 def check_models(models: tuple[str, ...]) -> None:
-    """Raise UsageError unless there are networks and each says NAME:METHOD."""
+    """Raise UsageError unless there are networks, and each says NAME:METHOD by names of `coma pretrain`."""
     if not models:
         raise UsageError("--models names no network; give NAME:METHOD, like dyvit_base:coma")
     for model in models:

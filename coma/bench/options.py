@@ -52,8 +52,8 @@ class StepOptions:
     """Options of `coma bench step`. Raises UsageError."""
 
     models: tuple[str, ...] = option(
-        ("dyvit_base:coma", "vit_base:mae"),
-        help="Networks to compare, as NAME:METHOD; ratios are to the last one.",
+        ("dyvit_base:coma", "vit_base_patch16_224:mae"),
+        help="Networks to compare, as NAME:METHOD with the names of coma pretrain; ratios are to the last one.",
         metavar="LIST",
         parse=_split,
     )

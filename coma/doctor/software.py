@@ -208,6 +208,13 @@ def decoding() -> Finding:
     import torch
     from PIL import Image
 
+    from coma.cuda import check_dali
+    from coma.errors import UsageError
+
+    try:
+        check_dali()
+    except UsageError as error:
+        return Finding("problem", "not checked", str(error))
     from coma.pipeline import Stream
     from coma.shards.write.options import ShardOptions
     from coma.shards.write.writer import shard

@@ -6,6 +6,7 @@ and backbone can be combined freely.
 Legend: B images, U mask units, V encoded units, T patches of a unit, P values of a patch, C channels.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -63,9 +64,7 @@ def build_backbone(name: str, img_size: int | tuple[int, int], **kwargs: Any) ->
     Raises:
         UsageError: there is no such model; the closest names are given.
     """
-    if name not in model_names():
-        hint = did_you_mean(name, model_names(), most=3) or "choose dyvit_base, vit_base_patch16_224, ..."
-        raise UsageError(f"no model named {name!r} can be pre-trained: {hint}")
+    check_model_name(name)
     if not name.startswith("vit_"):
         model: DyViT = timm.create_model(name, num_classes=0, img_size=img_size, **kwargs)
         return model
@@ -140,6 +139,23 @@ def model_names() -> list[str]:
     """Names of the backbones that can be pre-trained."""
     names: list[str] = timm.list_models("dyvit_*") + timm.list_models("vit_*_patch*_[0-9]*")
     return [name for name in names if "reg" not in name and "clip" not in name]
+
+
+def check_model_name(name: str) -> None:
+    """Raise UsageError, which gives the closest names, for one that is none of `model_names`.
+
+    Of a part of a name those of 16-pixel patches and 224-pixel images come first: vit_base_patch16_224 for "vit_base".
+    """
+    names = model_names()
+    if name in names:
+        return
+    typed = re.sub(r"[^a-z0-9]+", "_", name.lower().partition(".")[0])  # without the name of timm's weights
+    plain = [each for each in names if re.fullmatch(r"dyvit_\w+|vit_[a-z]+_patch\d+_\d+", each)]
+    longer = sorted((each for each in plain if each.startswith(typed)), key=lambda each: ("16_224" not in each, each))
+    hint = did_you_mean(typed, plain, most=3) or "choose dyvit_base, vit_base_patch16_224, ..."
+    if longer:
+        hint = f"did you mean {' or '.join(map(repr, longer[:3]))}?"
+    raise UsageError(f"no model named {name!r} can be pre-trained: {hint}")
 
 
 def encoder_of(backbone: nn.Module, unit_size: int | None = None) -> Encoder:

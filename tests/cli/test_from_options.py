@@ -145,8 +145,8 @@ def test_what_is_typed_becomes_the_fields(monkeypatch: pytest.MonkeyPatch) -> No
         "shard", "photos", "--shard-bytes", "1MiB", "--part", "2/3", "--resize", "64", monkeypatch=monkeypatch
     )
     assert given == ShardCommand(source=Path("photos"), shard_bytes=2**20, part=(2, 3), resize_px=64)
-    given = options_given("bench step", "--models", "a:coma, b:mae", monkeypatch=monkeypatch)
-    assert given == StepOptions(models=("a:coma", "b:mae"))
+    given = options_given("bench step", "--models", "dyvit_nano:coma, dyvit_tiny:mae", monkeypatch=monkeypatch)
+    assert given == StepOptions(models=("dyvit_nano:coma", "dyvit_tiny:mae"))
     given = options_given("finetune", "runs/x", "--out", "y", "--compile", "--epochs", "3", monkeypatch=monkeypatch)
     assert given == FinetuneConfig(source=Path("runs/x"), out=Path("y"), compile=True, epochs=3.0)
     for name in ("pretrain", "plan"):

@@ -6,14 +6,12 @@ whose environment gives its rank and the world size.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
 import logging
 import os
 import re
 import socket
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from coma.errors import ComaError, UsageError, is_out_of_memory
 from coma.training.processes.child import exit_code
 from coma.training.processes.gpus import refuse_shared_gpus
+from coma.training.processes.group import process_group
 from coma.training.processes.stdout import quiet_stdout
 
 if TYPE_CHECKING:
@@ -228,7 +227,7 @@ def joined(place: Place | None) -> Iterator[World]:
                 if device.type == "cuda" and place.world_size > 1:
                     _refuse_shared_gpus(place, device)
             try:
-                with _process_group(verbose, alone=place.world_size == 1):
+                with process_group(verbose, alone=place.world_size == 1):
                     yield World(place, device)
             except ComaError:
                 raise
@@ -287,48 +286,6 @@ def _refuse_shared_gpus(place: Place, device: torch.device) -> None:
     identity = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     if identity is not None:
         refuse_shared_gpus(place.rank, place.world_size, f"{socket.gethostname()} {identity}")
-
-
-@contextlib.contextmanager
-def _process_group(verbose: bool, *, alone: bool) -> Iterator[None]:
-    """Make the process group for the length of a block, unless the caller has made one, which stays."""
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        yield
-        return
-    with quiet_stdout():
-        _init_distributed(verbose)
-    try:
-        yield
-    except BaseException:
-        if alone:
-            _destroy_group()
-        else:  # the others may be gone: why this one ends is said first
-            atexit.register(_destroy_group)
-        raise
-    _destroy_group()
-
-
-def _init_distributed(verbose: bool) -> None:
-    import deepspeed
-    from deepspeed.utils import logger as deepspeed_logger
-
-    if not verbose:
-        deepspeed_logger.setLevel(logging.ERROR)
-    for handler in deepspeed_logger.handlers:  # made for the stdout of its import
-        if type(handler) is logging.StreamHandler:
-            handler.stream = sys.stderr
-    # It would be compiled at the first start on a CPU: 20 s, and a hang on a stale lock. gloo works without it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=verbose)
-
-
-def _destroy_group() -> None:
-    import deepspeed.comm as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()  # DeepSpeed forgets its groups as well
 
 
 @contextlib.contextmanager

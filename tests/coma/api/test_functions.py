@@ -144,6 +144,26 @@ def test_a_run_in_a_thread_is_that_of_the_main_thread(run: Any, data: Path, tmp_
     assert results[0].loss == run.loss
 
 
+def test_a_second_run_at_the_same_time_is_refused(data: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    refused: list[str] = []
+
+    def another(_: Any) -> None:
+        def train() -> None:
+            try:
+                coma.pretrain(data, out=tmp_path / "second", **small)
+            except coma.errors.UsageError as error:
+                refused.append(str(error))
+
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+
+    coma.pretrain(data, out=tmp_path / "first", progress=another, **small)
+    assert len(refused) == 2
+    assert "a run is going on in another thread" in refused[0]
+    assert not (tmp_path / "second").exists()
+
+
 def test_a_file_stops_a_run_in_a_thread(data: Path, tmp_path: Path, small: dict[str, Any]) -> None:
     errors: list[BaseException] = []
 

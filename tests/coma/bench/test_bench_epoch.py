@@ -19,7 +19,7 @@ from coma.errors import UsageError
 from coma.pipeline import Batch
 
 OPTIONS = EpochOptions(
-    models=("dyvit_nano:independent", "vit_tiny:mae"),
+    models=("dyvit_nano:independent", "vit_tiny_patch16_224:mae"),
     batch_size=2,
     image_size=64,
     rounds=2,
@@ -106,7 +106,7 @@ def test_impossible_options_are_refused(wrong: dict[str, object], message: str) 
 
 
 def test_the_command_prints_a_table_that_fits_and_draws_it(data: Path, tmp_path: Path) -> None:
-    small = ["--models", "dyvit_nano:coma,vit_tiny:mae", "--batch-size", "1", "--image-size", "64"]
+    small = ["--models", "dyvit_nano:coma,vit_tiny_patch16_224:mae", "--batch-size", "1", "--image-size", "64"]
     turns = ["--rounds", "1", "--steps", "1", "--devices", "3"]
     done = CliRunner().invoke(app, ["epoch", str(data), *small, *turns, "--plot", str(tmp_path / "bars.png")])
     assert done.exit_code == 0, done.output

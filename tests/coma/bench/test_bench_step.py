@@ -13,7 +13,7 @@ from coma.cli.bench import app
 from coma.errors import UsageError
 
 OPTIONS = StepOptions(
-    models=("dyvit_nano:coma", "vit_tiny:mae"),
+    models=("dyvit_nano:coma", "vit_tiny_patch16_224:mae"),
     batch_size=2,
     image_size=64,
     rounds=2,
@@ -29,9 +29,9 @@ def timings() -> tuple[StepTiming, ...]:
 def test_each_network_has_its_figures_in_each_precision(timings: tuple[StepTiming, ...]) -> None:
     assert [(timing.model, timing.precision) for timing in timings] == [
         ("dyvit_nano:coma", "fp32"),
-        ("vit_tiny:mae", "fp32"),
+        ("vit_tiny_patch16_224:mae", "fp32"),
         ("dyvit_nano:coma", "bf16"),
-        ("vit_tiny:mae", "bf16"),
+        ("vit_tiny_patch16_224:mae", "bf16"),
     ]
     for timing in timings:
         assert len(timing.step_s) == OPTIONS.rounds
@@ -56,13 +56,17 @@ def test_multiply_adds_are_those_of_the_table() -> None:
 def test_recomputed_stages_stand_beside_the_same_network() -> None:
     """Backward passes are counted too: what they recompute is no more memory than one unit at a time."""
     small = {"batch_size": 2, "image_size": 64, "rounds": 1, "precisions": ("fp32",)}
-    models = ("dyvit_nano:coma", "vit_tiny:mae")
+    models = ("dyvit_nano:coma", "vit_tiny_patch16_224:mae")
     result = bench_step(StepOptions(models=models, grad_checkpointing="1,2", **small))
     recomputed, plain, vit = result.timings
-    assert [timing.name for timing in result.timings] == ["dyvit_nano:coma (1,2)", "dyvit_nano:coma", "vit_tiny:mae"]
+    assert [timing.name for timing in result.timings] == [
+        "dyvit_nano:coma (1,2)",
+        "dyvit_nano:coma",
+        "vit_tiny_patch16_224:mae",
+    ]
     assert recomputed.memory_bytes < 0.65 * plain.memory_bytes
     assert (recomputed.parameters, recomputed.macs) == (plain.parameters, plain.macs)
-    alone = bench_step(StepOptions(models=("vit_tiny:mae",), grad_checkpointing="all", **small)).timings
+    alone = bench_step(StepOptions(models=("vit_tiny_patch16_224:mae",), grad_checkpointing="all", **small)).timings
     assert [timing.grad_checkpointing for timing in alone] == ["all", "none"]
     assert alone[0].memory_bytes < 0.3 * alone[1].memory_bytes == 0.3 * vit.memory_bytes
 
@@ -73,6 +77,7 @@ def test_recomputed_stages_stand_beside_the_same_network() -> None:
         ({"models": ("dyvit_base",)}, "NAME:METHOD"),
         ({"models": ("dyvit_base:dino",)}, "coma or independent or mae"),
         ({"models": ("dyvit_bsae:coma",)}, "did you mean 'dyvit_base'"),
+        ({"models": ("vit_base:mae",)}, "did you mean 'vit_base_patch16_224'"),
         ({"precisions": ("fp8",)}, "fp32 or bf16"),
         ({"rounds": 0}, "--rounds is 0"),
         ({"grad_checkpointing": "first"}, "--grad-checkpointing is 'first'"),
@@ -86,7 +91,7 @@ def test_impossible_options_are_refused(wrong: dict[str, object], message: str) 
 def test_the_command_prints_a_table_that_fits_and_draws_it(tmp_path: Path) -> None:
     small = [
         "--models",
-        "dyvit_nano:coma,vit_tiny:mae",
+        "dyvit_nano:coma,vit_tiny_patch16_224:mae",
         "--batch-size",
         "1",
         "--image-size",

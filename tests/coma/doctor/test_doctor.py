@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import coma.cuda
 import coma.installation
 import coma.versions
+from coma.cuda import without_dali
 from coma.doctor import machine, software
 from coma.doctor.examine import checks, examine
 from coma.doctor.finding import Finding
@@ -91,6 +93,13 @@ def test_what_is_wrong_is_said_with_the_way_out(monkeypatch) -> None:
     found = software.versions()
     assert found.status == "problem"
     assert found.advice == "pip install 'torch>=99' 'absent-library<2,>=1'"
+
+
+def test_decoding_is_not_checked_without_dali(monkeypatch) -> None:
+    monkeypatch.setattr(coma.cuda, "_of_dali", lambda packages: None)
+    found = software.decoding()
+    assert (found.status, found.text) == ("problem", "not checked")
+    assert found.advice == without_dali()
 
 
 def test_a_store_is_reached_only_where_it_is_named(tmp_path) -> None:

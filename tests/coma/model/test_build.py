@@ -58,7 +58,11 @@ def test_options_reach_the_backbone() -> None:
     [
         (("dyvit_bas",), {}, "dyvit_base"),
         (("vit_base_patch16",), {}, "vit_base_patch16_224"),
-        (("resnet50",), {}, "no model named 'resnet50'"),
+        (("vit_base",), {}, "did you mean 'vit_base_patch16_224' or 'vit_base_patch16_"),
+        (("ViT-Large",), {}, "did you mean 'vit_large_patch16_224' or"),
+        (("vit_base_patch16_224.mae",), {}, "did you mean 'vit_base_patch16_224'?"),
+        (("dyvit",), {}, "did you mean 'dyvit_base' or"),
+        (("resnet50",), {}, "no model named 'resnet50' can be pre-trained: choose dyvit_base, vit_base_patch16_224,"),
         (("dyvit_tiny", "com"), {}, "did you mean 'coma'"),
         (("dyvit_tiny", "simmim"), {}, "choose coma, independent, mae"),
         (("dyvit_tiny",), {"views": 1}, "at least 2"),
