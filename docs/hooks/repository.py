@@ -18,6 +18,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 PAGES |= {f"examples/{path.name}": f"examples/{path.stem}.md" for path in sorted((ROOT / "examples").glob("*.[ip]*"))}
+RECORDS = ("changelog.md", "experiments.md")
+"""Pages that the search lists after the others."""
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
 
@@ -60,6 +62,8 @@ def _output(output: dict[str, Any]) -> str:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links to files of the repository into links to their pages; a page's title replaces its file's name."""
     path = page.file.src_uri
+    if path in RECORDS:
+        page.meta["search"] = {"boost": 0.3}
     source = next((source for source, target in PAGES.items() if target == path), f"docs/{path}")
 
     def moved(link: re.Match[str]) -> str:

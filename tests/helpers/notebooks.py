@@ -38,13 +38,14 @@ def execute(notebook: Any, folder: Path) -> None:
 
 def tidy(notebook: Any, folder: Path) -> None:
     """Make the outputs small, and free of the folder, of times and of messages."""
-    for cell in notebook.cells:
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         cell.metadata.pop("execution", None)
-        cell.outputs = [output for output in cell.get("outputs", ()) if output.output_type != "stream"]
+        cell.outputs = [output for output in cell.outputs if output.output_type != "stream"]
         for output in cell.outputs:
             output.data = {kind: _tidied(kind, value, folder) for kind, value in output.data.items()}
-            if "image/png" in output.data:
-                output.data["image/jpeg"] = output.data.pop("image/png")
+            picture = output.data.pop("image/png", None)
+            if picture and "text/html" not in output.data:  # which has the picture as well
+                output.data["image/jpeg"] = picture
 
 
 def _tidied(kind: str, value: str, folder: Path) -> str:
