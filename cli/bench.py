@@ -11,7 +11,7 @@ from coma.bench.options import EpochOptions, LoaderOptions, StepOptions
 from coma.cli import console
 from coma.cli.from_options import from_options
 from coma.cli.help import Command, Group
-from coma.cli.options import Data, Json, chosen_data
+from coma.cli.options import Data, Json
 
 if TYPE_CHECKING:
     from coma.bench.epoch import EpochResult
@@ -43,6 +43,7 @@ def loader(options: LoaderOptions, data: LocalData = None, plot: Plot = None, js
     turns, round after round; ratios are medians of the rounds.
     """
     from coma.bench.loader import bench_loader
+    from coma.shards.manifest import chosen_data
 
     with _progress() as progress:
         result = bench_loader(chosen_data(data), options, progress)
@@ -77,7 +78,7 @@ def epoch(options: EpochOptions, data: Data = None, plot: Plot = None, json: Jso
     many times as fast.
     """
     from coma.bench.epoch import bench_epoch
-    from coma.shards.manifest import read_manifest
+    from coma.shards.manifest import chosen_data, read_manifest
 
     folder = chosen_data(data)
     with _progress() as progress:

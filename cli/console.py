@@ -7,7 +7,8 @@ import json as _json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,17 @@ def progress(*columns: "ProgressColumn | str") -> "Progress":
     from rich.progress import Progress
 
     return Progress(*columns, console=stderr, disable=not interactive())
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Show what a command is at, and for how long, while nothing of it can be counted; on a terminal only."""
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    with progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as shown:
+        shown.live.transient = True
+        shown.add_task(text)
+        yield
 
 
 def print_text(text: str) -> None:

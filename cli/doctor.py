@@ -42,14 +42,19 @@ def doctor(
 
 
 def _print(name: str, finding: "Finding") -> None:
-    from textwrap import wrap
-
     from rich.text import Text
 
     line = Text(f"{finding.status:<9}", style=_STYLES[finding.status])
-    first, *rest = wrap(finding.text, _WIDTH - _INDENT) or [""]
+    first, *rest = _lines(finding.text) or [""]
     line.append(f"{name:<{_INDENT - 9}}{first}", style="default not bold")
     console.stdout.print(line)
-    advice = wrap(f"→ {finding.advice}", _WIDTH - _INDENT) if finding.advice else []
+    advice = _lines(f"→ {finding.advice}") if finding.advice else []
     for text in [*rest, *advice]:
         console.stdout.print(" " * _INDENT + text)
+
+
+def _lines(text: str) -> list[str]:
+    """Return the text in lines that leave words whole, the options of commands too."""
+    from textwrap import wrap
+
+    return wrap(text, _WIDTH - _INDENT, break_on_hyphens=False)

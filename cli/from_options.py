@@ -49,7 +49,7 @@ def from_options(options: type, *, file: bool = False) -> Callable[[Command], Co
 
 def _parameter(each: Option) -> inspect.Parameter:
     """Return the parameter that Typer makes a flag or a positional argument of."""
-    kind: Any = str if each.parse is not None or each.choices else each.kind
+    kind: Any = str if each.parse is not None or each.choices else list[str] if each.kind is list else each.kind
     default = inspect.Parameter.empty if each.default is ... else _as_text(each.default)
     how: dict[str, Any] = {"help": each.help, "show_default": each.shown_default or True, "rich_help_panel": each.panel}
     if each.argument:

@@ -1,11 +1,12 @@
 """`coma knn`: classification by nearest neighbours among frozen features."""
 
-from coma.cli.options import BatchSize, Device, Json, LabelledData, RunOrExport
+from coma.cli.from_options import from_options
+from coma.cli.options import Json
+from coma.evaluation.options import KnnOptions
 
 
-def knn(
-    run: RunOrExport, data: LabelledData = None, batch_size: BatchSize = 64, device: Device = None, json: Json = False
-) -> None:
+@from_options(KnnOptions)
+def knn(options: KnnOptions, json: Json = False) -> None:
     """Classify by the 20 nearest neighbours among frozen features.
 
     The result is top-1 accuracy in percent. Neighbours come from split train,
@@ -14,4 +15,4 @@ def knn(
     """
     from coma.cli.scoring import score_and_print
 
-    score_and_print(run, data, protocol=None, batch_size=batch_size, device=device, json=json)
+    score_and_print(options, json=json)

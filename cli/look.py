@@ -46,7 +46,10 @@ def look(
     from coma.runs.names import export_command
     from coma.runs.read import run_of
 
-    path, gates = look_at(run, images or [], out=out, count=count, image_size=image_size, device=choose_device(device))
+    with console.working("drawing features and attention"):
+        path, gates = look_at(
+            run, images or [], out=out, count=count, image_size=image_size, device=choose_device(device)
+        )
     if json:
         console.print_result({"picture": str(path), "gates": [asdict(gate) for gate in gates]}, json=True)
         return

@@ -55,11 +55,3 @@ def command_for(data: Path) -> str | None:
         if "train" in split_names(data):
             return shell_command("coma", "pretrain", data)
     return None
-
-
-def chosen_data(data: str | Path | None) -> Path:
-    """Return the folder of a data set, or of the only one in the current folder. Raises DataError, UsageError."""
-    from coma.shards.files import folder_at
-    from coma.shards.manifest import find_data
-
-    return find_data(Path()) if data is None else folder_at(data)

@@ -39,7 +39,7 @@ def plan(
     --batch-size and --precision too, as they follow the device.
     """
     memory = None if device_memory is None else parse_bytes(device_memory, "--device-memory")
-    with quiet_stdout():
+    with console.working("taking a few steps" if measure else "building the network"), quiet_stdout():
         from coma.forecast.estimate import estimate
 
         forecast = estimate(config, measure=measure, device_memory=memory)

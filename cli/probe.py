@@ -1,23 +1,12 @@
 """`coma probe`: a linear classifier on frozen features."""
 
-from typing import Annotated, Literal
-
-import typer
-
-from coma.cli.options import BatchSize, Device, Json, LabelledData, RunOrExport
+from coma.cli.from_options import from_options
+from coma.cli.options import Json
+from coma.evaluation.options import ProbeOptions
 
 
-def probe(
-    run: RunOrExport,
-    data: LabelledData = None,
-    protocol: Annotated[
-        Literal["logistic", "dinov2", "mae"],
-        typer.Option(help="Protocol by which the classifier is fitted (docs/evaluate.md)."),
-    ] = "logistic",
-    batch_size: BatchSize = 64,
-    device: Device = None,
-    json: Json = False,
-) -> None:
+@from_options(ProbeOptions)
+def probe(options: ProbeOptions, json: Json = False) -> None:
     """Fit a linear classifier on frozen features.
 
     The result is top-1 accuracy in percent. The classifier is fitted on split
@@ -26,4 +15,4 @@ def probe(
     """
     from coma.cli.scoring import score_and_print
 
-    score_and_print(run, data, protocol=protocol, batch_size=batch_size, device=device, json=json)
+    score_and_print(options, json=json)

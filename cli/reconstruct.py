@@ -1,30 +1,12 @@
 """`coma reconstruct`: a picture of what a network reconstructs."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from coma.cli.options import Count, Device, Json, Run, ShownImages
+from coma.cli.from_options import from_options
+from coma.cli.options import Json
+from coma.pictures.options import ReconstructOptions
 
 
-def reconstruct(
-    run: Run,
-    images: ShownImages = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Picture to write.", metavar="PNG", show_default="RUN/reconstruction.png", rich_help_panel="Picture"
-        ),
-    ] = None,
-    count: Count = 8,
-    seed: Annotated[
-        int,
-        typer.Option(help="Random seed for the masks.", min=0, max=2**63 - 1, metavar="N", rich_help_panel="Picture"),
-    ] = 0,
-    device: Device = None,
-    json: Json = False,
-) -> None:
+@from_options(ReconstructOptions)
+def reconstruct(options: ReconstructOptions, json: Json = False) -> None:
     """Draw originals, views and reconstructions side by side.
 
     The hidden units of a view are grey; its reconstruction predicts them from
@@ -33,7 +15,8 @@ def reconstruct(
     from coma.cli import console
     from coma.errors import shell_command
     from coma.evaluation.device import choose_device
-    from coma.pictures.reconstruct import reconstruct_run
+    from coma.pictures.reconstruct import draw
 
-    path = reconstruct_run(run, images or [], out=out, count=count, seed=seed, device=choose_device(device))
-    console.print_result({"picture": str(path)}, json=json, following=shell_command("coma", "look", run))
+    with console.working("drawing reconstructions"):
+        path = draw(options, choose_device(options.device))
+    console.print_result({"picture": str(path)}, json=json, following=shell_command("coma", "look", options.run))

@@ -18,5 +18,6 @@ def report(run: Annotated[Path, typer.Argument(help="Run folder.")], json: Json 
     from coma.runs.read import latest_checkpoint
     from coma.runs.report import write_report
 
-    result = {"report": str(write_report(run))}
+    with console.working("drawing curves"):
+        result = {"report": str(write_report(run))}
     console.print_result(result, json=json, following=export_command(run) if latest_checkpoint(run) else None)

@@ -5,35 +5,26 @@ from typing import Any
 
 from coma.cli import console
 from coma.errors import shell_command
+from coma.evaluation.options import KnnOptions, ProbeOptions
 from coma.runs.names import export_command
 
 _PROBES = {"probe": "linear probe", "probe_dinov2": "linear probe (DINOv2)", "probe_mae": "linear probe (MAE)"}
 
 
-def score_and_print(
-    run: Path, data: str | None, *, protocol: str | None, batch_size: int, device: str | None, json: bool
-) -> None:
-    """Score a run by a probe, or by nearest neighbours if no protocol is given, and print the result."""
+def score_and_print(options: KnnOptions, *, json: bool) -> None:
+    """Score a run by a probe, or by nearest neighbours, and print the result."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    from coma.evaluation.score_run import score_run
+    from coma.evaluation.score_run import score_by
 
     bar = console.progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with bar:
         task = bar.add_task("features", total=None)
-        result = score_run(
-            run,
-            data,
-            probe=protocol is not None,
-            knn=protocol is None,
-            protocol=protocol or "logistic",
-            batch_size=batch_size,
-            device=device,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    words = ["coma", "knn"] if protocol is None else ["coma", "probe", "--protocol", protocol]
+        result = score_by(options, lambda done, total: bar.update(task, completed=done, total=total))
+    words = ["coma", "probe", "--protocol", options.protocol] if isinstance(options, ProbeOptions) else ["coma", "knn"]
     result["command"] = shell_command(
-        *words, Path(result["checkpoint"]), result["data"], "--batch-size", batch_size, "--device", result["device"]
+        *(*words, Path(result["checkpoint"]), result["data"]),
+        *("--batch-size", options.batch_size, "--device", result["device"]),
     )
     console.print_result(result if json else _as_lines(result), json=json)
 

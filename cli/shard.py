@@ -1,32 +1,18 @@
 """`coma shard`: images → WebDataset shards."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from coma.cli import console
 from coma.cli.from_options import from_options
 from coma.cli.options import Json
-from coma.shards.write.options import ShardOptions
+from coma.shards.write.options import ShardCommand
 
 if TYPE_CHECKING:
-    from coma.shards.write.dry_run import DryRun as Preview
-
-Source = Annotated[
-    Path, typer.Argument(help="Folder of images; or ImageNet as downloaded, tars, parquet, a list of paths.")
-]
-Out = Annotated[
-    str | None,
-    typer.Argument(
-        help="New or empty folder, or a URL (s3://bucket/name).", show_default="NAME-shards in the current folder"
-    ),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be written, and write nothing.")]
+    from coma.shards.write.dry_run import DryRun
 
 
-@from_options(ShardOptions)
-def shard(options: ShardOptions, source: Source, out: Out = None, dry_run: DryRun = False, json: Json = False) -> None:
+@from_options(ShardCommand)
+def shard(command: ShardCommand, json: Json = False) -> None:
     """Pack images into WebDataset shards; damaged ones are listed.
 
     Images are shuffled once by seed and copied untouched. Damaged ones are set
@@ -34,21 +20,15 @@ def shard(options: ShardOptions, source: Source, out: Out = None, dry_run: DryRu
     where it stopped or was killed.
     """
     from coma.cli.summary import summary_as_json, summary_as_lines
-    from coma.shards.files import folder_at
-    from coma.shards.write.dry_run import dry_run as preview
-    from coma.shards.write.run import default_out
-    from coma.shards.write.writer import shard as write
+    from coma.shards.write.command import run_command
+    from coma.shards.write.dry_run import DryRun
 
-    place = default_out(source) if out is None else folder_at(out)
-    result: dict[str, Any]
     with _Bar() as bar:
-        if dry_run:
-            plan = preview(source, place, options, bar.show)
-            result = _plan_as_json(plan) if json else _plan_as_lines(plan)
-        else:
-            summary = write(source, place, options, bar.show)
-            result = summary_as_json(summary) if json else summary_as_lines(summary)
-    console.print_result(result, json=json)
+        done = run_command(command, bar.show)
+    if isinstance(done, DryRun):
+        console.print_result(_plan_as_json(done) if json else _plan_as_lines(done), json=json)
+    else:
+        console.print_result(summary_as_json(done) if json else summary_as_lines(done), json=json)
 
 
 class _Bar:
@@ -96,13 +76,13 @@ class _Bar:
         )
 
 
-def _plan_as_json(plan: "Preview") -> dict[str, Any]:
+def _plan_as_json(plan: "DryRun") -> dict[str, Any]:
     from dataclasses import asdict
 
     return {"dry_run": True} | asdict(plan)
 
 
-def _plan_as_lines(plan: "Preview") -> dict[str, str]:
+def _plan_as_lines(plan: "DryRun") -> dict[str, str]:
     from rich.filesize import decimal
 
     lines = {"found": f"{plan.found:,} images in {plan.source} ({plan.layout})"}

@@ -1,5 +1,6 @@
 """Training by `coma pretrain` and `coma finetune`, also as a process that a launcher started."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from coma import training
 from coma.cli import console
 from coma.training import FinetuneConfig, PretrainConfig
 from coma.training.processes.stdout import quiet_stdout
+from coma.training.processes.world import find_place
 
 if TYPE_CHECKING:
     from coma.training.logs.metrics import Progress
@@ -20,12 +22,13 @@ _CONFIGS = {config.command: config for config in (PretrainConfig, FinetuneConfig
 
 def train(config: PretrainConfig | FinetuneConfig, *, json: bool = False, launched: Path | None = None) -> None:
     """Run a training with a progress line on a terminal, and print its result as JSON if that is asked for."""
-    with _progress_line() as watch, quiet_stdout():  # for the result
+    with _progress_line(launched) as watch, quiet_stdout():  # for the result
         if isinstance(config, PretrainConfig):
             result = training.pretrain(config, watch, launched)
         else:
             result = training.finetune(config, watch, launched)
-    if json and result:
+    place = find_place(os.environ)
+    if json and (place is None or place.rank == 0):
         console.print_result(result, json=True)
 
 
@@ -41,11 +44,11 @@ Launched = Annotated[Path | None, typer.Option(hidden=True, is_eager=True, callb
 
 
 @contextmanager
-def _progress_line() -> "Iterator[Callable[[Progress], None] | None]":
-    """Show the progress of a run in one line that stays in place; None where nobody watches."""
+def _progress_line(launched: Path | None) -> "Iterator[Callable[[Progress], None] | None]":
+    """Show the progress of a run in one line that stays in place; None where nobody watches, or the launcher does."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-    if not console.interactive():
+    if launched is not None or not console.interactive():
         yield None
         return
     columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.description}"))

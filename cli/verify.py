@@ -1,21 +1,18 @@
 """`coma verify`: check a data set against its manifest."""
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from coma.cli import console
-from coma.cli.options import Data, Json, chosen_data, command_for
+from coma.cli.from_options import from_options
+from coma.cli.options import Json, command_for
 from coma.errors import DataError
+from coma.shards.check.options import VerifyOptions
 
 _SHOWN = 20
 
 
-def verify(
-    data: Data = None,
-    decode: Annotated[bool, typer.Option("--decode", help="Decode every image as well, which is slower.")] = False,
-    json: Json = False,
-) -> None:
+@from_options(VerifyOptions)
+def verify(options: VerifyOptions, json: Json = False) -> None:
     """Check every byte of a data set against its manifest.
 
     All differences in images, labels, descriptions, indexes and counts are
@@ -28,8 +25,9 @@ def verify(
 
     from coma.shards.check.verify import VerifyProgress
     from coma.shards.check.verify import verify as check
+    from coma.shards.manifest import chosen_data
 
-    folder = chosen_data(data)
+    folder = chosen_data(options.data)
     with console.progress(
         "verifying", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True)
     ) as bar:
@@ -39,7 +37,7 @@ def verify(
         def show(now: VerifyProgress) -> None:
             bar.update(task, total=now.total_image_bytes, completed=now.image_bytes)
 
-        report = check(folder, decode=decode, progress=show)
+        report = check(folder, decode=options.decode, progress=show)
     bad = len(report.problems)
     result: dict[str, Any] = {"data": str(folder), "samples": report.samples, "shards": report.shards}
     if json:

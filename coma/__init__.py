@@ -8,20 +8,23 @@ what is in it:
 
     errors.py           errors, each with its exit code
     versions.py         versions of coma and its libraries, also in a checkout that is not installed
+    installation.py     commands that fit how coma was installed, and whether another package got in its way
     cuda.py             whether torch, DALI and the driver are made for CUDAs that go together
     shards/             raw images → WebDataset shards and their manifest
     pipeline/           shards → batches of complementary views on the device
     model/              the method: DyViT, CoMA, MAE; start here to understand it (docs/method.md in two pages)
+    torch_state.py      global state of torch, which is the caller's
     measure.py          multiply-adds and activation memory of a network
     deepspeed_configs/  the packaged DeepSpeed configurations, zero0 to zero3 and offload
     recipes/            packaged files of options, which `coma pretrain --config` takes by name
     runs/               run folders: names of their files, reading, HTML report
-    export/             the backbone as an ordinary timm model, with a model card; ONNX
+    exports/            export folders: the backbone as an ordinary timm model, with a model card; ONNX
     pictures/           reconstructions, features and attention, the images of a step
     evaluation/         k nearest neighbours, linear probe, accuracy of a classifier
     training/           the training loop; config/ engine/ processes/ tasks/ logs/
     forecast/           what `coma plan` prints: steps, memory, disk, time
     bench/ doctor/ demo/    speed here, checks of this machine, the whole road in minutes
+    api/                `coma.pretrain` and the other commands as functions
     cli/                the command, one file a command
 
 `shards/`, `pipeline/`, `cli/`, `deepspeed_configs/` and `recipes/` stand at the root of the repository, and `coma/`
@@ -29,17 +32,22 @@ links to them.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from coma import errors as errors
 from coma.model._timm import register_when_imported
 
-if TYPE_CHECKING:
-    from coma.model.coma import CoMA as CoMA
-    from coma.model.dyvit import DyViT as DyViT
+_HOMES = {
+    "coma.api.functions": (
+        *("shard", "index", "verify", "pretrain", "finetune", "probe", "knn", "reconstruct", "export"),
+    ),
+    "coma.pipeline": ("Stream",),
+    "coma.model.coma": ("CoMA",),
+    "coma.model.dyvit": ("DyViT",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["CoMA", "DyViT"]
-
-_HOME = {"CoMA": "coma.model.coma", "DyViT": "coma.model.dyvit"}
+__all__ = list(_HOME)  # their types, and all keyword arguments, are in __init__.pyi
 
 register_when_imported()
 
@@ -51,4 +59,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted(_HOME)

@@ -15,17 +15,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from coma.errors import UsageError, shell_command
+from coma.errors import UsageError
+from coma.installation import installation
 
+_DALI = {12: "nvidia-dali-cuda120", 13: "nvidia-dali-cuda130"}
 PARTS = {
-    12: ("torch<2.11", "torchvision", "nvidia-dali-cuda120"),
-    13: ("torch>=2.11", "torchvision", "nvidia-dali-cuda130"),
+    12: ("torch<2.11", "torchvision", _DALI[12]),
+    13: ("torch>=2.11", "torchvision", _DALI[13]),
 }
 """What the extras cuda12 and cuda13 bring, by the major version of CUDA."""
-WITHOUT_DALI = (
-    "DALI is missing: pip install nvidia-dali-cuda120 for CUDA 12, or nvidia-dali-cuda130 for CUDA 13, as torch is "
-    "(in a clone: uv sync)"
-)
 _LEAST_DRIVER = {12: 525, 13: 580}
 _OF_ITS_CUDA = re.compile(r"nvidia-(dali-cuda|nvimgcodec-cu)(\d\d)\d*")
 """DALI's distributions, and those of its decoder."""
@@ -68,13 +66,13 @@ def judge(versions: CudaVersions) -> Judgement:
     """Compare torch's, DALI's and the driver's CUDA, by their major versions."""
     torch, dali, driver = (each[0] if each else None for each in (versions.torch, versions.dali, versions.driver))
     text = versions.describe()
-    fitting = _install(_fitting(driver, torch), versions.packages)
+    fitting = _install(_fitting(versions), versions.packages)
     if doubled := _doubled(versions.packages):
         return Judgement(
             "problem", f"{' and '.join(doubled)} are one module, each overwrites files of the other", fitting
         )
     if versions.dali is None:
-        return Judgement("problem", text, WITHOUT_DALI)
+        return Judgement("problem", text, without_dali(versions))
     built = [major for major in (torch, dali) if major is not None]
     if driver is not None and any(driver < major for major in built):
         least = max(built)
@@ -89,13 +87,24 @@ def judge(versions: CudaVersions) -> Judgement:
 def _install(major: int, packages: tuple[str, ...]) -> str:
     """Return the command that installs the parts of an extra; what they do not replace goes first."""
     wrong = [name for name in packages if _cuda_of(name) != major or _doubled(packages)]
-    install = shell_command("pip", "install", *PARTS[major])
-    return f"{shell_command('pip', 'uninstall', '-y', *wrong)} && {install}" if wrong else install
+    return installation().replace(wrong, *PARTS[major])
 
 
-def _fitting(driver: int | None, torch: int | None) -> int:
+def check_dali() -> None:
+    """Raise UsageError if DALI is not installed; it is not imported."""
+    if _of_dali(()) is None:
+        raise UsageError(without_dali())
+
+
+def without_dali(versions: CudaVersions | None = None) -> str:
+    """Return what to say where DALI is missing; `versions`: what else is there, by default here."""
+    major = _fitting(versions or cuda_versions())
+    return f"DALI is missing: {installation().group(f'cuda{major}', _DALI[major])}"
+
+
+def _fitting(versions: CudaVersions) -> int:
     """Return the major version to install: torch's, unless the driver is older."""
-    known = [major for major in (driver, torch) if major is not None]
+    known = [version[0] for version in (versions.driver, versions.torch) if version]
     return max(min(PARTS), min([*known, max(PARTS)]))
 
 

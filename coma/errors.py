@@ -44,6 +44,29 @@ class Preempted(ComaError):
     exit_code = 75
 
 
+class LaunchFailed(SystemExit):
+    """A process that was started for a run failed, and said why: a command ends with the same exit code.
+
+    Args:
+        exit_code: of that process.
+        message: what it said, if that is known.
+    """
+
+    def __init__(self, exit_code: int, message: str | None = None) -> None:
+        super().__init__(exit_code)
+        self.exit_code, self.message = exit_code, message
+
+    def as_error(self) -> BaseException:
+        """Return what was raised in that process."""
+        if self.exit_code == 130:
+            return KeyboardInterrupt()
+        kinds = (UsageError, DataError, DivergedError, Preempted)
+        kind = next((kind for kind in kinds if kind.exit_code == self.exit_code), ComaError)
+        return kind(
+            self.message or f"a process of the run ended with exit code {self.exit_code}, and said why on stderr"
+        )
+
+
 def shell_command(*words: object) -> str:
     """Return a command that can be pasted into a shell, every word quoted where it must be.
 
@@ -153,7 +176,7 @@ def fault_of(error: BaseException) -> ComaError | None:
     if isinstance(error, RecursionError):
         return ComaError(f"folders, links or a file are nested too deeply ({text}): make them flatter")
     if isinstance(error, ImportError) and not (error.name or "").startswith("coma"):
-        return ComaError(f"a package is missing or damaged: {text}; install coma again (`coma doctor` says more)")
+        return ComaError(f"a package is missing or damaged: {text}; `coma doctor` says how to repair the installation")
     if type(error).__name__ == "AcceleratorError":  # torch's
         return ComaError(f"the GPU or its driver failed: {text.split(' CUDA kernel')[0]}; see `coma doctor`")
     return None

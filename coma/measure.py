@@ -13,6 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX = 128 * 1024, 65536
+"""glibc's defaults."""
 
 
 def multiply_adds(model: nn.Module, *inputs: Tensor) -> float:
@@ -52,7 +54,7 @@ def kept_bytes(model: nn.Module, run: Callable[[], object]) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, for good; does nothing where the C library is not glibc.
+    """Let this process keep the memory that it frees; does nothing where the C library is not glibc.
 
     glibc gives blocks of more than 32 MiB back to the kernel at once, which then has to zero every page of them
     again: a sixth of a dyvit_base's training step of 8 images (docs/experiments.md).
@@ -61,3 +63,12 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)  # no block of its own mapping
         mallopt(_M_TRIM_THRESHOLD, -1)  # never give back the top of the heap
+
+
+def give_back_freed_memory() -> None:
+    """Undo `keep_freed_memory`, and give what was kept back to the kernel."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
+        library.mallopt(_M_MMAP_MAX, _MMAP_MAX)
+        library.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+        library.malloc_trim(0)

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
+DISTRIBUTION = "coma-vision"
+"""The name under which coma is installed; the distribution called "coma" on the index is somebody else's."""
 _PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 
@@ -20,7 +22,7 @@ def coma_version() -> str:
     if project := _checkout():
         return str(project["version"])
     try:
-        return version("coma")
+        return version(DISTRIBUTION)
     except PackageNotFoundError:
         return "unknown"
 
@@ -35,9 +37,14 @@ def coma_requirements() -> list[str] | None:
         optional = [f'{each}; extra == "{extra}"' for extra, wanted in extras.items() for each in wanted]
         return [*project["dependencies"], *optional]
     try:
-        return requires("coma") or []
+        return requires(DISTRIBUTION) or []
     except PackageNotFoundError:
         return None
+
+
+def checkout_folder() -> Path | None:
+    """Return the root of the checkout that is imported, None for an installed wheel."""
+    return _PYPROJECT.parent if _checkout() else None
 
 
 def library_versions(*modules: str) -> dict[str, str]:
@@ -52,4 +59,4 @@ def _checkout() -> dict[str, Any]:
         project: dict[str, Any] = tomllib.loads(_PYPROJECT.read_text(encoding="utf-8"))["project"]
     except (OSError, ValueError, KeyError):
         return {}
-    return project if project.get("name") == "coma" else {}
+    return project if project.get("name") == DISTRIBUTION else {}

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from coma.cuda import WITHOUT_DALI
+from coma.cuda import without_dali
 from coma.errors import ComaError, UsageError
 from coma.pipeline.crops import Crops, IntArray
 from coma.pipeline.squares import MEAN, STD, Squares, normalise
@@ -34,7 +34,7 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] != "nvidia":
         raise
-    raise UsageError(WITHOUT_DALI) from error
+    raise UsageError(without_dali()) from error
 
 DALI_VERSION: str = dali.__version__
 """Asked of the module, whose distribution is called by its CUDA."""

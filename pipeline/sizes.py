@@ -16,7 +16,8 @@ class CropSizes:
     """Sides of square crops that grow by a mask unit at a time, evenly over the first four fifths of a run.
 
     Args:
-        first, last: sides in pixels of the first crops and of those in the last fifth of the run.
+        first: side in pixels of the first crops.
+        last: side in pixels of the crops in the last fifth of the run.
         unit_size: side of a mask unit in pixels.
         samples: number of samples that the run sees, over all epochs.
 

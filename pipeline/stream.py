@@ -73,7 +73,8 @@ class Stream(IterableDataset[Batch]):
         views: K, complementary views of each image.
         unit_size: side of a mask unit in pixels.
         seed: random seed of order, crops, flips and views.
-        rank, world_size: this process takes part `rank` of `world_size` of each global batch.
+        rank: which part of each global batch this process takes, from 0.
+        world_size: number of parts of a global batch, one per process.
         device: where batches end up.
         decode: where images are decoded: "cpu", "gpu" (only if the device is one), or "auto", on the device.
         start_samples: samples consumed before, by all ranks together.

@@ -30,12 +30,10 @@ _QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]*")
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _FILE_URL_HOST = re.compile("^file://([^/]*)", re.IGNORECASE)
 _PATH_OF_URL = re.compile(r"^([a-z][a-z0-9+.-]+):/(.*)", re.IGNORECASE | re.DOTALL)
-_EXTRAS = {
-    **dict.fromkeys(("s3", "s3a"), "pip install 'coma[s3]'"),
-    **dict.fromkeys(("gs", "gcs"), "pip install 'coma[gcs]'"),
-    **dict.fromkeys(("http", "https"), "pip install aiohttp"),
-    "hf": "pip install huggingface_hub",
-}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+"""The extra that reads a scheme."""
+_PACKAGES = {"http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub"}
+"""The package that reads a scheme, where no extra has it."""
 
 
 def folder_at(text: str | Path) -> Path:
@@ -56,11 +54,20 @@ def folder_at(text: str | Path) -> Path:
         place = UPath(text)
         _set_stall_timeout(place.fs)  # `.fs` makes the connection object, which fails if a package is missing
     except ImportError as error:
-        way_out = _EXTRAS.get(scheme, str(error))
+        way_out = _way_to_install(scheme) or str(error)
         raise UsageError(f"{shown}: reading {scheme}:// needs another package: {way_out}") from None
     except ValueError as error:
         raise UsageError(f"{shown}: {error}") from None
     return cast(Path, place)
+
+
+def _way_to_install(scheme: str) -> str:
+    """Return the command that installs what reads a scheme, an empty string if that is not known."""
+    from coma.installation import installation  # only where something is missing
+
+    if scheme in _EXTRAS:
+        return installation().extra(_EXTRAS[scheme])
+    return installation().install(_PACKAGES[scheme]) if scheme in _PACKAGES else ""
 
 
 def local_path(path: Path) -> Path:

@@ -54,6 +54,11 @@ class Option:
     """The only allowed words, of a Literal; with a number for its kind, words that stand for a number."""
 
     @property
+    def keyword(self) -> str:
+        """Name of the option as a keyword argument in Python."""
+        return self.name if self.argument else self.flag.removeprefix("--").replace("-", "_")
+
+    @property
     def limits(self) -> str:
         """The allowed range in words, an empty string without one."""
         if self.choices and self.kind is str:
@@ -78,6 +83,15 @@ class Option:
             and (self.most is None or value <= self.most)
             and (self.below is None or value < self.below)
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of dataclasses of options. Raises UsageError for a value outside its limits."""
+
+    def __post_init__(self) -> None:
+        """Check the limits."""
+        validate(self)
 
 
 def option(default: Any = MISSING, **description: Any) -> Any:

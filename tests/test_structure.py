@@ -17,14 +17,16 @@ FOLDERS = ("cli", "coma", "pipeline", "shards")
 # Each floor may import those below it, never those above it, nor a neighbour on its own floor.
 FLOORS = (
     ("coma.errors", "coma.versions"),
+    ("coma.installation",),
     ("coma.shards", "coma.cuda"),
     ("coma.pipeline",),
     ("coma.model", "coma.measure", "coma.deepspeed_configs", "coma.recipes"),
-    ("coma.runs",),
-    ("coma.export", "coma.pictures"),
+    ("coma.runs", "coma.torch_state"),
+    ("coma.exports", "coma.pictures"),
     ("coma.evaluation",),
     ("coma.training",),
     ("coma.forecast", "coma.bench", "coma.doctor", "coma.demo"),
+    ("coma.api",),
     ("coma.cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -50,8 +52,8 @@ PURE = {
 
 MOST_MODULES = 14
 """In a folder, so that a newcomer takes it in at a glance; `cli/` has a file a command, `pipeline/` is a chain."""
-IN_COMA_ITSELF = {"__init__", "__main__", "cuda", "errors", "measure", "versions"}
-MOST_LINES = 31_500
+IN_COMA_ITSELF = {"__init__", "__main__", "cuda", "errors", "installation", "measure", "torch_state", "versions"}
+MOST_LINES = 33_000
 """Of source, without tests."""
 
 

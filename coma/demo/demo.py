@@ -81,11 +81,12 @@ def demo(
         progress: called as the demo goes on; without it, lines are logged now and then.
 
     Raises:
-        UsageError, DataError: `out` is taken, `images` are none; nothing has been written then.
+        UsageError, DataError: `out` is taken, `images` are none, DALI is missing; nothing has been written then.
         Preempted: SIGTERM or SIGUSR1 arrived during training.
     """
     images = None if images is None else Path(images)
     out = None if out is None else Path(out)
+    from coma.cuda import check_dali
     from coma.evaluation.device import choose_device
     from coma.evaluation.score import labelled_manifests
     from coma.evaluation.score_run import append_metrics
@@ -96,6 +97,7 @@ def demo(
     from coma.training import PretrainConfig, pretrain
 
     began_s = time.monotonic()
+    check_dali()
     out = free_folder() if out is None else new_folder(out)
     watched = progress is not None
     progress = progress or (lambda *_: None)

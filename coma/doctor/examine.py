@@ -13,7 +13,7 @@ from coma.doctor.finding import Finding
 
 LIMIT_S = 120.0
 """Time that a check has before it counts as hanging."""
-_REINSTALL = "reinstall what it needs, in a new environment (docs/recipes.md)"
+_REINSTALL = "install coma-vision in a new environment (docs/install.md)"
 
 Check = Callable[[], Finding]
 
@@ -23,6 +23,7 @@ def checks(url: str | None = None) -> dict[str, Check]:
     from coma.doctor import machine, software
 
     named: dict[str, Check] = {
+        "package": software.installed_files,
         "versions": software.versions,
         "CUDA": software.cuda,
         "GPU": software.gpus,

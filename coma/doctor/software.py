@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coma.doctor.finding import Finding
-from coma.errors import shell_command
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +25,25 @@ _OWN_BYTES = 3e9
 """Most that the checks running at the same time hold of a GPU's memory themselves."""
 
 
+def installed_files() -> Finding:
+    """Check that the files are those that were installed, and that no other distribution brings a module `coma`."""
+    from coma.installation import changed_files, installation, namesake
+    from coma.versions import DISTRIBUTION, checkout_folder, coma_version
+
+    other, changed = namesake(), changed_files()
+    texts = []
+    if other is not None:
+        texts.append(f"{other.name} {other.version} is an unrelated distribution whose module is `coma` too")
+    if changed:
+        more = f" and {len(changed) - 1:,} more" if len(changed) > 1 else ""
+        texts.append(f"changed since the installation: {changed[0]}{more}")
+    if texts:
+        others = (other.name,) if other is not None else ()
+        return Finding("problem", "; ".join(texts), installation().reinstall(*others))
+    checkout = checkout_folder()
+    return Finding("ok", f"{DISTRIBUTION} {coma_version()}" + (f", the checkout {checkout}" if checkout else ""))
+
+
 def versions() -> Finding:
     """Check every library that coma requires against the versions it requires; DALI whichever its CUDA is."""
     from importlib.metadata import PackageNotFoundError, version
@@ -33,12 +51,13 @@ def versions() -> Finding:
     from packaging.requirements import Requirement
 
     from coma.cuda import cuda_packages
+    from coma.installation import installation
     from coma.versions import coma_requirements
 
     required, dali = coma_requirements(), cuda_packages()
     if required is None:
-        text = "not checked: coma is not installed, and no pyproject.toml lies beside it to say what it requires"
-        return Finding("warning", text, "install it, or put a whole checkout on the PYTHONPATH")
+        text = "not checked: coma-vision is not installed, and no pyproject.toml beside it says what it requires"
+        return Finding("warning", text, "install it (docs/install.md), or put a whole checkout on the PYTHONPATH")
     wrong = []
     for line in required:
         wanted = Requirement(line)
@@ -51,7 +70,7 @@ def versions() -> Finding:
         if installed == "missing" or not wanted.specifier.contains(installed, prereleases=True):
             wrong.append((f"{wanted.name} {installed}", f"{wanted.name}{wanted.specifier}"))
     if wrong:
-        advice = shell_command("pip", "install", *(needed for _, needed in wrong))
+        advice = installation().restore(*(needed for _, needed in wrong))
         return Finding("problem", ", ".join(installed for installed, _ in wrong), advice)
     shown = [f"{name} {version(name)}" for name in (*_SHOWN, *dali)]
     return Finding("ok", ", ".join([f"python {platform.python_version()}", *shown]))
@@ -189,6 +208,13 @@ def decoding() -> Finding:
     import torch
     from PIL import Image
 
+    from coma.cuda import check_dali
+    from coma.errors import UsageError
+
+    try:
+        check_dali()
+    except UsageError as error:
+        return Finding("problem", "not checked", str(error))
     from coma.pipeline import Stream
     from coma.shards.write.options import ShardOptions
     from coma.shards.write.writer import shard

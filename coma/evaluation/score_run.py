@@ -8,9 +8,10 @@ from typing import Any
 
 from coma.errors import DataError, UsageError
 from coma.evaluation.device import choose_device
+from coma.evaluation.options import KnnOptions, ProbeOptions
 from coma.evaluation.score import BATCH_SIZE, Progress, labelled_manifests, score
-from coma.export.folder import is_export
-from coma.export.load import load_export
+from coma.exports.folder import is_export
+from coma.exports.load import load_export
 from coma.runs.lines import append_line
 from coma.runs.names import METRICS_NAME, checkpoint_step
 from coma.runs.read import load_autoencoder, naming_the_weights, run_data, run_of
@@ -100,6 +101,21 @@ def score_run(
         "metrics": str(run / METRICS_NAME) if kept else None,
         "device": device,
     }
+
+
+def score_by(options: KnnOptions, progress: Progress | None = None) -> dict[str, Any]:
+    """Score a run as `coma probe` does, given its options, or as `coma knn` does; see `score_run`."""
+    probe = isinstance(options, ProbeOptions)
+    return score_run(
+        options.run,
+        options.data,
+        probe=probe,
+        knn=not probe,
+        protocol=options.protocol if isinstance(options, ProbeOptions) else "logistic",
+        batch_size=options.batch_size,
+        device=options.device,
+        progress=progress,
+    )
 
 
 def _shown(data: Path) -> str:

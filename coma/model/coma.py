@@ -26,8 +26,8 @@ class CoMA(MaskedAutoencoder):
         img_size: image size in pixels, (height, width) if not square.
         views: K, into how many views the mask units are parted.
         predict: how many other views each view predicts (the following ones, cyclically); None: all.
-        decoder_depth, decoder_dim: blocks and channels (a multiple of 32) of the decoder; None: one block, and
-            channels by the backbone.
+        decoder_depth: blocks of the decoder; None: one.
+        decoder_dim: channels of the decoder, a multiple of 32; None: by the backbone.
         memory_stages: how many of the backbone's last stages the decoder sees; None: all.
         unit_size: mask unit in pixels; None: 8 patches of a DyViT, 2 of a ViT.
         backbone_kwargs: for the backbone, if it is given by name (`patch_size`, `drop_path_rate`, ...).

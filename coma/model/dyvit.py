@@ -51,7 +51,8 @@ class DyViT(nn.Module):
         norm_layer: makes the norms, called with a number of channels, as `partial(nn.LayerNorm, eps=1e-6)` is.
         weight_init: "" for the initial weights of `init_weights`, "skip" for torch's own, which saves the time where
             others are loaded next.
-        device, dtype: where the parameters are to be, and in what precision.
+        device: where the parameters are to be.
+        dtype: precision of the parameters.
 
     Raises:
         UsageError: sizes that do not fit each other.

@@ -28,6 +28,7 @@ from coma.pictures.columns import (
     save_picture,
 )
 from coma.pictures.images import images_to_show, to_pixels
+from coma.pictures.options import ReconstructOptions
 from coma.runs.names import RECONSTRUCTION_NAME
 from coma.runs.read import load_autoencoder, naming_the_weights, run_of
 
@@ -77,6 +78,13 @@ def picture(autoencoder: MaskedAutoencoder, images: Tensor, units: Tensor) -> Im
         return lay_out(columns_of(autoencoder, images, units))
     finally:
         autoencoder.train(was_training)
+
+
+def draw(options: ReconstructOptions, device: str) -> Path:
+    """Draw what `coma reconstruct` draws, given its options; see `reconstruct_run`."""
+    return reconstruct_run(
+        options.run, options.images or [], out=options.out, count=options.count, seed=options.seed, device=device
+    )
 
 
 def reconstruct_run(

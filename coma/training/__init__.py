@@ -19,6 +19,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +31,8 @@ from coma.training.config.options import PretrainConfig, RunConfig
 
 if TYPE_CHECKING:
     from coma.training.logs.metrics import Watcher
+
+_RUNNING = threading.Lock()
 
 __all__ = ["FinetuneConfig", "PretrainConfig", "finetune", "pretrain"]
 
@@ -43,8 +48,8 @@ def pretrain(
         config_file: the file that `config` was read from, if `coma.training.processes.launch` started this process.
 
     Returns:
-        run, steps, epochs, loss, images_per_s, elapsed_s, finished, checkpoint, weights, picture, report.
-        Empty on every rank but 0.
+        run, steps, epochs, loss, images_per_s, elapsed_s, finished, metrics, checkpoint, weights, picture, report;
+        the same on every rank.
 
     Raises:
         UsageError, DataError: before anything is written.
@@ -75,9 +80,9 @@ def _run(config: RunConfig, progress: Watcher | None, config_file: Path | None) 
 
     place = find_place(os.environ)
     if place is None and config.hostfile is not None:
-        return launch.start_on_hosts(config)
+        return launch.start_on_hosts(config, progress)
     if place is None and (devices := gpus.processes_here(config.devices)) > 1:
-        return launch.start_here(config, devices)
+        return launch.start_here(config, devices, progress)
     if place is not None and config.devices not in (None, "auto", place.world_size):
         raise UsageError(
             f"--devices {config.devices} inside a launcher that started {place.world_size} processes: leave it out, or "
@@ -86,10 +91,21 @@ def _run(config: RunConfig, progress: Watcher | None, config_file: Path | None) 
     if place is not None and place.rank > 0:
         logging.getLogger("coma").setLevel(logging.ERROR)
     parent = ParentCommand(config_file, place.rank if place else 0)
-    with StopRequests(parent.wants_stop) as stop, parent, joined(place) as world, RunLock() as lock:
+    with _only_run(), StopRequests(parent.wants_stop) as stop, parent, joined(place) as world, RunLock() as lock:
         from coma.training.train import train  # imports DeepSpeed, which looks at the environment
 
-        result = train(config, world, stop, lock, progress)
+        result = train(config, world, stop, lock, parent.watcher() or progress)
         if world.is_rank0:
             parent.return_result(result)
-    return result
+        return world.gather(result)[0]
+
+
+@contextmanager
+def _only_run() -> Iterator[None]:
+    """Refuse a second run in this process while the block lasts: they would share torch's seeds and process group."""
+    if not _RUNNING.acquire(blocking=False):
+        raise UsageError("a run is going on in another thread: wait for its end, or give each a process of its own")
+    try:
+        yield
+    finally:
+        _RUNNING.release()

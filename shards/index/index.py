@@ -19,6 +19,7 @@ import xxhash
 from coma.errors import ComaError, DataError, UsageError, in_words, shell_command
 from coma.shards.files import make_folder
 from coma.shards.index.one_tar import IndexJob, ListedTar, TarCounts, read_counts, relabel
+from coma.shards.index.options import IndexOptions
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, read_info
 from coma.shards.sources.folders import files_below
 from coma.shards.sources.listing import PassedOver, clamped, printable, train_first, warn_of_packed
@@ -53,6 +54,11 @@ def default_out(source: Path) -> Path:
     return Path(f"{(source.name if source.is_dir() else source.stem) or 'tars'}-index")
 
 
+def run_command(options: IndexOptions, progress: Callable[[IndexProgress], None] | None = None) -> ShardSummary:
+    """Index tars as `coma index` does, given its options; see `index`."""
+    return index(options.source, options.out or default_out(options.source), workers=options.workers, progress=progress)
+
+
 def index(
     source: Path,
     out: Path,
@@ -69,8 +75,6 @@ def index(
     DataError that names all damaged tars, or if all images are set aside; ComaError if the disk is full.
     """
     begun_s = time.monotonic()
-    if workers is not None and workers < 1:
-        raise UsageError(f"--workers {workers} is less than 1")
     root, tars, passed_over = _list_tars(Path(source), Path(out))
     names = repr([(tar.layout.split, tar.path) for tar in tars])
     record = {"seed": None, "index": xxhash.xxh3_128_hexdigest(names.encode()), "decode": decode}

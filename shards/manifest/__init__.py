@@ -5,6 +5,7 @@ from coma.shards.manifest.manifest import INFO_NAME as INFO_NAME
 from coma.shards.manifest.manifest import MANIFEST_NAME as MANIFEST_NAME
 from coma.shards.manifest.manifest import WORK_FOLDER as WORK_FOLDER
 from coma.shards.manifest.manifest import Manifest as Manifest
+from coma.shards.manifest.manifest import chosen_data as chosen_data
 from coma.shards.manifest.manifest import find_data as find_data
 from coma.shards.manifest.manifest import load_manifest as load_manifest
 from coma.shards.manifest.manifest import load_manifests as load_manifests

@@ -187,6 +187,11 @@ def split_names(data: Path) -> list[str]:
     return sorted(names, key=lambda name: (name != "train", name))
 
 
+def chosen_data(data: str | Path | None) -> Path:
+    """Return the folder of a data set, or of the only one in the current folder. Raises DataError, UsageError."""
+    return find_data(Path()) if data is None else folder_at(data)
+
+
 def find_data(folder: Path) -> Path:
     """Find the one sharded data set here: `folder` itself or one of its children.
 

@@ -122,3 +122,19 @@ class ShardOptions:
     def part_name(self) -> str | None:
         """The part as "3/16"."""
         return None if self.part is None else f"{self.part[0]}/{self.part[1]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardCommand(ShardOptions):
+    """Options of sharding, its source and the folder that its shards go to."""
+
+    source: Path = option(
+        help="Folder of images; or ImageNet as downloaded, tars, parquet, a list of paths.", argument=True
+    )
+    out: Path | str | None = option(
+        None,
+        help="New or empty folder, or a URL (s3://bucket/name).",
+        argument=True,
+        shown_default="NAME-shards in the current folder",
+    )
+    dry_run: bool = option(False, help="Tell what would be written, and write nothing.")

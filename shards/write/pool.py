@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection, wait
 from typing import IO, Any
 
 from coma.errors import ComaError, UsageError
+from coma.installation import installation
 from coma.shards.child_process import start_child
 from coma.shards.write.worker import Done, Job, Tally
 
@@ -103,7 +104,7 @@ def _run_on_ray(jobs: Iterable[Job], workers: int | None) -> Generator[Tally | t
     try:
         import ray
     except ImportError:
-        raise UsageError("--engine ray needs Ray: pip install 'coma[ray]'") from None
+        raise UsageError(f"--engine ray needs Ray: {installation().extra('ray')}") from None
     ours = not ray.is_initialized()
     if ours:
         ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers, log_to_driver=False)

@@ -14,8 +14,13 @@ from typer.testing import CliRunner
 from coma.bench.options import EpochOptions, LoaderOptions, StepOptions
 from coma.cli.main import app
 from coma.errors import UsageError
+from coma.evaluation.options import KnnOptions, ProbeOptions
+from coma.exports.options import ExportOptions
+from coma.pictures.options import ReconstructOptions
+from coma.shards.check.options import VerifyOptions
+from coma.shards.index.options import IndexOptions
 from coma.shards.option import Option, options_of
-from coma.shards.write.options import ShardOptions
+from coma.shards.write.options import ShardCommand
 from coma.training import FinetuneConfig, PretrainConfig
 from coma.training.config.resolve import DEFAULT_BATCH_CPU, DEFAULT_BATCH_GPU, MOST_STEPS_PER_CHECKPOINT
 
@@ -24,7 +29,13 @@ MADE_OF = {
     "pretrain": PretrainConfig,
     "plan": PretrainConfig,
     "finetune": FinetuneConfig,
-    "shard": ShardOptions,
+    "shard": ShardCommand,
+    "index": IndexOptions,
+    "verify": VerifyOptions,
+    "probe": ProbeOptions,
+    "knn": KnnOptions,
+    "reconstruct": ReconstructOptions,
+    "export": ExportOptions,
     "bench loader": LoaderOptions,
     "bench step": StepOptions,
     "bench epoch": EpochOptions,
@@ -36,6 +47,12 @@ OWN_FILES = {
     "plan": "cli/plan.py",
     "finetune": "cli/finetune.py",
     "shard": "cli/shard.py",
+    "index": "cli/index.py",
+    "verify": "cli/verify.py",
+    "probe": "cli/probe.py",
+    "knn": "cli/knn.py",
+    "reconstruct": "cli/reconstruct.py",
+    "export": "cli/export.py",
     "bench": "cli/bench.py",
 }
 
@@ -127,7 +144,7 @@ def test_what_is_typed_becomes_the_fields(monkeypatch: pytest.MonkeyPatch) -> No
     given = options_given(
         "shard", "photos", "--shard-bytes", "1MiB", "--part", "2/3", "--resize", "64", monkeypatch=monkeypatch
     )
-    assert given == ShardOptions(shard_bytes=2**20, part=(2, 3), resize_px=64)
+    assert given == ShardCommand(source=Path("photos"), shard_bytes=2**20, part=(2, 3), resize_px=64)
     given = options_given("bench step", "--models", "dyvit_nano:coma, dyvit_tiny:mae", monkeypatch=monkeypatch)
     assert given == StepOptions(models=("dyvit_nano:coma", "dyvit_tiny:mae"))
     given = options_given("finetune", "runs/x", "--out", "y", "--compile", "--epochs", "3", monkeypatch=monkeypatch)

@@ -10,7 +10,7 @@ from drawn import draw_images
 from environments import Environment, without_coma
 
 import coma.versions
-from coma.cuda import WITHOUT_DALI, cuda_packages
+from coma.cuda import cuda_packages
 from coma.versions import coma_requirements, coma_version
 
 
@@ -50,8 +50,9 @@ def test_the_doctor_reads_what_is_required_from_the_checkout(checkout: Environme
     assert found["CUDA"]["status"] == "ok", found["CUDA"]
 
 
-def test_without_dali_one_line_names_both_ways(photos: Path, tmp_path) -> None:
+def test_without_dali_one_line_says_what_to_install(photos: Path, tmp_path) -> None:
     gone = ["nvidia/dali", "nvidia/nvimgcodec", *(name.replace("-", "_") for name in cuda_packages())]
+    (dali,) = (name for name in cuda_packages() if name.startswith("nvidia-dali-"))
     environment = without_coma(tmp_path, leave_out=gone)
     for works in (
         ["--help"],
@@ -61,10 +62,11 @@ def test_without_dali_one_line_names_both_ways(photos: Path, tmp_path) -> None:
     ):
         done = environment.coma(*works, cwd=tmp_path)
         assert done.returncode == 0, (works, done.stderr)
-    done = environment.coma("pretrain", "shards", "--out", "run", *SMALL, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"error: {WITHOUT_DALI}"
-    assert not (tmp_path / "run").exists()
+    for needs_it in (["pretrain", "shards", "--out", "run", *SMALL], ["demo", "--out", "run"]):
+        done = environment.coma(*needs_it, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1] == f"error: DALI is missing: pip install {dali}"
+        assert not (tmp_path / "run").exists()
 
 
 def test_the_checkout_says_what_its_metadata_say(monkeypatch) -> None:

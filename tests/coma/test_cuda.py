@@ -11,11 +11,17 @@ import coma.cuda
 from coma.cuda import CudaVersions, check_cuda, cuda_packages, cuda_versions, judge
 from coma.errors import UsageError
 from coma.evaluation.device import choose_device
+from coma.installation import Installation
 
 DALI_12, DALI_13 = "nvidia-dali-cuda120", "nvidia-dali-cuda130"
 TO_12 = "pip install 'torch<2.11' torchvision nvidia-dali-cuda120"
 TO_13 = "pip install 'torch>=2.11' torchvision nvidia-dali-cuda130"
 DECODER_12, DECODER_13 = "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"
+
+
+@pytest.fixture(autouse=True)
+def installed_by_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coma.cuda, "installation", Installation)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +60,9 @@ DECODER_12, DECODER_13 = "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"
         ((12, 8), (13, 4), (13, 0), "warning", TO_12),
         ((13, 2), (12, 9), (13, 0), "warning", TO_13),
         ((13, 2), (12, 9), (14, 1), "warning", TO_13),
-        ((12, 8), None, (13, 0), "problem", coma.cuda.WITHOUT_DALI),
-        (None, None, None, "problem", coma.cuda.WITHOUT_DALI),
+        ((12, 8), None, (13, 0), "problem", f"DALI is missing: pip install {DALI_12}"),
+        ((13, 0), None, None, "problem", f"DALI is missing: pip install {DALI_13}"),
+        (None, None, None, "problem", f"DALI is missing: pip install {DALI_13}"),
     ],
 )
 def test_majors_are_compared(torch_cuda, dali, driver, status: str, advice: str) -> None:

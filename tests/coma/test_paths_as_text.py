@@ -11,9 +11,9 @@ from untrained_runs import write_run
 
 from coma.evaluation.score import can_be_probed, labelled_manifests
 from coma.evaluation.score_run import score_run
-from coma.export.export import export_run
-from coma.export.folder import read_export
-from coma.export.load import load_export
+from coma.exports.export import export_run
+from coma.exports.folder import read_export
+from coma.exports.load import load_export
 from coma.pictures.look import look_at
 from coma.pictures.reconstruct import reconstruct_run
 from coma.pipeline import Stream

@@ -40,7 +40,7 @@ def without_coma(folder: Path, leave_out: Collection[str] = ()) -> Environment:
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         inside = [name for name in leave_out if name.startswith(f"{entry.name}/")]
-        gone = entry.name.startswith(("coma-", "__editable__", *(name.replace("/", "_") for name in leave_out)))
+        gone = entry.name.startswith(("coma_vision", "__editable__", *(name.replace("/", "_") for name in leave_out)))
         if inside:
             (site / entry.name).mkdir()
             for module in entry.iterdir():

@@ -12,6 +12,7 @@ from hub import REPOSITORY, Hub
 from servers import Server, serving
 
 from coma.errors import DataError
+from coma.installation import installation
 from coma.pipeline import Stream
 from coma.pipeline.cache import ShardCache
 from coma.pipeline.download import RetryPolicy
@@ -130,12 +131,13 @@ for url in sys.argv[1:]:
 
 
 def test_a_package_that_is_not_there_is_named() -> None:
+    here = installation()
     ways_out = {
-        "gs://photos/shards": "pip install 'coma[gcs]'",
-        "gcs://photos/shards": "pip install 'coma[gcs]'",
-        "s3://photos/shards": "pip install 'coma[s3]'",
-        "hf://datasets/someone/photos": "pip install huggingface_hub",
-        "http://127.0.0.1:1/shards": "pip install aiohttp",
+        "gs://photos/shards": here.extra("gcs"),
+        "gcs://photos/shards": here.extra("gcs"),
+        "s3://photos/shards": here.extra("s3"),
+        "hf://datasets/someone/photos": here.install("huggingface_hub"),
+        "http://127.0.0.1:1/shards": here.install("aiohttp"),
     }
     done = subprocess.run([sys.executable, "-c", WITHOUT, *ways_out], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [

@@ -28,6 +28,7 @@ def run_result(run: Path, resolved: ResolvedRun, *, elapsed_s: float, images_per
         "images_per_s": images_per_s,
         "elapsed_s": elapsed_s,
         "finished": step >= resolved.steps,
+        "metrics": str(run / METRICS_NAME),
         "checkpoint": str(checkpoint) if checkpoint else None,
         "weights": str(checkpoint / WEIGHTS_NAME) if checkpoint else None,
         "picture": str(picture) if picture.exists() else None,

@@ -18,7 +18,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
-from coma.errors import DataError, UsageError, shell_command
+from coma.errors import DataError, UsageError
+from coma.installation import installation
 from coma.runs.lines import read_object
 from coma.runs.names import TRACKERS_NAME
 from coma.shards.files import without_credentials, write_atomically
@@ -107,7 +108,7 @@ def check_installed(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UsageError(
-                f"--log-to {name}: it is not installed here: {shell_command('pip', 'install', name)}, or leave it out"
+                f"--log-to {name}: it is not installed here: {installation().install(name)}, or leave it out"
             )
 
 

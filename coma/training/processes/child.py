@@ -4,7 +4,8 @@
       config.json     configuration of the run
       heartbeat       touched every few seconds while the command is alive
       stop            request of the command to stop
-      exit-00001      exit code of rank 1, which launchers in between do not pass on
+      exit-00001      exit code of rank 1, which launchers in between do not pass on, and its error
+      progress.jsonl  progress of rank 0, if the command made the file to ask for it
       result.json     result of rank 0
 
 The command removes the folder at its end; if it was killed, its processes do.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import json
 import logging
 import os
@@ -21,7 +23,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ CONFIG_NAME = "config.json"
 HEARTBEAT_NAME = "heartbeat"
 STOP_NAME = "stop"
 RESULT_NAME = "result.json"
+PROGRESS_NAME = "progress.jsonl"
 GONE_AFTER_S = 60.0
 """Seconds without a heartbeat after which the command counts as gone: suspended, unreachable or killed."""
 _CHECK_EVERY_S = 1.0
@@ -73,6 +76,18 @@ class ParentCommand:
             logger.warning("the command that started this run is gone: saving a checkpoint and ending")
         return True
 
+    def watcher(self) -> Callable[[Any], None] | None:
+        """Return what passes on the progress of each step, a dataclass; None if the command does not ask for it."""
+        if self._folder is None or not (self._folder / PROGRESS_NAME).exists():
+            return None
+        path = self._folder / PROGRESS_NAME
+
+        def pass_on(progress: Any) -> None:
+            with contextlib.suppress(OSError), path.open("a") as file:
+                file.write(json.dumps(dataclasses.asdict(progress)) + "\n")
+
+        return pass_on
+
     def return_result(self, result: Mapping[str, Any]) -> None:
         """Write rank 0's result for the command to read."""
         if self._folder is not None:
@@ -94,7 +109,8 @@ class ParentCommand:
             self._remove_folder()
         elif self._folder is not None:
             with contextlib.suppress(OSError):
-                _exit_path(self._folder, self._rank).write_text(str(exit_code(error)))
+                cause = fault_of(error) if isinstance(error, Exception) else None
+                _exit_path(self._folder, self._rank).write_text(f"{exit_code(error)}\n{cause or ''}")
 
     def _remove_folder(self) -> None:
         assert self._folder is not None
@@ -119,13 +135,14 @@ class ParentCommand:
         return time.monotonic() - self._beat_seen_s > self._gone_after_s
 
 
-def exit_codes(folder: Path, ranks: int) -> list[int]:
-    """Return the exit codes that the first `ranks` ranks have written; a killed one writes none."""
-    codes = []
+def exits(folder: Path, ranks: int) -> list[tuple[int, str]]:
+    """Return the exit codes and errors that the first `ranks` ranks have written; a killed one writes none."""
+    written = []
     for rank in range(ranks):  # by name, as the listing of a folder may be out of date on NFS
         with contextlib.suppress(OSError, ValueError):
-            codes.append(int(_exit_path(folder, rank).read_text()))
-    return codes
+            code, _, message = _exit_path(folder, rank).read_text().partition("\n")
+            written.append((int(code), message))
+    return written
 
 
 def _exit_path(folder: Path, rank: int) -> Path:

@@ -20,20 +20,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from coma.errors import ComaError, Preempted, UsageError
+from coma.errors import ComaError, LaunchFailed, Preempted, UsageError
 from coma.training.config.options import RunConfig
 from coma.training.processes.child import (
     CONFIG_NAME,
     FOLDER_PREFIX,
     HEARTBEAT_NAME,
     PARENT_VARIABLE,
+    PROGRESS_NAME,
     RESULT_NAME,
     STOP_NAME,
-    exit_codes,
+    exits,
 )
 from coma.training.processes.world import Place, free_port
+
+if TYPE_CHECKING:
+    from coma.training.logs.metrics import Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +48,18 @@ _POLL_S = 0.05
 _BEAT_S = 5.0
 
 
-def start_here(config: RunConfig, devices: int) -> dict[str, Any]:
-    """Run `config` on `devices` processes of this machine and return what rank 0 returned.
+def start_here(config: RunConfig, devices: int, progress: Watcher | None = None) -> dict[str, Any]:
+    """Run `config` on `devices` processes of this machine and return what rank 0 returned; `progress` hears of it.
 
     Signals are forwarded, the first failure ends all processes, and none outlives this one.
 
     Raises:
-        SystemExit: with the exit code of the process that failed, which has reported why.
+        LaunchFailed: with the exit code of the process that failed, which has reported why.
     """
     with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as name:
         folder = Path(name)
         command = _command(config, folder)
+        listen = _listener(folder, progress)
         port = free_port()
         threads = max(1, (os.cpu_count() or 1) // devices)
         processes = [
@@ -78,20 +83,20 @@ def start_here(config: RunConfig, devices: int) -> dict[str, Any]:
 
         try:
             with _on_signals(forward):
-                exit_code = _wait_for_all(processes)
+                exit_code = _wait_for_all(processes, listen=listen)
         finally:
             _kill(processes)
-        return _result(folder, exit_code)
+        return _result(folder, exit_code, devices)
 
 
-def start_on_hosts(config: RunConfig) -> dict[str, Any]:
+def start_on_hosts(config: RunConfig, progress: Watcher | None = None) -> dict[str, Any]:
     """Run `config` by DeepSpeed's launcher on the machines of its hostfile, which must share this folder.
 
     If this process is killed, the others miss its heartbeat, save a checkpoint and end.
 
     Raises:
         UsageError: there is no such hostfile, it names a host twice, or one that ssh does not reach.
-        SystemExit: with the exit code of the process that failed, 1 if it was killed.
+        LaunchFailed: with the exit code of the process that failed, 1 if it was killed.
     """
     assert config.hostfile is not None
     slots = read_hostfile(config.hostfile)
@@ -100,6 +105,7 @@ def start_on_hosts(config: RunConfig) -> dict[str, Any]:
         folder = Path(name)
         heartbeat = folder / HEARTBEAT_NAME
         heartbeat.touch()
+        listen = _listener(folder, progress)
         launcher = ["deepspeed.launcher.runner", "--hostfile", str(config.hostfile.absolute())]
         launcher += ["--master_port", str(free_port()), "--no_local_rank", "--module"]
         process = subprocess.Popen(
@@ -116,14 +122,15 @@ def start_on_hosts(config: RunConfig) -> dict[str, Any]:
                 (folder / STOP_NAME).touch()
 
             with _on_signals(stop):
-                launcher_failed = _wait_for_all([process], heartbeat.touch)
+                launcher_failed = _wait_for_all([process], heartbeat.touch, listen)
         finally:
             _kill([process])
         # The launcher's own exit code is that of a process that it killed.
-        exit_code = _first_cause(exit_codes(folder, sum(slots.values()))) or int(launcher_failed > 0)
+        ranks = sum(slots.values())
+        exit_code = _first_cause([code for code, _ in exits(folder, ranks)]) or int(launcher_failed > 0)
         if exit_code == Preempted.exit_code and signal.SIGINT in signals:
             raise KeyboardInterrupt
-        return _result(folder, exit_code)
+        return _result(folder, exit_code, ranks)
 
 
 def _check_reachable(hostfile: Path, hosts: Sequence[str]) -> None:
@@ -156,9 +163,33 @@ def _command(config: RunConfig, folder: Path) -> list[str]:
     return ["coma", *verbosity, config.command, "--launched", str(path)]
 
 
-def _result(folder: Path, exit_code: int) -> dict[str, Any]:
+def _listener(folder: Path, progress: Watcher | None) -> Callable[[], None]:
+    """Ask the run for its progress, and return what hands on as much as has arrived."""
+    if progress is None:
+        return lambda: None
+    from coma.training.logs.metrics import Progress
+
+    path = folder / PROGRESS_NAME
+    path.touch()
+    read = 0
+
+    def listen() -> None:
+        nonlocal read
+        with path.open("rb") as file:
+            file.seek(read)
+            for line in iter(file.readline, b""):
+                if not line.endswith(b"\n"):
+                    break
+                read += len(line)
+                progress(Progress(**json.loads(line)))
+
+    return listen
+
+
+def _result(folder: Path, exit_code: int, ranks: int) -> dict[str, Any]:
     if exit_code:
-        raise SystemExit(exit_code)
+        said = (message for code, message in exits(folder, ranks) if code == exit_code and message)
+        raise LaunchFailed(exit_code, next(said, None))
     try:
         result: dict[str, Any] = json.loads((folder / RESULT_NAME).read_text())
     except FileNotFoundError:  # pdsh was killed, which DeepSpeed's launcher does not count as a failure
@@ -169,8 +200,14 @@ def _result(folder: Path, exit_code: int) -> dict[str, Any]:
     return result
 
 
-def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]], beat: Callable[[], None] = lambda: None) -> int:
-    """Wait until all have ended, calling `beat` every few seconds, and return the exit code of the first cause.
+def _wait_for_all(
+    processes: Sequence[subprocess.Popen[bytes]],
+    beat: Callable[[], None] = lambda: None,
+    listen: Callable[[], None] = lambda: None,
+) -> int:
+    """Wait until all have ended, and return the exit code of the first cause.
+
+    Meanwhile `beat` is called every few seconds and `listen` many times a second, once more at the end.
 
     After one has failed, the others get `_GRACE_S` seconds to end.
     """
@@ -181,6 +218,7 @@ def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]], beat: Callable[[
             with contextlib.suppress(OSError):
                 beat()
         codes = [process.poll() for process in processes]
+        listen()
         if None not in codes:
             break
         if any(codes) and deadline == float("inf"):

@@ -6,14 +6,12 @@ whose environment gives its rank and the world size.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
 import logging
 import os
 import re
 import socket
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from coma.errors import ComaError, UsageError, is_out_of_memory
 from coma.training.processes.child import exit_code
 from coma.training.processes.gpus import refuse_shared_gpus
+from coma.training.processes.group import process_group
 from coma.training.processes.stdout import quiet_stdout
 
 if TYPE_CHECKING:
@@ -35,6 +34,11 @@ T = TypeVar("T")
 _LOST_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SETTINGS = (
+    *("TORCH_CPP_LOG_LEVEL", "DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG"),
+    *("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR"),
+)
+"""Other variables that a run or its libraries set, and that are put back."""
 
 
 @dataclass(frozen=True)
@@ -211,18 +215,20 @@ def joined(place: Place | None) -> Iterator[World]:
     """
     place = place or Place(0, 0, 1, "127.0.0.1", free_port())
     verbose = logger.isEnabledFor(logging.DEBUG)
-    with _environment(place.environment()):
+    with _environment(place.environment(), _SETTINGS):
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "INFO" if verbose else "ERROR")
-        with warnings.catch_warnings():
+        from coma.torch_state import own_torch_state  # torch looks at the environment when it is imported
+
+        with own_torch_state(), warnings.catch_warnings():
             if not verbose:
                 warnings.simplefilter("ignore")
             with quiet_stdout():
                 device = _own_device(place)
                 if device.type == "cuda" and place.world_size > 1:
                     _refuse_shared_gpus(place, device)
-                _init_distributed(verbose)
             try:
-                yield World(place, device)
+                with process_group(verbose, alone=place.world_size == 1):
+                    yield World(place, device)
             except ComaError:
                 raise
             except Exception as error:
@@ -282,34 +288,10 @@ def _refuse_shared_gpus(place: Place, device: torch.device) -> None:
         refuse_shared_gpus(place.rank, place.world_size, f"{socket.gethostname()} {identity}")
 
 
-def _init_distributed(verbose: bool) -> None:
-    import deepspeed
-    import torch.distributed as dist
-    from deepspeed.utils import logger as deepspeed_logger
-
-    if not verbose:
-        deepspeed_logger.setLevel(logging.ERROR)
-    for handler in deepspeed_logger.handlers:  # made for the stdout of its import
-        if type(handler) is logging.StreamHandler:
-            handler.stream = sys.stderr
-    if dist.is_initialized():  # an earlier run in this process
-        return
-    # It would be compiled at the first start on a CPU: 20 s, and a hang on a stale lock. gloo works without it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=verbose)
-    atexit.register(_destroy_group)
-
-
-def _destroy_group() -> None:
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 @contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
+def _environment(variables: Mapping[str, str], others: Sequence[str]) -> Iterator[None]:
+    """Set variables for the length of a block, and put them and `others` back after it."""
+    before = {name: os.environ.get(name) for name in (*variables, *others)}
     os.environ.update(variables)
     try:
         yield

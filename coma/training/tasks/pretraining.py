@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from coma.export.folder import read_export
+from coma.exports.folder import read_export
 from coma.pipeline import Batch
 from coma.runs.read import build_model, training_stream
 from coma.shards.manifest import Manifest

@@ -14,8 +14,8 @@ import xxhash
 from torch import Tensor
 
 from coma.errors import DataError, UsageError
-from coma.export.export import patch_size
-from coma.export.folder import Export, is_export, read_export
+from coma.exports.export import patch_size
+from coma.exports.folder import Export, is_export, read_export
 from coma.model.encoders import give_weights
 from coma.runs.names import CONFIG_NAME
 from coma.runs.read import read_config, read_weights, run_of

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+import coma.cuda
+import coma.installation
 import coma.versions
+from coma.cuda import without_dali
 from coma.doctor import machine, software
 from coma.doctor.examine import checks, examine
 from coma.doctor.finding import Finding
+from coma.installation import Installation
 from coma.training.memory import available
 
 
@@ -55,7 +59,8 @@ def test_a_check_that_fails_crashes_or_hangs_is_one_finding_of_many(capfd) -> No
 def test_this_machine_passes_and_nothing_is_left_on_its_disk(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for check in (software.versions, software.decoding, machine.memory, machine.disk, machine.cores):
+    of_software = (software.installed_files, software.versions, software.decoding)
+    for check in (*of_software, machine.memory, machine.disk, machine.cores):
         finding = check()
         assert finding.status in ("ok", "warning")  # as much as is free, and who else computes, is not ours
         assert (finding.status == "ok") == (finding.advice == "")
@@ -84,9 +89,17 @@ def test_what_is_wrong_is_said_with_the_way_out(monkeypatch) -> None:
     monkeypatch.setattr(
         coma.versions, "coma_requirements", lambda: ["torch>=99", "absent-library>=1,<2", "ray; extra == 'ray'"]
     )
+    monkeypatch.setattr(coma.installation, "installation", Installation)
     found = software.versions()
     assert found.status == "problem"
     assert found.advice == "pip install 'torch>=99' 'absent-library<2,>=1'"
+
+
+def test_decoding_is_not_checked_without_dali(monkeypatch) -> None:
+    monkeypatch.setattr(coma.cuda, "_of_dali", lambda packages: None)
+    found = software.decoding()
+    assert (found.status, found.text) == ("problem", "not checked")
+    assert found.advice == without_dali()
 
 
 def test_a_store_is_reached_only_where_it_is_named(tmp_path) -> None:

@@ -20,7 +20,7 @@ from untrained_runs import load
 from coma.doctor.examine import checks, examine
 from coma.errors import ComaError
 from coma.evaluation.score_run import score_run
-from coma.export.export import export_run
+from coma.exports.export import export_run
 from coma.forecast.estimate import estimate
 from coma.pictures.look import look_at
 from coma.pictures.reconstruct import reconstruct_run

@@ -13,7 +13,8 @@ import webdataset
 
 from coma.errors import DataError, UsageError
 from coma.shards.check.verify import verify
-from coma.shards.index.index import default_out, index
+from coma.shards.index.index import default_out, index, run_command
+from coma.shards.index.options import IndexOptions
 from coma.shards.manifest import read_info, read_manifest
 from coma.shards.tar import header
 
@@ -294,8 +295,8 @@ def test_refusals(tmp_path, jpegs, made):
     source = write(tmp_path / "photos", jpegs)
     with pytest.raises(UsageError, match="no such file or folder"):
         index(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(UsageError, match="--workers 0 is less than 1"):
-        index(source, tmp_path / "out", workers=0)
+    with pytest.raises(UsageError, match="--workers is 0; it must be at least 1"):
+        run_command(IndexOptions(source=source, out=tmp_path / "out", workers=0))
     with pytest.raises(UsageError, match="is not empty"):
         index(source, source)
     with pytest.raises(UsageError, match="is a data set already, with manifests"):

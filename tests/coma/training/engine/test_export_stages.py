@@ -11,7 +11,7 @@ import timm
 import torch
 from toy_engine import engine_of
 
-from coma.export.export import export_run
+from coma.exports.export import export_run
 from coma.runs.read import build_model
 from coma.training.config.ds_config import read_ds_config
 from coma.training.config.options import PretrainConfig

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from small_runs import lines, small
 
 from coma.errors import Preempted, UsageError
+from coma.installation import installation
 from coma.training import PretrainConfig, pretrain
 from coma.training.logs import trackers
 from coma.training.logs.metrics import MetricsLog, Progress
@@ -65,7 +67,8 @@ def test_what_is_not_installed_is_refused_before_anything_is_written(
         return None if name == "wandb" else found(name, *rest)
 
     monkeypatch.setattr(importlib.util, "find_spec", without_wandb)
-    with pytest.raises(UsageError, match="--log-to wandb: it is not installed here: pip install wandb"):
+    way_out = re.escape(installation().install("wandb"))
+    with pytest.raises(UsageError, match=f"--log-to wandb: it is not installed here: {way_out}"):
         pretrain(small(data, Path("run"), log_to="wandb"))
     assert not list(elsewhere.iterdir())
 

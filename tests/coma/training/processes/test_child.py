@@ -13,7 +13,7 @@ import pytest
 from commands import alive, wait_until
 
 from coma.errors import DataError, Preempted
-from coma.training.processes.child import PARENT_VARIABLE, ParentCommand, exit_code, exit_codes
+from coma.training.processes.child import PARENT_VARIABLE, ParentCommand, exit_code, exits
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_request_is_heard_and_the_exit_code_left(launched: Path) -> None:
         wait_until(parent.wants_stop, 20.0)
     with pytest.raises(Preempted), ParentCommand(launched, rank=1):
         raise Preempted("asked to stop")
-    assert exit_codes(launched.parent, 4) == [75, 0]  # of ranks 1 and 3
+    assert [code for code, _ in exits(launched.parent, 4)] == [75, 0]  # of ranks 1 and 3
     errors = (DataError("no"), SystemExit(4), SystemExit(), OSError(28, "full"), ValueError())
     assert [exit_code(error) for error in errors] == [3, 4, 0, 1, 70]
 

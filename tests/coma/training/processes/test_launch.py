@@ -71,9 +71,9 @@ def test_a_launched_process_gets_everything_by_one_file(tmp_path: Path) -> None:
 def test_a_run_that_was_lost_sight_of_is_no_success(tmp_path: Path) -> None:
     """pdsh was killed, and DeepSpeed's launcher ends with 0."""
     with pytest.raises(ComaError, match=r"ended without a result: .* the same command resumes"):
-        launch._result(tmp_path, 0)
+        launch._result(tmp_path, 0, 1)
     with pytest.raises(SystemExit, match="75"):
-        launch._result(tmp_path, 75)
+        launch._result(tmp_path, 75, 1)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,23 @@ def test_libraries_write_nothing_and_the_caller_does_again_afterwards(capfd: pyt
     print("a result")
     sys.stdout.flush()
     assert capfd.readouterr().out == "a result\n"
+
+
+def test_other_threads_print_meanwhile(capfd: pytest.CaptureFixture[str]) -> None:
+    with quiet_stdout():
+        thread = threading.Thread(target=lambda: print("of another thread"))
+        thread.start()
+        thread.join()
+        print("chatter")
+        kept = sys.stdout
+    print("a library's, later", file=kept)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), quiet_stdout():
+        thread = threading.Thread(target=lambda: print("to a notebook"))
+        thread.start()
+        thread.join()
+    assert capfd.readouterr().out == "of another thread\na library's, later\n"
+    assert said.getvalue() == "to a notebook\n"
 
 
 def test_a_callback_prints_to_the_stdout_of_its_caller(data: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import InterpolationMode, RandAugment
 
 from coma.errors import DataError, UsageError
 from coma.evaluation.score_run import score_run
-from coma.export.export import export_run
+from coma.exports.export import export_run
 from coma.model.classifier import Classifier
 from coma.pictures.reconstruct import reconstruct_run
 from coma.pictures.step import read_step

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from small_runs import lines, small
 
 from coma.errors import ComaError, DataError, UsageError
-from coma.export.export import export_run
+from coma.exports.export import export_run
 from coma.training import PretrainConfig, pretrain
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coma.errors import DataError
-from coma.export.folder import CONFIG_NAME, SECTION, read_export
+from coma.exports.folder import CONFIG_NAME, SECTION, read_export
 from coma.model.encoders import give_weights
 from coma.runs.read import build_model
 

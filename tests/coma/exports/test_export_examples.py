@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from untrained_runs import write_run
 
-from coma.export.export import export_run
+from coma.exports.export import export_run
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 

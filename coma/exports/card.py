@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from coma.export.folder import DECODER_NAME, ONNX_NAME, SECTION
+from coma.exports.folder import DECODER_NAME, ONNX_NAME, SECTION
 from coma.runs.lines import is_number, readable_lines
 from coma.runs.names import METRICS_NAME
 from coma.shards.files import without_credentials
+from coma.versions import DISTRIBUTION
 
 _METHODS = {
     "coma": "CoMA, complementary masking ([arXiv 2511.05929](https://arxiv.org/abs/2511.05929))",
@@ -115,7 +116,7 @@ def _training(content: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str,
 def _loading(config: dict[str, Any], onnx: bool) -> str:
     size = config["pretrained_cfg"]["input_size"][-1]
     ours = config["architecture"].startswith("dyvit_")
-    needs = "With torch, timm 1.0.26 or newer" + (" and coma installed" if ours else " installed")
+    needs = "With torch, timm 1.0.26 or newer" + (f" and {DISTRIBUTION} installed" if ours else " installed")
     classes, images = config["num_classes"], f"torch.zeros(1, 3, {size}, {size})"
     outputs = (
         f"logits = model({images})  # [1, {classes}]"

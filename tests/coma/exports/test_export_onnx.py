@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 from untrained_runs import load, write_run
 
 from coma.errors import UsageError
-from coma.export.export import export_run
+from coma.exports.export import export_run
+from coma.installation import installation
 
 
 @pytest.mark.slow
@@ -33,7 +35,7 @@ def test_torch_export_takes_the_backbone_whole(tmp_path: Path) -> None:
 
 def test_onnx_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UsageError, match=r"onnxscript: pip install 'coma\[onnx\]'"):
+    with pytest.raises(UsageError, match=re.escape(f"onnxscript: {installation().extra('onnx')}")):
         export_run(tmp_path, tmp_path / "out", onnx=True)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coma.errors import UsageError
+from coma.installation import installation
 
 OPSET = 18
 
@@ -66,7 +67,7 @@ def check_onnx() -> None:
         try:
             __import__(library)
         except ImportError:
-            raise UsageError(f"--onnx needs {library}: pip install 'coma[onnx]'") from None
+            raise UsageError(f"--onnx needs {library}: {installation().extra('onnx')}") from None
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from untrained_runs import load, write_run
 
 from coma.errors import ComaError, DataError, UsageError
-from coma.export.export import export_run
-from coma.export.folder import read_export
+from coma.exports.export import export_run
+from coma.exports.folder import read_export
 from coma.runs.read import load_autoencoder
 
 ROOT = Path(__file__).parents[3]

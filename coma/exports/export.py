@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from coma.errors import UsageError
-from coma.export.card import card
-from coma.export.folder import (
+from coma.exports.card import card
+from coma.exports.folder import (
     CARD_NAME,
     CONFIG_NAME,
     DECODER_NAME,
@@ -21,7 +21,7 @@ from coma.export.folder import (
     check_free,
     writing,
 )
-from coma.export.onnx import check_onnx, write_onnx
+from coma.exports.onnx import check_onnx, write_onnx
 from coma.runs.names import checkpoint_step
 from coma.runs.read import is_finetuned, load_autoencoder, load_classifier, read_config, run_of
 from coma.versions import coma_version
@@ -36,7 +36,7 @@ LICENSE = "unknown"
 
 
 def export_run(
-    run_or_checkpoint: Path | str,
+    run: Path | str,
     folder: Path | str,
     *,
     with_decoder: bool = False,
@@ -46,7 +46,7 @@ def export_run(
     """Write a run's backbone (its newest checkpoint's, or the one named) to `folder`, whole or not at all.
 
     Args:
-        run_or_checkpoint: run folder, or one of its checkpoints.
+        run: run folder, or one of its checkpoints.
         folder: new, empty, or an earlier export, which is replaced.
         with_decoder: add the decoder, for `coma pretrain --init`.
         onnx: add an ONNX file.
@@ -61,7 +61,6 @@ def export_run(
         ComaError: `folder` could not be written.
     """
     folder = Path(folder)
-    run_or_checkpoint = Path(run_or_checkpoint)
     from safetensors.torch import save_file
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
@@ -69,7 +68,7 @@ def export_run(
     if onnx:
         check_onnx()
     check_free(folder)
-    run, checkpoint = run_of(run_or_checkpoint)
+    run, checkpoint = run_of(Path(run))
     content, step = read_config(run), checkpoint_step(checkpoint)
     network, decoder = _networks(run, checkpoint, content, with_decoder=with_decoder)
     backbone, model = network.backbone, content.get("resolved", {}).get("network", content["config"])

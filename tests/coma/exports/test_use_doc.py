@@ -81,7 +81,7 @@ def test_every_command_is_there() -> None:
         elif command[0] == "python":
             assert (ROOT / command[1]).is_file()
         else:
-            assert command == ["pip", "install", "coma[onnx]"]
+            assert command == ["pip", "install", "coma-vision[onnx]"]
 
 
 def test_what_it_says_of_the_base() -> None:

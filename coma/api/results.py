@@ -1,0 +1,228 @@
+"""Results of the functions of `coma`: frozen dataclasses that show themselves in a notebook."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from coma.shards.files import without_credentials
+from coma.shards.text import visible
+
+if TYPE_CHECKING:
+    from coma.shards.check.one_shard import Problem
+
+_SHOWN = 10
+"""Number of entries of a list that a result shows."""
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """A result, which stands for its first field where a path is wanted: `coma.probe(run)`."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], **more: Any) -> Self:
+        """Make a result of those values that are its fields; texts become paths where a path is wanted."""
+        given = {**values, **more}
+        fields = [field for field in dataclasses.fields(cls) if field.name in given]
+        return cls(**{field.name: _as_path(field, given[field.name]) for field in fields})
+
+    def __fspath__(self) -> str:
+        """Return the path of what was made."""
+        return str(getattr(self, dataclasses.fields(self)[0].name))
+
+    def __repr__(self) -> str:
+        """Return a line for each field that has a value."""
+        lines = self._lines()
+        width = max(map(len, lines))
+        return "\n".join([type(self).__name__, *(f"  {name:<{width}}  {text}" for name, text in lines.items())])
+
+    def _repr_html_(self) -> str:
+        """Return a table, below it the picture if there is one; notebooks call this."""
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(name)}</th>"
+            f"<td style='text-align:left;white-space:pre-wrap'>{escape(text)}</td></tr>"
+            for name, text in self._lines().items()
+        )
+        picture = getattr(self, "picture", None)
+        image = ""
+        if picture is not None and picture.is_file():
+            data = base64.b64encode(picture.read_bytes()).decode()
+            image = f"<img style='max-width:100%' alt='{escape(picture.name)}' src='data:image/png;base64,{data}'>"
+        return f"<table>{rows}</table>{image}"
+
+    def _lines(self) -> dict[str, str]:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: _text(value) for name, value in values.items() if value is not None}
+
+
+def _as_path(field: dataclasses.Field[Any], value: Any) -> Any:
+    return Path(value) if str(field.type).startswith("Path") and isinstance(value, str) else value
+
+
+def _text(value: Any) -> str:
+    """Return a value as a person reads it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_text(count)} {visible(str(name))}" for name, count in value.items()) or "none"
+    if isinstance(value, tuple) and value and isinstance(value[0], float):
+        return " to ".join(map(_text, value))
+    if isinstance(value, tuple):
+        more = [f"and {len(value) - _SHOWN:,} more"] if len(value) > _SHOWN else []
+        return "; ".join([*(visible(str(each)) for each in value[:_SHOWN]), *more]) or "none"
+    return visible(without_credentials(str(value)))
+
+
+@dataclass(frozen=True, repr=False)
+class ShardResult(Result):
+    """Data set that `coma.shard` or `coma.index` made: every image found was kept or set aside."""
+
+    out: Path
+    found: int
+    kept: int
+    set_aside: int
+    reasons: dict[str, int]
+    """Images set aside, by kind of reason."""
+    converted: dict[str, int]
+    """Images kept with other bytes than the source's, by kind of reason."""
+    passed_over: dict[str, int]
+    """Files of the source that are no images, by kind."""
+    classes: int
+    """0 without labels."""
+    splits: dict[str, int]
+    """Number of images in each split."""
+    shards: int
+    shard_bytes: int
+    elapsed_s: float
+    quarantine: Path | None = None
+    """Table of the images set aside, if there are any."""
+    part: str | None = None
+    """Which part of the data set this is ("3/16"), while it is not complete."""
+
+
+@dataclass(frozen=True, repr=False)
+class DryRunResult(Result):
+    """Data set that `coma.shard` would make; nothing was written."""
+
+    out: Path
+    source: Path
+    layout: str
+    found: int
+    refused: int
+    """Images that would be set aside because of what their listing says."""
+    passed_over: dict[str, int]
+    splits: dict[str, int]
+    """Number of images in each split."""
+    shards: int
+    shard_bytes: int
+    """Estimated size of all shards."""
+    done_shards: int
+    """Shards that an earlier run has finished."""
+    spool_bytes: int
+    """Disk space that parquet rows take while the run is under way."""
+    free_bytes: int | None = None
+    """Free space on the disk of `out`; None in an object store."""
+
+
+@dataclass(frozen=True, repr=False)
+class VerifyResult(Result):
+    """What `coma.verify` checked, and every difference from the manifest."""
+
+    data: Path
+    samples: int
+    shards: int
+    image_bytes: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no difference was found."""
+        return not self.problems
+
+
+@dataclass(frozen=True, repr=False)
+class TrainingResult(Result):
+    """Run that `coma.pretrain` or `coma.finetune` trained; a path is None if there is no such file."""
+
+    run: Path
+    steps: int
+    """Number of steps that the newest checkpoint has seen."""
+    epochs: float
+    loss: float | None
+    elapsed_s: float
+    finished: bool
+    metrics: Path
+    """JSON lines, one for each step and each evaluation."""
+    images_per_s: float | None = None
+    accuracy: float | None = None
+    """Top-1 accuracy of a fine-tuned classifier on split val, in percent."""
+    accuracy_top5: float | None = None
+    checkpoint: Path | None = None
+    weights: Path | None = None
+    picture: Path | None = None
+    """Reconstructions after the last step."""
+    report: Path | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class ScoreResult(Result):
+    """Score of frozen features by `coma.probe` or `coma.knn`, in percent."""
+
+    run: Path
+    accuracy: float
+    """Top-1 accuracy on the test images."""
+    interval: tuple[float, float]
+    """95% confidence interval of the accuracy."""
+    rankme: float
+    """Effective rank of the features, at most their channels."""
+    channels: int
+    step: int
+    checkpoint: Path
+    data: str
+    train_images: int
+    test_images: int
+    tested_on: str
+    classes: int
+    device: str
+    accuracy_top5: float | None = None
+    """None where there are 5 classes or fewer, and for neighbours."""
+    protocol: str | None = None
+    """How a probe was fitted; None for neighbours."""
+    metrics: Path | None = None
+    """File that the score was added to; None for an export."""
+
+
+@dataclass(frozen=True, repr=False)
+class PictureResult(Result):
+    """Picture that `coma.reconstruct` drew."""
+
+    picture: Path
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the picture; notebooks call this."""
+        return self.picture.read_bytes() if self.picture.is_file() else None
+
+
+@dataclass(frozen=True, repr=False)
+class ExportResult(Result):
+    """timm model that `coma.export` wrote."""
+
+    export: Path
+    model: str
+    parameters: int
+    features: int
+    step: int
+    decoder: bool
+    load: str
+    """Code that loads it."""
+    classes: int | None = None
+    onnx: Path | None = None
