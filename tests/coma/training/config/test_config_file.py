@@ -193,3 +193,11 @@ def test_a_new_run_takes_what_is_no_matter_of_one_command(tmp_path: Path) -> Non
 def test_an_old_name_in_a_record_is_todays(tmp_path: Path) -> None:
     record = {"config": {"source": "runs/a", "average_decay": 0.9}, "resolved": {}}
     assert read_options(write(tmp_path, json.dumps(record), "config.json"), FinetuneConfig)["ema_decay"] == 0.9
+
+
+def test_the_file_on_the_documents_page_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[4] / "docs" / "configuration.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", page, re.S | re.M)
+    assert read_options(write(tmp_path, block), PretrainConfig)["base_lr"] == 6e-4
+    for name in recipes():
+        assert f"| `{name}` |" in page
