@@ -110,7 +110,11 @@ def _examine(path: Path, config: RunConfig, resolved: ResolvedRun) -> RunFolder 
     if path.exists() and not path.is_dir():
         return f"{path} is a file: give another --out"
     if not path.exists() or all(child.name == LOCK_NAME for child in path.iterdir()):
-        return f"--extend: {path} holds no run yet: leave --extend out" if config.extend else RunFolder(path)
+        return (
+            f"--extend: {path} holds no run yet: leave --extend out (--no-extend where a file has it)"
+            if config.extend
+            else RunFolder(path)
+        )
     try:
         content = read_object(path / CONFIG_NAME)
         before = _OLDER | current_names(content["identity"])

@@ -96,9 +96,12 @@ def test_a_contradiction_names_the_options_of_the_file(here: Path, coma: Any) ->
     assert both.err == "error: --config and --like exclude each other: give one\n"
 
 
-def test_paths_are_those_of_the_current_folder_wherever_the_file_is(here: Path, coma: Any) -> None:
+def test_paths_are_those_of_the_current_folder_wherever_the_file_is(
+    here: Path, coma: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (here / "recipes").mkdir()
-    (here / "recipes" / "run.yaml").write_text("data: photos\nout: mine\n")
+    (here / "recipes" / "run.yaml").write_text("data: photos\nout: ~/mine\n")
+    monkeypatch.setenv("HOME", str(here))
     assert coma("pretrain", "--config", "recipes/run.yaml", *SMALL, "--stop-after", "1").code == 0
     assert sorted(path.name for path in here.iterdir()) == ["mine", "photos", "recipes"]
 

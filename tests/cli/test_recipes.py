@@ -19,10 +19,10 @@ from coma.training.config.config_file import read_options
 
 RECIPES = packaged()
 OVERRIDDEN = {
-    "photographs": {"model": "dyvit_nano", "batch_size": 4},
-    "cifar10": {"batch_size": 8},
-    "imagenet-base": {"model": "dyvit_nano", "batch_size": 4, "devices": 1},
-    "continued": {"model": "dyvit_nano", "batch_size": 4},
+    "photographs": {"model": "dyvit_nano", "batch_size": 2},
+    "cifar10": {"batch_size": 4},
+    "imagenet-base": {"model": "dyvit_nano", "batch_size": 2, "devices": 1},
+    "continued": {"model": "dyvit_nano", "batch_size": 2},
 }
 """A GPU's batch and the networks of 27 and 43 M parameters are too much for this suite, and 8 GPUs for a CPU."""
 

@@ -1,7 +1,7 @@
 """Options of a run from a file: YAML, TOML, JSON, or the config.json of a run. And a run's options as YAML.
 
 What stands after a key is read as the command line reads what stands after the flag, so that `6e-4` is a number and
-`no` a word. Paths are relative to the current folder, as on the command line.
+`no` a word. Paths are relative to the current folder, as on the command line; `~/` is the home folder.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def _unknown(key: str, name: str, options: type[RunConfig]) -> str:
 def _value(each: Option, value: Any, source: str) -> Any:
     """Return the value of an option that a file gives, read as from the command line."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    made: Any = text
+    made: Any = str(Path(text).expanduser()) if text.startswith("~/") else text  # as a shell does
     try:
         if isinstance(value, dict | list) or (isinstance(value, bool) and each.kind is not bool):
             raise ValueError

@@ -123,7 +123,7 @@ class RunConfig(ABC):
     )
     log_to: str | None = run_option(
         None,
-        help="Experiment trackers, if installed, that get the metrics as well.",
+        help="Experiment trackers, if installed, that get the metrics as well: wandb, mlflow, trackio.",
         metavar=",".join(TRACKERS),
         shown_default="none",
     )
