@@ -14,7 +14,7 @@ RUN/
       optimizer-00000.safetensors   what process 0 holds of the optimizer's state; one file per process
   previews/step-000100.png  reconstructions after a step
   tensorboard/              metrics for TensorBoard
-  trackers.json             ids of the run at Weights & Biases and MLflow, which resume it
+  trackers.json             ids of the run at its experiment trackers, which resume it
   wandb/                    local files of Weights & Biases
   lock                      held by rank 0 of the process group that writes here
   stop                      made by a user or scheduler: training saves a checkpoint and ends
