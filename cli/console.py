@@ -7,7 +7,8 @@ import json as _json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,17 @@ def progress(*columns: "ProgressColumn | str") -> "Progress":
     return Progress(*columns, console=stderr, disable=not interactive())
 
 
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Show what a command is at, and for how long, while nothing of it can be counted; on a terminal only."""
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    with progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as shown:
+        shown.live.transient = True
+        shown.add_task(text)
+        yield
+
+
 def print_text(text: str) -> None:
     """Print a text for other programs on stdout, as it is."""
     with ended_by_failed_stdout():
@@ -119,12 +131,16 @@ def print_text(text: str) -> None:
         sys.stdout.flush()
 
 
-def print_result(result: Mapping[str, Any], *, json: bool) -> None:
-    """Print a command's result on stdout: as one JSON object, or as aligned `name  value` lines."""
+def print_result(result: Mapping[str, Any], *, json: bool, following: str | None = None) -> None:
+    """Print a command's result on stdout: as one JSON object, or as aligned `name  value` lines.
+
+    The last line names the command that may follow, if there is one.
+    """
     if json:
         text = _json.dumps(result, default=str).replace("\x7f", "\\u007f")  # the one that json leaves
         print_text(without_credentials(text) + "\n")
         return
+    result = result if following is None else {**result, "next": following}
     width = max((len(name) for name in result), default=0)
     for name, value in result.items():
         shown = f"{value:.4g}" if isinstance(value, float) else without_credentials(str(value))

@@ -15,9 +15,11 @@ def export(options: ExportOptions, json: Json = False) -> None:
     from coma.cli import console
     from coma.exports.export import export_run
 
-    result = export_run(**vars(options))
+    with console.working("exporting"):
+        result = export_run(**vars(options))
     lines = {name: value for name, value in result.items() if value not in (None, False)}
     if not json:
+        lines["load"] = f"import coma, timm; model = {result['load']}"
         lines["parameters"] = f"{result['parameters'] / 1e6:.1f} M"
         if result["decoder"]:
             lines["decoder"] = "included"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coma.cli import console
-from coma.cli.options import Json
+from coma.cli.options import Json, command_for
 from coma.errors import UsageError, shell_command
 
 if TYPE_CHECKING:
@@ -68,9 +68,10 @@ def inspect(
         from coma.pictures.step import steps_of
 
         raise UsageError(f"{folder} is a run: add --step N, 1 to {steps_of(folder)}, to see a step's images")
-    description = describe(folder, seed=seed)
-    if sheet is not None:
-        write_contact_sheet(folder, sheet, split=description.splits[0].split, seed=seed)
+    with console.working("reading the manifest and a sample of the images"):
+        description = describe(folder, seed=seed)
+        if sheet is not None:
+            write_contact_sheet(folder, sheet, split=description.splits[0].split, seed=seed)
     if json:
         console.print_result(as_json(description), json=True)
         return
@@ -80,7 +81,8 @@ def inspect(
     console.print_result(lines, json=False)
     for split in description.splits:
         console.stdout.print()
-        console.print_result(_of_split(split), json=False)
+        following = command_for(folder) if split is description.splits[-1] else None
+        console.print_result(_of_split(split), json=False, following=following)
 
 
 def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool) -> None:
@@ -96,9 +98,10 @@ def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool)
     from coma.pictures.step_sheet import write_step_sheet
     from coma.runs.names import step_sheet_path
 
-    contents = read_step(Path(run), step)
-    sheet = step_sheet_path(contents.run, step) if sheet is None else sheet
-    on_sheet = write_step_sheet(contents, sheet)
+    with console.working(f"drawing step {step:,}"):
+        contents = read_step(Path(run), step)
+        sheet = step_sheet_path(contents.run, step) if sheet is None else sheet
+        on_sheet = write_step_sheet(contents, sheet)
     if json:
         console.print_result({**contents.to_json(), "sheet": str(sheet)}, json=True)
     else:

@@ -43,8 +43,13 @@ def look(
     from coma.cli import console
     from coma.evaluation.device import choose_device
     from coma.pictures.look import look_at
+    from coma.runs.names import export_command
+    from coma.runs.read import run_of
 
-    path, gates = look_at(run, images or [], out=out, count=count, image_size=image_size, device=choose_device(device))
+    with console.working("drawing features and attention"):
+        path, gates = look_at(
+            run, images or [], out=out, count=count, image_size=image_size, device=choose_device(device)
+        )
     if json:
         console.print_result({"picture": str(path), "gates": [asdict(gate) for gate in gates]}, json=True)
         return
@@ -55,4 +60,4 @@ def look(
             for window, weight in zip(gate.windows, gate.weights, strict=True)
         )
         lines[f"stage {gate.stage} block {gate.block}"] = "  ".join(shares)
-    console.print_result(lines, json=False)
+    console.print_result(lines, json=False, following=export_command(run_of(run)[0]))

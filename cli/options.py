@@ -1,5 +1,6 @@
 """Arguments and options that several commands take."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -43,3 +44,14 @@ Device = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def command_for(data: Path) -> str | None:
+    """Return the command that may follow for a data set that is sound; None if nothing is to be trained on."""
+    from coma.errors import DataError, shell_command
+    from coma.shards.manifest import split_names
+
+    with suppress(DataError):  # of a split that stands alone
+        if "train" in split_names(data):
+            return shell_command("coma", "pretrain", data)
+    return None

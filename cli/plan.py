@@ -7,7 +7,9 @@ import typer
 from coma.cli import console
 from coma.cli.from_options import from_options
 from coma.cli.options import Json
+from coma.errors import shell_command
 from coma.shards.byte_sizes import parse_bytes
+from coma.shards.option import words_of
 from coma.training import PretrainConfig
 from coma.training.processes.stdout import quiet_stdout
 
@@ -37,7 +39,7 @@ def plan(
     --batch-size and --precision too, as they follow the device.
     """
     memory = None if device_memory is None else parse_bytes(device_memory, "--device-memory")
-    with quiet_stdout():
+    with console.working("taking a few steps" if measure else "building the network"), quiet_stdout():
         from coma.forecast.estimate import estimate
 
         forecast = estimate(config, measure=measure, device_memory=memory)
@@ -45,7 +47,9 @@ def plan(
         console.print_result(forecast.to_json(), json=True)
         return
     console.print_result(_as_lines(forecast), json=False)
-    console.print_result(_what_fits(forecast), json=False)
+    console.print_result(
+        _what_fits(forecast), json=False, following=shell_command("coma", "pretrain", *words_of(config))
+    )
 
 
 def _as_lines(forecast: "Forecast") -> dict[str, str]:

@@ -13,7 +13,10 @@ def reconstruct(options: ReconstructOptions, json: Json = False) -> None:
     the visible ones.
     """
     from coma.cli import console
+    from coma.errors import shell_command
     from coma.evaluation.device import choose_device
     from coma.pictures.reconstruct import draw
 
-    console.print_result({"picture": str(draw(options, choose_device(options.device)))}, json=json)
+    with console.working("drawing reconstructions"):
+        path = draw(options, choose_device(options.device))
+    console.print_result({"picture": str(path)}, json=json, following=shell_command("coma", "look", options.run))

@@ -6,6 +6,7 @@ from typing import Any
 from coma.cli import console
 from coma.errors import shell_command
 from coma.evaluation.options import KnnOptions, ProbeOptions
+from coma.runs.names import export_command
 
 _PROBES = {"probe": "linear probe", "probe_dinov2": "linear probe (DINOv2)", "probe_mae": "linear probe (MAE)"}
 
@@ -45,6 +46,8 @@ def _as_lines(result: dict[str, Any]) -> dict[str, Any]:
     if result["metrics"] is not None:
         lines["added to"] = result["metrics"]
     lines["command"] = result["command"]
+    if result["metrics"] is not None:
+        lines["next"] = export_command(Path(result["metrics"]).parent)
     return lines
 
 

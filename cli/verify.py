@@ -4,7 +4,7 @@ from typing import Any
 
 from coma.cli import console
 from coma.cli.from_options import from_options
-from coma.cli.options import Json
+from coma.cli.options import Json, command_for
 from coma.errors import DataError
 from coma.shards.check.options import VerifyOptions
 
@@ -55,7 +55,7 @@ def verify(options: VerifyOptions, json: Json = False) -> None:
             "read": decimal(report.image_bytes),
             "differing": f"{bad:,}" if bad else "none",
         }
-    console.print_result(result, json=json)
+    console.print_result(result, json=json, following=None if bad else command_for(folder))
     if bad:
         raise DataError(
             f"{folder}: {bad:,} {'difference' if bad == 1 else 'differences'} from its manifest; copy it "

@@ -146,7 +146,7 @@ def finetune(
         keep_every_epochs: Epochs between checkpoints that are kept for good. Default: none.
         stuck_after: Seconds without progress after which the run ends as stuck; 0: never.
         evaluate_every: Epochs between evaluations on split val.
-        log_to: Trackers that get the metrics as well: wandb, mlflow or both, if installed. Default: none.
+        log_to: Experiment trackers, if installed, that get the metrics as well. Default: none.
         stop_after: Number of steps after which to save a checkpoint and leave. Default: never.
         ds_config: DeepSpeed configuration: zero0 to zero3, zero2_offload, zero3_offload, zero3_nvme, or a file.
         micro_batch_size: Images per forward pass on each device; auto: the most that fit in memory. The rest of the
@@ -292,7 +292,7 @@ def pretrain(
         keep_every_epochs: Epochs between checkpoints that are kept for good. Default: none.
         stuck_after: Seconds without progress after which the run ends as stuck; 0: never.
         evaluate_every: Epochs between evaluations: 20-NN accuracy, if there are labels, and RankMe. Default: never.
-        log_to: Trackers that get the metrics as well: wandb, mlflow or both, if installed. Default: none.
+        log_to: Experiment trackers, if installed, that get the metrics as well. Default: none.
         stop_after: Number of steps after which to save a checkpoint and leave. Default: never.
         ds_config: DeepSpeed configuration: zero0 to zero3, zero2_offload, zero3_offload, zero3_nvme, or a file.
         micro_batch_size: Images per forward pass on each device; auto: the most that fit in memory. The rest of the

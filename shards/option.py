@@ -137,6 +137,17 @@ def _type_of(hint: Any) -> tuple[type, tuple[str, ...]]:
     return (str if str in kinds else kinds[0]), words
 
 
+def words_of(options: object) -> list[str | Path]:
+    """Return the options that are not at their defaults as words of a command line, arguments first."""
+    words: list[str | Path] = []
+    for each in sorted(options_of(type(options)), key=lambda each: not each.argument):
+        value = getattr(options, each.name)
+        if value != each.default:
+            shown = value if isinstance(value, Path) else str(value)
+            words += [shown] if each.argument else [each.flag] if value is True else [each.flag, shown]
+    return words
+
+
 def validate(options: object) -> None:
     """Make paths of texts, and raise UsageError, naming flag, value and limit, for a value outside its limits."""
     for each in options_of(type(options)):

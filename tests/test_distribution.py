@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import email
+import inspect
 import json
 import re
 import tomllib
@@ -13,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 from wheels import build_wheel
+
+import coma
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -48,6 +52,19 @@ def test_an_index_page_shows_the_readme_with_links_and_pictures_that_lead_somewh
         assert (ROOT / path.partition("#")[0]).exists(), f"README.md links to {before}"
     assert "<img" not in page, "a picture that setup.py does not rewrite"
     assert any(link.endswith(".png") for link in shown)
+
+
+def test_the_lines_of_python_are_calls_that_coma_takes() -> None:
+    """What the functions do is tested beside them; all lines run in order there with the page on Python."""
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+    names = {ast.unparse(call.func).removeprefix("coma.") for call in calls} - {"print"}
+    assert names == {"shard", "pretrain", "probe", "export"}
+    for call in calls:
+        if (name := ast.unparse(call.func)) != "print":
+            options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+            signature = inspect.signature(getattr(coma, name.removeprefix("coma.")))
+            signature.bind(*call.args, **options)
 
 
 def test_metadata_say_what_an_index_lists(metadata: Message) -> None:

@@ -36,6 +36,7 @@ CONFINED = {
     "deepspeed": ("coma/training/",),
     "wandb": ("coma/training/logs/trackers.py",),
     "mlflow": ("coma/training/logs/trackers.py",),
+    "trackio": ("coma/training/logs/trackers.py",),
     "nvidia": ("pipeline/decode.py", "coma/bench/"),
     "fsspec": ("pipeline/download.py", "shards/"),
     "webdataset": ("shards/",),
@@ -218,7 +219,7 @@ def test_the_map_of_the_house_names_every_room() -> None:
     assert not missing
 
 
-OPTIONAL = {"aiohttp", "mlflow", "wandb"}
+OPTIONAL = {"aiohttp", "mlflow", "trackio", "wandb"}
 """Asked for in one line by what uses them; no extra holds them."""
 DISTRIBUTIONS = {
     "PIL": {"pillow"},

@@ -14,7 +14,7 @@ RUN/
       optimizer-00000.safetensors   what process 0 holds of the optimizer's state; one file per process
   previews/step-000100.png  reconstructions after a step
   tensorboard/              metrics for TensorBoard
-  trackers.json             ids of the run at Weights & Biases and MLflow, which resume it
+  trackers.json             ids of the run at its experiment trackers, which resume it
   wandb/                    local files of Weights & Biases
   lock                      held by rank 0 of the process group that writes here
   stop                      made by a user or scheduler: training saves a checkpoint and ends
@@ -30,8 +30,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from coma.errors import shell_command
+
 DEFAULT_RUNS = Path("runs")
 """Folder of the runs that are given no other."""
+DEFAULT_EXPORTS = Path("exports")
+"""Folder of the exports, where a command proposes one."""
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
 LEDGER_NAME = "ledger.jsonl"
@@ -90,6 +94,11 @@ def rank_of(name: str) -> int | None:
     """Return the rank whose file in `RANKS_NAME` has this name; None if it is no such file."""
     match = re.fullmatch(r"rank-(\d+)\..*", name)
     return None if match is None else int(match[1])
+
+
+def export_command(run: Path) -> str:
+    """Return the command that exports the newest checkpoint of a run."""
+    return shell_command("coma", "export", run, DEFAULT_EXPORTS / run.resolve().name)
 
 
 def preview_path(run: Path, step: int) -> Path:

@@ -4,10 +4,12 @@ README.md is the front page. CHANGELOG.md, CONTRIBUTING.md and the examples are 
 such a file, written as it works in the repository, leads to its page; a link to another file leads to the repository.
 """
 
+import json
 import posixpath
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -15,7 +17,9 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-PAGES |= {f"examples/{path.name}": f"examples/{path.stem}.md" for path in sorted((ROOT / "examples").glob("*.py"))}
+PAGES |= {f"examples/{path.name}": f"examples/{path.stem}.md" for path in sorted((ROOT / "examples").glob("*.[ip]*"))}
+RECORDS = ("changelog.md", "experiments.md")
+"""Pages that the search lists after the others."""
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
 
@@ -27,19 +31,39 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def content_of(source: str) -> str:
-    """Return a file as Markdown: Python in a block of code under its docstring's first line."""
+    """Return a file as Markdown: a notebook's cells, or Python in a block of code under its docstring's first line."""
     text = (ROOT / source).read_text()
     if source == "README.md":
         return f"---\nhide: [navigation]\n---\n\n{text}"
     if source.endswith(".md"):
         return text
+    if source.endswith(".ipynb"):
+        cells = json.loads(text)["cells"]
+        return "\n\n".join(part for cell in cells for part in (_source(cell), *map(_output, cell.get("outputs", ()))))
     title = re.sub(r'^"""|"""$', "", text.splitlines()[0]).rstrip(".")
     return f'# {title}\n\n```python title="{source}"\n{text}```\n'
+
+
+def _source(cell: dict[str, Any]) -> str:
+    text = "".join(cell["source"])
+    return text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
+
+
+def _output(output: dict[str, Any]) -> str:
+    """Return what a cell shows, a table, a picture or text, as Markdown."""
+    data = {kind: "".join(value) for kind, value in output["data"].items()}
+    if "text/html" in data:
+        return f"<div>{data['text/html']}</div>"
+    if "image/jpeg" in data:
+        return f'<img alt="Output of the cell" src="data:image/jpeg;base64,{data["image/jpeg"].strip()}">'
+    return f"```text\n{data['text/plain']}\n```"
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links to files of the repository into links to their pages; a page's title replaces its file's name."""
     path = page.file.src_uri
+    if path in RECORDS:
+        page.meta["search"] = {"boost": 0.3}
     source = next((source for source, target in PAGES.items() if target == path), f"docs/{path}")
 
     def moved(link: re.Match[str]) -> str:

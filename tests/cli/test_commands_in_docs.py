@@ -18,7 +18,7 @@ from coma.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ELSEWHERE = ("://", "--hostfile", "torchrun", "deepspeed", "srun")
+ELSEWHERE = ("://", "--log-to", "--hostfile", "torchrun", "deepspeed", "srun")
 """In lines that need other machines, a store, or what other tests make; they are parsed alone."""
 
 TRIED = ("demo", "doctor")

@@ -52,3 +52,16 @@ def test_json_has_no_control_character_and_the_true_names(capsys: pytest.Capture
     out = capsys.readouterr().out
     assert out.rstrip("\n").isprintable()
     assert json.loads(out) == {"name": HOSTILE + "\x7f\udce9"}
+
+
+@pytest.mark.parametrize(("ci", "shown"), [("", True), ("true", False)])
+def test_what_a_command_is_at_is_shown_on_a_terminal_and_gone_at_its_end(
+    screen: io.StringIO, monkeypatch: pytest.MonkeyPatch, ci: str, shown: bool
+) -> None:
+    monkeypatch.setattr(console, "stderr", on(screen))
+    monkeypatch.setenv("CI", ci)
+    with console.working("drawing"):
+        pass
+    text = screen.getvalue()
+    assert ("drawing" in text) == shown
+    assert text == "" or text.endswith("\x1b[2K")  # the line is erased

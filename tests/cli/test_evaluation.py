@@ -117,7 +117,7 @@ def test_probe_and_knn_add_to_the_metrics(shown):
     assert result["probe"] <= result["probe_top5"] <= 100
     lines = _values(coma("knn", shown["run"], shown["data"], "--batch-size", 16))
     assert lines["20-NN"].strip().startswith(f"{shown['knn_after']:.1f}% top-1 (")
-    assert list(lines)[-1] == "command"
+    assert list(lines)[-2:] == ["command", "next"]
     added = [json.loads(line) for line in metrics.read_text().removeprefix(before).splitlines()]
     assert [sorted(line) for line in added] == [["probe", "rankme", "step"], ["knn", "rankme", "step"]]
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import environment
 from drawn import draw_images, shard_images
 from small_runs import course
 
@@ -104,6 +107,49 @@ def test_a_required_argument_may_stand_in_the_file(here: Path, coma: Any) -> Non
     (here / "run.toml").write_text('source = "runs/a"\nepochs = 5\n')
     assert "\nsource: runs/a\n" in coma("finetune", "--config", "run.toml", "--print-config").out
     assert coma("finetune", "--print-config").code == 2
+
+
+def test_a_fine_tuning_run_is_taken_after_as_well(here: Path, coma: Any) -> None:
+    (here / "fine").mkdir()
+    record = {
+        "config": {"source": "runs/a", "rand_augment": 3, "mixup": 0.0, "epochs": 5.0},
+        "resolved": {"data": "/d"},
+    }
+    (here / "fine" / "config.json").write_text(json.dumps(record))
+    printed = coma("finetune", "--like", "fine", "--layer-decay", "0.75", "--batch-size", "8", "--print-config").out
+    lines = dict(line.split(": ", 1) for line in printed.splitlines() if line and line[0] != "#")
+    assert (lines["source"], lines["data"], lines["rand-augment"], lines["mixup"]) == ("runs/a", "/d", "3", "0.0")
+    assert lines["out"] == "runs/fine-layer-decay-0.75-batch-size-8"
+    done = coma("pretrain", "--like", "fine", "--epochs", "1")
+    says = "error: fine/config.json has 'source', which is an option of coma finetune, not of coma pretrain\n"
+    assert (done.code, done.err) == (2, says)
+    assert coma("finetune", "--config", (here / "fine" / "config.json").as_uri(), "--print-config").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher", [["-m", "coma"], ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "coma"]]
+)
+def test_processes_that_are_launched_have_the_files_options(launcher: list[str], here: Path, coma: Any) -> None:
+    """By coma, for the file's `devices`, or by torchrun, whose processes each read the file."""
+    (here / "run.yaml").write_text(coma("pretrain", "photos", *SMALL, "--devices", "2", "--print-config").out)
+    command = [sys.executable, *launcher, "-m", "coma", "pretrain", "--config", "run.yaml", "--out", "run"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    content = read_config(here / "run")
+    assert (content["config"]["devices"], content["resolved"]["world_size"]) == (2, 2)
+    assert "\ndevices: 2\n" in coma("pretrain", "--like", "run", "--steps", "3", "--print-config").out
+
+
+@pytest.mark.slow
+def test_a_shell_pipes_a_run_into_another(here: Path, coma: Any) -> None:
+    assert coma("pretrain", "photos", *SMALL, "--out", "flags").code == 0
+    program = f"{sys.executable} -m coma pretrain"
+    printed = f"{program} photos {' '.join(SMALL)} --print-config"
+    line = f"{printed} | {program} --config /dev/stdin --out piped"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert course(here / "piped") == course(here / "flags")
 
 
 def test_a_run_like_another_is_a_new_one_that_the_same_command_resumes(here: Path, coma: Any) -> None:

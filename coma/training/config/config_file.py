@@ -19,6 +19,7 @@ from coma.errors import UsageError, did_you_mean, shell_command
 from coma.recipes import packaged
 from coma.runs.names import CONFIG_NAME
 from coma.runs.read import current_names, read_config
+from coma.shards.files import local_path
 from coma.shards.option import Option, options_of
 from coma.training.config.ds_check import TOP_LEVEL_KEYS
 from coma.training.config.options import RunConfig
@@ -108,7 +109,7 @@ def _parsed(name: str) -> tuple[dict[str, Any], str]:
 
 def _text(name: str) -> tuple[str, str]:
     """Return the text of a file, of standard input or of a packaged recipe, and what messages call it."""
-    path, recipes = Path(name), packaged()
+    path, recipes = local_path(Path(name)), packaged()
     try:
         if name == "-":
             return sys.stdin.buffer.read().decode("utf-8-sig"), "standard input"

@@ -17,7 +17,7 @@ from coma.errors import UsageError
 from coma.runs.read import current_names
 from coma.shards.option import identity_of, option, option_like, validate
 
-TRACKERS = ("wandb", "mlflow")
+TRACKERS = ("wandb", "mlflow", "trackio")
 
 # One for each panel of the help. A model with other options is another run.
 model_option = partial(option, panel="Model", identity=True)
@@ -123,7 +123,7 @@ class RunConfig(ABC):
     )
     log_to: str | None = run_option(
         None,
-        help="Trackers that get the metrics as well: wandb, mlflow or both, if installed.",
+        help="Experiment trackers, if installed, that get the metrics as well.",
         metavar=",".join(TRACKERS),
         shown_default="none",
     )
@@ -181,7 +181,7 @@ class RunConfig(ABC):
         parse_stages(self.grad_checkpointing)
         for name in self.trackers:
             if name not in TRACKERS:
-                raise UsageError(f"--log-to {name}: it must be {' or '.join(TRACKERS)}, or both, with a comma")
+                raise UsageError(f"--log-to {name}: it must be {' or '.join(TRACKERS)}, or several, with commas")
         if self.devices is not None and self.hostfile is not None:
             raise UsageError("--devices starts processes on this machine and --hostfile on those of the file: give one")
 

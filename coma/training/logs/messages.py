@@ -9,7 +9,7 @@ import torch
 
 from coma.errors import shell_command
 from coma.evaluation.score import can_be_probed
-from coma.runs.names import METRICS_NAME, TENSORBOARD_NAME
+from coma.runs.names import METRICS_NAME, TENSORBOARD_NAME, export_command
 from coma.training.config.finetune_options import FinetuneConfig
 from coma.training.config.schedule import REFERENCE_BATCH, Segment, rate_at
 from coma.training.run_folder import RunFolder
@@ -83,7 +83,7 @@ def log_end(result: dict[str, object], prepared: Prepared) -> None:
     """Log where everything is, and which command comes next: one that works on the run's data."""
     run = Path(str(result["run"]))
     if isinstance(prepared.config, FinetuneConfig):
-        following = shell_command("coma", "export", run, "DIR")
+        following = export_command(run)
     else:
         following = shell_command("coma", "probe" if can_be_probed(prepared.manifest.folder) else "reconstruct", run)
     if "accuracy" in result:

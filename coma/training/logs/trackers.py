@@ -1,7 +1,8 @@
-"""Experiment trackers of `--log-to`: Weights & Biases and MLflow.
+"""Experiment trackers of `--log-to`: Weights & Biases, MLflow and Trackio.
 
 Server, project and account are set by their own variables: WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI,
-MLFLOW_EXPERIMENT_NAME, ... A run that is resumed is the same run there; its id is in RUN/trackers.json.
+MLFLOW_EXPERIMENT_NAME, TRACKIO_SPACE_ID, ... A run that is resumed is the same run there; its id is in
+RUN/trackers.json.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import importlib.util
 import json
 import logging
 import os
+import sys
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,7 +77,30 @@ class _MLflow:
         self._mlflow.end_run("FAILED" if failed else "FINISHED")
 
 
-_KINDS: dict[str, Callable[..., Tracker]] = {"wandb": _Wandb, "mlflow": _MLflow}
+class _Trackio:
+    """Trackio resumes by name and lets two runs share one, so the id is part of the name."""
+
+    def __init__(self, run: Path, config: Mapping[str, Any], known: str | None) -> None:
+        import trackio
+
+        self.id = known or f"{run.name}-{uuid.uuid4().hex[:8]}"
+        project = os.environ.get("TRACKIO_PROJECT", _PROJECT)
+        with redirect_stdout(sys.stderr):  # stdout is for the result
+            self._run = trackio.init(
+                project, self.id, config=dict(config), resume="allow", embed=False, auto_log_gpu=False
+            )
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(figures), step=step)
+
+    def close(self, *, failed: bool) -> None:
+        import trackio
+
+        with redirect_stdout(sys.stderr):
+            trackio.finish()
+
+
+_KINDS: dict[str, Callable[..., Tracker]] = {"wandb": _Wandb, "mlflow": _MLflow, "trackio": _Trackio}
 
 
 def check_installed(names: Sequence[str]) -> None:

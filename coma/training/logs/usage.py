@@ -1,4 +1,4 @@
-"""Utilization of a device: achieved model FLOP/s, their share of its peak (MFU), and memory.
+"""Utilization of a device: achieved model FLOP/s, their share of its peak (MFU), memory, and what NVML says.
 
 The FLOPs are those that the model needs, not those executed: 2 per multiply-add, and twice the forward pass for the
 backward pass (PaLM, arXiv 2204.02311, appendix B). Recomputation and waiting lower the rate, never raise it.
@@ -7,8 +7,10 @@ backward pass (PaLM, arXiv 2204.02311, appendix B). Recomputation and waiting lo
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +23,7 @@ _FLOP_PER_MULTIPLY_ADD = 2
 _PASSES = 3
 """Forward, and backward, which counts twice: gradients of the inputs and of the weights."""
 _GIB = 1 << 30
+_SENSORS_EVERY_S = 1.0
 
 _PEAKS: tuple[tuple[str, float, float | None, float], ...] = (
     # name, fp16, bf16, fp32; the longer names first
@@ -68,12 +71,14 @@ class Usage:
         self._device = device
         self._peak_tflops = peak_tflops(device_name, precision)
         self._macs: dict[int, float] = {}
+        self._sensors = Sensors(device)
 
     def figures(self, inputs: Sequence[Tensor], step_s: float) -> dict[str, float]:
-        """Return `model_tflops`, `mfu` where the peak is known, and `memory_gib`, after a step on `inputs`."""
+        """Return `model_tflops`, `mfu` where the peak is known, `memory_gib` and `Sensors.figures`, after a step."""
         tflops = self._flop_per_image(inputs) * len(inputs[0]) / step_s / 1e12
         share = {} if self._peak_tflops is None else {"mfu": tflops / self._peak_tflops}
-        return {"model_tflops": tflops, **share, "memory_gib": memory_bytes(self._device) / _GIB}
+        memory = {"memory_gib": memory_bytes(self._device) / _GIB}
+        return {"model_tflops": tflops, **share, **memory, **self._sensors.figures()}
 
     def _flop_per_image(self, inputs: Sequence[Tensor]) -> float:
         """Return FLOPs of a training step per image, counted once for each crop size on the meta device."""
@@ -86,6 +91,28 @@ class Usage:
     def _network(self) -> nn.Module:
         with torch.device("meta"):
             return self._build()
+
+
+class Sensors:
+    """What NVML, the library of nvidia-smi, measures of a GPU; nothing without nvidia-ml-py, or where it fails."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._works = device.type == "cuda"
+        self._read_s = -math.inf
+        self._figures: dict[str, float] = {}
+
+    def figures(self) -> dict[str, float]:
+        """Return `gpu_utilization`, 0 to 1, and `gpu_power_w`, which are read at most once a second."""
+        now_s = time.monotonic()
+        if self._works and now_s - self._read_s >= _SENSORS_EVERY_S:
+            self._read_s = now_s
+            try:
+                share, milliwatts = torch.cuda.utilization(self._device), torch.cuda.power_draw(self._device)
+                self._figures = {"gpu_utilization": share / 100, "gpu_power_w": milliwatts / 1000}
+            except Exception:  # NVML's own errors too: a MIG slice, for one, has no sensors
+                self._works, self._figures = False, {}
+        return self._figures
 
 
 def memory_bytes(device: torch.device) -> int:

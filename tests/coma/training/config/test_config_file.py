@@ -55,7 +55,7 @@ def test_each_language_says_the_same(name: str, tmp_path: Path) -> None:
         ("method: dino", ": method is 'dino'; it must be coma or independent or mae"),
         ("micro-batch-size: all", ": micro-batch-size is 'all'; it must be a whole number, at least 1, or auto"),
         ("compile: yes", ": compile is 'yes'; it must be true or false"),
-        ("log-to: [wandb, mlflow]", ": log-to is ['wandb', 'mlflow']; it must be text, such as wandb,mlflow"),
+        ("log-to: [wandb, mlflow]", ": log-to is ['wandb', 'mlflow']; it must be text, such as wandb,mlflow,trackio"),
         ("model: {name: x}", ": model is {'name': 'x'}; it must be text, such as NAME"),
         ("weight-decay: 1\nweight_decay: 1", "has 'weight-decay' twice: delete one of them"),
         ("epochs: 1\nepochs: 2", "is not YAML: the key 'epochs' stands twice"),

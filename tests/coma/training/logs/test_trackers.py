@@ -132,6 +132,25 @@ def test_a_run_that_goes_on_is_one_run_there(data: Path, tmp_path: Path, monkeyp
     assert len(sessions) == 2
 
 
+@pytest.mark.slow
+def test_trackio_has_the_run_whole_after_a_resume(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the real library, where it is installed, into a folder; another run of the name is another one there."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio")
+    config = dataclasses.replace(small(data, tmp_path / "run", log_to="trackio"), model="dyvit_nano")
+    pretrain(dataclasses.replace(config, stop_after=2))
+    first = json.loads((tmp_path / "run" / "trackers.json").read_text())
+    pretrain(config)
+    assert json.loads((tmp_path / "run" / "trackers.json").read_text()) == first
+    pretrain(dataclasses.replace(config, out=tmp_path / "other" / "run", steps=1))
+    runs = {run.name: run for run in trackio.Api().runs("coma")}
+    assert len(runs) == 2
+    logs = trackio.SQLiteStorage.get_logs("coma", first["trackio"])
+    losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert [(each["step"], each["train/loss"]) for each in logs] == list(enumerate(losses, 1))
+    assert runs[first["trackio"]].config["model"] == "dyvit_nano"
+
+
 def test_no_credentials_are_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[dict[str, Any]] = []
 

@@ -11,7 +11,7 @@ from coma.measure import multiply_adds
 from coma.pipeline import Batch
 from coma.pipeline.views import partition_units
 from coma.runs.read import build_model
-from coma.training.logs.usage import Usage, memory_bytes, peak_tflops
+from coma.training.logs.usage import Sensors, Usage, memory_bytes, peak_tflops
 
 CPU = torch.device("cpu")
 
@@ -101,3 +101,47 @@ def test_memory_is_what_this_process_has() -> None:
         for page in range(0, len(held), mmap.PAGESIZE):
             held[page] = 1
         assert memory_bytes(CPU) - before == pytest.approx(len(held), rel=0.1)
+
+
+class FakeNvml:
+    """Sensors of a GPU, read once a second by the clock that a test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s, self.reads, self.fails = 0.0, 0, False
+        monkeypatch.setattr(torch.cuda, "utilization", self.utilization)
+        monkeypatch.setattr(torch.cuda, "power_draw", lambda device: 250_500)
+        monkeypatch.setattr("coma.training.logs.usage.time.monotonic", lambda: self.now_s)
+
+    def utilization(self, device: torch.device) -> int:
+        self.reads += 1
+        if self.fails:
+            raise ModuleNotFoundError("pynvml")
+        return 87
+
+
+def test_sensors_are_read_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml(monkeypatch)
+    sensors = Sensors(torch.device("cuda", 0))
+    for nvml.now_s in (0.0, 0.4, 0.9, 1.1, 1.2):
+        assert sensors.figures() == {"gpu_utilization": 0.87, "gpu_power_w": 250.5}
+    assert nvml.reads == 2
+
+
+def test_without_nvml_there_are_no_such_figures_and_it_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml(monkeypatch)
+    nvml.fails = True
+    sensors = Sensors(torch.device("cuda", 0))
+    for nvml.now_s in (0.0, 5.0):
+        assert sensors.figures() == {}
+    assert nvml.reads == 1
+    assert Sensors(CPU).figures() == {}
+    assert nvml.reads == 1
+
+
+@pytest.mark.gpu
+def test_a_gpus_own_sensors() -> None:
+    pytest.importorskip("pynvml")
+    figures = Sensors(torch.device("cuda", 0)).figures()
+    if figures:  # a MIG slice has none
+        assert 0 <= figures["gpu_utilization"] <= 1
+        assert 1 < figures["gpu_power_w"] < 2000
