@@ -149,6 +149,17 @@ def test_a_run_of_another_kind_leaves_nothing_behind(run: Any, data: Path, tmp_p
     assert other.loss != again.loss == run.loss
 
 
+def test_a_process_group_of_the_caller_stays(run: Any, data: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        inside = coma.pretrain(data, out=tmp_path / "inside", **small)
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
+    after = coma.pretrain(data, out=tmp_path / "after", **small)
+    assert inside.loss == after.loss == run.loss
+
+
 def test_a_run_in_a_thread_is_that_of_the_main_thread(run: Any, data: Path, tmp_path: Path, small: Any) -> None:
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(coma.pretrain(data, out=tmp_path / "run", **small)))
