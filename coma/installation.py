@@ -21,6 +21,8 @@ NAMESAKE = "coma"
 """The unrelated distribution, by its name on the index."""
 SHARED_FILE = "coma/__init__.py"
 """The file that both distributions bring."""
+_OURS = ("coma", "coma_vision.py")
+"""Package and module of the distribution."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def changed_files() -> list[str]:
         installed = [] if checkout_folder() else distribution(DISTRIBUTION).files or []
     except PackageNotFoundError:
         return []
-    hashes = {file: file.hash for file in installed if file.hash and file.suffix in (".py", ".json")}
+    hashes = {file: file.hash for file in installed if file.hash and file.parts[0] in _OURS}
     return [str(file) for file, hash in hashes.items() if _digest(Path(str(file.locate())), hash.mode) != hash.value]
 
 

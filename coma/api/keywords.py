@@ -119,7 +119,7 @@ def _number(name: str, given: Any) -> float:
 
 def _text(name: str, given: Any) -> str:
     try:
-        text = os.fspath(given)
+        text = str(given) if hasattr(given, "protocol") else os.fspath(given)  # a path of universal_pathlib is a URL
     except TypeError:
         text = b""
     if isinstance(text, str):

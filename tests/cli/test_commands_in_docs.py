@@ -28,7 +28,7 @@ SMALL_RUN = "--model dyvit_nano --image-size 64 --batch-size 8"
 SMALLER: dict[str, str] = {
     "pretrain": f"{SMALL_RUN} --devices 1 --stop-after 1",
     "plan": f"{SMALL_RUN} --no-measure",
-    "finetune": "--batch-size 8 --rand-augment 0 --stop-after 1",
+    "finetune": "--devices 1 --batch-size 8 --rand-augment 0 --stop-after 1",
 }
 """Options added to a command's own; where it has them as well the last ones count."""
 

@@ -23,7 +23,7 @@ def process_group(verbose: bool, *, alone: bool) -> Iterator[None]:
 
     with quiet_stdout():
         import deepspeed
-        from deepspeed.utils import logger
+        from deepspeed.utils import groups, logger
     level = logger.level
     if not verbose:
         logger.setLevel(logging.ERROR)
@@ -31,8 +31,10 @@ def process_group(verbose: bool, *, alone: bool) -> Iterator[None]:
         if type(handler) is logging.StreamHandler:
             handler.stream = sys.stderr
     ours = not dist.is_initialized()
+    used = not ours and groups._WORLD_GROUP is not None  # by an engine of the caller
     try:
         if ours:
+            groups._release_process_group_references()  # to a group that the caller has destroyed
             # It would be compiled at the first start on a CPU: 20 s, and a hang on a stale lock. gloo works without it.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             with quiet_stdout():
@@ -46,6 +48,8 @@ def process_group(verbose: bool, *, alone: bool) -> Iterator[None]:
         raise
     finally:
         logger.setLevel(level)
+        if not (ours or used):
+            groups._release_process_group_references()  # to a group that the caller will destroy
     if ours:
         _destroy()
 

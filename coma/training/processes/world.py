@@ -273,7 +273,8 @@ def _own_device(place: Place) -> torch.device:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
     if not cuda:
         return torch.device("cpu")
-    torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+    if place.world_size > 1:  # alone: the GPU that the caller has chosen
+        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
     # DeepSpeed uses the device of this number; a launcher may let each process see its own only.
     os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
     configure_cublas()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import dataclasses
 import logging
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from drawn import draw_images
 
@@ -25,19 +27,30 @@ from coma.runs.names import STOP_NAME
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_first_lines_of_the_page_run(elsewhere: Path, small: dict[str, Any], monkeypatch: Any) -> None:
-    (lines,) = re.findall(r"```python\n(import coma\n.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
-    pretrain = coma.pretrain
-    monkeypatch.setattr(
-        "coma.api.functions.pretrain", lambda data, epochs, **others: pretrain(data, **{**small, **others})
-    )
-    draw_images(elsewhere / "photos", 12, classes=("cat", "dog"))
-    names: dict[str, Any] = {}
-    exec(lines, names)
-    assert names["shards"].kept == 12
+def lines_of(page: str) -> str:
+    """The lines with which a page begins in Python."""
+    found = re.search(r"```python\n(import coma\n.*?)```", (ROOT / page).read_text(), re.S)
+    assert found
+    return found[1]
+
+
+def test_the_readme_has_the_lines_of_the_page() -> None:
+    assert ast.dump(ast.parse(lines_of("README.md"))) == ast.dump(ast.parse(lines_of("docs/python.md")))
+
+
+def test_the_first_lines_of_the_page_run(
+    elsewhere: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_images(elsewhere / "photos", 40, classes=("cat", "dog"))
+    with monkeypatch.context() as patch:  # the run alone is made small
+        pretrain = coma.pretrain
+        patch.setattr("coma.api.functions.pretrain", lambda data, **_: pretrain(data, **small))
+        names: dict[str, Any] = {}
+        exec(lines_of("docs/python.md"), names)
+    assert names["shards"].splits == {"train": 36, "val": 4}
     assert names["run"].finished
-    assert 0 <= names["score"].accuracy <= 100
-    assert (names["run"].run / "reconstruction.png").is_file()
+    assert "tested_on     val" in capsys.readouterr().out
+    timm.create_model("local-dir:exports/photos", pretrained=True)
 
 
 def test_shards_are_made_previewed_indexed_and_verified(tmp_path: Path) -> None:
@@ -134,6 +147,17 @@ def test_a_run_of_another_kind_leaves_nothing_behind(run: Any, data: Path, tmp_p
     other = coma.pretrain(data, out=tmp_path / "other", ds_config="zero3", views=3, seed=1, **small)
     again = coma.pretrain(data, out=tmp_path / "again", **small)
     assert other.loss != again.loss == run.loss
+
+
+def test_a_process_group_of_the_caller_stays(run: Any, data: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        inside = coma.pretrain(data, out=tmp_path / "inside", **small)
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
+    after = coma.pretrain(data, out=tmp_path / "after", **small)
+    assert inside.loss == after.loss == run.loss
 
 
 def test_a_run_in_a_thread_is_that_of_the_main_thread(run: Any, data: Path, tmp_path: Path, small: Any) -> None:

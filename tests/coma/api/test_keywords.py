@@ -17,6 +17,7 @@ import typer
 import coma
 from coma.cli.main import app
 from coma.errors import ComaError, DataError, UsageError
+from coma.shards.files import folder_at
 
 ROOT = Path(__file__).parents[3]
 FUNCTIONS = ["shard", "index", "verify", "pretrain", "finetune", "probe", "knn", "reconstruct", "export"]
@@ -136,6 +137,8 @@ def test_what_the_system_says_is_an_error_of_coma(tmp_path: Path) -> None:
         coma.shard(tmp_path / "nowhere")
     with pytest.raises(DataError):
         coma.probe(tmp_path)
+    with pytest.raises(DataError, match="memory://bucket/none"):
+        coma.verify(folder_at("memory://bucket/none"))  # as `out` of a result is, in a store
     (tmp_path / "file").touch()
     with pytest.raises(ComaError, match="file"):
         coma.verify(tmp_path / "file" / "below")

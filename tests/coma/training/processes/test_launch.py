@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -11,9 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from coma.errors import ComaError, UsageError
+from coma.errors import ComaError, DataError, LaunchFailed, Preempted, UsageError
 from coma.training.config.options import PretrainConfig
+from coma.training.logs.metrics import Progress
 from coma.training.processes import launch
+from coma.training.processes.child import (
+    CONFIG_NAME,
+    FOLDER_PREFIX,
+    HEARTBEAT_NAME,
+    PROGRESS_NAME,
+    ParentCommand,
+    exit_code,
+)
 from coma.training.processes.launch import start_on_hosts
 
 
@@ -74,6 +85,46 @@ def test_a_run_that_was_lost_sight_of_is_no_success(tmp_path: Path) -> None:
         launch._result(tmp_path, 0, 1)
     with pytest.raises(SystemExit, match="75"):
         launch._result(tmp_path, 75, 1)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (DataError("no shards in photos"), DataError("rank 1 on here: no shards in photos")),
+        (Preempted("asked to stop"), Preempted("asked to stop")),
+        (ValueError("a bug"), ComaError("a process of the run ended with exit code 70, and said why on stderr")),
+        (KeyboardInterrupt(), KeyboardInterrupt()),
+    ],
+)
+def test_what_a_process_raised_is_raised_by_the_caller(
+    tmp_path: Path, raised: BaseException, expected: BaseException
+) -> None:
+    folder = tmp_path / f"{FOLDER_PREFIX}x"
+    folder.mkdir()
+    said = DataError(f"rank 1 on here: {raised}") if isinstance(raised, DataError) else raised
+    for rank, error in ((0, SystemExit(exit_code(said))), (1, said)):
+        with pytest.raises(type(error)), parent_command(folder, rank):
+            raise error
+    with pytest.raises(LaunchFailed) as failed:
+        launch._result(folder, exit_code(raised), 2)
+    error = failed.value.as_error()
+    assert (type(error), str(error)) == (type(expected), str(expected))
+
+
+def parent_command(folder: Path, rank: int) -> ParentCommand:
+    (folder / HEARTBEAT_NAME).touch()
+    return ParentCommand(folder / CONFIG_NAME, rank)
+
+
+def test_progress_is_heard_line_by_line(tmp_path: Path) -> None:
+    heard: list[Progress] = []
+    listen = launch._listener(tmp_path, heard.append)
+    lines = [json.dumps(dataclasses.asdict(Progress(step, 9, 0.5, 0.1, 3.0, 0.0, 1.0))) + "\n" for step in (1, 2)]
+    for text, steps in ((lines[0] + lines[1][:9], [1]), ("", [1]), (lines[1][9:], [1, 2])):
+        with (tmp_path / PROGRESS_NAME).open("a") as file:
+            file.write(text)
+        listen()
+        assert [now.step for now in heard] == steps
 
 
 @pytest.mark.parametrize(
