@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ import typer
 from coma import training
 from coma.cli import console
 from coma.training import FinetuneConfig, PretrainConfig
+from coma.training.processes.gpus import processes_here
 from coma.training.processes.stdout import quiet_stdout
 from coma.training.processes.world import find_place
 
@@ -22,12 +23,13 @@ _CONFIGS = {config.command: config for config in (PretrainConfig, FinetuneConfig
 
 def train(config: PretrainConfig | FinetuneConfig, *, json: bool = False, launched: Path | None = None) -> None:
     """Run a training with a progress line on a terminal, and print its result as JSON if that is asked for."""
-    with _progress_line(launched) as watch, quiet_stdout():  # for the result
+    place = find_place(os.environ)
+    trains = place is not None or (config.hostfile is None and processes_here(config.devices) == 1)
+    with _progress_line(launched) if trains else nullcontext() as watch, quiet_stdout():  # for the result
         if isinstance(config, PretrainConfig):
             result = training.pretrain(config, watch, launched)
         else:
             result = training.finetune(config, watch, launched)
-    place = find_place(os.environ)
     if json and (place is None or place.rank == 0):
         console.print_result(result, json=True)
 
@@ -45,17 +47,26 @@ Launched = Annotated[Path | None, typer.Option(hidden=True, is_eager=True, callb
 
 @contextmanager
 def _progress_line(launched: Path | None) -> "Iterator[Callable[[Progress], None] | None]":
-    """Show the progress of a run in one line that stays in place; None where nobody watches, or the launcher does."""
+    """Show the progress of a run in one line that stays in place; None where nobody watches.
+
+    A launched process shows it from its first step, as its command may watch instead.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-    if launched is not None or not console.interactive():
+    if not console.interactive():
         yield None
         return
     columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with console.progress(*columns) as bar:
-        task = bar.add_task("starting", total=None)
+    bar = console.progress(*columns)
+    task = bar.add_task("starting", total=None)
 
-        def show(now: "Progress") -> None:
-            bar.update(task, completed=now.step, total=now.steps, description=now.figures)
+    def show(now: "Progress") -> None:
+        bar.start()
+        bar.update(task, completed=now.step, total=now.steps, description=now.figures)
 
+    if launched is None:
+        bar.start()
+    try:
         yield show
+    finally:
+        bar.stop()
