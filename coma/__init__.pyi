@@ -104,6 +104,8 @@ def finetune(
     devices: int | Literal["auto"] | None = None,
     hostfile: str | PathLike[str] | None = None,
     compile: bool = False,
+    config: str | PathLike[str] | None = None,
+    like: str | PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> TrainingResult:
     """Fine-tune a pre-trained backbone on labelled images.
@@ -159,6 +161,9 @@ def finetune(
         devices: Number of processes to start on this machine, one per GPU; auto: one on each GPU. Default: 1.
         hostfile: DeepSpeed hostfile with the machines to run on. Default: this machine.
         compile: Compile the model with torch.compile: slower start, faster steps.
+        config: File of options in YAML, TOML or JSON, RUN/config.json, or the name of a packaged recipe; arguments
+            that are given override it.
+        like: Run whose options a new run takes, but for those given here.
         progress: Function that is called as the work goes on, such as print.
 
     Returns:
@@ -255,6 +260,8 @@ def pretrain(
     devices: int | Literal["auto"] | None = None,
     hostfile: str | PathLike[str] | None = None,
     compile: bool = False,
+    config: str | PathLike[str] | None = None,
+    like: str | PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> TrainingResult:
     """Pre-train a vision backbone on complementary views of images.
@@ -306,6 +313,9 @@ def pretrain(
         devices: Number of processes to start on this machine, one per GPU; auto: one on each GPU. Default: 1.
         hostfile: DeepSpeed hostfile with the machines to run on. Default: this machine.
         compile: Compile the model with torch.compile: slower start, faster steps.
+        config: File of options in YAML, TOML or JSON, RUN/config.json, or the name of a packaged recipe; arguments
+            that are given override it.
+        like: Run whose options a new run takes, but for those given here.
         progress: Function that is called as the work goes on, such as print.
 
     Returns:

@@ -67,7 +67,7 @@ def verify(options: VerifyOptions, progress: Callable[[VerifyProgress], None] | 
     return VerifyResult.of(vars(report), data=data)
 
 
-@with_keywords(PretrainConfig)
+@with_keywords(PretrainConfig, file=True)
 def pretrain(options: PretrainConfig, progress: Callable[[Progress], None] | None = None) -> TrainingResult:
     """Pre-train a vision backbone on complementary views of images.
 
@@ -78,7 +78,7 @@ def pretrain(options: PretrainConfig, progress: Callable[[Progress], None] | Non
     return TrainingResult.of(train(options, progress))
 
 
-@with_keywords(FinetuneConfig)
+@with_keywords(FinetuneConfig, file=True)
 def finetune(options: FinetuneConfig, progress: Callable[[Progress], None] | None = None) -> TrainingResult:
     """Fine-tune a pre-trained backbone on labelled images.
 

@@ -20,32 +20,40 @@ from coma.shards.option import Option, options_of
 T = TypeVar("T")
 
 _PROGRESS = "progress"
+_SOURCES = {
+    "config": "File of options in YAML, TOML or JSON, RUN/config.json, or the name of a packaged recipe; arguments "
+    "that are given override it.",
+    "like": "Run whose options a new run takes, but for those given here.",
+}
+"""Keyword arguments that stand for all options that are not given, with their documentation."""
 _PATH = str | os.PathLike[str]
 _PATHS = ("data", "out", "ds_config")
 """Options that take a path besides other texts, such as URLs and names."""
 
 
-def with_keywords(options: type) -> Callable[[Callable[..., T]], Callable[..., T]]:
+def with_keywords(options: type, *, file: bool = False) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """Give a function a keyword argument for each option of a dataclass; positional arguments of the command stay so.
 
-    The function's first argument is the dataclass made of them. Errors of others are raised as those of
+    The function's first argument is the dataclass made of them. With `file`, it has the keyword arguments `config` and
+    `like` as well, a file or a run that has the options which are not given. Errors of others are raised as those of
     `coma.errors`, with a note that gives the keyword for each flag that the message names.
     """
 
     def decorate(function: Callable[..., T]) -> Callable[..., T]:
         described = sorted(options_of(options), key=lambda each: not each.argument)
-        signature = _signature(described, function)
+        signature = _signature(described, function, file=file)
 
         @functools.wraps(function)
         def call(*args: Any, **keywords: Any) -> T:
             given = _bind(signature, function.__name__, args, keywords)
             rest = {name: given.pop(name) for name in (_PROGRESS,) if name in given}
             with _as_coma_errors(described):
-                values = {each.name: _value(each, given[each.keyword]) for each in described if each.keyword in given}
-                return function(options(**values), **rest)
+                sources = {name: given.pop(name, None) for name in _SOURCES}
+                values = _values(described, given)
+                return function(_combined(options, values, **sources) if file else options(**values), **rest)
 
         call.__signature__ = signature  # type: ignore[attr-defined]
-        call.__doc__ = _documentation(function, described)
+        call.__doc__ = _documentation(function, described, file=file)
         call.__module__ = "coma"
         del call.__wrapped__
         return call
@@ -53,7 +61,7 @@ def with_keywords(options: type) -> Callable[[Callable[..., T]], Callable[..., T
     return decorate
 
 
-def _signature(described: Sequence[Option], function: Callable[..., object]) -> inspect.Signature:
+def _signature(described: Sequence[Option], function: Callable[..., object], *, file: bool) -> inspect.Signature:
     own = list(inspect.signature(function).parameters.values())[1:]
     parameters = [
         inspect.Parameter(
@@ -64,6 +72,9 @@ def _signature(described: Sequence[Option], function: Callable[..., object]) -> 
         )
         for each in described
     ]
+    if file:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters += [inspect.Parameter(name, kind, default=None, annotation=_PATH | None) for name in _SOURCES]
     parameters += [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
     return inspect.Signature(parameters, return_annotation=function.__annotations__["return"])
 
@@ -93,6 +104,25 @@ def _bind(signature: inspect.Signature, name: str, args: Sequence[Any], keywords
         unknown = next((each for each in keywords if each not in signature.parameters), None)
         suggestion = did_you_mean(unknown, signature.parameters) if unknown else ""
         raise TypeError(f"coma.{name}() {error}" + (f": {suggestion}" if suggestion else "")) from None
+
+
+def _values(described: Sequence[Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the dataclass's fields for arguments by their keywords."""
+    return {each.name: _value(each, given[each.keyword]) for each in described if each.keyword in given}
+
+
+def _combined(options: type, values: Mapping[str, Any], *, config: Any, like: Any) -> Any:
+    """Return the options dataclass, made of a file or a run where a value is not given."""
+    from coma.training.config.combine import Taken, combine
+    from coma.training.config.config_file import options_like, read_options
+
+    if config is not None and like is not None:
+        raise UsageError("config and like exclude each other: give one")
+    file = None if config is None else _text("config", config)
+    run = None if like is None else Path(_text("like", like))
+    read = read_options(file, options) if file else options_like(run, options) if run else {}
+    taken = {each.name: _value(each, read[each.name]) for each in options_of(options) if each.name in read}
+    return combine(options, Taken(taken, file, run), values)
 
 
 def _value(option: Option, given: Any) -> Any:
@@ -165,9 +195,11 @@ def _mentions(text: str, flag: str) -> bool:
     return re.search(rf"(?<![\w-]){flag}(?![\w-])", text) is not None
 
 
-def _documentation(function: Callable[..., object], described: Sequence[Option]) -> str:
+def _documentation(function: Callable[..., object], described: Sequence[Option], *, file: bool) -> str:
     """Return the function's docstring with its arguments, result and errors."""
     lines = [_filled(f"{each.keyword}: {_help(each, described)}") for each in described]
+    if file:
+        lines += [_filled(f"{name}: {text}") for name, text in _SOURCES.items()]
     if _PROGRESS in inspect.signature(function).parameters:
         lines.append(_filled(f"{_PROGRESS}: Function that is called as the work goes on, such as print."))
     returned = str(function.__annotations__["return"])

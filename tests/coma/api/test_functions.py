@@ -11,6 +11,7 @@ import random
 import re
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ import torch
 from drawn import draw_images
 
 import coma
-from coma.errors import Preempted
+from coma.errors import Preempted, UsageError
 from coma.runs.names import STOP_NAME
+from coma.training import PretrainConfig
 
 ROOT = Path(__file__).parents[3]
 
@@ -255,3 +257,22 @@ def test_several_processes_from_a_thread(data: Path, tmp_path: Path, small: dict
     assert results[0].finished
     assert steps == [1, 2]
     assert "none.json" in results[1]
+
+
+def test_options_come_from_a_file_or_another_run(
+    run: Any, elsewhere: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[PretrainConfig] = []
+    monkeypatch.setattr("coma.training.pretrain", lambda config, _: made.append(config) or {})
+    (elsewhere / "run.yaml").write_text("model: dyvit_nano\nepochs: 3\nviews: 3\ncompile: true\nlog-to: wandb,mlflow\n")
+    for keywords in ({"config": "run.yaml", "steps": 4, "compile": False}, {"like": run, "seed": 5}):
+        with suppress(TypeError):  # of a result that is empty
+            coma.pretrain(**keywords)
+    of_file, of_run = made
+    assert of_file == PretrainConfig(model="dyvit_nano", steps=4, views=3, log_to="wandb,mlflow")
+    assert (of_run.steps, of_run.image_size, of_run.seed) == (small["steps"], small["image_size"], 5)
+    assert of_run.out == Path("runs/run-seed-5")
+    with pytest.raises(UsageError, match="config and like exclude each other"):
+        coma.pretrain(config="run.yaml", like=run)
+    with pytest.raises(UsageError, match="did you mean 'photographs'"):
+        coma.pretrain(config="photograph")

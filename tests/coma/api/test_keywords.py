@@ -40,7 +40,7 @@ def test_keywords_are_the_commands_options(name: str) -> None:
     options = {
         each.name if each.param_type_name == "argument" else each.opts[0].removeprefix("--").replace("-", "_"): each
         for each in command.commands[name].params
-        if not each.hidden and each.name not in ("json", "help", "config_file", "like", "print_config")
+        if not each.hidden and each.name not in ("json", "help", "print_config")
     }
     parameters = dict(inspect.signature(getattr(coma, name)).parameters)
     progress = parameters.pop("progress", None)
