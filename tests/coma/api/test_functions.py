@@ -127,13 +127,15 @@ def test_the_program_stays_as_it_was(run: Any, data: Path, tmp_path: Path, small
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     variables, loggers = dict(os.environ), [*logging.getLogger().handlers]
     torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
     try:
         with torch.no_grad():
             again = coma.pretrain(data, out=tmp_path / "again", **small)
             coma.knn(again)
             assert not torch.is_grad_enabled()
-        assert torch.get_default_dtype() == torch.float64
+        assert (torch.get_default_dtype(), torch.get_default_device().type) == (torch.float64, "meta")
     finally:
+        torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
     assert again.loss == run.loss
     assert (torch.rand(3).tolist(), np.random.rand(), random.random()) == expected
