@@ -65,6 +65,7 @@ def demo(
 def _as_lines(done: "DemoResult") -> dict[str, str]:
     """Return ten lines: what was done, where the results are, what to type next."""
     from coma.demo.demo import MODEL, VIEWS
+    from coma.training.logs.metrics import duration
 
     what = f"{done.classes} classes" if done.classes else "no labels"
     count = f"{done.train_images + done.val_images:,}"
@@ -81,7 +82,7 @@ def _as_lines(done: "DemoResult") -> dict[str, str]:
         lines["before"] = f"linear probe {done.probe_before:.1f}%, nearest neighbours {done.knn_before:.1f}%"
     lines["trained"] = (
         f"{done.steps:,} steps, {done.images_seen:,} images, {VIEWS} views each, without labels, "
-        f"in {_minutes(done.training_s)}"
+        f"in {duration(done.training_s)}"
     )
     if done.probe_before is not None and done.probe_after is not None:
         lines["after"] = f"linear probe {done.probe_after:.1f}%, nearest neighbours {done.knn_after:.1f}%"
@@ -90,11 +91,7 @@ def _as_lines(done: "DemoResult") -> dict[str, str]:
     else:
         lines["after"] = f"loss {done.last_loss:.3f}"
     lines["picture"] = f"{done.picture}  reconstructions"
-    lines["report"] = f"{done.report}  (all of it took {_minutes(done.elapsed_s)})"
+    lines["report"] = f"{done.report}  (all of it took {duration(done.elapsed_s)})"
     lines["yours"] = "coma demo --images DIR" if done.drawn else "coma shard DIR"
     lines["in full"] = "coma shard DIR, then coma pretrain --ds-config zero2.json"
     return lines
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.0f} s"
