@@ -1,8 +1,9 @@
-"""A stream in forked processes. `test_stream_library.py` runs this file in a fresh process."""
+"""A stream, and the lock of its cache, in forked processes; `test_stream_library.py` runs this file in a fresh one."""
 
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from coma.errors import UsageError
 from coma.pipeline import Batch, Stream
+from coma.shards.locks import file_lock
 
 OPTIONS = {"batch_size": 8, "image_size": 64, "unit_size": 16, "workers": 2, "seed": 3}
 HANGS_S = 60.0
@@ -155,3 +157,18 @@ def test_workers_of_a_data_loader_are_refused_in_words(stream: Stream) -> None:
     loader = DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context="fork")
     with pytest.raises(UsageError, match="num_workers=0"):
         next(iter(loader))
+
+
+def test_a_forked_child_holds_no_lock(tmp_path: Path) -> None:
+    """As a user's own worker processes would, which outlive the download that was under way at their start."""
+    with file_lock(tmp_path / "lock") as lock:
+        assert lock is not None
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+    try:
+        with file_lock(tmp_path / "lock") as lock:
+            assert lock is not None
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -3,7 +3,6 @@
 import fcntl
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -24,7 +23,6 @@ from coma.pipeline.cache import DEFAULT_BUDGET_BYTES, ShardCache, default_folder
 from coma.pipeline.download import RetryPolicy, Stopped, download
 from coma.pipeline.order import Planner, SampleOrder
 from coma.shards.files import folder_at
-from coma.shards.locks import file_lock
 from coma.shards.manifest import Manifest, read_manifest
 
 LARGE = 2**30
@@ -326,21 +324,6 @@ def test_a_cache_that_has_everything_needs_no_lock(remote: Manifest, tmp_path: P
     for needed in (lambda: cache.open(1), lambda: cache.fetch(1, keep=[])):
         with pytest.raises(DataError, match=r"cache folder .* cannot take shards .* with COMA_CACHE"):
             needed()
-
-
-def test_a_forked_child_holds_no_lock(tmp_path: Path) -> None:
-    """As a user's own worker processes would, which outlive the download that was under way at their start."""
-    with file_lock(tmp_path / "lock") as lock:
-        assert lock is not None
-        child = os.fork()
-        if child == 0:
-            signal.pause()
-    try:
-        with file_lock(tmp_path / "lock") as lock:
-            assert lock is not None
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
 
 
 def test_a_clock_that_was_ahead_keeps_nothing_for_good(remote: Manifest, tmp_path: Path) -> None:

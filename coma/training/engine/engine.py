@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -73,8 +74,22 @@ def dispose(engine: Any) -> None:
     """Free an engine's memory and files, so that another one can be made in this process."""
     with quiet_stdout():
         engine.destroy()
+    _forget_stage3(engine.module)
     engine.swap_folder.remove()
     torch.nn.functional.linear = _LINEAR
+
+
+def _forget_stage3(model: nn.Module) -> None:
+    """Remove what DeepSpeed's ZeRO stage 3 keeps of each engine: memory, threads and sockets would stay with it."""
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    stack = getattr(parameter_offload, "FWD_MODULE_STACK", [])
+    stack[:] = [module for module in stack if module is not model]
+    released = getattr(PartitionedParameterCoordinator, "_PartitionedParameterCoordinator__params_to_release", None)
+    for cached in inspect.getclosurevars(released).nonlocals.values() if released else ():  # its decorator's function
+        if hasattr(cached, "cache_clear"):
+            cached.cache_clear()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

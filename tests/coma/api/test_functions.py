@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import dataclasses
+import gc
 import logging
 import os
 import random
@@ -278,3 +279,16 @@ def test_options_come_from_a_file_or_another_run(
         coma.pretrain(config="run.yaml", like=run)
     with pytest.raises(UsageError, match="did you mean 'photographs'"):
         coma.pretrain(config="photograph")
+
+
+@pytest.mark.parametrize("stage", ["zero2", "zero3", "zero3_nvme"])
+def test_nothing_of_a_run_stays_in_the_process(data: Path, tmp_path: Path, small: dict[str, Any], stage: str) -> None:
+    def left() -> tuple[int, int, int]:
+        gc.collect()
+        engines = sum(type(each).__name__ == "DeepSpeedEngine" for each in gc.get_objects())
+        return engines, threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+
+    coma.pretrain(data, out=tmp_path / "first", ds_config=stage, **small)  # imports, and what stays for all
+    before = left()
+    coma.pretrain(data, out=tmp_path / "second", ds_config=stage, **small)
+    assert left() == before
