@@ -87,9 +87,13 @@ class ShardResult(Result):
     """Data set that `coma.shard` or `coma.index` made: every image found was kept or set aside."""
 
     out: Path
+    """Folder or URL of the data set."""
     found: int
+    """Number of images found in the source."""
     kept: int
+    """Number of images in the shards."""
     set_aside: int
+    """Number of images that are damaged or could not be read."""
     reasons: dict[str, int]
     """Images set aside, by kind of reason."""
     converted: dict[str, int]
@@ -97,12 +101,15 @@ class ShardResult(Result):
     passed_over: dict[str, int]
     """Files of the source that are no images, by kind."""
     classes: int
-    """0 without labels."""
+    """Number of classes; 0 without labels."""
     splits: dict[str, int]
     """Number of images in each split."""
     shards: int
+    """Number of shards."""
     shard_bytes: int
+    """Size of all shards together."""
     elapsed_s: float
+    """Duration of this call."""
     quarantine: Path | None = None
     """Table of the images set aside, if there are any."""
     part: str | None = None
@@ -114,15 +121,21 @@ class DryRunResult(Result):
     """Data set that `coma.shard` would make; nothing was written."""
 
     out: Path
+    """Folder or URL that would be written."""
     source: Path
+    """What would be read."""
     layout: str
+    """How the source is read, such as a folder for each class."""
     found: int
+    """Number of images found in the source."""
     refused: int
     """Images that would be set aside because of what their listing says."""
     passed_over: dict[str, int]
+    """Files of the source that are no images, by kind."""
     splits: dict[str, int]
     """Number of images in each split."""
     shards: int
+    """Number of shards that would be written."""
     shard_bytes: int
     """Estimated size of all shards."""
     done_shards: int
@@ -138,10 +151,15 @@ class VerifyResult(Result):
     """What `coma.verify` checked, and every difference from the manifest."""
 
     data: Path
+    """Folder or URL of the data set."""
     samples: int
+    """Number of images checked."""
     shards: int
+    """Number of shards checked."""
     image_bytes: int
+    """Size of the images checked."""
     problems: tuple[Problem, ...]
+    """Differences from the manifest, each with `split`, `shard`, `key` and `reason`."""
 
     @property
     def ok(self) -> bool:
@@ -154,23 +172,32 @@ class TrainingResult(Result):
     """Run that `coma.pretrain` or `coma.finetune` trained; a path is None if there is no such file."""
 
     run: Path
+    """Run folder."""
     steps: int
     """Number of steps that the newest checkpoint has seen."""
     epochs: float
+    """Number of epochs that these steps come to."""
     loss: float | None
+    """Loss of the last step that has one; None before the first."""
     elapsed_s: float
+    """Duration of this call."""
     finished: bool
+    """Whether all steps are done."""
     metrics: Path
     """JSON lines, one for each step and each evaluation."""
     images_per_s: float | None = None
+    """Images a second over all processes, in this call."""
     accuracy: float | None = None
     """Top-1 accuracy of a fine-tuned classifier on split val, in percent."""
     accuracy_top5: float | None = None
     checkpoint: Path | None = None
+    """Folder of the newest checkpoint."""
     weights: Path | None = None
+    """Weights of the whole network in float32, as safetensors."""
     picture: Path | None = None
     """Reconstructions after the last step."""
     report: Path | None = None
+    """HTML report."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -178,6 +205,7 @@ class ScoreResult(Result):
     """Score of frozen features by `coma.probe` or `coma.knn`, in percent."""
 
     run: Path
+    """Run folder or export that was scored."""
     accuracy: float
     """Top-1 accuracy on the test images."""
     interval: tuple[float, float]
@@ -185,14 +213,23 @@ class ScoreResult(Result):
     rankme: float
     """Effective rank of the features, at most their channels."""
     channels: int
+    """Number of channels of the features."""
     step: int
+    """Training step of the checkpoint."""
     checkpoint: Path
+    """Folder of the checkpoint that was scored."""
     data: str
+    """Data set with the labels."""
     train_images: int
+    """Number of labelled images that the classifier was fitted to, or that are neighbours."""
     test_images: int
+    """Number of images in the test."""
     tested_on: str
+    """What the test images are: split val, or a held-out fifth of train."""
     classes: int
+    """Number of classes."""
     device: str
+    """Device that computed the features."""
     accuracy_top5: float | None = None
     """None where there are 5 classes or fewer, and for neighbours."""
     protocol: str | None = None
@@ -206,6 +243,7 @@ class PictureResult(Result):
     """Picture that `coma.reconstruct` drew."""
 
     picture: Path
+    """PNG file."""
 
     def _repr_png_(self) -> bytes | None:
         """Return the picture; notebooks call this."""
@@ -217,12 +255,20 @@ class ExportResult(Result):
     """timm model that `coma.export` wrote."""
 
     export: Path
+    """Folder with the weights, the configuration and the model card."""
     model: str
+    """Name of the model in timm."""
     parameters: int
+    """Number of parameters of the exported model."""
     features: int
+    """Number of channels of the last stage's features."""
     step: int
+    """Training step of the checkpoint."""
     decoder: bool
+    """Whether the decoder is included."""
     load: str
     """Code that loads it."""
     classes: int | None = None
+    """Number of classes of a fine-tuned classifier."""
     onnx: Path | None = None
+    """ONNX file, if one was asked for."""
