@@ -61,7 +61,7 @@ def slow(names: list[str], those: set[str]) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow) if name in those else name for name in names]
 
 
-@pytest.mark.parametrize("name", slow([part.name for part in PARTS], {"zero", "curve", "plan", "memory"}))
+@pytest.mark.parametrize("name", slow([part.name for part in PARTS], {"zero", "curve", "plan", "memory", "crops"}))
 def test_each_part_can_be_rehearsed(name: str, out: Path) -> None:
     done = run(name, "--device", "cpu", "--quick", "--out", out, "--budget-s", "700")
     log = (out / f"{name}.log").read_text() if (out / f"{name}.log").exists() else ""
@@ -225,7 +225,7 @@ def test_hours_are_those_of_the_slower_of_stream_and_step(tmp_path: Path) -> Non
     assert fast["hours_96_epochs"] == pytest.approx(96 * 1_281_167 / 1000 / 3600)
 
 
-@pytest.mark.parametrize("name", slow(["zero", "curve", "plan", "memory", "crops"], {"zero", "memory"}))
+@pytest.mark.parametrize("name", slow(["zero", "curve", "plan", "memory", "crops"], {"zero", "plan", "memory"}))
 def test_coma_accepts_the_full_size_commands(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rehearsal shrinks them: here each is resolved, and its network built, in full size, but not trained."""
     data = drawn(tmp_path / "drawn", 8, 0.1)

@@ -24,6 +24,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return without_coma(tmp_path_factory.mktemp("checkout"))
 
 
+@pytest.mark.slow
 def test_every_command_works_in_a_checkout_without_metadata(checkout: Environment, photos: Path, tmp_path) -> None:
     def command(*words: object) -> str:
         done = checkout.coma(*words, cwd=tmp_path)

@@ -281,7 +281,10 @@ def test_options_come_from_a_file_or_another_run(
         coma.pretrain(config="photograph")
 
 
-@pytest.mark.parametrize("stage", ["zero2", "zero3", "zero3_nvme"])
+OTHERS = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("zero2", "zero3_nvme")]
+
+
+@pytest.mark.parametrize("stage", ["zero3", *OTHERS])
 def test_nothing_of_a_run_stays_in_the_process(data: Path, tmp_path: Path, small: dict[str, Any], stage: str) -> None:
     def left() -> tuple[int, int, int]:
         gc.collect()

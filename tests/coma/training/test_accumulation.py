@@ -49,6 +49,7 @@ def test_four_parts_have_the_losses_of_one_batch(data: Path, tmp_path: Path, sta
         assert (value - weights_of(whole)[name]).abs().max() < 1e-4, name
 
 
+@pytest.mark.slow
 def test_so_have_four_parts_on_each_of_two_processes(data: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     pretrain(small(data, whole, batch_size=8, ds_config="zero2"))
@@ -70,6 +71,7 @@ def test_a_run_goes_on_in_other_parts_and_auto_takes_the_whole_where_it_fits(dat
     assert_same_course(whole, changed)
 
 
+@pytest.mark.slow
 def test_auto_is_to_the_bit_the_run_without_it(data: Path, tmp_path: Path) -> None:
     pretrain(small(data, tmp_path / "plain"))
     pretrain(small(data, tmp_path / "auto", micro_batch_size="auto"))

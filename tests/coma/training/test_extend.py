@@ -51,7 +51,8 @@ def test_a_finished_run_goes_on_with_a_schedule_of_its_own(
         pretrain(extended(begun, 5))
 
 
-@pytest.mark.parametrize("flag", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", [True, False])
 def test_stopped_on_the_way_and_extended_twice_is_to_the_bit_never_stopped(
     data: Path, tmp_path: Path, flag: bool
 ) -> None:

@@ -116,6 +116,7 @@ shard(Path(sys.argv[1]), Path(sys.argv[2]), options)
 """
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_of_two_workers(pets, tmp_path, contents):
     source, expected = pets
     done = subprocess.run(
