@@ -5,6 +5,7 @@ distribution coma-vision: no command made here installs "coma".
 """
 
 import base64
+import csv
 import hashlib
 import json
 import os
@@ -115,11 +116,15 @@ def namesake() -> Distribution | None:
 def changed_files() -> list[str]:
     """Return the files of the installed wheel that are missing or have other bytes than were installed."""
     try:
-        installed = [] if checkout_folder() else distribution(DISTRIBUTION).files or []
+        ours = distribution(DISTRIBUTION)
     except PackageNotFoundError:
         return []
-    hashes = {file: file.hash for file in installed if file.hash and file.parts[0] in _OURS}
-    return [str(file) for file, hash in hashes.items() if _digest(Path(str(file.locate())), hash.mode) != hash.value]
+    record = None if checkout_folder() else ours.read_text("RECORD")  # its `files` leave out what is missing
+    rows = [
+        (row[0], *row[1].split("=", 1)) for row in csv.reader((record or "").splitlines()) if len(row) > 1 and row[1]
+    ]
+    owned = [row for row in rows if Path(row[0]).parts[0] in _OURS]
+    return [name for name, mode, digest in owned if _digest(Path(str(ours.locate_file(name))), mode) != digest]
 
 
 def _digest(path: Path, algorithm: str) -> str:
