@@ -120,11 +120,9 @@ def changed_files() -> list[str]:
     except PackageNotFoundError:
         return []
     record = None if checkout_folder() else ours.read_text("RECORD")  # its `files` leave out what is missing
-    rows = [
-        (row[0], *row[1].split("=", 1)) for row in csv.reader((record or "").splitlines()) if len(row) > 1 and row[1]
-    ]
-    owned = [row for row in rows if Path(row[0]).parts[0] in _OURS]
-    return [name for name, mode, digest in owned if _digest(Path(str(ours.locate_file(name))), mode) != digest]
+    rows = [row for row in csv.reader((record or "").splitlines()) if Path(row[0]).parts[0] in _OURS]
+    hashes = {path: given.split("=", 1) for path, given, _ in rows if given}
+    return [path for path, (mode, hash) in hashes.items() if _digest(Path(str(ours.locate_file(path))), mode) != hash]
 
 
 def _digest(path: Path, algorithm: str) -> str:
