@@ -136,7 +136,7 @@ def test_a_fine_tuning_run_is_taken_after_as_well(here: Path, coma: Any) -> None
 def test_processes_that_are_launched_have_the_files_options(launcher: list[str], here: Path, coma: Any) -> None:
     """By coma, for the file's `devices`, or by torchrun, whose processes each read the file."""
     (here / "run.yaml").write_text(coma("pretrain", "photos", *SMALL, "--devices", "2", "--print-config").out)
-    command = [sys.executable, *launcher, "-m", "coma", "pretrain", "--config", "run.yaml", "--out", "run"]
+    command = [sys.executable, *launcher, "pretrain", "--config", "run.yaml", "--out", "run"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0, done.stderr
     content = read_config(here / "run")
