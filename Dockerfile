@@ -3,9 +3,9 @@
 #
 #   docker build -t coma-vision .                         # CUDA 12; --build-arg CUDA=13 for CUDA 13
 #   docker run --rm --gpus all --shm-size=8g coma-vision doctor
-#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/work" coma-vision shard photos
+#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/data" coma-vision shard photos
 #
-# /work is the current folder of the commands. --shm-size is for runs on several GPUs: NCCL communicates through /dev/shm.
+# /data is the current folder of the commands. --shm-size is for runs on several GPUs: NCCL communicates through /dev/shm.
 FROM python:3.12-slim-bookworm
 
 # g++ is what --compile needs.
@@ -23,9 +23,9 @@ COPY . .
 RUN uv sync --no-cache --locked --no-default-groups --group "cuda$CUDA" --extra s3 --extra gcs --extra onnx --no-editable
 
 # Any --user may write to the home folder; USER is for libraries that ask for a name which /etc/passwd does not have.
-RUN useradd --create-home --uid 1000 coma && chmod 0777 /home/coma && install -d -o coma /work
+RUN useradd --create-home --uid 1000 coma && chmod 0777 /home/coma && install -d -o coma /data
 ENV HOME=/home/coma USER=coma PATH=/opt/coma/bin:$PATH NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
 USER coma
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["coma"]
 CMD ["--help"]
