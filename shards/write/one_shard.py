@@ -19,7 +19,7 @@ import xxhash
 from coma.errors import ComaError
 from coma.shards import tar
 from coma.shards.files import replacing, write_atomically
-from coma.shards.images.prepare import EXTENSIONS, BadImageError, PixelOptions, Prepared, prepare_image
+from coma.shards.images.prepare import EXTENSIONS, BadImageError, PixelOptions, Prepared
 from coma.shards.manifest.columns import SCHEMA
 from coma.shards.sources.listing import SourceImage, printable
 from coma.shards.sources.reader import SourceReader
@@ -107,7 +107,7 @@ def _write_tar(
     try:
         for i, image in enumerate(job.images):
             try:
-                prepared = _read_and_prepare(job, reader, image)
+                prepared = reader.prepare(image, job.pixels)
             except BadImageError as error:
                 size = max(0, image.size)
                 rows.append({"source": printable(image.path), "reason": str(error), "bytes": size})
@@ -124,18 +124,6 @@ def _write_tar(
     file.write(tar.ending(file.tell()))
     report(tally)
     return rows, index_lines
-
-
-def _read_and_prepare(job: ShardJob, reader: SourceReader, image: SourceImage) -> Prepared:
-    try:
-        data = reader.read(image)
-    except OSError as error:
-        if not job.root.exists():
-            raise ComaError(f"{job.root} has gone; once it is back, the same command resumes") from error
-        if image.size >= 0 and isinstance(error, FileNotFoundError):
-            raise BadImageError("vanished: it was there when the source was listed") from None
-        raise BadImageError(f"unreadable: {error.strerror or error}") from None
-    return prepare_image(data, job.pixels)
 
 
 def _add_sample(
