@@ -269,6 +269,7 @@ def knn(
     *,
     batch_size: int = 64,
     device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
     """Classify by the 20 nearest neighbours among frozen features.
@@ -280,6 +281,8 @@ def knn(
         data: Labelled data set made by `coma shard`: a folder, or a URL (s3://...). Default: the run's own.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+            Default: 1.
         progress: Function that is called as the work goes on, such as print.
 
     Returns:
@@ -400,6 +403,7 @@ def probe(
     protocol: Literal["logistic", "dinov2", "mae"] = "logistic",
     batch_size: int = 64,
     device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
     """Fit a linear classifier on frozen features.
@@ -412,6 +416,8 @@ def probe(
         protocol: Protocol by which the classifier is fitted (docs/evaluate.md).
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+            Default: 1.
         progress: Function that is called as the work goes on, such as print.
 
     Returns:

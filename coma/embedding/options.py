@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from coma.errors import UsageError
+from coma.evaluation.options import KnnOptions
 from coma.shards.option import Options, option, option_like
 from coma.shards.sources.splits import SplitRules
 from coma.shards.write.options import ShardOptions
@@ -92,18 +93,9 @@ class EmbedOptions(Options):
     image_column: str | None = option_like(ShardOptions, "image_column", panel=_SOURCE)
     label_column: str | None = option_like(ShardOptions, "label_column", panel=_SOURCE)
     root: Path | None = option_like(ShardOptions, "root", panel=_SOURCE)
-    batch_size: int = option(64, help="Number of images per batch.", panel=_RUNNING, least=1)
-    device: str | None = option(
-        None, help="Device to run on.", panel=_RUNNING, metavar="cpu|cuda", shown_default="a GPU if there is one"
-    )
-    devices: int | Literal["auto"] | None = option(
-        None,
-        help="Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.",
-        panel=_RUNNING,
-        metavar="N|auto",
-        least=1,
-        shown_default="1",
-    )
+    batch_size: int = option_like(KnnOptions, "batch_size")
+    device: str | None = option_like(KnnOptions, "device")
+    devices: int | Literal["auto"] | None = option_like(KnnOptions, "devices")
     overwrite: bool = option(False, help="Replace an OUT of other settings, or an unfinished one.", panel=_RUNNING)
 
     def __post_init__(self) -> None:

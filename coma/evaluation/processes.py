@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from coma.errors import UsageError
 from coma.evaluation.device import choose_device
@@ -19,6 +19,8 @@ from coma.exports.backbone import Backbone, load_backbone
 from coma.shards.child_process import NUMBER_VARIABLE
 from coma.shards.write.pool import run_jobs
 from coma.shards.write.worker import Job, Tally, run_all
+
+J = TypeVar("J", bound=Job)
 
 LIMIT = "--devices"
 _JOBS_EACH = 4
@@ -88,8 +90,8 @@ def shares(batches: int, processes: Processes) -> list[range]:
 
 
 def run_on(
-    processes: Processes, jobs: Sequence[Job], done: Callable[[int], None] = lambda _: None
-) -> Iterator[tuple[Job, Any]]:
+    processes: Processes, jobs: Sequence[J], done: Callable[[int], None] = lambda _: None
+) -> Iterator[tuple[J, Any]]:
     """Run jobs, in this process if there is one alone; yield each with its result as it is done.
 
     `done` is called with the number of images done since the last call.
@@ -102,7 +104,7 @@ def run_on(
         if isinstance(event, Tally):
             done(event.images)
         else:
-            yield event
+            yield cast("tuple[J, Any]", event)
 
 
 def serve(descriptor: int) -> None:
