@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import timm
@@ -84,20 +85,28 @@ def test_vectors_of_shards_are_those_of_timm_on_the_same_pixels(shards: Path, tm
 
 
 def test_images_that_are_not_sharded_give_the_same_vectors(photographs: Path, shards: Path, tmp_path: Path) -> None:
-    """A folder, a tar and a list; what is damaged is set aside by name, as it was of the shards."""
+    """A folder, a tar, a list and rows of parquet; what is damaged is set aside by name, as it was of the shards."""
     with tarfile.open(tmp_path / "packed.tar", "w") as tar:
         tar.add(photographs, "photographs")
     paths = sorted(str(path.relative_to(photographs)) for path in photographs.rglob("*.*g"))
     (tmp_path / "list.txt").write_text("\n".join(paths))
+    images = [{"image": {"bytes": (photographs / path).read_bytes(), "path": path}} for path in paths]
+    pq.write_table(pa.Table.from_pylist(images), tmp_path / "rows.parquet")
     sharded = coma.embed(MODEL, shards, tmp_path / "sharded.parquet", **FEW)
     expected = {Path(path).name: vector for path, vector in zip(sharded.paths(), sharded.vectors(), strict=True)}
-    for source in (photographs, tmp_path / "packed.tar", tmp_path / "list.txt"):
+
+    def name(path: str) -> str:
+        """The file's name; rows of parquet are called by their numbers."""
+        stem = Path(path).stem
+        return Path(paths[int(stem)] if len(stem) == 9 else path).name
+
+    for source in (photographs, tmp_path / "packed.tar", tmp_path / "list.txt", tmp_path / "rows.parquet"):
         root = photographs if source.suffix == ".txt" else None
-        result = coma.embed(MODEL, source, tmp_path / f"{source.name}.parquet", root=root, **FEW)
+        result = coma.embed(MODEL, source, tmp_path / f"{source.name}-out.parquet", root=root, **FEW)
         assert (result.images, result.set_aside) == (22, 2)
         for path, vector in zip(result.paths(), result.vectors(), strict=True):
-            np.testing.assert_allclose(vector, expected[Path(path).name], rtol=0, atol=1e-6)
-        aside = {Path(row["path"]).name: row for row in pq.read_table(result.quarantine).to_pylist()}
+            np.testing.assert_allclose(vector, expected[name(path)], rtol=0, atol=1e-6)
+        aside = {name(row["path"]): row for row in pq.read_table(result.quarantine).to_pylist()}
         assert aside.keys() == {"broken.jpg", "text.png"}
         assert aside["broken.jpg"]["reason"].startswith("truncated")
         assert aside["broken.jpg"]["bytes"] == 700
