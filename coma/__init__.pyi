@@ -464,6 +464,9 @@ def shard(
     label_column: str | None = None,
     root: str | PathLike[str] | None = None,
     splits: str | None = None,
+    masks: str | None = None,
+    mask_classes: str | None = None,
+    mask_ignore: int | Literal["none"] | None = None,
     seed: int = 0,
     shard_bytes: int | str | None = None,
     val_fraction: float = 0.0,
@@ -485,13 +488,19 @@ def shard(
         source: Folder of images; or ImageNet as downloaded, tars, parquet, a list of paths.
         out: New or empty folder, or a URL (s3://bucket/name). Default: NAME-shards in the current folder.
         dry_run: Tell what would be written, and write nothing.
-        layout: Kind of source: folder, flat (no labels), imagenet, kaggle, tar, webdataset, parquet or list.
-            Default: detected.
+        layout: Kind of source: folder, flat (no labels), masks, ade20k, voc, imagenet, kaggle, tar, webdataset,
+            parquet or list. Default: detected.
         image_column: Column of images in a parquet source, of paths in a list. Default: detected.
         label_column: Column of labels in a parquet source or a list. Default: detected.
         root: Folder that the paths of a list are relative to. Default: the list's own.
         splits: Folders that are splits, such as train=photos/2019,val=photos/2020; train=. is all the others.
             Default: told from their names.
+        masks: Segmentation masks: their folder, or names such as *_labelIds.png; none takes images alone. Default:
+            told from their names.
+        mask_classes: Number of classes of the masks, or a file of their names, a line each. Default: by the layout,
+            else what the masks hold.
+        mask_ignore: Value in the masks of pixels without a class; with 0 the classes start at 1. Default: 255; 0 in
+            ADE20K.
         seed: Random seed of the shuffle.
         shard_bytes: Size of a shard: 256MiB, 1GB, or a number of bytes. Default: 256MiB, or less for at least 16
             shards.
@@ -525,6 +534,9 @@ def shard(
     label_column: str | None = None,
     root: str | PathLike[str] | None = None,
     splits: str | None = None,
+    masks: str | None = None,
+    mask_classes: str | None = None,
+    mask_ignore: int | Literal["none"] | None = None,
     seed: int = 0,
     shard_bytes: int | str | None = None,
     val_fraction: float = 0.0,
