@@ -23,7 +23,7 @@ from coma.exports.folder import (
 )
 from coma.exports.onnx import check_onnx, write_onnx
 from coma.runs.names import checkpoint_step
-from coma.runs.read import is_finetuned, load_autoencoder, load_classifier, read_config, run_of
+from coma.runs.read import is_finetuned, load_autoencoder, load_classifier, network_of, read_config, run_of
 from coma.versions import coma_version
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def export_run(
     run, checkpoint = run_of(Path(run))
     content, step = read_config(run), checkpoint_step(checkpoint)
     network, decoder = _networks(run, checkpoint, content, with_decoder=with_decoder)
-    backbone, model = network.backbone, content.get("resolved", {}).get("network", content["config"])
+    backbone, model = network.backbone, content.get("resolved", {}).get("network", network_of(content))
     config = timm_config(backbone, network.img_size, model, license)
     config[SECTION] = {
         "version": coma_version(),
@@ -79,6 +79,7 @@ def export_run(
         "method": content["config"].get("method", "finetune"),
         "views": content["config"].get("views", 1),
         "patch_size": patch_size(backbone),
+        **({"backbone_args": model["backbone_args"]} if model.get("backbone_args") else {}),
         "step": step,
         "decoder": with_decoder,
     }
@@ -125,7 +126,8 @@ def timm_config(backbone: nn.Module, img_size: tuple[int, int], model: dict[str,
     Args:
         backbone: with or without a classifier.
         img_size: (height, width) in pixels.
-        model: its name and patch size, and a classifier's class names, as the run's config.json has them.
+        model: its name, patch size and further arguments, and a classifier's class names, as the run's config.json has
+            them.
         license: name of a license for the Hub.
     """
     from coma.pipeline import MEAN, STD
@@ -139,7 +141,8 @@ def timm_config(backbone: nn.Module, img_size: tuple[int, int], model: dict[str,
         args["patch_size"] = model["patch_size"]
     pool_size = None
     if _is_vit(backbone):  # as `build_backbone` makes them, and at any size
-        args |= {"class_token": False, "global_pool": "avg", "fc_norm": False, "dynamic_img_size": True}
+        own = model.get("backbone_args") or {"class_token": False, "fc_norm": False}
+        args |= {**own, "global_pool": "avg", "dynamic_img_size": True}
     else:
         stride = backbone.feature_info[-1]["reduction"]  # type: ignore[index]
         pool_size = [height // stride, width // stride]
