@@ -138,7 +138,7 @@ def give_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: Path
 
 def has_own_positions(backbone: nn.Module) -> bool:
     """Whether a ViT has positions of its own, learned ones or none, in place of the fixed ones of `build_backbone`."""
-    position = getattr(backbone, "pos_embed", None)
+    position = getattr(backbone, "pos_embed", False)
     return position is None or isinstance(position, nn.Parameter)
 
 

@@ -15,9 +15,9 @@ from timm.layers import PatchEmbed
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from coma.errors import ComaError, DataError, UsageError, did_you_mean, fault_of
+from coma.errors import ComaError, DataError, UsageError, did_you_mean, fault_of, is_of_a_store
 from coma.exports.export import patch_size
-from coma.exports.folder import SECTION, is_export, read_export
+from coma.exports.folder import SECTION, Export, read_export
 from coma.exports.folder import WEIGHTS_NAME as EXPORT_WEIGHTS_NAME
 from coma.model.dyvit import DyViT
 from coma.model.encoders import model_names
@@ -65,17 +65,24 @@ class PretrainedBackbone:
     """Patches down and across, for which learned positions were trained."""
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """Mean and deviation by which its pixels are normalised; None: coma's."""
+    export: Export | None = None
+    """The export that it is, if it is one."""
     windows: tuple[Any, ...] = ()
     """Windows of a DyViT's head groups, where it is not known that they are the model's own."""
     kind: str = ""
     """Kind of a ViT's blocks, where it is not known that it is the model's own."""
 
-    def digest(self) -> str:
-        """Return a hash of the weights, the same for a run and its export."""
+    def digest(self, *, with_decoder: bool = False) -> str:
+        """Return a hash of the backbone's weights, the same for a run and its export; of the decoder's too if asked."""
         digest = xxhash.xxh3_64()
+        if with_decoder and self.export is not None:
+            return self.export.digest()
         for name, value in sorted(self.weights.items()):
             if name == "pos_embed" and self.backbone_args is None:  # follows from the image size, is in exports only
                 continue
+            digest.update(name.encode())
+            digest.update(value.contiguous().numpy().tobytes())
+        for name, value in sorted((self.decoder or {}).items()) if with_decoder else ():
             digest.update(name.encode())
             digest.update(value.contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -108,11 +115,12 @@ def read_backbone(given: Path | str) -> PretrainedBackbone:
         return _of_timm(_plain(given), str(given))
     path = folder_of(given)
     with as_data_error(path):
-        if not path.is_dir() or not (is_export(path) or _is_timm_folder(path)):
+        config = _config_of(path)
+        if "architecture" not in config:
             if not path.exists() and (hint := _similar(str(given))):
                 raise DataError(f"no run or export at {given}, and no model of timm has that name: {hint}")
             return _of_run(path)
-    if _is_timm_folder(path):
+    if SECTION not in config:
         if not (path / EXPORT_WEIGHTS_NAME).is_file():
             raise DataError(
                 f"{path / EXPORT_WEIGHTS_NAME} is missing, and no other kind of weights is read: save the model with "
@@ -131,6 +139,7 @@ def read_backbone(given: Path | str) -> PretrainedBackbone:
         decoder=export.decoder_weights() if export.decoder else None,
         backbone_args=export.config[SECTION].get("backbone_args"),
         grid=_grid(export.config["model_args"]["img_size"], export.patch_size),
+        export=export,
     )
 
 
@@ -289,8 +298,7 @@ def _asking(ask: Callable[[], T], name: str, given: str) -> T:
 
 def _as_coma_error(error: Exception, name: str, given: str) -> ComaError:
     text = " ".join(str(error).split())[:200] or type(error).__name__
-    packages = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
-    if packages & {"huggingface_hub", "httpx", "httpcore", "requests", "urllib3", "urllib"}:
+    if is_of_a_store(error) or type(error).__name__ in ("URLError", "HTTPError"):  # urllib's, of torch.hub
         missing = type(error).__name__ in ("RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError")
         what = "is not on the Hub, or not for this token" if missing else "could not be downloaded"
         check = "check the name, and HF_TOKEN" if missing else "check the network"
@@ -320,13 +328,13 @@ def _is_path(text: str) -> bool:
     return "/" in text or Path(text).exists() or not timm.is_model(text.partition(".")[0])
 
 
-def _is_timm_folder(folder: Path) -> bool:
-    """Whether a folder holds a model as timm saves it, and is no export of coma's."""
+def _config_of(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's config.json; empty where there is none that can be read."""
     try:
         config = json.loads((folder / CONFIG_NAME).read_text())
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "architecture" in config and SECTION not in config
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _similar(name: str) -> str:

@@ -55,6 +55,7 @@ class Start:
     """Arguments of a ViT that takes over its class token, registers and positions."""
     taken: str = ""
     resized: list[str] = field(default_factory=list)
+    pixels: list[str] = field(default_factory=list)
     blocks: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     """Parts of the source that this network has no place for."""
@@ -76,6 +77,7 @@ class Start:
             ("taken", [self.taken]),
             ("blocks", self.blocks),
             ("resized", self.resized),
+            ("pixels", self.pixels),
             ("left", self.left),
             ("new", self.new),
         )
@@ -117,6 +119,7 @@ def load_init(model: MaskedAutoencoder, source: PretrainedBackbone, config: Pret
             f"{there}, or --patch-size {here} to have the patch embedding resized"
         )
     start = load_backbone(model.backbone, source, config.model, str(config.init), "--init")
+    start = dataclasses.replace(start, digest=source.digest(with_decoder=True))
     if source.decoder is None:
         return dataclasses.replace(start, new=[*start.new, "decoder"])
     try:

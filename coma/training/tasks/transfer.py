@@ -47,6 +47,7 @@ class Transfer:
 
     taken: str
     resized: list[str] = field(default_factory=list)
+    pixels: list[str] = field(default_factory=list)
     blocks: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
@@ -79,7 +80,7 @@ def transfer(backbone: nn.Module, source: PretrainedBackbone, flag: str) -> Tran
     weights, blocks = _matched_depth(weights, own)
     resized += _resize_patches(backbone, weights, own)
     resized += _resize_positions(backbone, weights, source)
-    resized += _fold_pixels(backbone, weights, source)
+    pixels = _fold_pixels(backbone, weights, source)
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     _check_share(fitting, weights, own, source, flag)
     if source.kind and source.kind != kind_of_blocks(backbone):
@@ -94,6 +95,7 @@ def transfer(backbone: nn.Module, source: PretrainedBackbone, flag: str) -> Tran
     return Transfer(
         taken=f"{len(fitting)} of the backbone's {len(own)} tensors, {taken / whole:.0%} of its parameters",
         resized=resized,
+        pixels=pixels,
         blocks=blocks,
         left=sorted(left),
         new=sorted(new),
@@ -227,7 +229,7 @@ def _fold_pixels(backbone: Any, weights: dict[str, Tensor], source: PretrainedBa
     else:
         raise UsageError(f"{source.path} was trained on pixels of another normalisation, which cannot be taken over")
     numbers = ", ".join(f"{each:.4g}" for each in mean.tolist())
-    return [f"patch embedding, to this run's pixels (its own had mean {numbers})"]
+    return [f"normalised by other means ({numbers}), which the patch embedding now makes up for"]
 
 
 def _check_share(
