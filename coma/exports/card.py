@@ -100,7 +100,7 @@ def _front_matter(
     if results := _results(lines, content):
         name = repository.rpartition("/")[2] if repository else config["architecture"]
         more["model-index"] = [{"name": name, "results": results}]
-    text = yaml.safe_dump(more, sort_keys=False, allow_unicode=False).rstrip("\n") if more else ""
+    text = yaml.safe_dump(more, sort_keys=False, width=10**6).rstrip("\n") if more else ""
     return "\n".join([*head, *([text] if text else []), "---"])
 
 
@@ -120,7 +120,7 @@ def _results(lines: list[dict[str, Any]], content: dict[str, Any]) -> list[dict[
     results = []
     for (name, data), (value, step) in sorted(_newest(lines).items()):
         if name in _ACCURACIES:
-            data = own if data == _OWN else data
+            data = "".join(each if each.isprintable() else " " for each in (own if data == _OWN else data))
             results.append(
                 {
                     "task": {"type": "image-classification", "name": _ACCURACIES[name]},

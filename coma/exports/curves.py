@@ -46,7 +46,8 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> bytes | None:
     scores = {words: points for words, points in scores.items() if len(points) > 1}
     image = Image.new("RGB", ((2 if scores else 1) * _PANEL * _SCALE, _HEIGHT * _SCALE), "white")
     span = max(1, min(100, len(loss) // _SMOOTHED))
-    smoothed = list(zip([x for x, _ in loss], smooth([y for _, y in loss], span), strict=True))[span - 1 :]
+    middles = [x for x, _ in loss][span // 2 : len(loss) - (span - 1) // 2]
+    smoothed = list(zip(middles, smooth([y for _, y in loss], span)[span - 1 :], strict=True))
     _panel(image, 0, "loss", [("", loss, _FAINT), ("", smoothed, _COLOURS[0])])
     if scores:
         coloured = [(words, points, _COLOURS[i]) for i, (words, points) in enumerate(scores.items())]
@@ -83,7 +84,7 @@ def _panel(image: Image.Image, left: int, title: str, lines: Sequence[tuple[str,
             if axis == "y":
                 draw.line((x0, down(mark), x1, down(mark)), _RULE, _SCALE)
                 draw.text((x0 - 8 * _SCALE, down(mark)), figure(mark, step), _NOTE, normal, anchor="rm")
-            elif step >= 1:  # no step lies between two steps
+            elif mark == round(mark):  # no step lies between two steps
                 draw.text((across(mark), y1 + 8 * _SCALE), figure(mark, step), _NOTE, normal, anchor="mt")
     draw.text(((x0 + x1) / 2, y1 + 26 * _SCALE), "step", _NOTE, normal, anchor="mt")
     named = [words for words, _, _ in lines if words]
