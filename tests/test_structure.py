@@ -224,6 +224,7 @@ OPTIONAL = {"aiohttp", "mlflow", "trackio", "wandb"}
 """Asked for in one line by what uses them; no extra holds them."""
 DISTRIBUTIONS = {
     "PIL": {"pillow"},
+    "huggingface_hub": {"huggingface-hub"},
     "nvidia": {
         "nvidia-dali-cuda120",
         "nvidia-dali-cuda130",

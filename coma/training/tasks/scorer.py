@@ -67,7 +67,8 @@ def evaluate(
         try:
             line = scorer.score(weights, step, after_batch=report_progress)
         except DivergedError as error:
-            failure = DivergedError(f"step {step}: {error}: the run has diverged; lower --base-lr")
+            way = "the run has diverged; lower --base-lr" if step else "start from other weights"
+            failure = DivergedError(f"step {step}: {error}: {way}")
         except Exception as error:
             failure = error
         world.sum([1.0])
