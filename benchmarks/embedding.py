@@ -2,10 +2,10 @@
 
     python -m benchmarks.embedding MODEL DATA [--batch-size 64] [--rounds 5] [--untrained]
 
-DATA is sharded. The bare loop loads the network, takes `Stream(DATA, training=False)`, calls the network on each
-batch and saves one .npy. `coma embed` does all that it does: parts, keys, labels, table. In each round both run, now
-one first and now the other. Given are medians of wall time and of this process's CPU time, which a busy machine
-disturbs less, and of the rounds' ratios. The bar: at most 1.1.
+DATA is sharded. The bare loop loads the network, takes `Stream(DATA, training=False)`, calls the network on each batch
+and saves one .npy. `coma embed` does all that it does: parts, keys, labels, table. In each round both run, now one
+first and now the other. Given are medians of wall time and of this process's CPU time, which a busy machine disturbs
+less, and of the rounds' ratios. The bar: at most 1.1.
 """
 
 import argparse

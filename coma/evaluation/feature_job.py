@@ -14,7 +14,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from coma.evaluation.features import Features, extract
+from coma.evaluation.features import Features, extract, joined
 from coma.evaluation.processes import BackboneName, Processes, loaded, run_on, shares, use_threads
 from coma.pipeline import Stream
 from coma.shards.manifest import Manifest, load_manifest
@@ -76,9 +76,5 @@ def extract_on(
     cuts = shares(batches, processes) or [range(0)]  # of which extraction says that there is none
     jobs = [FeatureJob(backbone, manifest.folder, share, batch_size, processes) for share in cuts]
     results = {job.batches.start: result for job, result in run_on(processes, jobs, done)}
-    x, labels, samples = zip(*(results[start] for start in sorted(results)), strict=True)
-    return Features(
-        torch.cat([torch.from_numpy(each) for each in x]),
-        None if labels[0] is None else torch.cat([torch.from_numpy(each) for each in labels]),
-        torch.cat([torch.from_numpy(each) for each in samples]),
-    )
+    parts = [[None if each is None else torch.from_numpy(each) for each in results[start]] for start in sorted(results)]
+    return joined([Features(x, labels, samples) for x, labels, samples in parts])  # type: ignore[arg-type]

@@ -87,12 +87,13 @@ def test_images_that_are_not_sharded_give_the_same_vectors(photographs: Path, sh
     """A folder, a tar and a list; what is damaged is set aside by name, as it was of the shards."""
     with tarfile.open(tmp_path / "packed.tar", "w") as tar:
         tar.add(photographs, "photographs")
-    paths = sorted(str(path) for path in photographs.rglob("*.*g"))
+    paths = sorted(str(path.relative_to(photographs)) for path in photographs.rglob("*.*g"))
     (tmp_path / "list.txt").write_text("\n".join(paths))
     sharded = coma.embed(MODEL, shards, tmp_path / "sharded.parquet", **FEW)
     expected = {Path(path).name: vector for path, vector in zip(sharded.paths(), sharded.vectors(), strict=True)}
     for source in (photographs, tmp_path / "packed.tar", tmp_path / "list.txt"):
-        result = coma.embed(MODEL, source, tmp_path / f"{source.name}.parquet", **FEW)
+        root = photographs if source.suffix == ".txt" else None
+        result = coma.embed(MODEL, source, tmp_path / f"{source.name}.parquet", root=root, **FEW)
         assert (result.images, result.set_aside) == (22, 2)
         for path, vector in zip(result.paths(), result.vectors(), strict=True):
             np.testing.assert_allclose(vector, expected[Path(path).name], rtol=0, atol=1e-6)
