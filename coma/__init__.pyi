@@ -84,8 +84,8 @@ def embed(
         duplicates_above: Cosine similarity from which two images count as near-duplicates.
         query: Path or key of the image whose neighbours are drawn. Default: six spread over all.
         split: Split to take alone. Default: all, train first.
-        layout: Kind of source: folder, flat (no labels), imagenet, kaggle, tar, webdataset, parquet or list.
-            Default: detected.
+        layout: Kind of source: folder, flat (no labels), masks, ade20k, voc, imagenet, kaggle, tar, webdataset,
+            parquet or list. Default: detected.
         splits: Folders that are splits, such as train=photos/2019,val=photos/2020; train=. is all the others.
             Default: told from their names.
         image_column: Column of images in a parquet source, of paths in a list. Default: detected.
@@ -111,7 +111,9 @@ def export(
     *,
     with_decoder: bool = False,
     onnx: bool = False,
-    license: str = "unknown",
+    license: str | None = None,
+    push: str | None = None,
+    private: bool = False,
 ) -> ExportResult:
     """Write the backbone of a run as a timm model, with a model card.
 
@@ -120,7 +122,9 @@ def export(
         folder: Folder to write: new, empty, or an earlier export.
         with_decoder: Write the decoder as well, for `coma pretrain --init DIR`.
         onnx: Write DIR/model.onnx as well, which needs the extra onnx.
-        license: License for the model card, such as apache-2.0 or cc-by-nc-4.0.
+        license: License for the model card, such as apache-2.0 or cc-by-nc-4.0; `push` wants one. Default: unknown.
+        push: Repository of the Hugging Face Hub to upload DIR to; it is made if there is none. Default: none.
+        private: Make a new repository private.
 
     Returns:
         ExportResult: paths and figures.
@@ -181,7 +185,7 @@ def finetune(
     The same call resumes where it stopped. The defaults are MAE's for ViT-B.
 
     Args:
-        source: Backbone to fine-tune: a run folder, a checkpoint, or what `coma export` wrote.
+        source: Backbone to fine-tune: a run, a checkpoint, an export, or a model of timm or the Hub (hf-hub:NAME).
         data: Data set made by `coma shard`: a folder, or a URL (s3://...). Default: the one in the current folder.
         crop_scale: Smallest share of an image's area that a crop shows.
         rand_augment: Magnitude of RandAugment, two operations per image, up to 30; 0: none.
@@ -347,7 +351,8 @@ def pretrain(
         method: Masking: complementary views (coma), or for comparison independently masked ones, or mae.
         views: Number of views per image; mae has 1.
         patch_size: Side of a patch, in pixels; small images need small ones. Default: the model's own.
-        init: Export whose weights the run starts from, with the decoder's if it has them. Default: random weights.
+        init: Weights that the run starts from: a run, an export, or a model of timm or the Hub (hf-hub:OWNER/NAME).
+            Default: random weights.
         image_size: Side of the square crops, in pixels.
         decode: Where images are decoded; auto: on the device that trains.
         workers: Number of decoding threads per process. Default: its share of the cores.
@@ -464,6 +469,9 @@ def shard(
     label_column: str | None = None,
     root: str | PathLike[str] | None = None,
     splits: str | None = None,
+    masks: str | None = None,
+    mask_classes: str | None = None,
+    mask_ignore: int | Literal["none"] | None = None,
     seed: int = 0,
     shard_bytes: int | str | None = None,
     val_fraction: float = 0.0,
@@ -485,13 +493,19 @@ def shard(
         source: Folder of images; or ImageNet as downloaded, tars, parquet, a list of paths.
         out: New or empty folder, or a URL (s3://bucket/name). Default: NAME-shards in the current folder.
         dry_run: Tell what would be written, and write nothing.
-        layout: Kind of source: folder, flat (no labels), imagenet, kaggle, tar, webdataset, parquet or list.
-            Default: detected.
+        layout: Kind of source: folder, flat (no labels), masks, ade20k, voc, imagenet, kaggle, tar, webdataset,
+            parquet or list. Default: detected.
         image_column: Column of images in a parquet source, of paths in a list. Default: detected.
         label_column: Column of labels in a parquet source or a list. Default: detected.
         root: Folder that the paths of a list are relative to. Default: the list's own.
         splits: Folders that are splits, such as train=photos/2019,val=photos/2020; train=. is all the others.
             Default: told from their names.
+        masks: Segmentation masks: their folder, or names such as *_labelIds.png; none takes images alone. Default:
+            told from their names.
+        mask_classes: Number of classes of the masks, or a file of their names, a line each. Default: by the layout,
+            else what the masks hold.
+        mask_ignore: Value in the masks of pixels without a class; with 0 the classes start at 1. Default: 255; 0 in
+            ADE20K.
         seed: Random seed of the shuffle.
         shard_bytes: Size of a shard: 256MiB, 1GB, or a number of bytes. Default: 256MiB, or less for at least 16
             shards.
@@ -525,6 +539,9 @@ def shard(
     label_column: str | None = None,
     root: str | PathLike[str] | None = None,
     splits: str | None = None,
+    masks: str | None = None,
+    mask_classes: str | None = None,
+    mask_ignore: int | Literal["none"] | None = None,
     seed: int = 0,
     shard_bytes: int | str | None = None,
     val_fraction: float = 0.0,

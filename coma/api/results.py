@@ -338,3 +338,7 @@ class ExportResult(Result):
     """Number of classes of a fine-tuned classifier."""
     onnx: Path | None = None
     """ONNX file, if one was asked for."""
+    url: str | None = None
+    """Address of the repository on the Hub that it was pushed to."""
+    commit: str | None = None
+    """Commit there."""

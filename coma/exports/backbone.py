@@ -13,10 +13,10 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from coma.errors import ComaError, DataError, UsageError, did_you_mean, fault_of
-from coma.exports.folder import CONFIG_NAME, SECTION, is_export, read_export
-from coma.exports.load import build_export
+from coma.exports.folder import CONFIG_NAME, SECTION, is_export
+from coma.exports.load import load_export
 from coma.model.dyvit import DyViT
-from coma.model.encoders import give_weights
+from coma.model.encoders import set_image_size
 from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.runs.lines import read_object
 from coma.runs.names import checkpoint_step
@@ -116,22 +116,23 @@ def _has(folder: Path, key: str) -> bool:
 def _from_run(path: Path, image_size: int | None) -> Backbone:
     run, checkpoint = run_of(path)
     if is_finetuned(read_config(run)):
-        module: Any = load_classifier(checkpoint, image_size=image_size).backbone
+        module: Any = load_classifier(checkpoint).backbone
         module.reset_classifier(0)
     else:
-        module = load_autoencoder(checkpoint, image_size=image_size).backbone
+        module = load_autoencoder(checkpoint).backbone
     return _own(module, str(checkpoint), checkpoint_step(checkpoint), image_size)
 
 
 def _from_export(folder: Path, image_size: int | None) -> Backbone:
-    network, step = build_export(folder, image_size)
-    give_weights(network.backbone, read_export(folder).weights(), folder)
+    network, step = load_export(folder)
     return _own(network.backbone, str(folder), step, image_size)
 
 
 def _own(module: Any, origin: str, step: int, image_size: int | None) -> Backbone:
     """Describe a backbone that was trained here."""
     cfg = module.pretrained_cfg
+    if image_size is not None:
+        set_image_size(module, image_size)
     size = image_size or _square(cfg["input_size"], origin)
     return Backbone(module, str(cfg["architecture"]), origin, step, size, DEFAULT)
 

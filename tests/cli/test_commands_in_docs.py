@@ -18,8 +18,8 @@ from coma.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ELSEWHERE = ("://", "--log-to", "--hostfile", "torchrun", "deepspeed", "srun", "lvd142m")
-"""In lines that need other machines, a store, or what other tests make; they are parsed alone."""
+ELSEWHERE = ("://", "--log-to", "--hostfile", "torchrun", "deepspeed", "srun", "lvd142m", "--init vit_", "--push")
+"""In lines that need other machines, a store, the Hub, or what other tests make; they are parsed alone."""
 
 TRIED = ("demo", "doctor")
 """Take their time, and tests of their own."""

@@ -24,6 +24,7 @@ from coma.shards.check.verify import verify
 from coma.shards.describe.contact_sheet import contact_sheet
 from coma.shards.describe.describe import as_json, describe
 from coma.shards.images.masks import decode_mask
+from coma.shards.index.index import index
 from coma.shards.manifest import Manifest, read_info, read_manifest
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.writer import shard
@@ -369,6 +370,28 @@ def test_inspect_shows_masks(made, tmp_path: Path) -> None:
     assert sheet.size[0] == plain.size[0]
     assert sheet.size[1] > plain.size[1]  # the legend
     assert "mask_classes" not in as_json(describe(tmp_path / "plain"))
+
+
+def test_an_index_and_another_packing_take_masks_for_other_pictures(made, tmp_path: Path) -> None:
+    _, out, _ = made
+    summary = index(out / "train", tmp_path / "index", workers=1)
+    assert summary.passed_over["other picture of its sample"] == summary.kept == len(read_manifest(out))
+    assert verify(tmp_path / "index", workers=1).problems == ()
+    again = shard(out / "train", tmp_path / "again", ShardOptions(workers=1))
+    assert again.passed_over["other picture of its sample"] == again.kept == summary.kept
+
+
+def test_duplicates(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    draw_pairs(source, 6)
+    for folder, ending in (("images", "jpg"), ("masks", "png")):
+        (source / f"{folder}/9.{ending}").write_bytes((source / f"{folder}/0.{ending}").read_bytes())
+    summary = shard(source, tmp_path / "out", ShardOptions(workers=1, dedupe=True))
+    kept, aside, beside = accounts(tmp_path / "out")
+    assert summary.kept == 6
+    assert aside == {"images/9.jpg": "duplicate: the same bytes as images/0.jpg"}
+    assert beside == {"masks/9.png": "mask of an image that was set aside"}
+    assert len(kept) == 12
 
 
 def test_colours_by_a_file_of_classes(tmp_path: Path) -> None:
