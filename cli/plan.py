@@ -62,6 +62,8 @@ def _as_lines(forecast: "Forecast") -> dict[str, str]:
     config, resolved, memory = forecast.config, forecast.resolved, forecast.footprint.state
     accumulated = f" x {resolved.accumulation} accumulated" if resolved.accumulation > 1 else ""
     devices = f"{resolved.world_size} device{'s' if resolved.world_size > 1 else ''}"
+    init = forecast.init
+    start = {} if init is None else {"start": f"{init['source']}: {init['taken'].partition(';')[0]}"}
     lines = {
         "data": f"{resolved.data}: {resolved.samples_per_epoch:,} images",
         "run": f"{forecast.run}, {f'resumed at step {forecast.begun_at + 1:,}' if forecast.begun_at else 'new'}",
