@@ -110,8 +110,8 @@ def _base_model(content: dict[str, Any]) -> str | None:
     hub = re.fullmatch(r"hf.hub:([\w.-]+/[\w.-]+)(@.*)?", str(start.get("source")))
     if hub:
         return hub[1]
-    by_timm = re.fullmatch(r"([\w.]+) of timm", str(start.get("words")))
-    return f"timm/{by_timm[1]}" if by_timm and "/" not in str(start.get("source")) else None
+    by_timm = re.fullmatch(r"(\w+\.\w+) of timm", str(start.get("words")))  # with the name of its weights
+    return f"timm/{by_timm[1]}" if by_timm else None
 
 
 def _results(lines: list[dict[str, Any]], content: dict[str, Any]) -> list[dict[str, Any]]:

@@ -197,7 +197,7 @@ def timm_config(backbone: nn.Module, img_size: tuple[int, int], model: dict[str,
 def backbone_weights(backbone: nn.Module) -> dict[str, Tensor]:
     """Return the weights under timm's names; a ViT's fixed positions are a parameter to timm."""
     weights = {name: value.contiguous() for name, value in backbone.state_dict().items()}
-    if _is_vit(backbone):
+    if _is_vit(backbone) and backbone.pos_embed is not None:
         weights["pos_embed"] = backbone.pos_embed.detach().contiguous()  # type: ignore[operator]
     return weights
 

@@ -255,14 +255,14 @@ def check_hub(name: str, given: str) -> None:
 
     if name.startswith(LOCAL):
         return
-    repository = name.removeprefix(HUB).partition("@")[0]
-    if not name.startswith(HUB):
-        cfg = timm.models.get_pretrained_cfg(name)
-        if cfg is None or not cfg.hf_hub_id:
-            return
-        repository = cfg.hf_hub_id
-    files = ("config.json", EXPORT_WEIGHTS_NAME)
     try:
+        repository = name.removeprefix(HUB).partition("@")[0]
+        if not name.startswith(HUB):
+            cfg = timm.models.get_pretrained_cfg(name)
+            if cfg is None or not cfg.hf_hub_id:
+                return
+            repository = cfg.hf_hub_id
+        files = ("config.json", EXPORT_WEIGHTS_NAME)
         if not any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
             get_session().head(constants.ENDPOINT, timeout=_PATIENCE_S)
     except Exception as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from coma.errors import UsageError
@@ -36,6 +37,8 @@ _NAMES = (
     (r"patch_embed\.", "patch embedding"),
     (r"(fc_)?norm(_pre)?\.", "norms outside the blocks"),
 )
+_SPECIAL = ("class token", "registers", "positions", "layer scale")
+"""What not every ViT has, and is named where it was taken."""
 _CLASSIFIER = ("classifier", "attention pooling")
 _OUTPUTS = ("attn.proj.", "mlp.fc2.")
 """Last layers of a block's two branches."""
@@ -92,8 +95,11 @@ def transfer(backbone: nn.Module, source: PretrainedBackbone, flag: str) -> Tran
     left.update(_word(name) for name in weights.keys() - fitting.keys())
     new = Counter(_word(name) for name in own.keys() - fitting.keys())
     taken, whole = (sum(value.numel() for value in each.values()) for each in (fitting, own))
+    words = {_word(name) for name in fitting} if isinstance(backbone, VisionTransformer) else set()
+    special = [word for word in _SPECIAL if word in words]
     return Transfer(
-        taken=f"{len(fitting)} of the backbone's {len(own)} tensors, {taken / whole:.0%} of its parameters",
+        taken=f"{len(fitting)} of the backbone's {len(own)} tensors, {taken / whole:.0%} of its parameters"
+        + (f"; among them {', '.join(special)}" if special else ""),
         resized=resized,
         pixels=pixels,
         blocks=blocks,

@@ -184,7 +184,8 @@ def test_a_vit_is_pooled_over_its_patch_tokens(prefix):
     with torch.no_grad():
         tokens = vit.forward_features(images)
         assert tokens.shape[1] == 4 + prefix
-        torch.testing.assert_close(pool(vit, images), tokens[:, prefix:].mean(1))
+        torch.testing.assert_close(pool(vit, images), vit.fc_norm(tokens[:, prefix:].mean(1)))
+        torch.testing.assert_close(pool(vit, images), vit(images))
 
 
 def test_data_without_labels_or_with_one_class_are_refused_before_anything_is_computed(tmp_path, run):

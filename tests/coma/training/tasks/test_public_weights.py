@@ -133,6 +133,7 @@ def test_what_was_taken_resized_and_left_is_told(
     for text in (
         "vit_tiny_patch16_224 of timm",
         "taken    42 of the backbone's 42 tensors, 100% of its parameters",
+        "among them class token, positions",
         "resized  patch embedding, 8 to 16 pixels",
         "pixels   normalised by other means (0.5, 0.5, 0.5)",
         "left     classifier",
