@@ -25,6 +25,7 @@ def score_and_print(options: KnnOptions, *, json: bool) -> None:
     result["command"] = shell_command(
         *(*words, Path(result["checkpoint"]), result["data"]),
         *("--batch-size", options.batch_size, "--device", result["device"]),
+        *(() if result["processes"] == 1 else ("--devices", result["processes"])),
     )
     console.print_result(result if json else _as_lines(result), json=json)
 

@@ -7,6 +7,7 @@ from typing import Literal, overload
 from coma import errors as errors
 from coma.api.results import (
     DryRunResult,
+    EmbedResult,
     ExportResult,
     PictureResult,
     ScoreResult,
@@ -26,6 +27,7 @@ __all__ = [
     "CoMA",
     "DyViT",
     "Stream",
+    "embed",
     "export",
     "finetune",
     "index",
@@ -36,6 +38,72 @@ __all__ = [
     "shard",
     "verify",
 ]
+
+def embed(
+    model: str | PathLike[str],
+    images: str | PathLike[str],
+    out: str | PathLike[str] | None = None,
+    *,
+    half: bool = False,
+    patches: bool = False,
+    stride: int | None = None,
+    image_size: int | None = None,
+    untrained: bool = False,
+    neighbours: int | None = None,
+    duplicates_above: float = 0.95,
+    query: str | None = None,
+    split: str | None = None,
+    layout: str | None = None,
+    splits: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    root: str | PathLike[str] | None = None,
+    batch_size: int = 64,
+    device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> EmbedResult:
+    """Write the features of images as a table.
+
+    Each image becomes a vector, in a row with its path and label. The same call goes on where it was stopped or killed.
+
+    Args:
+        model: Run folder, checkpoint, export, or a name in timm with weights (hf-hub:OWNER/NAME, local-dir:FOLDER).
+        images: Folder of images, tar, parquet or list of paths; or shards: a folder, or a URL (s3://...).
+        out: Table to write, a .parquet; or an .npy, with a .parquet of paths beside it. Default:
+            IMAGES-MODEL.parquet in the current folder.
+        half: Write float16, half the size, in place of float32.
+        patches: Write a map of patch features of each image as well.
+        stride: Number of pixels from one vector of a map to the next; resampled from the model's own, with
+            `patches`. Default: that of the model's last stage.
+        image_size: Side of the images, in pixels. Default: that of the model.
+        untrained: Take a name in timm without its weights, at random, as a baseline.
+        neighbours: Find so many nearest images of each by cosine similarity, near-duplicates and outliers, and draw
+            some.
+        duplicates_above: Cosine similarity from which two images count as near-duplicates.
+        query: Path or key of the image whose neighbours are drawn. Default: six spread over all.
+        split: Split to take alone. Default: all, train first.
+        layout: Kind of source: folder, flat (no labels), imagenet, kaggle, tar, webdataset, parquet or list.
+            Default: detected.
+        splits: Folders that are splits, such as train=photos/2019,val=photos/2020; train=. is all the others.
+            Default: told from their names.
+        image_column: Column of images in a parquet source, of paths in a list. Default: detected.
+        label_column: Column of labels in a parquet source or a list. Default: detected.
+        root: Folder that the paths of a list are relative to. Default: the list's own.
+        batch_size: Number of images per batch.
+        device: Device to run on. Default: a GPU if there is one.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+            Default: 1.
+        overwrite: Replace an OUT of other settings, or an unfinished one.
+        progress: Function that is called as the work goes on, such as print.
+
+    Returns:
+        EmbedResult: paths and figures.
+
+    Raises:
+        ComaError: UsageError, DataError or another of `coma.errors`; its line names the way out.
+    """
 
 def export(
     run: str | PathLike[str],
@@ -205,6 +273,7 @@ def knn(
     *,
     batch_size: int = 64,
     device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
     """Classify by the 20 nearest neighbours among frozen features.
@@ -216,6 +285,8 @@ def knn(
         data: Labelled data set made by `coma shard`: a folder, or a URL (s3://...). Default: the run's own.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+            Default: 1.
         progress: Function that is called as the work goes on, such as print.
 
     Returns:
@@ -337,6 +408,7 @@ def probe(
     protocol: Literal["logistic", "dinov2", "mae"] = "logistic",
     batch_size: int = 64,
     device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
     """Fit a linear classifier on frozen features.
@@ -349,6 +421,8 @@ def probe(
         protocol: Protocol by which the classifier is fitted (docs/evaluate.md).
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+            Default: 1.
         progress: Function that is called as the work goes on, such as print.
 
     Returns:
@@ -395,6 +469,9 @@ def shard(
     label_column: str | None = None,
     root: str | PathLike[str] | None = None,
     splits: str | None = None,
+    masks: str | None = None,
+    mask_classes: str | None = None,
+    mask_ignore: int | Literal["none"] | None = None,
     seed: int = 0,
     shard_bytes: int | str | None = None,
     val_fraction: float = 0.0,
@@ -416,13 +493,19 @@ def shard(
         source: Folder of images; or ImageNet as downloaded, tars, parquet, a list of paths.
         out: New or empty folder, or a URL (s3://bucket/name). Default: NAME-shards in the current folder.
         dry_run: Tell what would be written, and write nothing.
-        layout: Kind of source: folder, flat (no labels), imagenet, kaggle, tar, webdataset, parquet or list.
-            Default: detected.
+        layout: Kind of source: folder, flat (no labels), masks, ade20k, voc, imagenet, kaggle, tar, webdataset,
+            parquet or list. Default: detected.
         image_column: Column of images in a parquet source, of paths in a list. Default: detected.
         label_column: Column of labels in a parquet source or a list. Default: detected.
         root: Folder that the paths of a list are relative to. Default: the list's own.
         splits: Folders that are splits, such as train=photos/2019,val=photos/2020; train=. is all the others.
             Default: told from their names.
+        masks: Segmentation masks: their folder, or names such as *_labelIds.png; none takes images alone. Default:
+            told from their names.
+        mask_classes: Number of classes of the masks, or a file of their names, a line each. Default: by the layout,
+            else what the masks hold.
+        mask_ignore: Value in the masks of pixels without a class; with 0 the classes start at 1. Default: 255; 0 in
+            ADE20K.
         seed: Random seed of the shuffle.
         shard_bytes: Size of a shard: 256MiB, 1GB, or a number of bytes. Default: 256MiB, or less for at least 16
             shards.
@@ -456,6 +539,9 @@ def shard(
     label_column: str | None = None,
     root: str | PathLike[str] | None = None,
     splits: str | None = None,
+    masks: str | None = None,
+    mask_classes: str | None = None,
+    mask_ignore: int | Literal["none"] | None = None,
     seed: int = 0,
     shard_bytes: int | str | None = None,
     val_fraction: float = 0.0,

@@ -26,6 +26,14 @@ class KnnOptions(Options):
     device: str | None = option(
         None, help="Device to run on.", panel=_RUNNING, metavar="cpu|cuda", shown_default="a GPU if there is one"
     )
+    devices: int | Literal["auto"] | None = option(
+        None,
+        help="Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.",
+        panel=_RUNNING,
+        metavar="N|auto",
+        least=1,
+        shown_default="1",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

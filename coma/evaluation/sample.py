@@ -1,7 +1,5 @@
 """Fixed subset of a data set, for evaluations during training."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from coma.pipeline.order import mixed
@@ -20,15 +18,4 @@ def few_of(manifest: Manifest, most: int) -> Manifest:
     rows = np.arange(most)
     if label is not None and not mixed(label, manifest.shard_lengths):
         rows = rows * len(manifest) // most
-    return replace(
-        manifest,
-        shard_lengths=np.bincount(manifest.shard_id[rows], minlength=len(manifest.shards)),
-        shard_id=manifest.shard_id[rows],
-        offset=manifest.offset[rows],
-        size=manifest.size[rows],
-        width=manifest.width[rows],
-        height=manifest.height[rows],
-        label=None if label is None else label[rows],
-        xxh3_64=manifest.xxh3_64[rows],
-        rows=rows if manifest.rows is None else manifest.rows[rows],
-    )
+    return manifest.select(rows)

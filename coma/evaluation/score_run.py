@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from coma.errors import DataError, UsageError
-from coma.evaluation.device import choose_device
+from coma.evaluation.feature_job import extract_on
+from coma.evaluation.features import Features
 from coma.evaluation.options import KnnOptions, ProbeOptions
-from coma.evaluation.score import BATCH_SIZE, Progress, labelled_manifests, score
+from coma.evaluation.processes import BackboneName, Processes, choose_processes
+from coma.evaluation.score import BATCH_SIZE, Elsewhere, Progress, labelled_manifests, score
 from coma.exports.folder import is_export
 from coma.exports.load import load_export
 from coma.runs.lines import append_line
 from coma.runs.names import METRICS_NAME, checkpoint_step
 from coma.runs.read import load_autoencoder, naming_the_weights, run_data, run_of
 from coma.shards.files import folder_at, is_remote, without_credentials
+from coma.shards.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +33,7 @@ def score_run(
     protocol: str = "logistic",
     batch_size: int = BATCH_SIZE,
     device: str | None = None,
+    devices: int | str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a run's newest checkpoint (or the one named) and add the result to RUN/metrics.jsonl.
@@ -42,6 +47,7 @@ def score_run(
         protocol: how the probe is fitted, one of `PROTOCOLS`.
         batch_size: images at a time.
         device: "cpu", "cuda"; None: a GPU if there is one.
+        devices: number of processes that extract the features, or "auto", one on each GPU; None: this one.
         progress: called after each batch.
 
     Returns:
@@ -69,7 +75,8 @@ def score_run(
     train, val = labelled_manifests(data)  # before the network is loaded
     if val is None:
         logger.info("%s has no split val: a fifth of train is held out for testing", train.folder.parent)
-    device = choose_device(device)
+    processes = choose_processes(devices, device)
+    device = processes.devices[0]
     if exported:
         autoencoder, step = load_export(run, device)
     else:
@@ -85,6 +92,7 @@ def score_run(
             batch_size=batch_size,
             device=device,
             progress=progress,
+            elsewhere=_on(processes, checkpoint, batch_size) if len(processes) > 1 else None,
         )
     line = scores.metrics_line(step)
     kept = False
@@ -99,8 +107,26 @@ def score_run(
         "run": str(run),
         "checkpoint": str(checkpoint),
         "metrics": str(run / METRICS_NAME) if kept else None,
-        "device": device,
+        "device": device if len(processes) == 1 else processes.kind,
+        "processes": len(processes),
     }
+
+
+def _on(processes: Processes, model: Path, batch_size: int) -> Elsewhere:
+    """Return the extraction of a split's features on several processes."""
+    name = BackboneName(str(model.absolute()))
+
+    def extract(manifest: Manifest, tell: Callable[[int], None]) -> Features:
+        done = 0
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            tell(done)
+
+        return extract_on(processes, name, manifest, batch_size, count)
+
+    return extract
 
 
 def score_by(options: KnnOptions, progress: Progress | None = None) -> dict[str, Any]:
@@ -114,6 +140,7 @@ def score_by(options: KnnOptions, progress: Progress | None = None) -> dict[str,
         protocol=options.protocol if isinstance(options, ProbeOptions) else "logistic",
         batch_size=options.batch_size,
         device=options.device,
+        devices=options.devices,
         progress=progress,
     )
 

@@ -105,9 +105,34 @@ def init_backbone(backbone: nn.Module) -> None:
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
         return
-    position = SinCosPosition(backbone.embed_dim, side=1)
-    table = position.table(backbone.patch_embed.grid_size, proj.device).flatten(0, 1)[None]
-    backbone.register_buffer("pos_embed", table.clone(), persistent=False)
+    _fix_positions(backbone)
+
+
+def _fix_positions(vit: VisionTransformer) -> None:
+    """Give a ViT MAE's sine-cosine positions for its grid, as a buffer."""
+    table = SinCosPosition(vit.embed_dim, side=1).table(vit.patch_embed.grid_size, vit.patch_embed.proj.weight.device)
+    vit.register_buffer("pos_embed", table.flatten(0, 1)[None].clone(), persistent=False)
+
+
+def set_image_size(backbone: DyViT | VisionTransformer, side: int) -> None:
+    """Let a backbone take images of so many pixels a side: learned positions are resampled, as timm does.
+
+    Raises:
+        UsageError: the side is no multiple of the patch, or of a DyViT's mask unit.
+    """
+    if isinstance(backbone, DyViT):
+        backbone.set_input_size(side)
+        return
+    if side % (patch := backbone.patch_embed.patch_size[0]):
+        raise UsageError(f"image size {side} is no multiple of the ViT's patch of {patch} pixels")
+    fixed = not has_own_positions(backbone)
+    if fixed:
+        del backbone.pos_embed
+        backbone.pos_embed = None
+    backbone.set_input_size(img_size=side)
+    if fixed:
+        del backbone.pos_embed
+        _fix_positions(backbone)
 
 
 def give_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:

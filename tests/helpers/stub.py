@@ -25,7 +25,7 @@ from typing import Literal, overload
 
 from coma import errors as errors
 from coma.api.results import (
-    DryRunResult, ExportResult, PictureResult, ScoreResult, ShardResult, TrainingResult, VerifyResult
+    DryRunResult, EmbedResult, ExportResult, PictureResult, ScoreResult, ShardResult, TrainingResult, VerifyResult
 )
 from coma.model.coma import CoMA as CoMA
 from coma.model.dyvit import DyViT as DyViT
