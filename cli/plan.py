@@ -69,11 +69,7 @@ def _as_lines(forecast: "Forecast") -> dict[str, str]:
         "run": f"{forecast.run}, {f'resumed at step {forecast.begun_at + 1:,}' if forecast.begun_at else 'new'}",
         "model": f"{config.model}, {config.method}: {forecast.parameters / 1e6:.1f} M parameters, "
         f"{forecast.backbone_parameters / 1e6:.1f} M of them the backbone's",
-        **(
-            {}
-            if forecast.init is None
-            else {"start": f"{forecast.init['source']}: {forecast.init['taken'].partition(';')[0]}"}
-        ),
+        **start,
         "steps": f"{resolved.steps:,}, {resolved.epochs:.4g} epochs; {resolved.warmup_steps:,} of warm-up",
         "batch": f"{resolved.batch_size} images = {devices} x {resolved.micro_batch_size}{accumulated}",
         "learning rate": f"{resolved.peak_lr:.3g} at most = {config.base_lr:g} x {resolved.batch_size} "
