@@ -1,10 +1,12 @@
 """Embedding: vectors that are timm's on the stream's pixels, the same table whatever happened on the way to it."""
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import timm
 import torch
 from drawn import draw_images, shard_images
+from servers import serving
 from untrained_runs import write_run
 
 import coma
@@ -272,3 +275,35 @@ def test_two_commands_do_not_write_one_table(shards: Path, tmp_path: Path) -> No
 
     coma.embed(MODEL, shards, out, progress=second, **FEW)
     assert [path.name for path in tmp_path.iterdir()] == ["features.parquet"]
+
+
+def test_shards_at_a_url_give_the_same_bytes(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMA_CACHE", str(tmp_path / "cache"))
+    here = coma.embed(MODEL, shards, tmp_path / "here.parquet", **FEW)
+    with serving(shards.parent) as server:
+        there = coma.embed(MODEL, f"{server.url}/{shards.name}", tmp_path / "there.parquet", **FEW)
+        with pytest.raises(UsageError, match=r"holds no shards .* are read from this machine only"):
+            coma.embed(MODEL, f"{server.url}/elsewhere", tmp_path / "other.parquet", **FEW)
+    assert there.out.read_bytes() == here.out.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_again_and_again_writes_the_same_bytes(photographs: Path, tmp_path: Path) -> None:
+    """At instants that no one chose: in its imports, while images are checked or embedded, while the table is made."""
+    undisturbed = coma.embed(MODEL, photographs, tmp_path / "undisturbed.parquet", **FEW)
+    command = [sys.executable, "-c", _KILLED, MODEL, str(photographs), "1000"]
+    chance = np.random.default_rng(0)
+    for _ in range(30):
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+        work = tmp_path / ".features.parquet.coma-embed"
+        while process.poll() is None and not work.exists():
+            time.sleep(0.01)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=chance.uniform(0, 1.5))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    assert (tmp_path / "features.parquet").read_bytes() == undisturbed.out.read_bytes()
+    assert not list(tmp_path.glob(".*"))
