@@ -81,9 +81,8 @@ def _text(value: Any) -> str:
         return " to ".join(map(_text, value))
     if isinstance(value, tuple):
         more = [f"and {len(value) - _SHOWN:,} more"] if len(value) > _SHOWN else []
-        shown = (
-            " ".join(map(_text, each)) if isinstance(each, tuple) else visible(str(each)) for each in value[:_SHOWN]
-        )
+        first = value[:_SHOWN]
+        shown = (" ".join(map(_text, each)) if isinstance(each, tuple) else visible(str(each)) for each in first)
         return "; ".join([*shown, *more]) or "none"
     return visible(without_credentials(str(value)))
 

@@ -206,6 +206,14 @@ def test_half_is_the_rounded_vector(shards: Path, tmp_path: Path) -> None:
     assert np.array_equal(half, whole.astype(np.float16))
 
 
+def test_a_number_beyond_float16_is_not_made_infinite(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coma.embedding.job.vectors", lambda backbone, images: torch.full((len(images), 96), 1e5))
+    with pytest.raises(UsageError, match=r"--half: a feature of 100,000 is beyond float16"):
+        coma.embed(MODEL, shards, tmp_path / "half.parquet", half=True, **FEW)
+
+
 def test_patch_maps_are_kept_in_rows_and_columns(shards: Path, tmp_path: Path) -> None:
     result = coma.embed(MODEL, shards, tmp_path / "maps.parquet", patches=True, **FEW)
     maps = table(result.out)["patches"].combine_chunks().to_numpy_ndarray()  # [N, h, w, C]
