@@ -84,8 +84,8 @@ def embed(
         duplicates_above: Cosine similarity from which two images count as near-duplicates.
         query: Path or key of the image whose neighbours are drawn. Default: six spread over all.
         split: Split to take alone. Default: all, train first.
-        layout: Kind of source: folder, flat (no labels), imagenet, kaggle, tar, webdataset, parquet or list.
-            Default: detected.
+        layout: Kind of source: folder, flat (no labels), masks, ade20k, voc, imagenet, kaggle, tar, webdataset,
+            parquet or list. Default: detected.
         splits: Folders that are splits, such as train=photos/2019,val=photos/2020; train=. is all the others.
             Default: told from their names.
         image_column: Column of images in a parquet source, of paths in a list. Default: detected.
