@@ -81,7 +81,10 @@ def _text(value: Any) -> str:
         return " to ".join(map(_text, value))
     if isinstance(value, tuple):
         more = [f"and {len(value) - _SHOWN:,} more"] if len(value) > _SHOWN else []
-        return "; ".join([*(visible(str(each)) for each in value[:_SHOWN]), *more]) or "none"
+        shown = (
+            " ".join(map(_text, each)) if isinstance(each, tuple) else visible(str(each)) for each in value[:_SHOWN]
+        )
+        return "; ".join([*shown, *more]) or "none"
     return visible(without_credentials(str(value)))
 
 

@@ -22,8 +22,8 @@ from coma.embedding.options import EmbedOptions
 from coma.embedding.parts import SPOOL_NAME, Part, WorkFolder, cut, difference
 from coma.embedding.table import Shape, Written, quarantine_of, read_settings, read_written, table_of, write_table
 from coma.errors import ComaError, UsageError, in_words
+from coma.evaluation.extraction.processes import BackboneName, Processes, choose_processes, lending, run_on, shares
 from coma.evaluation.maps import map_size, vectors, vectors_and_maps
-from coma.evaluation.processes import BackboneName, Processes, choose_processes, lending, run_on, shares
 from coma.exports.backbone import Backbone
 from coma.shards.files import without_credentials
 from coma.shards.manifest.quarantine import reason_kind

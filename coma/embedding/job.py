@@ -20,8 +20,8 @@ from torch import Tensor
 from coma.embedding.loose import CheckedImages, check_images
 from coma.embedding.parts import Features, Part, write_part
 from coma.errors import DivergedError
+from coma.evaluation.extraction.processes import BackboneName, Processes, loaded, use_threads
 from coma.evaluation.maps import vectors, vectors_and_maps
-from coma.evaluation.processes import BackboneName, Processes, loaded, use_threads
 from coma.exports.backbone import Backbone
 from coma.pipeline import Stream
 from coma.shards.manifest import load_manifest

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import timm
 import torch
@@ -15,23 +14,17 @@ from timm.layers import PatchEmbed
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from coma.errors import ComaError, DataError, UsageError, did_you_mean, fault_of, is_of_a_store
+from coma.errors import DataError, UsageError, did_you_mean
 from coma.exports.export import patch_size
 from coma.exports.folder import SECTION, Export, read_export
 from coma.exports.folder import WEIGHTS_NAME as EXPORT_WEIGHTS_NAME
+from coma.exports.timm_models import HUB, LOCAL, asking, check_hub, plain
 from coma.model.dyvit import DyViT
 from coma.model.encoders import model_names
 from coma.runs.names import CONFIG_NAME, checkpoint_step
 from coma.runs.read import as_data_error, read_config, read_weights, require_finite, run_of
 from coma.shards.files import local_path
 
-T = TypeVar("T")
-
-HUB, LOCAL = "hf-hub:", "local-dir:"
-"""What timm writes before a repository of the Hub, and before a folder."""
-_ALIASES = {"hf_hub:": HUB}
-_PATIENCE_S = 10.0
-"""How long the Hub may take to answer at all."""
 _BACKBONE, _DECODER = "backbone.", "decoder."
 _SIZES = ("img_size", "patch_size", "in_chans", "num_classes", "dynamic_img_size", "dynamic_img_pad")
 _TRAINING = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
@@ -90,13 +83,13 @@ class PretrainedBackbone:
 
 def is_elsewhere(given: Path | str) -> bool:
     """Whether a source is the name of a model that timm would download; False for a folder of this machine."""
-    text = _plain(given)
+    text = plain(given)
     return text.startswith(HUB) or not (text.startswith(LOCAL) or _is_path(text))
 
 
 def folder_of(given: Path | str) -> Path:
     """Return the folder that a source of this machine names."""
-    return local_path(Path(_plain(given).removeprefix(LOCAL)))
+    return local_path(Path(plain(given).removeprefix(LOCAL)))
 
 
 def read_backbone(given: Path | str) -> PretrainedBackbone:
@@ -112,7 +105,7 @@ def read_backbone(given: Path | str) -> PretrainedBackbone:
         ComaError: its weights could not be downloaded.
     """
     if is_elsewhere(given):
-        return _of_timm(_plain(given), str(given))
+        return _of_timm(plain(given), str(given))
     path = folder_of(given)
     with as_data_error(path):
         config = _config_of(path)
@@ -172,9 +165,9 @@ def _of_timm(name: str, given: str) -> PretrainedBackbone:
     """Read a model of timm by its name or place."""
     check_hub(name, given)
     with torch.device("meta"):  # its class, before its weights are downloaded
-        _check_class(_asking(lambda: _create(name, pretrained=False), name, given), given)
-    model = _asking(lambda: _create(name, pretrained=True), name, given)
-    saved = _asking(lambda: _saved_args(name), name, given)
+        _check_class(asking(lambda: _create(name, pretrained=False), name, given), given)
+    model = asking(lambda: _create(name, pretrained=True), name, given)
+    saved = asking(lambda: _saved_args(name), name, given)
     architecture = str(model.pretrained_cfg["architecture"])  # type: ignore[index]
     require_finite(model.state_dict(), Path(given))
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
@@ -244,31 +237,6 @@ def _saved_args(name: str) -> dict[str, Any]:
     return {}
 
 
-def check_hub(name: str, given: str) -> None:
-    """Check that the Hub answers, unless a model is in the cache: the client would try for most of a minute.
-
-    Raises:
-        ComaError: it does not.
-    """
-    from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
-
-    if name.startswith(LOCAL):
-        return
-    try:
-        repository = name.removeprefix(HUB).partition("@")[0]
-        if not name.startswith(HUB):
-            cfg = timm.models.get_pretrained_cfg(name)
-            if cfg is None or not cfg.hf_hub_id:
-                return
-            repository = cfg.hf_hub_id
-        files = ("config.json", EXPORT_WEIGHTS_NAME)
-        if not any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
-            get_session().head(constants.ENDPOINT, timeout=_PATIENCE_S)
-    except Exception as error:
-        raise _as_coma_error(error, name, given) from None
-
-
 def _check_class(model: nn.Module, given: str) -> None:
     """Raise UsageError unless the model is a DyViT, or a ViT whose blocks take nothing but tokens."""
     if isinstance(model, DyViT):
@@ -284,43 +252,6 @@ def _check_class(model: nn.Module, given: str) -> None:
         f"{given} is {reason}, which cannot be pre-trained here: take a plain ViT (timm's VisionTransformer), such as "
         "vit_base_patch16_224 or vit_base_patch14_dinov2, or a DyViT"
     )
-
-
-def _asking(ask: Callable[[], T], name: str, given: str) -> T:
-    """Ask timm for a model; what goes wrong is an error of one line."""
-    try:
-        return ask()
-    except ComaError:
-        raise
-    except Exception as error:
-        raise _as_coma_error(error, name, given) from None
-
-
-def _as_coma_error(error: Exception, name: str, given: str) -> ComaError:
-    text = " ".join(str(error).split())[:200] or type(error).__name__
-    if is_of_a_store(error) or type(error).__name__ in ("URLError", "HTTPError"):  # urllib's, of torch.hub
-        missing = type(error).__name__ in ("RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError")
-        what = "is not on the Hub, or not for this token" if missing else "could not be downloaded"
-        check = "check the name, and HF_TOKEN" if missing else "check the network"
-        return ComaError(
-            f"{given} {what} ({text}): {check}, or fetch its files elsewhere and name their folder, {LOCAL}FOLDER"
-        )
-    if name.startswith(LOCAL):
-        return DataError(f"{given} is no model that timm can load ({text}): save it anew (timm.models.save_for_hf)")
-    if isinstance(error, RuntimeError) and ("pretrained" in text.lower() or "Unknown model" in text):
-        base = name.partition(".")[0]
-        tags = timm.list_pretrained(f"{base}.*")[:3] if not name.startswith(HUB) else []
-        way = f"name one of {', '.join(tags)}" if tags else f"name a folder with weights, {LOCAL}FOLDER"
-        return UsageError(f"{given}: timm has no such weights ({text.rstrip('.')}): {way}")
-    return fault_of(error) or DataError(f"{given} is no model that timm can load ({text}): take another")
-
-
-def _plain(given: Path | str) -> str:
-    text = str(given)
-    for alias, prefix in _ALIASES.items():
-        if text.startswith(alias):
-            return prefix + text.removeprefix(alias)
-    return text
 
 
 def _is_path(text: str) -> bool:

@@ -12,9 +12,9 @@ from drawn import draw_images, shard_images
 from safetensors.torch import save_file
 
 from coma.errors import DataError, UsageError
-from coma.evaluation.feature_job import extract_on
+from coma.evaluation.extraction.feature_job import extract_on
+from coma.evaluation.extraction.processes import BackboneName, Processes, choose_processes, shares
 from coma.evaluation.features import extract, held_out_fifth, pool
-from coma.evaluation.processes import BackboneName, Processes, choose_processes, shares
 from coma.evaluation.score import HELD_OUT, features_of, labelled_manifests, score
 from coma.evaluation.score_run import append_metrics, score_run
 from coma.exports.export import export_run
