@@ -194,7 +194,7 @@ def free_folder(parent: Path = Path()) -> Path:
 
 
 def _draw(folder: Path, seed: int, progress: Progress) -> Path:
-    from coma.demo.scenes import write_scenes
+    from coma.demo.scene_files import write_scenes
 
     logger.info("drawing %d images into %s", TRAIN_SCENES + VAL_SCENES, folder)
     write_scenes(

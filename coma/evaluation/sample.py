@@ -1,11 +1,13 @@
-"""Fixed subset of a data set, for evaluations during training."""
+"""Subsets of a data set: a fixed one, for evaluations during training, and any other."""
 
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from coma.pipeline.order import mixed
 from coma.shards.manifest import Manifest
+from coma.shards.manifest.columns import DTYPES
 
 
 def few_of(manifest: Manifest, most: int) -> Manifest:
@@ -20,15 +22,15 @@ def few_of(manifest: Manifest, most: int) -> Manifest:
     rows = np.arange(most)
     if label is not None and not mixed(label, manifest.shard_lengths):
         rows = rows * len(manifest) // most
+    return rows_of(manifest, rows)
+
+
+def rows_of(manifest: Manifest, rows: npt.NDArray[np.int64]) -> Manifest:
+    """Return the manifest of some of the samples [n], one as often as it is listed."""
+    columns = {name: column[rows] for name in DTYPES if (column := getattr(manifest, name)) is not None}
     return replace(
         manifest,
-        shard_lengths=np.bincount(manifest.shard_id[rows], minlength=len(manifest.shards)),
-        shard_id=manifest.shard_id[rows],
-        offset=manifest.offset[rows],
-        size=manifest.size[rows],
-        width=manifest.width[rows],
-        height=manifest.height[rows],
-        label=None if label is None else label[rows],
-        xxh3_64=manifest.xxh3_64[rows],
+        **columns,
+        shard_lengths=np.bincount(columns["shard_id"], minlength=len(manifest.shards)),
         rows=rows if manifest.rows is None else manifest.rows[rows],
     )
