@@ -1,13 +1,9 @@
-"""Subsets of a data set: a fixed one, for evaluations during training, and any other."""
-
-from dataclasses import replace
+"""Fixed subset of a data set, for evaluations during training."""
 
 import numpy as np
-import numpy.typing as npt
 
 from coma.pipeline.order import mixed
 from coma.shards.manifest import Manifest
-from coma.shards.manifest.columns import DTYPES
 
 
 def few_of(manifest: Manifest, most: int) -> Manifest:
@@ -22,15 +18,4 @@ def few_of(manifest: Manifest, most: int) -> Manifest:
     rows = np.arange(most)
     if label is not None and not mixed(label, manifest.shard_lengths):
         rows = rows * len(manifest) // most
-    return rows_of(manifest, rows)
-
-
-def rows_of(manifest: Manifest, rows: npt.NDArray[np.int64]) -> Manifest:
-    """Return the manifest of some of the samples [n], one as often as it is listed."""
-    columns = {name: column[rows] for name in DTYPES if (column := getattr(manifest, name)) is not None}
-    return replace(
-        manifest,
-        **columns,
-        shard_lengths=np.bincount(columns["shard_id"], minlength=len(manifest.shards)),
-        rows=rows if manifest.rows is None else manifest.rows[rows],
-    )
+    return manifest.select(rows)

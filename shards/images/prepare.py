@@ -67,6 +67,10 @@ class Prepared:
     facts: ImageFacts
     converted: str | None
     """Why `data` differ from the source's bytes, in a few words; None if they are the same."""
+    source: ImageFacts
+    """Facts about the source's image."""
+    turned: bool
+    """Whether the source's image is stored with its sides swapped, and shown by its orientation."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class _Header:
     """The transpose that makes the decoded image upright."""
     conversion_reason: str | None
     """Why the stream would not show what a person sees."""
+    is_turned: bool
+    """Whether the sides are swapped."""
 
 
 def prepare_image(data: bytes, options: PixelOptions) -> Prepared:
@@ -97,12 +103,16 @@ def prepare_image(data: bytes, options: PixelOptions) -> Prepared:
         if options.resize_px is not None:
             plain = facts.format == "jpeg" and header.turn is None and header.conversion_reason is None
             if not (plain and min(facts.width, facts.height) <= options.resize_px):
-                return _resize(header, data, options.resize_px, options.quality)
+                return _prepared(header, *_resize(header, data, options.resize_px, options.quality), "resized")
         if header.conversion_reason is not None:
-            return _convert(header, data)
+            return _prepared(header, *_convert(header, data), header.conversion_reason)
         if options.decode:
             _check_decoding(header.image, data)
-        return Prepared(data, facts, None)
+        return _prepared(header, data, facts, None)
+
+
+def _prepared(header: _Header, data: bytes, facts: ImageFacts, converted: str | None) -> Prepared:
+    return Prepared(data, facts, converted, header.facts, header.is_turned)
 
 
 def check_image(data: bytes, max_pixels: int = MAX_PIXELS, decode: bool = True) -> ImageFacts:
@@ -118,6 +128,22 @@ def check_image(data: bytes, max_pixels: int = MAX_PIXELS, decode: bool = True) 
         if decode:
             _check_decoding(header.image, data)
         return header.facts
+
+
+def open_decoded(data: bytes, max_pixels: int) -> tuple[Image.Image, str, str | None]:
+    """Decode an image with the values that it stores, upright.
+
+    Returns the image, PIL's name of its format, and why other decoders would show other bytes, None if they do not.
+
+    Raises:
+        BadImageError: it is damaged.
+    """
+    with _quiet, _bad_image_errors():
+        header = _read_header(data, max_pixels, True)
+        name = str(header.image.format)
+        _decode(header.image, data)
+        reason = header.conversion_reason or ("orientation" if header.turn is not None else None)
+        return _upright(header.image, header), name, reason
 
 
 def _read_header(data: bytes, max_pixels: int, checksums: bool) -> _Header:
@@ -148,7 +174,7 @@ def _read_header(data: bytes, max_pixels: int, checksums: bool) -> _Header:
     if orientation >= 5:  # turned by a quarter
         width, height = height, width
     turn = _TURN.get(orientation) if name != "TIFF" else None  # PIL turns TIFFs as it decodes them
-    return _Header(image, ImageFacts(width, height, FORMATS[name]), turn, reason)
+    return _Header(image, ImageFacts(width, height, FORMATS[name]), turn, reason, orientation >= 5)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -194,16 +220,16 @@ def _decode(image: Image.Image, data: bytes) -> None:
         raise BadImageError("truncated: no end-of-image marker")
 
 
-def _convert(header: _Header, data: bytes) -> Prepared:
+def _convert(header: _Header, data: bytes) -> tuple[bytes, ImageFacts]:
     _decode(header.image, data)
     upright = _upright(_eight_bits(header.image), header)
     upright.info.clear()  # transparency and colour profiles no longer apply
     encoded = io.BytesIO()
     upright.save(encoded, "PNG", compress_level=3)  # half the time of 6, and 2% more bytes
-    return Prepared(encoded.getvalue(), ImageFacts(*upright.size, "png"), header.conversion_reason)
+    return encoded.getvalue(), ImageFacts(*upright.size, "png")
 
 
-def _resize(header: _Header, data: bytes, shorter_px: int, quality: int) -> Prepared:
+def _resize(header: _Header, data: bytes, shorter_px: int, quality: int) -> tuple[bytes, ImageFacts]:
     scale = min(1.0, shorter_px / min(header.facts.width, header.facts.height))
     width = max(1, round(header.facts.width * scale))
     height = max(1, round(header.facts.height * scale))
@@ -220,7 +246,7 @@ def _resize(header: _Header, data: bytes, shorter_px: int, quality: int) -> Prep
     upright.info.clear()  # the source's comment, profile and EXIF
     encoded = io.BytesIO()
     upright.save(encoded, "JPEG", quality=quality)
-    return Prepared(encoded.getvalue(), ImageFacts(*upright.size, "jpeg"), "resized")
+    return encoded.getvalue(), ImageFacts(*upright.size, "jpeg")
 
 
 def _upright(image: Image.Image, header: _Header) -> Image.Image:

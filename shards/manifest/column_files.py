@@ -26,15 +26,17 @@ import xxhash
 from coma.shards.files import is_remote, open_for_arrow, remove_temporaries, without_credentials, write_atomically
 from coma.shards.locks import take_lock
 from coma.shards.manifest.columns import (
-    DTYPES,
     Array,
     Columns,
     ManifestSummary,
+    columns_of,
     fingerprint,
+    has_masks,
     open_parquet,
     read_columns,
     scan,
 )
+from coma.shards.manifest.mask_coding import coding_from_json
 
 log = logging.getLogger(__name__)
 
@@ -127,14 +129,15 @@ def _load_mapped(folder: Path) -> Columns | None:
             return None
         fields: dict[str, Any] = about["facts"]
         fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        if fields.get("masks") is not None:
+            fields["masks"] = coding_from_json(fields["masks"])
         summary = ManifestSummary(**fields)
         arrays = {}
-        for name, dtype in DTYPES.items():
-            if name != "label" or summary.labelled:
-                # As a plain array: indexing a memmap one by one is several times slower.
-                arrays[name] = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
-                if arrays[name].dtype != dtype or arrays[name].shape != (summary.rows,):
-                    return None
+        for name, dtype in summary.dtypes.items():
+            # As a plain array: indexing a memmap one by one is several times slower.
+            arrays[name] = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+            if arrays[name].dtype != dtype or arrays[name].shape != (summary.rows,):
+                return None
         with suppress(OSError):  # another user's cache may be read-only for us
             os.utime(folder / _SUMMARY_NAME)
         return Columns(summary, arrays, about["fingerprint"])
@@ -164,7 +167,8 @@ def _write(path: Path, source: Any, folder: Path) -> None:
     try:
         with open_parquet(path, source) as file, ExitStack() as stack:
             count = file.metadata.num_rows
-            total_bytes = count * sum(dtype.itemsize for dtype in DTYPES.values())
+            dtypes = columns_of(has_masks(file))
+            total_bytes = count * sum(dtype.itemsize for dtype in dtypes.values())
             log.warning(
                 "writing the columns of %s to %s, once: %d samples, %.3g GB",
                 *(without_credentials(str(path)), folder, count, total_bytes / 1e9),
@@ -173,7 +177,7 @@ def _write(path: Path, source: Any, folder: Path) -> None:
                 _remove(partial)  # a killed process may have left one
                 partial.mkdir(exist_ok=True)
                 write_atomically(partial / _SUMMARY_NAME, json.dumps({"format": _FORMAT}))  # marks it as ours
-                column_files = _ColumnFiles(partial, count, stack)
+                column_files = _ColumnFiles(partial, dtypes, count, stack)
             summary = scan(path, file, column_files.put)
             with _cache_errors():
                 column_files.sync()
@@ -193,9 +197,9 @@ def _write(path: Path, source: Any, folder: Path) -> None:
 class _ColumnFiles:
     """Columns written as .npy files by ordinary writes: a full disk raises an error, where a map would crash."""
 
-    def __init__(self, folder: Path, rows: int, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, dtypes: dict[str, np.dtype[Any]], rows: int, stack: ExitStack) -> None:
         self._files: dict[str, int] = {}
-        for name, dtype in DTYPES.items():
+        for name, dtype in dtypes.items():
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             self._files[name] = descriptor = os.open(folder / f"{name}.npy", flags, 0o666)
             stack.callback(_close, descriptor)
@@ -264,6 +268,6 @@ def _remove(folder: Path) -> None:
     """Remove a folder of columns; processes that have mapped them can still read them."""
     with suppress(OSError):
         remove_temporaries(folder)
-        for name in (*(f"{name}.npy" for name in DTYPES), _SUMMARY_NAME):
+        for name in (*(f"{name}.npy" for name in columns_of(True)), _SUMMARY_NAME):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()

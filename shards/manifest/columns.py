@@ -18,6 +18,7 @@ import xxhash
 
 from coma.errors import DataError
 from coma.shards.files import is_remote, without_credentials
+from coma.shards.manifest.mask_coding import MASKS_KEY, MaskCoding, coding_from_json
 
 CLASS_NAMES_KEY = b"coma.class_names"
 SCHEMA = pa.schema(
@@ -34,6 +35,13 @@ SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),  # path in the source folder
     ]
 )
+MASK_FIELDS = (
+    pa.field("mask_offset", pa.int64(), nullable=False),  # of the mask's first byte, in the image's tar
+    pa.field("mask_size", pa.int64(), nullable=False),
+    pa.field("mask_xxh3_64", pa.uint64(), nullable=False),
+    pa.field("mask_source", pa.string(), nullable=False),
+)
+"""More columns of a split that has masks, whose metadata has their coding."""
 DTYPES: dict[str, np.dtype[Any]] = {
     "shard_id": np.dtype("<i4"),
     "offset": np.dtype("<i8"),
@@ -44,6 +52,12 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "label": np.dtype("<i4"),
 }
 """Column → type of its array; a row takes 40 bytes."""
+MASK_DTYPES: dict[str, np.dtype[Any]] = {
+    "mask_offset": np.dtype("<i8"),
+    "mask_size": np.dtype("<i8"),
+    "mask_xxh3_64": np.dtype("<u8"),
+}
+"""The same for a split with masks, in which a row takes 64 bytes."""
 _COLUMNS_READ = ("shard", "offset", "size", "width", "height", "label", "xxh3_64")
 _BATCH_ROWS = 2**17
 _FINGERPRINTED = ("shard_id", "offset", "size", "xxh3_64", "label")
@@ -67,6 +81,20 @@ class ManifestSummary:
     least_bytes: tuple[int, ...]
     """[S] the byte at which the last image in each ends."""
     class_names: tuple[str, ...] | None
+    masks: MaskCoding | None = None
+    """Coding of the masks; None: there are none."""
+
+    @property
+    def dtypes(self) -> dict[str, np.dtype[Any]]:
+        """Column → type, of the columns that the manifest has."""
+        return {
+            name: dtype for name, dtype in columns_of(self.masks is not None).items() if name != "label" or self.labelled
+        }
+
+
+def columns_of(has_masks: bool) -> dict[str, np.dtype[Any]]:
+    """Return the types of the columns of a manifest with or without masks, of which "label" may be missing."""
+    return DTYPES | MASK_DTYPES if has_masks else DTYPES
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +110,8 @@ class Columns:
 def read_columns(path: Path, source: Any) -> Columns:
     """Read all columns of a manifest into memory. Raises what `scan` raises."""
     with open_parquet(path, source) as file:
-        arrays = {name: np.empty(file.metadata.num_rows, dtype) for name, dtype in DTYPES.items()}
+        dtypes = columns_of(has_masks(file))
+        arrays = {name: np.empty(file.metadata.num_rows, dtype) for name, dtype in dtypes.items()}
 
         def put(start: int, rows: dict[str, Array]) -> None:
             for name, values in rows.items():
@@ -101,6 +130,11 @@ def open_parquet(path: Path, source: Any) -> Iterator[pq.ParquetFile]:
         yield file
 
 
+def has_masks(file: pq.ParquetFile) -> bool:
+    """Whether a manifest has masks."""
+    return MASKS_KEY in (file.schema_arrow.metadata or {})
+
+
 def scan(path: Path, file: pq.ParquetFile, put_rows: PutRows) -> ManifestSummary:
     """Read and check the rows of a manifest batch by batch, and pass each batch to `put_rows`.
 
@@ -110,18 +144,21 @@ def scan(path: Path, file: pq.ParquetFile, put_rows: PutRows) -> ManifestSummary
         pa.ArrowException, OSError: the file cannot be read.
     """
     place = without_credentials(str(path))
-    _check_types(place, file.schema_arrow)
+    columns = [SCHEMA.field(name) for name in _COLUMNS_READ]
+    columns += [field for field in MASK_FIELDS if field.name in MASK_DTYPES] if has_masks(file) else []
+    _check_types(place, file.schema_arrow, columns)
     metadata = file.schema_arrow.metadata or {}
+    masks = _coding(place, metadata)
     class_names = tuple(json.loads(metadata[CLASS_NAMES_KEY])) if CLASS_NAMES_KEY in metadata else None
     shards, expected, count, unlabelled = _Shards(place), file.metadata.num_rows, 0, 0
     least_label, last_label = 0, 0
-    for batch in _batches(file):
+    for batch in _batches(file, [field.name for field in columns]):
         start, count = count, count + len(batch)
         if count > expected:
             break
-        for name in _COLUMNS_READ:
-            if batch.column(name).null_count and not SCHEMA.field(name).nullable:
-                raise _other_type(place, name, SCHEMA.field(name).type)
+        for field in columns:
+            if batch.column(field.name).null_count and not field.nullable:
+                raise _other_type(place, field, field.type)
         label = batch.column("label")
         numbers = ("offset", "size", "width", "height", "xxh3_64")
         rows = {name: batch.column(name).to_numpy() for name in numbers}
@@ -130,6 +167,12 @@ def scan(path: Path, file: pq.ParquetFile, put_rows: PutRows) -> ManifestSummary
         smallest = min(rows[name].min() for name in ("size", "width", "height"))
         if min(rows["offset"].min(), ends.min()) < 0 or smallest < 1:
             raise _damaged(place)
+        if masks is not None:
+            rows |= {name: batch.column(name).to_numpy() for name in MASK_DTYPES}
+            mask_ends = rows["mask_offset"] + rows["mask_size"]
+            if min(rows["mask_offset"].min(), mask_ends.min()) < 0 or rows["mask_size"].min() < 1:
+                raise _damaged(place)
+            ends = np.maximum(ends, mask_ends)
         rows["shard_id"] = shards.ids(batch.column("shard"), ends)
         unlabelled += label.null_count
         least_label = min(least_label, int(rows["label"].min()))
@@ -150,7 +193,17 @@ def scan(path: Path, file: pq.ParquetFile, put_rows: PutRows) -> ManifestSummary
         shard_lengths=tuple(shards.lengths),
         least_bytes=tuple(shards.least_bytes),
         class_names=class_names,
+        masks=masks,
     )
+
+
+def _coding(place: str, metadata: Mapping[bytes, bytes]) -> MaskCoding | None:
+    if MASKS_KEY not in metadata:
+        return None
+    try:
+        return coding_from_json(json.loads(metadata[MASKS_KEY]))
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{place} is damaged: it does not say which classes its masks have; shard again") from None
 
 
 def fingerprint(summary: ManifestSummary, read_column: Callable[[str], Iterable[Any]]) -> str:
@@ -159,6 +212,11 @@ def fingerprint(summary: ManifestSummary, read_column: Callable[[str], Iterable[
     for name in _FINGERPRINTED:
         for piece in [b"none"] if name == "label" and not summary.labelled else read_column(name):
             digest.update(piece)
+    if summary.masks is not None:
+        digest.update(summary.masks.to_metadata())
+        for name in MASK_DTYPES:
+            for piece in read_column(name):
+                digest.update(piece)
     return digest.hexdigest()
 
 
@@ -195,27 +253,26 @@ class _Shards:
         return self.numbers[name]
 
 
-def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
     for group in range(file.num_row_groups):  # one call for all would fetch them all at once
-        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=list(_COLUMNS_READ)):
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
             if len(batch):
                 yield batch
 
 
-def _check_types(place: str, schema: pa.Schema) -> None:
-    for name in _COLUMNS_READ:
-        number, want = schema.get_field_index(name), SCHEMA.field(name).type
+def _check_types(place: str, schema: pa.Schema, columns: list[pa.Field]) -> None:
+    for field in columns:
+        number = schema.get_field_index(field.name)
         if number < 0:
-            raise DataError(f"{place} is not a manifest: it has no column {name}")
+            raise DataError(f"{place} is not a manifest: it has no column {field.name}")
         kind = schema.field(number).type
-        kind = kind.value_type if name == "shard" and pa.types.is_dictionary(kind) else kind
-        if kind != want:
-            raise _other_type(place, name, kind)
+        kind = kind.value_type if field.name == "shard" and pa.types.is_dictionary(kind) else kind
+        if kind != field.type:
+            raise _other_type(place, field, kind)
 
 
-def _other_type(place: str, name: str, kind: pa.DataType) -> DataError:
-    want = SCHEMA.field(name)
-    return DataError(f"{place}: column {name} is {kind}, not {want.type} without nulls; shard again")
+def _other_type(place: str, want: pa.Field, kind: pa.DataType) -> DataError:
+    return DataError(f"{place}: column {want.name} is {kind}, not {want.type} without nulls; shard again")
 
 
 def _damaged(place: str) -> DataError:

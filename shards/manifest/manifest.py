@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,8 @@ import pyarrow as pa
 from coma.errors import DataError, shell_command
 from coma.shards.files import folder_at, is_remote, is_there, open_for_arrow, retrying, without_credentials
 from coma.shards.manifest.column_files import load_columns
-from coma.shards.manifest.columns import CLASS_NAMES_KEY, DTYPES, SCHEMA, open_parquet
+from coma.shards.manifest.columns import CLASS_NAMES_KEY, MASK_FIELDS, SCHEMA, columns_of, open_parquet
+from coma.shards.manifest.mask_coding import IGNORED, MASKS_KEY, MaskCoding
 
 MANIFEST_NAME = "manifest.parquet"
 INFO_NAME = "_info.json"
@@ -62,10 +63,43 @@ class Manifest:
     """16 hex digits that change whenever the data would."""
     rows: npt.NDArray[np.int64] | None = None
     """[N] rows of the manifest file that the samples are, ascending; None: all of them."""
+    mask_coding: MaskCoding | None = None
+    """Which value of the masks' pixels is which class; None: the split has no masks."""
+    mask_offset: npt.NDArray[np.int64] | None = None
+    """[N] where the mask's bytes start in the image's tar, or None for a split without masks."""
+    mask_size: npt.NDArray[np.int64] | None = None
+    """[N] how many bytes the mask has."""
+    mask_xxh3_64: npt.NDArray[np.uint64] | None = None
+    """[N] hash of the mask's bytes."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.offset)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether each sample has a segmentation mask."""
+        return self.mask_coding is not None
+
+    @property
+    def mask_classes(self) -> tuple[str, ...]:
+        """Names of the classes of the masks by class id; empty for a split without masks."""
+        return () if self.mask_coding is None else self.mask_coding.classes or ()
+
+    @property
+    def mask_ignore(self) -> int:
+        """Class id, in a decoded mask, of pixels without a class: always 255."""
+        return IGNORED
+
+    def select(self, rows: npt.NDArray[np.int64]) -> "Manifest":
+        """Return a manifest of these samples, ascending; its fingerprint and its shards are those of the whole."""
+        columns = {name: getattr(self, name) for name in columns_of(True)}
+        return replace(
+            self,
+            **{name: None if column is None else column[rows] for name, column in columns.items()},
+            shard_lengths=np.bincount(self.shard_id[rows], minlength=len(self.shards)).astype(np.int64),
+            rows=rows if self.rows is None else self.rows[rows],
+        )
 
     def keys(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
         """Return the WebDataset keys of these samples, in the order asked for."""
@@ -78,6 +112,10 @@ class Manifest:
     def formats(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
         """Return the image formats of these samples ("jpeg", "png", ...), in the order asked for."""
         return self._strings("format", indices)
+
+    def mask_sources(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
+        """Return the paths that the masks of these samples had in the source folder, in the order asked for."""
+        return self._strings("mask_source", indices)
 
     def _strings(self, column: str, indices: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
@@ -97,11 +135,12 @@ class Manifest:
         return strings
 
 
-def schema(class_names: Sequence[str] | None) -> pa.Schema:
-    """Return the manifest's schema, with the class names in its metadata if there are any."""
-    if class_names is None:
-        return SCHEMA
-    return SCHEMA.with_metadata({CLASS_NAMES_KEY: json.dumps(list(class_names)).encode()})
+def schema(class_names: Sequence[str] | None, masks: MaskCoding | None = None) -> pa.Schema:
+    """Return the manifest's schema, with class names and the coding of masks in its metadata if there are any."""
+    metadata = {} if class_names is None else {CLASS_NAMES_KEY: json.dumps(list(class_names)).encode()}
+    if masks is None:
+        return SCHEMA.with_metadata(metadata or None)
+    return pa.schema([*SCHEMA, *MASK_FIELDS], metadata | {MASKS_KEY: masks.to_metadata()})
 
 
 def read_manifest(data: Path, split: str = "train") -> Manifest:
@@ -143,7 +182,8 @@ def load_manifest(data: Path, split: str = "train") -> Manifest:
         shards=summary.shards,
         shard_lengths=np.array(summary.shard_lengths, np.int64),
         least_bytes=np.array(summary.least_bytes, np.int64),
-        **{name: arrays.get(name) for name in DTYPES},  # type: ignore[arg-type]
+        **{name: arrays.get(name) for name in columns_of(True)},  # type: ignore[arg-type]
+        mask_coding=summary.masks,
         class_names=summary.class_names,
         fingerprint=columns.fingerprint,
     )
