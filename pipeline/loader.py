@@ -32,6 +32,7 @@ from coma.pipeline.decode import DecodeError, Decoder, Encoded
 from coma.pipeline.faults import Substitution, candidates
 from coma.pipeline.order import Int64Array, Planner, Step, rank_slice
 from coma.pipeline.plain import flag, shown, whole_number
+from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.pipeline.reader import Bytes, SampleReader, Unreadable
 from coma.pipeline.sizes import CropSizes
 from coma.pipeline.views import partition_units
@@ -60,6 +61,7 @@ class LoaderOptions:
     decode: str  # "cpu" or "gpu": where images are decoded; or "auto"
     workers: int  # decoder threads
     prefetch: int  # ready batches
+    preprocessing: Preprocessing = DEFAULT
     windows: Crops | None = None  # [N] of a single pass, in place of centre crops
 
     def __post_init__(self) -> None:
@@ -227,7 +229,8 @@ class Loader:
         if self._options.windows is not None:
             return self._options.windows[shown]
         if not self._options.training:
-            return center_crops(width, height, image_size=side)
+            like = self._options.preprocessing
+            return center_crops(width, height, image_size=side, fraction=like.crop_fraction, squash=like.squash)
         return random_resized_crops(
             samples, epochs, width, height, seed=self._options.seed, scale=self._options.crop_scale
         )
@@ -257,6 +260,7 @@ class Loader:
                 decode_on_gpu=self._options.decode_on_gpu,
                 threads=self._options.workers,
                 depth=2,
+                preprocessing=self._options.preprocessing,
             )
             with closing(decoder):
                 while not self._closing:

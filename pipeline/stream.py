@@ -21,6 +21,7 @@ from coma.pipeline.faults import Ledger, default_budget
 from coma.pipeline.loader import Loader, LoaderOptions
 from coma.pipeline.order import Planner, SampleOrder, Step, mixed
 from coma.pipeline.plain import shown, whole_number
+from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.pipeline.sizes import CropSizes
 from coma.pipeline.views import view_sizes
 from coma.shards.files import folder_at, is_remote, without_credentials
@@ -39,7 +40,8 @@ class Batch:
     """
 
     images: Tensor
-    """[B, 3, H, W] float32 in channels-last order, normalised with `coma.pipeline.MEAN` and `STD`."""
+    """[B, 3, H, W] float32 in channels-last order, normalised with `coma.pipeline.MEAN` and `STD`
+    unless the stream was given others."""
     units: Tensor
     """[B, U] int64: a permutation of 0..U-1 that lays the K views side by side."""
     view_sizes: tuple[int, ...]
@@ -83,6 +85,8 @@ class Stream(IterableDataset[Batch]):
         windows: for `training=False`, a window of each sample in pixels, in place of its centre crop.
         workers: decoder threads; by default this process's share of the machine's cores.
         prefetch: batches kept ready ahead of the consumer.
+        preprocessing: mean, deviation, filter and centre crop that a network wants; by default `Preprocessing()`. Of
+            the crops it says evaluation's.
         ledger: JSON-lines file that substitutions are appended to (step, key, shard, reason, substitute).
         fault_budget: number of different damaged samples that this rank tolerates; by default a thousandth of the
             samples, at least 10.
@@ -118,6 +122,7 @@ class Stream(IterableDataset[Batch]):
         decode: str = "auto",
         workers: int | None = None,
         prefetch: int = 2,
+        preprocessing: Preprocessing | None = None,
         ledger: Path | None = None,
         fault_budget: int | None = None,
         windows: Crops | None = None,
@@ -140,6 +145,7 @@ class Stream(IterableDataset[Batch]):
             decode=decode,
             workers=workers if workers is not None else _share_of_cores(world_size),
             prefetch=prefetch,
+            preprocessing=preprocessing or DEFAULT,
             windows=windows,
         )
         plain = self._options

@@ -166,11 +166,16 @@ def training_stream(model: MaskedAutoencoder, config: dict[str, Any], samples: i
     return {**options, "image_size": sizes}
 
 
-def load_autoencoder(run_or_checkpoint: Path | str, device: str | torch.device = "cpu") -> CoMA | MAE:
+def load_autoencoder(
+    run_or_checkpoint: Path | str, device: str | torch.device = "cpu", *, image_size: int | None = None
+) -> CoMA | MAE:
     """Load the trained autoencoder of a run (its newest checkpoint) or of a checkpoint folder, in eval mode.
+
+    With `image_size` it takes images of so many pixels a side, as no weight depends on that.
 
     Raises:
         DataError: naming what is missing or does not fit.
+        UsageError: the model cannot take images of that size.
     """
     run, checkpoint = run_of(run_or_checkpoint)
     content = read_config(run)
@@ -179,7 +184,8 @@ def load_autoencoder(run_or_checkpoint: Path | str, device: str | torch.device =
             f"{run} is a fine-tuned classifier, which has neither views nor a decoder: `coma export` it and name "
             "the export, or name the run that it was made of"
         )
-    model = build_model(content["config"])
+    size = {} if image_size is None else {"image_size": image_size}
+    model = build_model({**content["config"], **size})
     _load_weights(model, run, checkpoint)
     return model.to(device).eval()
 
@@ -189,8 +195,10 @@ def is_finetuned(content: dict[str, Any]) -> bool:
     return "network" in content.get("resolved", {})
 
 
-def load_classifier(run_or_checkpoint: Path | str) -> Classifier:
+def load_classifier(run_or_checkpoint: Path | str, *, image_size: int | None = None) -> Classifier:
     """Load the fine-tuned classifier of a run (its newest checkpoint) or of a checkpoint folder, in eval mode.
+
+    With `image_size` it takes images of so many pixels a side, as no weight depends on that.
 
     Raises:
         DataError: naming what is missing or does not fit.
@@ -201,7 +209,7 @@ def load_classifier(run_or_checkpoint: Path | str) -> Classifier:
     network = read_config(run)["resolved"]["network"]
     with _complete("network"):
         name, classes, size, patch = (network[key] for key in ("model", "classes", "image_size", "patch_size"))
-    model = Classifier(name, classes, img_size=size, patch_size=patch)
+    model = Classifier(name, classes, img_size=image_size or size, patch_size=patch)
     _load_weights(model, run, checkpoint)
     return model.eval()
 

@@ -88,7 +88,9 @@ class ManifestSummary:
     def dtypes(self) -> dict[str, np.dtype[Any]]:
         """Column → type, of the columns that the manifest has."""
         return {
-            name: dtype for name, dtype in columns_of(self.masks is not None).items() if name != "label" or self.labelled
+            name: dtype
+            for name, dtype in columns_of(self.masks is not None).items()
+            if name != "label" or self.labelled
         }
 
 

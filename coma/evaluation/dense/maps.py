@@ -5,27 +5,31 @@ Legend: B images, C channels, h, w patches down and across.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coma.errors import DivergedError, UsageError
+from coma.evaluation.maps import patch_maps
+from coma.model.dyvit import DyViT
 
 
 def default_stride(backbone: nn.Module) -> int:
     """Return the stride in pixels at which a backbone's patches are classified.
 
-    It is that of the third of four stages (16 pixels for patches of 4), at which DyViT's decoder reads the stages
-    too; for a backbone of one stride, such as a ViT, that one.
+    It is that of the last stage but one of a hierarchical backbone (16 pixels for patches of 4), at which DyViT's
+    decoder reads the stages too, and that of the patches of a ViT.
     """
-    strides = _strides(backbone)
-    return strides[min(2, len(strides) - 1)] if len(set(strides)) > 1 else strides[-1]
+    strides = sorted({each["reduction"] for each in _stages(backbone)})
+    return int(strides[-2] if len(strides) > 1 else strides[-1])
 
 
 def map_channels(backbone: nn.Module) -> int:
     """Return C of `dense_maps`."""
-    channels = [int(each["num_chs"]) for each in backbone.feature_info]  # type: ignore[union-attr]
-    return sum(channels) if len(set(_strides(backbone))) > 1 else channels[-1]
+    channels = [int(each["num_chs"]) for each in _stages(backbone)]
+    return sum(channels) if _is_hierarchical(backbone) else channels[-1]
 
 
 @torch.no_grad()
@@ -44,22 +48,35 @@ def dense_maps(backbone: nn.Module, images: Tensor, stride: int | None = None) -
     height, width = images.shape[2:]
     if height % stride or width % stride:
         raise UsageError(f"--stride {stride} does not divide a window of {height} x {width} pixels: give another")
-    strides = _strides(backbone)
-    stages = None if len(set(strides)) > 1 else [len(strides) - 1]
+    size = (height // stride, width // stride)
     with torch.autocast(images.device.type, enabled=False):
-        maps: list[Tensor] = backbone.forward_intermediates(  # type: ignore[operator]
-            images.float(), indices=stages, norm=True, intermediates_only=True, output_fmt="NCHW"
-        )
-        size = (height // stride, width // stride)
+        if _is_hierarchical(backbone):
+            maps: list[Tensor] = backbone.forward_intermediates(  # type: ignore[operator]
+                images.float(), norm=_norms(backbone), intermediates_only=True, output_fmt="NCHW"
+            )
+        else:
+            maps = [patch_maps(backbone, images.float())]
         x = torch.cat([_resampled(x.float(), size) for x in maps], dim=1)
     if not bool(x.isfinite().all()):
         raise DivergedError("the features of an image are not finite")
     return x
 
 
-def _strides(backbone: nn.Module) -> list[int]:
-    info = backbone.feature_info
-    return [each["reduction"] for each in info]  # type: ignore[union-attr]
+def _stages(backbone: nn.Module) -> list[dict[str, Any]]:
+    """Channels and stride of each of a backbone's maps. Raises UsageError if it has none."""
+    info = getattr(backbone, "feature_info", None)
+    if not info or not hasattr(backbone, "forward_intermediates"):
+        raise UsageError(f"a {type(backbone).__name__} has no maps of patches: name another model")
+    return list(info)
+
+
+def _is_hierarchical(backbone: nn.Module) -> bool:
+    return len({each["reduction"] for each in _stages(backbone)}) > 1
+
+
+def _norms(backbone: nn.Module) -> bool:
+    """Whether a hierarchical backbone can norm its last map: convolutional networks have no norm of their own."""
+    return isinstance(backbone, DyViT)
 
 
 def _resampled(x: Tensor, size: tuple[int, int]) -> Tensor:

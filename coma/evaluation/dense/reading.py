@@ -6,9 +6,9 @@ image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from coma.evaluation.dense.maps import dense_maps
-from coma.evaluation.dense.windows import Windows, window_truth
-from coma.evaluation.sample import rows_of
+from coma.evaluation.dense.windows import Windows
+from coma.pipeline.masks import ClassIds, MaskReader, cut
 from coma.shards.manifest import Manifest
-
-Mask = npt.NDArray[np.integer]
-
-
-class ReadsMasks(Protocol):
-    """Reader of the masks of a manifest's samples."""
-
-    def read(self, samples: Sequence[int]) -> list[Mask]:
-        """Return the classes of the pixels of each sample, [H, W], 255 for those that count nowhere."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +28,7 @@ class WindowBatch:
     maps: Tensor  # [B, C, h, w] float32, on the device
     truth: Tensor  # [B, S, S] uint8, on the device
     windows: list[int]  # [B] numbers of the windows
-    masks: list[Mask]  # [B] whole masks [H, W] of their images
+    masks: list[ClassIds]  # [B] whole masks [H, W] of their images
 
 
 @dataclass(eq=False)
@@ -48,12 +38,12 @@ class WindowReader:
     backbone: nn.Module
     manifest: Manifest
     windows: Windows
-    masks: ReadsMasks
+    masks: MaskReader
     window_size: int
     stride: int
     device: str
     stream_options: dict[str, Any]
-    _last: tuple[int, Mask] | None = field(default=None, init=False)
+    _last: tuple[int, ClassIds] | None = field(default=None, init=False)
 
     def __len__(self) -> int:
         """Return the number of windows."""
@@ -71,7 +61,7 @@ class WindowReader:
         order = np.arange(len(self.windows)) if order is None else order
         windows = self.windows[order]
         options = {**self.stream_options, "image_size": self.window_size}
-        expanded = rows_of(self.manifest, windows.image)
+        expanded = self.manifest.select(windows.image)
         with Stream(
             expanded,
             batch_size=batch_size,
@@ -85,16 +75,11 @@ class WindowReader:
                 numbers = order[batch.samples.cpu().numpy()].tolist()
                 masks = [self._mask(int(self.windows.image[number])) for number in numbers]
                 crops = self.windows.crops
-                truth = np.stack(
-                    [
-                        window_truth(mask, crops.start[number], crops.shape[number], self.window_size)
-                        for number, mask in zip(numbers, masks, strict=True)
-                    ]
-                )
+                truth = cut(masks, crops[np.array(numbers)], self.window_size)
                 maps = dense_maps(self.backbone, batch.images, self.stride)
-                yield WindowBatch(maps, torch.from_numpy(truth.astype(np.uint8)).to(self.device), numbers, masks)
+                yield WindowBatch(maps, torch.from_numpy(truth).to(self.device), numbers, masks)
 
-    def _mask(self, image: int) -> Mask:
+    def _mask(self, image: int) -> ClassIds:
         """Return the mask of an image, which is decoded once for windows that follow each other."""
         if self._last is None or self._last[0] != image:
             (mask,) = self.masks.read([image])

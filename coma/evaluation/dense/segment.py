@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,11 +26,13 @@ from coma.evaluation.dense.maps import default_stride, map_channels
 from coma.evaluation.dense.overlap import Overlap, pixel_counts
 from coma.evaluation.dense.patches import IGNORED, Patches, chosen_patches, majority, patch_pixels
 from coma.evaluation.dense.pixel_head import BATCH, fit_pixels
-from coma.evaluation.dense.reading import ReadsMasks, WindowReader
+from coma.evaluation.dense.reading import WindowReader
 from coma.evaluation.dense.scores import SegmentationScores
 from coma.evaluation.dense.windows import Windows, sliding_windows, whole_images
 from coma.evaluation.features import held_out_fifth
-from coma.evaluation.score import BATCH_SIZE, HELD_OUT, Progress
+from coma.evaluation.score import BATCH_SIZE, HELD_OUT, Progress, check_enough, split_manifests
+from coma.pipeline.masks import MaskReader
+from coma.shards.files import without_credentials
 from coma.shards.manifest import Manifest
 
 logger = logging.getLogger(__name__)
@@ -61,11 +64,10 @@ class DenseOptions:
 
 def segment(
     backbone: nn.Module,
-    train: tuple[Manifest, ReadsMasks],
-    val: tuple[Manifest, ReadsMasks] | None,
+    train: Manifest,
+    val: Manifest | None,
     options: DenseOptions,
     *,
-    class_names: tuple[str, ...],
     stream_options: dict[str, Any],
     batch_size: int = BATCH_SIZE,
     device: str = "cpu",
@@ -77,30 +79,23 @@ def segment(
 
     Args:
         backbone: a DyViT or a model of timm.
-        train, val: manifests, and readers of their masks.
+        train, val: splits with masks, as `masked_manifests` opens them.
         options: what to fit, and how.
-        class_names: [L].
         stream_options: of `Stream`: image_size, unit_size, views, and those of decoding.
         batch_size: windows at a time.
         device: "cpu", "cuda".
-        progress: called with the windows done, and with those in all; a head that is fitted in passes takes no part.
+        progress: called with the windows done, and with those in all; passes of `dinov2` do not count.
 
     Raises:
-        DataError: no image can be held out, no pixel of train or of the test has a class, or an image is damaged.
+        DataError: no pixel of train or of the test has a class, or an image or a mask is damaged.
         DivergedError: features are not finite.
+        UsageError: the size of windows, the stride and the shorter side do not fit each other.
     """
     size = options.window_size or int(stream_options["image_size"])
-    stride = options.stride or default_stride(backbone)
-
-    def reader(split: tuple[Manifest, ReadsMasks], windows: Windows) -> WindowReader:
-        return WindowReader(backbone, split[0], windows, split[1], size, stride, device, stream_options)
-
+    stride, classes = options.stride or default_stride(backbone), len(train.mask_classes)
     learned, tested = _split_windows(train, val, size, options.shorter_side)
-    learn, test = reader(train, learned), reader(val or train, tested)
-    was_training = backbone.training
-    backbone.eval()
     of_patches = bool({"logistic", "knn"} & set(options.heads))
-    windows_done, windows_in_all = 0, len(test) + (min(len(learn), options.most_patches) if of_patches else 0)
+    windows_done, windows_in_all = 0, len(tested) + (min(len(learned), options.most_patches) if of_patches else 0)
 
     def advance(windows: int) -> None:
         nonlocal windows_done
@@ -108,18 +103,23 @@ def segment(
         if progress is not None:
             progress(windows_done, windows_in_all)
 
-    classes = len(class_names)
+    was_training = backbone.training
+    backbone.eval()
     try:
-        patches = None
-        if of_patches:
-            patches = labelled_patches(learn, classes, options.most_patches, batch_size, advance).to(device)
-        heads = {name: _fit(name, patches, learn, classes, options, batch_size) for name in options.heads}
-        overlaps = _test(heads, test, classes, options.shorter_side is not None, batch_size, advance)
+        with MaskReader(train) as train_masks, MaskReader(train if val is None else val) as test_masks:
+            common = (size, stride, device, stream_options)
+            learn = WindowReader(backbone, train, learned, train_masks, *common)
+            test = WindowReader(backbone, val or train, tested, test_masks, *common)
+            patches = None
+            if of_patches:
+                patches = labelled_patches(learn, classes, options.most_patches, batch_size, advance).to(device)
+            heads = {name: _fit(name, patches, learn, classes, options, batch_size) for name in options.heads}
+            overlaps = _test(heads, test, classes, options.shorter_side is not None, batch_size, advance)
     finally:
         backbone.train(was_training)
     return SegmentationScores(
         overlaps=overlaps,
-        class_names=class_names,
+        class_names=train.mask_classes,
         train_images=len(np.unique(learned.image)),
         test_images=len(np.unique(tested.image)),
         tested_on=HELD_OUT if val is None else "val",
@@ -129,6 +129,29 @@ def segment(
         shorter_side=options.shorter_side,
         stride=stride,
     )
+
+
+def masked_manifests(data: Path | str) -> tuple[Manifest, Manifest | None]:
+    """Open train and, if there is one, val of a data set with masks (or of that which a split's folder lies in).
+
+    Raises:
+        DataError: no such data, no masks in them, other classes in val, or too few images to hold any out.
+    """
+    train, val = split_manifests(data)
+    for manifest in (train, val):
+        if manifest is not None and not manifest.has_masks:
+            raise DataError(
+                f"{without_credentials(str(manifest.folder))} has no masks, so nothing can be segmented: shard images "
+                "with masks beside them, such as images/ and masks/"
+            )
+    if val is None:
+        check_enough(train)
+    elif val.mask_classes != train.mask_classes:
+        raise DataError(
+            f"{without_credentials(str(val.folder))} has masks of {len(val.mask_classes)} classes and train of "
+            f"{len(train.mask_classes)}, by other names: shard both splits together"
+        )
+    return train, val
 
 
 def labelled_patches(
@@ -164,7 +187,7 @@ def labelled_patches(
 
 
 def _split_windows(
-    train: tuple[Manifest, ReadsMasks], val: tuple[Manifest, ReadsMasks] | None, size: int, shorter_side: int | None
+    train: Manifest, val: Manifest | None, size: int, shorter_side: int | None
 ) -> tuple[Windows, Windows]:
     """Return the windows to learn from and those of the test."""
 
@@ -173,10 +196,10 @@ def _split_windows(
             return whole_images(manifest.width, manifest.height)
         return sliding_windows(manifest.width, manifest.height, window_size=size, shorter_side=shorter_side)
 
-    windows = windows_of(train[0])
+    windows = windows_of(train)
     if val is not None:
-        return windows, windows_of(val[0])
-    held_out = held_out_fifth(len(train[0])).numpy()[windows.image]
+        return windows, windows_of(val)
+    held_out = held_out_fifth(len(train)).numpy()[windows.image]
     return windows[np.flatnonzero(~held_out)], windows[np.flatnonzero(held_out)]
 
 
@@ -239,7 +262,7 @@ def _test(
             boxes.append((*crops.start[number].tolist(), *crops.shape[number].tolist()))
             if number + 1 < len(images) and images[number + 1] == images[number]:
                 continue
-            truth = torch.from_numpy(batch.masks[position].astype(np.uint8)) if sliding else batch.truth[position]
+            truth = torch.from_numpy(batch.masks[position]) if sliding else batch.truth[position]
             if not sliding:
                 boxes = [(0, 0, *truth.shape)]
             for name, head in heads.items():

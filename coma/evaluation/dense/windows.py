@@ -1,4 +1,4 @@
-"""Windows in which a network sees images of any size, and the pixels of a segmentation mask that they cover.
+"""Windows in which a network sees images of any size.
 
 Legend: N images, n windows, S pixels of a window's side as the network sees it.
 """
@@ -76,17 +76,6 @@ def sliding_windows(width: IntArray, height: IntArray, *, window_size: int, shor
         image += [number] * (len(tops) * len(lefts))
     table = np.array(boxes, np.int32).reshape(-1, 4)
     return Windows(np.array(image, np.int64), _crops(table[:, :2], table[:, 2:]))
-
-
-def window_truth(truth: IntArray, start: IntArray, shape: IntArray, side: int) -> IntArray:
-    """Sample a mask [H, W] in a window as the network sees its image, to the nearest pixel: [S, S]."""
-    (top, left), (height, width) = start.tolist(), shape.tolist()
-    rows, columns = (
-        first + ((np.arange(side) + 0.5) * length / side).astype(np.int64)
-        for first, length in ((top, height), (left, width))
-    )
-    sampled: IntArray = truth[rows[:, None], columns[None, :]]
-    return sampled
 
 
 def _starts(length: int, side: int, window_size: int, scale: float) -> list[int]:

@@ -1,13 +1,12 @@
-"""Windows over images of any size: they cover them, overlap by a third, and show the pixels of their masks."""
+"""Windows over images of any size: they cover them and overlap by a third."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from coma.errors import UsageError
-from coma.evaluation.dense.windows import sliding_windows, whole_images, window_truth
+from coma.evaluation.dense.windows import sliding_windows, whole_images
 
 SIZE = st.integers(20, 900)
 
@@ -59,11 +58,3 @@ def test_whole_images_are_one_window_each():
     assert windows.image.tolist() == [0, 1]
     assert windows.crops.start.tolist() == [[0, 0], [0, 0]]
     assert windows.crops.shape.tolist() == [[20, 30], [70, 50]]
-
-
-@pytest.mark.parametrize("side", [8, 32, 46])
-def test_the_truth_of_a_window_is_its_crop_resized_to_the_nearest_pixel(side):
-    truth = np.random.default_rng(0).integers(0, 250, (37, 53), np.uint8)
-    start, shape = np.array([4, 9]), np.array([21, 41])
-    expected = Image.fromarray(truth[4:25, 9:50]).resize((side, side), Image.Resampling.NEAREST)
-    np.testing.assert_array_equal(window_truth(truth, start, shape, side), np.asarray(expected))
