@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from coma.errors import DataError, UsageError
 from coma.evaluation.features import extract, held_out_fifth, pool
 from coma.evaluation.score import HELD_OUT, features_of, labelled_manifests, score
-from coma.evaluation.score_run import append_metrics, score_run
+from coma.evaluation.score_run import score_run
+from coma.evaluation.scored import append_metrics
 from coma.exports.export import export_run
 from coma.pipeline import Stream
 from coma.runs.read import build_model
