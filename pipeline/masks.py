@@ -101,11 +101,13 @@ class MaskReader:
         self._reader.close()
 
     def __enter__(self) -> Self:
+        """Return the reader itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Close all open shards."""
         self.close()
 
     def _damaged(self, sample: int, reason: str) -> DataError:

@@ -18,8 +18,11 @@ import xxhash
 from coma.shards import tar
 from coma.shards.check.tar_reader import TarReader, extension_of, index_line, samples
 from coma.shards.files import as_local, store_errors_as_oserror
+from coma.shards.images.masks import MASK_EXTENSION, decode_mask
+from coma.shards.images.options import MOST_PIXELS
 from coma.shards.images.prepare import EXTENSIONS, BadImageError, ImageFacts
 from coma.shards.manifest import Manifest
+from coma.shards.manifest.mask_coding import MaskCoding
 
 _MAX_NAMED = 1000  # samples of one shard that are not in the manifest
 
@@ -50,6 +53,17 @@ class _Row:
     class_name: str | None
     xxh3_64: int
     source: str
+    mask: "_MaskRow | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class _MaskRow:
+    """What the manifest says of a sample's mask."""
+
+    offset: int
+    size: int
+    xxh3_64: int
+    source: str
 
 
 def check_shard(
@@ -61,7 +75,7 @@ def check_shard(
     checked.
     """
     path = manifest.folder / manifest.shards[shard]
-    check = _ShardCheck(_rows(manifest, shard), decode, advance)
+    check = _ShardCheck(_rows(manifest, shard), decode, advance, manifest.mask_coding)
     check_tar = check.check_indexed_tar if indexed else check.check_tar
     try:
         with as_local(path) as local:
@@ -81,8 +95,15 @@ def check_shard(
 class _ShardCheck:
     """The check of one shard; `problems` collects (key, reason)."""
 
-    def __init__(self, rows: list[_Row], decode: Decode | None, advance: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        rows: list[_Row],
+        decode: Decode | None,
+        advance: Callable[[int], None],
+        mask_coding: MaskCoding | None = None,
+    ) -> None:
         self.rows = rows
+        self.mask_coding = mask_coding
         self.decode = decode
         self.advance = advance
         self.problems: list[tuple[str, str]] = []
@@ -148,6 +169,7 @@ class _ShardCheck:
     def _check_sample(self, reader: TarReader, row: _Row, members: list[tar.Member]) -> None:
         extension = EXTENSIONS.get(row.format, row.format)
         expected = {extension, "json"} if row.label is None else {extension, "json", "cls"}
+        expected |= set() if row.mask is None else {MASK_EXTENSION}
         files = {extension_of(member): member for member in members if member.kind == "file"}
         add = partial(self.add, row.key)
         if files.keys() != expected or len(members) != len(expected):
@@ -165,6 +187,14 @@ class _ShardCheck:
                 self._check_image(reader, row, image.size)
             else:
                 add(f"its image lies at byte {image.offset:,} of the tar, not at {row.offset:,}")
+        if row.mask is not None and (mask := files.get(MASK_EXTENSION)) is not None:
+            if (mask.offset, mask.size) != (row.mask.offset, row.mask.size):
+                add(
+                    f"its mask has {mask.size:,} bytes from byte {mask.offset:,} of the tar on, not {row.mask.size:,} "
+                    f"from {row.mask.offset:,}"
+                )
+            else:
+                self._check_mask(reader, row, row.mask)
         if row.label is not None and (member := files.get("cls")) is not None:
             label = bytes(reader.read(member.offset, member.size))
             if label != str(row.label).encode():
@@ -180,6 +210,19 @@ class _ShardCheck:
         elif (reason := _image_difference(reader.read(row.offset, row.size), row, self.decode)) is not None:
             self.add(row.key, reason)
         self.advance(row.size)
+
+    def _check_mask(self, reader: TarReader, row: _Row, mask: _MaskRow) -> None:
+        data = reader.read(mask.offset, mask.size)
+        if xxhash.xxh3_64_intdigest(data) != mask.xxh3_64:
+            self.add(row.key, "its mask's bytes are not what they were (the hash differs)")
+        elif self.decode is not None and self.mask_coding is not None:
+            try:
+                height, width = decode_mask(bytes(data), self.mask_coding, MOST_PIXELS).shape
+            except BadImageError as error:
+                self.add(row.key, f"its mask does not decode: {error}")
+            else:
+                if (width, height) != (row.width, row.height):
+                    self.add(row.key, f"its mask is {width}x{height} pixels, not {row.width}x{row.height}")
 
     def _check_ending(self, reader: TarReader, end: int) -> None:
         """Check the zeros that follow the last member, which ends at byte `end`."""
@@ -224,7 +267,12 @@ def _rows(manifest: Manifest, shard: int) -> list[_Row]:
     numbers = (manifest.offset, manifest.size, manifest.width, manifest.height)
     columns = [manifest.keys(rows), *(column[of].tolist() for column in numbers), manifest.formats(rows)]
     columns += [label, class_name, manifest.xxh3_64[of].tolist(), manifest.sources(rows)]
-    return [_Row(*values) for values in zip(*columns, strict=True)]
+    masks: list[_MaskRow | None] = [None] * len(rows)
+    if manifest.mask_offset is not None and manifest.mask_size is not None and manifest.mask_xxh3_64 is not None:
+        of_masks = (manifest.mask_offset, manifest.mask_size, manifest.mask_xxh3_64)
+        values = zip(*(column[of].tolist() for column in of_masks), manifest.mask_sources(rows), strict=True)
+        masks = [_MaskRow(*each) for each in values]
+    return [_Row(*values) for values in zip(*columns, masks, strict=True)]
 
 
 def _image_difference(image: memoryview, row: _Row, decode: Decode | None) -> str | None:
@@ -257,6 +305,8 @@ def _json_difference(data: bytes, row: _Row) -> str | None:
         "class_name": row.class_name,
         "xxh3_64": f"{row.xxh3_64:016x}",
     }
+    if row.mask is not None:
+        expected |= {"mask_source": row.mask.source, "mask_xxh3_64": f"{row.mask.xxh3_64:016x}"}
     for name, value in expected.items():
         if name not in about:
             return f"its .json lacks {name}"

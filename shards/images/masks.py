@@ -122,7 +122,7 @@ def class_ids(values: Values, coding: MaskCoding) -> tuple[ClassIds, list[int]]:
         table = _ids_of_values(coding)
         ids = np.array([table.get(colour, -1) for colour in colours.tolist()], np.int16)[at].reshape(values.shape)
     else:
-        ids = _table(coding)[np.minimum(values, 0xFFFF)]
+        ids = _table(coding)[values]
     outside = np.unique(values[ids < 0]).tolist() if ids.min() < 0 else []
     return ids.astype(np.uint8), outside
 
@@ -137,7 +137,7 @@ def _table(coding: MaskCoding) -> npt.NDArray[np.int16]:
     """Return the class id of every value of 16 bits, -1 for a value that is none."""
     table = np.full(0x10000, -1, np.int16)
     for value, number in _ids_of_values(coding).items():
-        table[value] = number
+        table[value : value + 1] = number  # nothing for a colour
     return table
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,10 +94,11 @@ class Manifest:
 
     def select(self, rows: npt.NDArray[np.int64]) -> "Manifest":
         """Return a manifest of these samples, ascending; its fingerprint and its shards are those of the whole."""
-        columns = {name: getattr(self, name) for name in columns_of(True)}
+        columns: dict[str, Any] = {name: getattr(self, name) for name in columns_of(True)}
+        taken: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
         return replace(
             self,
-            **{name: None if column is None else column[rows] for name, column in columns.items()},
+            **taken,
             shard_lengths=np.bincount(self.shard_id[rows], minlength=len(self.shards)).astype(np.int64),
             rows=rows if self.rows is None else self.rows[rows],
         )

@@ -52,7 +52,7 @@ class MaskCoding:
 
 
 def coding_from_json(about: dict[str, Any]) -> MaskCoding:
-    """Return the coding that `MaskCoding.to_json` describes. Raises KeyError, TypeError or ValueError if it does not."""
+    """Return the coding that `MaskCoding.to_json` describes. Raises KeyError, TypeError, ValueError for others."""
     classes = about["classes"]
     ignored = about["ignored"]
     return MaskCoding(

@@ -24,6 +24,9 @@ from coma.shards.sources.listing import (
     printable,
     warn_of_packed,
 )
+from coma.shards.sources.masks import layouts as masks_layouts
+from coma.shards.sources.masks.options import MaskOptions
+from coma.shards.sources.masks.pairs import NO_MASKS
 from coma.shards.sources.parquet.images import list_parquet
 from coma.shards.sources.splits import SplitRules, held_out, split_of, split_of_source
 
@@ -40,6 +43,7 @@ def list_source(
     label_column: str | None = None,
     root: Path | None = None,
     splits: SplitRules | None = None,
+    masks: MaskOptions | None = None,
     exclude: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> SourceListing:
@@ -53,6 +57,7 @@ def list_source(
         label_column: the column that holds the labels; None detects it.
         root: the folder that the paths of a list lie in; None is the list's own.
         splits: which folders, tars or tables are which split; None tells it from their names.
+        masks: what is said of segmentation masks; by default nothing.
         exclude: a folder that is no part of the source.
         progress: called now and then with the number of images so far.
 
@@ -65,7 +70,8 @@ def list_source(
         raise UsageError(f"--layout {layout} is not one of {', '.join(LAYOUTS)}")
     if not source.exists():
         raise UsageError(f"no such file or folder: {source}")
-    lister = _Lister(source, layout is not None, image_column, label_column, root, splits, exclude, progress)
+    masks = masks or MaskOptions()
+    lister = _Lister(source, layout is not None, image_column, label_column, root, splits, masks, exclude, progress)
     detected = layout or (_layout_of_folder(source) if source.is_dir() else _layout_of_file(source))
     if root is not None and detected != "list":
         raise UsageError(f"--root {root} is for a list of paths; {source} holds {LAYOUTS[detected]}")
@@ -81,6 +87,8 @@ def list_source(
         raise DataError(f"no images in {source}{contents}")
     if [split.name for split in listing.splits] == [lister.only_split] != ["train"] and splits is None:
         log.info("split %s is the source's own name; --splits train=. makes it one to train on", lister.only_split)
+    if listing.mask_coding is None and (masks.pattern != NO_MASKS or masks.classes is not None):
+        masks.refuse(f"{source} is taken without masks, as {LAYOUTS[listing.layout]}")
     if splits is None and not listing.splits_are_told:
         _refuse_held_out(listing)
     _log_contents(source, listing)
@@ -98,6 +106,7 @@ class _Lister:
     label_column: str | None
     root: Path | None
     splits: SplitRules | None
+    masks: MaskOptions
     exclude: Path | None
     progress: Callable[[int], None] | None
 
@@ -132,7 +141,11 @@ class _Lister:
             if not imagenet.is_kaggle(source):
                 raise UsageError(f"--layout kaggle: there is no ILSVRC/Data/CLS-LOC in {source}")
             return imagenet.list_kaggle(source, self.progress, self.exclude)
-        return self._named(source, layout, *folders.list_folder(source, self.exclude, self.progress))
+        listing, others = folders.list_folder(source, self.exclude, self.progress)
+        if layout in ("ade20k", "voc"):
+            list_layout = masks_layouts.list_ade20k if layout == "ade20k" else masks_layouts.list_voc
+            return list_layout(source, listing, others, self.masks, self.splits)
+        return self._named(source, layout, listing, others)
 
     def _list_tars(self, layout: str) -> SourceListing:
         folder, paths, others = self.source.parent, [self.source.name], PassedOver()
@@ -148,23 +161,36 @@ class _Lister:
         return listing
 
     def _named(self, root: Path, layout: str, listing: ListingBuilder, passed_over: PassedOver) -> SourceListing:
-        """Tell splits and classes from the folders' names; an empty listing has none."""
+        """Tell splits, classes and masks from the folders' names; an empty listing has none."""
         if not len(listing):
             return SourceListing(root, layout, (), None, passed_over=passed_over)
+        pairs, masks_told = None, layout == "masks" or self.masks.pattern is not None
+        if masks_told or layout == "tar" or not self.told:
+            pairs = masks_layouts.paired(root, listing, passed_over, self.masks, layout == "masks")
+        if pairs is not None:
+            listing, layout = pairs.listing, "masks" if layout == "folder" else layout
         splits, class_names = split_by_folders(
             listing,
             layout != "flat",
             self.splits,
             only_split=self.only_split,
-            told=self.told,
+            told=self.told and layout != "masks",
         )
-        return SourceListing(root, layout, splits, class_names, passed_over=passed_over)
+        if pairs is None:
+            return SourceListing(root, layout, splits, class_names, passed_over=passed_over)
+        masks_layouts.refuse_missing(splits, masks_told)
+        coding = pairs.coding
+        return SourceListing(root, layout, splits, class_names, passed_over=passed_over, mask_coding=coding)
 
 
 def _layout_of_folder(folder: Path) -> str:
     if imagenet.is_kaggle(folder):
         return "kaggle"
-    return "imagenet" if imagenet.is_official(folder) else "folder"
+    if imagenet.is_official(folder):
+        return "imagenet"
+    if masks_layouts.is_ade20k(folder):
+        return "ade20k"
+    return "folder" if masks_layouts.voc_folder(folder) is None else "voc"
 
 
 def _layout_of_file(file: Path) -> str:
@@ -258,9 +284,9 @@ def _refuse_held_out(listing: SourceListing) -> None:
 def _log_contents(source: Path, listing: SourceListing) -> None:
     log.info("%s holds %s", source, LAYOUTS[listing.layout])
     for split in listing.splits:
-        log.info(
-            "found %s in split %s, %s", counted_images(len(split)), split.name, _classes(split, listing.class_names)
-        )
+        images, classes = counted_images(len(split)), _classes(split, listing.class_names)
+        with_mask = "" if split.masks is None else f", {sum(map(bool, split.masks.paths)):,} with a mask"
+        log.info("found %s in split %s, %s%s", images, split.name, classes, with_mask)
     refused = [(split, i) for split in listing.splits for i in split.refused]
     if refused:
         split, i = refused[0]

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from coma.shards.manifest.mask_coding import MaskCoding
 from coma.shards.sources.kinds import is_packed_name
 from coma.shards.text import printable as printable
 
@@ -46,6 +47,8 @@ class SourceImage:
     label: int | None
     refused: str | None
     """Why it is set aside unread, or None."""
+    mask: "SourceImage | None" = None
+    """Its segmentation mask, which is itself an image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +70,18 @@ class SplitListing:
     """[n] index into the class names, or None for a split without labels."""
     refused: dict[int, str] = field(default_factory=dict)
     """Images that are set aside unread: number → reason."""
+    masks: "SplitListing | None" = None
+    """[n] mask of each image, with an empty path where there is none; None: no image of the split has one."""
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.paths)
+
+    @property
+    def source_bytes(self) -> npt.NDArray[np.int64]:
+        """[n] bytes of each image and its mask."""
+        sizes = np.maximum(self.sizes, 0)
+        return sizes if self.masks is None else sizes + np.maximum(self.masks.sizes, 0)
 
     def image(self, i: int) -> SourceImage:
         """Return image i of the split."""
@@ -82,6 +93,7 @@ class SplitListing:
             mtime_ns=int(self.mtimes_ns[i]),
             label=None if self.labels is None else int(self.labels[i]),
             refused=self.refused.get(i),
+            mask=self.masks.image(i) if self.masks is not None and self.masks.paths[i] else None,
         )
 
 
@@ -103,6 +115,8 @@ class SourceListing:
     """Whether something else than names of folders and files says the splits."""
     image_column: str | None = None
     """Set if the images are rows of parquet files, which have to be spooled before they can be read."""
+    mask_coding: MaskCoding | None = None
+    """Classes of the masks; None: no image has a mask."""
 
     def __len__(self) -> int:
         """Number of images in all splits."""
@@ -112,6 +126,9 @@ class SourceListing:
 LAYOUTS = {
     "folder": "folders of images",
     "flat": "folders of images, taken without labels",
+    "masks": "folders of images and of segmentation masks with the same names",
+    "ade20k": "ADE20K's scene parsing: ADEChallengeData2016",
+    "voc": "Pascal VOC's segmentation: VOCdevkit/VOC2012",
     "imagenet": "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit, as downloaded",
     "kaggle": "ImageNet as Kaggle packs it: ILSVRC/Data/CLS-LOC and LOC_*.csv",
     "tar": "tars of image folders",
@@ -136,6 +153,10 @@ class ListingBuilder:
         self.sizes = array("q")
         self.mtimes_ns = array("q")
         self.refused: dict[int, str] = {}
+        self.masks: ListingBuilder | None = None
+        """Masks of the images."""
+        self.mask_of: dict[int, int] = {}
+        """Image → its mask, among `masks`."""
 
     def __len__(self) -> int:
         """Number of images so far."""
@@ -175,7 +196,35 @@ class ListingBuilder:
             mtimes_ns=_take(self.mtimes_ns, rows),
             labels=None if labels is None else np.asarray(labels, np.int32)[order],
             refused={at: self.refused[row] for at, row in enumerate(rows) if row in self.refused},
+            masks=self._masks(name, rows),
         )
+
+    def _masks(self, split: str, rows: list[int]) -> SplitListing | None:
+        masks, of_rows = self.masks, [self.mask_of.get(row, -1) for row in rows]
+        if masks is None or max(of_rows, default=-1) < 0:
+            return None
+        there = np.array(of_rows, np.int64) >= 0
+
+        def taken(column: "array[int]") -> npt.NDArray[np.int64]:
+            return np.where(there, _take(column, [max(0, row) for row in of_rows]), 0)
+
+        return SplitListing(
+            name=split,
+            paths=[masks.paths[row] if row >= 0 else "" for row in of_rows],
+            files=[masks.files[row] if row >= 0 else "" for row in of_rows],
+            offsets=taken(masks.offsets),
+            sizes=taken(masks.sizes),
+            mtimes_ns=taken(masks.mtimes_ns),
+            labels=None,
+        )
+
+    def take(self, rows: Iterable[int]) -> "ListingBuilder":
+        """Return a listing of some of the images."""
+        taken = ListingBuilder()
+        for row in rows:
+            place = (self.paths[row], self.sizes[row], self.mtimes_ns[row], self.files[row], self.offsets[row])
+            taken.add(*place, self.refused.get(row))
+        return taken
 
     def splits(
         self, members: Mapping[str, Sequence[int]], labels: Mapping[str, Sequence[int] | None]

@@ -80,8 +80,10 @@ def lay_out(source: Path, listing: SourceListing, options: ShardOptions) -> list
             orders.append(("val", number, order[:held_out]))
     splits = []
     for name, number, order in orders:
-        sizes = listing.splits[number].sizes[order]
-        shards, tar_bytes = cut_into_shards(sizes, name, options.shard_bytes, options.resize_px)
+        sizes, masks = listing.splits[number].sizes[order], listing.splits[number].masks
+        shards, tar_bytes = cut_into_shards(
+            sizes, name, options.shard_bytes, options.resize_px, None if masks is None else masks.sizes[order]
+        )
         splits.append(SplitLayout(name, number, order, shards, tar_bytes))
     most = max(len(split.shards) for split in splits)
     if most > _MAX_SHARDS:
@@ -102,19 +104,26 @@ def shuffled_order(count: int, seed: int, split: str) -> npt.NDArray[np.int64]:
 
 
 def cut_into_shards(
-    sizes: npt.NDArray[np.int64], split: str, shard_bytes: int | None, resize_px: int | None = None
+    sizes: npt.NDArray[np.int64],
+    split: str,
+    shard_bytes: int | None,
+    resize_px: int | None = None,
+    mask_sizes: npt.NDArray[np.int64] | None = None,
 ) -> tuple[list[ShardLayout], int]:
     """Cut a shuffled list of images, `sizes` [n] in source bytes, into shards of equal size.
 
     The shards are the fewest that keep each at about `shard_bytes`. None means 256 MiB, but at least 16 shards if
     those have 1 MiB each, because few samples, too, are to be shared among processes. With `resize_px` the size of
     an image after re-encoding is estimated (it must not depend on the pixels, as no file has been read yet).
+    `mask_sizes` [n] are the bytes of the images' masks.
     Returns the shards, and the estimated bytes of all their tars.
     """
     image_bytes = np.maximum(sizes, 0)
     if resize_px is not None:
         image_bytes = np.minimum(image_bytes, round(resize_px * resize_px * 4 / 3 * _RESIZED_BYTES_PER_PIXEL))
     blocks = -(-image_bytes // BLOCK_BYTES) + 1
+    if mask_sizes is not None:
+        blocks += -(-np.maximum(mask_sizes, 0) // BLOCK_BYTES) + 1
     end = np.cumsum(blocks * BLOCK_BYTES + _SIDE_FILES_BYTES)  # [n] bytes up to and with image i
     total = int(end[-1])
     if shard_bytes is None:

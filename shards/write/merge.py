@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from coma.errors import DataError
 from coma.shards.files import is_remote, open_for_arrow, replacing, write_atomically
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, load_manifest, schema
+from coma.shards.manifest.mask_coding import MaskCoding
 from coma.shards.manifest.quarantine import PASSED_OVER_NAME, QUARANTINE_NAME, QUARANTINE_SCHEMA, reason_kind
 from coma.shards.sources.listing import PassedOver, printable
 from coma.shards.write.layout import ShardLayout
@@ -36,6 +37,8 @@ class SplitParts:
     shards: list[ShardLayout]
     class_names: tuple[str, ...] | None
     """Class names of its labels; None if it has no labels."""
+    masks: MaskCoding | None = None
+    """Classes of its masks, which the masks themselves say if the coding does not; None if it has none."""
 
 
 class _ParquetFile:
@@ -81,6 +84,7 @@ def finish(
     A split without a single good image is left out, with a warning. Raises DataError, which names `source`, if all
     `record["images"]` were set aside.
     """
+    splits = _with_mask_classes(out, splits)
     with _table_of_passed_over(out, passed_over or PassedOver()) as beside:
         reasons, converted = _merge(out, splits, beside)
     if not is_remote(out):
@@ -125,13 +129,34 @@ def _table_of_passed_over(out: Path, listed: PassedOver) -> Iterator[_Beside]:
         yield beside
 
 
+def _with_mask_classes(out: Path, splits: list[SplitParts]) -> list[SplitParts]:
+    """Return the splits with the classes of their masks, which are as many as the masks hold if nothing names them."""
+    masked = [split for split in splits if split.masks is not None]
+    if not masked:
+        return splits
+    pixels: set[int] = set()
+    for split in masked:
+        for shard in split.shards:
+            with open_for_arrow(parts_folder(out) / f"{shard.name}.parquet") as part:
+                pixels.update(
+                    pq.read_table(part, columns=["mask_last_class"])["mask_last_class"].drop_null().to_pylist()
+                )
+    count = max(pixels, default=-1) + 1
+    if any(split.masks is not None and split.masks.classes is None for split in masked):
+        log.info("the masks hold classes up to %d, so there are %d; --mask-classes says otherwise", count - 1, count)
+    return [
+        replace(split, masks=None if split.masks is None else split.masks.with_classes(max(1, count)))
+        for split in splits
+    ]
+
+
 def _merge(out: Path, splits: list[SplitParts], beside: _Beside) -> tuple[Counter[str], Counter[str]]:
     """Write each split's manifest and the quarantine; count the images set aside, and those converted, by kind."""
     reasons: Counter[str] = Counter()
     converted: Counter[str] = Counter()
     with replacing(out / QUARANTINE_NAME) as file, _ParquetFile(file, QUARANTINE_SCHEMA) as quarantine:
         for split in splits:
-            kept, manifest_schema = 0, schema(split.class_names)
+            kept, manifest_schema = 0, schema(split.class_names, split.masks)
             with (
                 replacing(out / split.name / MANIFEST_NAME) as manifest_file,
                 _ParquetFile(manifest_file, manifest_schema) as manifest,
@@ -153,7 +178,9 @@ def _merge(out: Path, splits: list[SplitParts], beside: _Beside) -> tuple[Counte
                     quarantine.add(pa.table(columns, names=QUARANTINE_SCHEMA.names))
                     kept += len(good)
                     reasons.update(map(reason_kind, bad["reason"].to_pylist()))
-                    converted.update(map(reason_kind, part["converted"].drop_null().to_pylist()))
+                    for name in ("converted", "mask_converted"):
+                        if name in part.column_names:  # not in those of older versions
+                            converted.update(map(reason_kind, part[name].drop_null().to_pylist()))
             if not kept:
                 (out / split.name / MANIFEST_NAME).unlink()
     return reasons, converted
@@ -187,6 +214,7 @@ def _write_info(
             "bytes": sum((out / split.name / shard).stat().st_size for shard in manifest.shards),
         }
     class_names = next((split.class_names for split in splits if split.class_names is not None), None)
+    masks = next((split.masks for split in splits if split.masks is not None), None)
     info = {
         "splits": described,
         "coma": {
@@ -194,6 +222,7 @@ def _write_info(
             "seed": record["seed"],
             "classes": list(class_names) if class_names is not None else None,
             "class_words": list(class_words) if class_words is not None else None,
+            **({} if masks is None else {"masks": masks.to_json()}),
             "splits": ours,
             "found": record["images"],
             "set_aside": dict(sorted(reasons.items())),

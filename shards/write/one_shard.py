@@ -7,7 +7,7 @@ always has one.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,16 +19,20 @@ import xxhash
 from coma.errors import ComaError
 from coma.shards import tar
 from coma.shards.files import replacing, write_atomically
+from coma.shards.images.masks import MASK_EXTENSION, PreparedMask, prepare_mask
 from coma.shards.images.prepare import EXTENSIONS, BadImageError, PixelOptions, Prepared, prepare_image
-from coma.shards.manifest.columns import SCHEMA
+from coma.shards.manifest.columns import MASK_FIELDS, SCHEMA
+from coma.shards.manifest.mask_coding import MaskCoding
 from coma.shards.sources.listing import SourceImage, printable
 from coma.shards.sources.reader import SourceReader
 from coma.shards.write.layout import ShardLayout
 from coma.shards.write.worker import REPORT_EVERY_S, Tally
 
 PART_SCHEMA = pa.schema(
-    [field.with_nullable(True) for field in SCHEMA]
+    [field.with_nullable(True) for field in (*SCHEMA, *MASK_FIELDS)]
     + [
+        pa.field("mask_last_class", pa.int32()),  # greatest class id in the mask, -1 if it has none
+        pa.field("mask_converted", pa.string()),  # why the mask's bytes differ from the source's
         pa.field("converted", pa.string()),  # why the bytes differ from the source's
         pa.field("reason", pa.string()),  # why the image was set aside
         pa.field("passed_over", pa.string()),  # what it is, if it is no image
@@ -51,6 +55,8 @@ class ShardJob:
     split_folder: Path
     parts_folder: Path
     pixels: PixelOptions
+    mask_coding: MaskCoding | None = None
+    """Classes of the masks; None: the images have none."""
 
     @property
     def name(self) -> str:
@@ -77,7 +83,8 @@ def write_shard(job: ShardJob, report: Callable[[Tally], None]) -> None:
                 index = "\n".join([f"v1.2 {len(index_lines)}", *index_lines, ""])
                 write_atomically(tar_path.with_suffix(".idx"), index)
             kept = len(index_lines)
-            counts = {"kept": kept, "set_aside": len(rows) - kept, "tar_bytes": tar_bytes if kept else 0}
+            set_aside = sum("reason" in row for row in rows)
+            counts = {"kept": kept, "set_aside": set_aside, "tar_bytes": tar_bytes if kept else 0}
             table = pa.Table.from_pylist(rows, PART_SCHEMA.with_metadata({PART_KEY: json.dumps(counts)}))
             with replacing(job.parts_folder / f"{job.name}.parquet") as part:
                 pq.write_table(table, part)
@@ -108,14 +115,14 @@ def _write_tar(
         for i, image in enumerate(job.images):
             try:
                 prepared = _read_and_prepare(job, reader, image)
+                mask = _read_mask(job, reader, image, prepared)
             except BadImageError as error:
-                size = max(0, image.size)
-                rows.append({"source": printable(image.path), "reason": str(error), "bytes": size})
+                rows += _set_aside(image, str(error))
                 tally += Tally(set_aside=1)
             else:
                 key = f"{job.layout.start + i:09d}"
-                rows.append(_add_sample(file, key, image, prepared, job, index_lines))
-            tally += Tally(1, max(0, image.size))
+                rows.append(_add_sample(file, key, image, prepared, mask, job, index_lines))
+            tally += Tally(1, _bytes_of(image))
             if time.monotonic() - reported_s > REPORT_EVERY_S:
                 report(tally)
                 tally, reported_s = Tally(), time.monotonic()
@@ -126,20 +133,57 @@ def _write_tar(
     return rows, index_lines
 
 
+def _bytes_of(image: SourceImage) -> int:
+    return max(0, image.size) + (0 if image.mask is None else max(0, image.mask.size))
+
+
+def _set_aside(image: SourceImage, reason: str) -> Iterator[dict[str, Any]]:
+    """Yield the row of an image that is set aside, and that of its mask, which is then of no use."""
+    yield {"source": printable(image.path), "reason": reason, "bytes": max(0, image.size)}
+    if image.mask is not None:
+        yield {
+            "source": printable(image.mask.path),
+            "passed_over": "mask of an image that was set aside",
+            "bytes": max(0, image.mask.size),
+        }
+
+
 def _read_and_prepare(job: ShardJob, reader: SourceReader, image: SourceImage) -> Prepared:
+    return prepare_image(_read(job, reader, image), job.pixels)
+
+
+def _read_mask(job: ShardJob, reader: SourceReader, image: SourceImage, prepared: Prepared) -> PreparedMask | None:
+    if job.mask_coding is None:
+        return None
+    if image.mask is None:  # the listing refuses such an image
+        raise BadImageError("mask missing")
+    path = printable(image.mask.path)
     try:
-        data = reader.read(image)
+        data = _read(job, reader, image.mask)
+    except BadImageError as error:
+        raise BadImageError(f"mask damaged: {path}: {error}") from None
+    return prepare_mask(data, path, prepared, job.mask_coding, job.pixels.max_pixels)
+
+
+def _read(job: ShardJob, reader: SourceReader, image: SourceImage) -> bytes:
+    try:
+        return reader.read(image)
     except OSError as error:
         if not job.root.exists():
             raise ComaError(f"{job.root} has gone; once it is back, the same command resumes") from error
         if image.size >= 0 and isinstance(error, FileNotFoundError):
             raise BadImageError("vanished: it was there when the source was listed") from None
         raise BadImageError(f"unreadable: {error.strerror or error}") from None
-    return prepare_image(data, job.pixels)
 
 
 def _add_sample(
-    file: BinaryIO, key: str, image: SourceImage, prepared: Prepared, job: ShardJob, index_lines: list[str]
+    file: BinaryIO,
+    key: str,
+    image: SourceImage,
+    prepared: Prepared,
+    mask: PreparedMask | None,
+    job: ShardJob,
+    index_lines: list[str],
 ) -> dict[str, Any]:
     """Append a sample's members to the tar and its line to the index; return its manifest row."""
     xxh3_64 = xxhash.xxh3_64_intdigest(prepared.data)
@@ -154,10 +198,23 @@ def _add_sample(
     }
     if prepared.converted is not None:
         about["converted"] = prepared.converted
+    of_mask: dict[str, Any] = {}
+    if mask is not None and image.mask is not None:
+        of_mask = {
+            "mask_size": len(mask.data),
+            "mask_xxh3_64": xxhash.xxh3_64_intdigest(mask.data),
+            "mask_source": printable(image.mask.path),
+            "mask_last_class": mask.last_class,
+            "mask_converted": mask.converted,
+        }
+        about |= {"mask_source": of_mask["mask_source"], "mask_xxh3_64": f"{of_mask['mask_xxh3_64']:016x}"}
+        about |= {} if mask.converted is None else {"mask_converted": mask.converted}
     extension = EXTENSIONS[facts.format]
     members = {extension: prepared.data, "json": json.dumps(about, ensure_ascii=False).encode()}
     if label is not None:
         members["cls"] = str(label).encode()
+    if mask is not None:
+        members[MASK_EXTENSION] = mask.data
     offset = 0
     line = []
     at = file.tell()
@@ -167,6 +224,8 @@ def _add_sample(
         line.append(f"{suffix} {at} {len(data)} {name}")
         if suffix == extension:
             offset = at
+        elif suffix == MASK_EXTENSION:
+            of_mask["mask_offset"] = at
         at += file.write(data)
         at += file.write(tar.padding(len(data)))
     index_lines.append(" ".join(line))
@@ -182,4 +241,5 @@ def _add_sample(
         "xxh3_64": xxh3_64,
         "source": about["source"],
         "converted": prepared.converted,
+        **of_mask,
     }

@@ -9,6 +9,7 @@ from coma.errors import UsageError
 from coma.shards.byte_sizes import parse_bytes
 from coma.shards.images.options import PixelOptions
 from coma.shards.option import option, option_like, validate
+from coma.shards.sources.masks.options import MaskOptions
 from coma.shards.sources.splits import SplitRules, parse_splits
 
 _SOURCE, _SHARDS, _IMAGES, _RUNNING = "Source", "Shards", "Images", "Running"
@@ -28,7 +29,8 @@ class ShardOptions:
 
     layout: str | None = option(
         None,
-        help="Kind of source: folder, flat (no labels), imagenet, kaggle, tar, webdataset, parquet or list.",
+        help="Kind of source: folder, flat (no labels), masks, ade20k, voc, imagenet, kaggle, tar, webdataset, parquet "
+        "or list.",
         panel=_SOURCE,
         metavar="NAME",
         shown_default="detected",
@@ -61,6 +63,29 @@ class ShardOptions:
         metavar="SPLIT=FOLDER,...",
         parse=parse_splits,
         shown_default="told from their names",
+    )
+    masks: str | None = option(
+        None,
+        help="Segmentation masks: their folder, or names such as *_labelIds.png; none takes images alone.",
+        panel=_SOURCE,
+        metavar="NAMES",
+        shown_default="told from their names",
+    )
+    mask_classes: str | None = option(
+        None,
+        help="Number of classes of the masks, or a file of their names, a line each.",
+        panel=_SOURCE,
+        metavar="N|FILE",
+        shown_default="by the layout, else what the masks hold",
+    )
+    mask_ignore: int | Literal["none"] | None = option(
+        None,
+        help="Value in the masks of pixels without a class; with 0 the classes start at 1.",
+        panel=_SOURCE,
+        metavar="VALUE",
+        least=0,
+        most=0xFFFFFF,
+        shown_default="255; 0 in ADE20K",
     )
     seed: int = option(0, help="Random seed of the shuffle.", panel=_SHARDS, least=0, below=2**63)
     shard_bytes: int | None = option(
@@ -117,6 +142,11 @@ class ShardOptions:
     def pixels(self) -> PixelOptions:
         """Options for each image."""
         return PixelOptions(self.resize_px, self.quality, self.check == "full", self.max_pixels)
+
+    @property
+    def mask_options(self) -> MaskOptions:
+        """Options for masks."""
+        return MaskOptions(self.masks, self.mask_classes, self.mask_ignore)
 
     @property
     def part_name(self) -> str | None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from coma.errors import UsageError
@@ -40,8 +39,7 @@ class ShardRun:
 
     def source_bytes(self, split: SplitLayout, shard: ShardLayout) -> int:
         """Return the bytes of a shard's images in the source."""
-        sizes = self.listing_of(split).sizes[split.order[shard.start : shard.stop]]
-        return int(np.maximum(sizes, 0).sum())
+        return int(self.listing_of(split).source_bytes[split.order[shard.start : shard.stop]].sum())
 
     def shards(self) -> list[tuple[SplitLayout, ShardLayout]]:
         """Return the shards of this part of the run, of all splits."""
@@ -70,6 +68,7 @@ def prepare_run(
         label_column=options.label_column,
         root=options.root,
         splits=options.splits,
+        masks=options.mask_options,
         exclude=None if is_remote(out) else out,
         progress=lambda images: progress(ShardProgress(images=images)),
     )
@@ -102,6 +101,10 @@ def _record(listing: SourceListing, options: ShardOptions) -> dict[str, Any]:
             digest.update(os.fsencode(path) + b"\0")
         digest.update(split.sizes.tobytes())
         digest.update(split.labels.tobytes() if split.labels is not None else b"unlabelled")
+        if split.masks is not None:
+            digest.update(b"masks\n" + b"\0".join(map(os.fsencode, split.masks.paths)))
+            digest.update(split.masks.sizes.tobytes())
+    coding = listing.mask_coding
     return {
         "layout": _LAYOUT_VERSION,
         "sources": digest.hexdigest(),
@@ -114,4 +117,4 @@ def _record(listing: SourceListing, options: ShardOptions) -> dict[str, Any]:
         "check": options.check,
         "max_pixels": options.max_pixels,
         "dedupe": options.dedupe,
-    }
+    } | ({} if coding is None else {"masks": coding.to_json()})

@@ -9,11 +9,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from coma.errors import ComaError
 from coma.shards.files import store_errors_as_oserror, write_atomically
-from coma.shards.sources.listing import SourceListing
+from coma.shards.sources.listing import SourceListing, SplitListing
 
 TIMES_NAME = ".coma-sources.json"
 
@@ -32,7 +34,14 @@ def source_times(listing: SourceListing) -> SourceTimes:
     digest = xxhash.xxh3_128()
     for split in listing.splits:
         digest.update(split.mtimes_ns.tobytes())
-    return SourceTimes(digest.hexdigest(), max(int(split.mtimes_ns.max(initial=0)) for split in listing.splits))
+        if split.masks is not None:
+            digest.update(split.masks.mtimes_ns.tobytes())
+    return SourceTimes(digest.hexdigest(), max(int(_newest_ns(split).max(initial=0)) for split in listing.splits))
+
+
+def _newest_ns(split: SplitListing) -> npt.NDArray[np.int64]:
+    """Return [n] the time of each image, or of its mask if that is newer."""
+    return split.mtimes_ns if split.masks is None else np.maximum(split.mtimes_ns, split.masks.mtimes_ns)
 
 
 def changed_since(out: Path, listing: SourceListing) -> str | None:
@@ -48,7 +57,7 @@ def changed_since(out: Path, listing: SourceListing) -> str | None:
         return None
     if before == source_times(listing):
         return None
-    newer = sum(int((split.mtimes_ns > before.newest_ns).sum()) for split in listing.splits)
+    newer = sum(int((_newest_ns(split) > before.newest_ns).sum()) for split in listing.splits)
     images = f"{newer:,} of {len(listing):,} images are" if newer else "images are"
     return (
         f"{images} in files that have changed since {out} was written, by their times of change; what {out} holds "

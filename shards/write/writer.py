@@ -199,6 +199,7 @@ def _jobs(run: ShardRun, missing: list[tuple[SplitLayout, ShardLayout]]) -> Iter
             root=run.listing.root.absolute(),
             images=tuple(listing.image(int(i)) for i in split.order[layout.start : layout.stop]),
             class_names=run.listing.class_names,
+            mask_coding=None if listing.masks is None else run.listing.mask_coding,
             split_folder=out / split.name,
             parts_folder=parts_folder(out),
             pixels=run.options.pixels,
@@ -208,8 +209,10 @@ def _jobs(run: ShardRun, missing: list[tuple[SplitLayout, ShardLayout]]) -> Iter
 def _finish(run: ShardRun) -> None:
     parts = []
     for split in run.splits:
-        labelled = run.listing_of(split).labels is not None
-        parts.append(SplitParts(split.name, split.shards, run.listing.class_names if labelled else None))
+        listing = run.listing_of(split)
+        names = None if listing.labels is None else run.listing.class_names
+        masks = None if listing.masks is None else run.listing.mask_coding
+        parts.append(SplitParts(split.name, split.shards, names, masks))
     finish(run.out, run.listing.root, parts, run.record, run.listing.class_words, run.listing.passed_over)
 
 

@@ -1,0 +1,1 @@
+"""Segmentation masks beside images: which mask belongs to which image, and what the values of its pixels mean."""
