@@ -10,6 +10,7 @@ from coma.api.results import (
     ExportResult,
     PictureResult,
     ScoreResult,
+    SegmentationResult,
     ShardResult,
     TrainingResult,
     VerifyResult,
@@ -195,32 +196,58 @@ def index(
         ComaError: UsageError, DataError or another of `coma.errors`; its line names the way out.
     """
 
+@overload
 def knn(
     run: str | PathLike[str],
     data: str | PathLike[str] | None = None,
     *,
+    task: Literal["classification"] = "classification",
+    window_size: int | None = None,
+    shorter_side: int | None = None,
+    stride: int | None = None,
+    patches: int | None = None,
     batch_size: int = 64,
     device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
-    """Classify by the 20 nearest neighbours among frozen features.
+    """Classify images or their pixels by the nearest neighbours among frozen features.
 
     Neighbours come from split train, tested images from split val, or from a held-out fifth of train.
 
     Args:
         run: Run folder, one of its checkpoints, or what `coma export` wrote.
         data: Labelled data set made by `coma shard`: a folder, or a URL (s3://...). Default: the run's own.
+        task: What is classified: images, or the pixels of images with masks.
+        window_size: Side of the windows that the network sees, in pixels. Default: the run's image size.
+        shorter_side: Side in pixels that images are resized to, to be covered by sliding windows. Default: each
+            whole image squeezed into one window; with dinov2, the window's side.
+        stride: Pixels from patch to patch of the maps. Default: that of the third stage of DyViT, 4 patches.
+        patches: Number of patches to learn from, at most: the same number of each image. Default: 100000.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
         progress: Function that is called as the work goes on, such as print.
 
     Returns:
-        ScoreResult: paths and figures.
+        ScoreResult | SegmentationResult: paths and figures.
 
     Raises:
         ComaError: UsageError, DataError or another of `coma.errors`; its line names the way out.
     """
 
+@overload
+def knn(
+    run: str | PathLike[str],
+    data: str | PathLike[str] | None = None,
+    *,
+    task: Literal["segmentation"],
+    window_size: int | None = None,
+    shorter_side: int | None = None,
+    stride: int | None = None,
+    patches: int | None = None,
+    batch_size: int = 64,
+    device: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SegmentationResult: ...
 def pretrain(
     data: str | PathLike[str] | None = None,
     *,
@@ -299,7 +326,8 @@ def pretrain(
         keep_last: Number of newest checkpoints to keep.
         keep_every_epochs: Epochs between checkpoints that are kept for good. Default: none.
         stuck_after: Seconds without progress after which the run ends as stuck; 0: never.
-        evaluate_every: Epochs between evaluations: 20-NN accuracy, if there are labels, and RankMe. Default: never.
+        evaluate_every: Epochs between evaluations: 20-NN accuracy, if there are labels, mIoU of neighbours, if
+            there are masks, and RankMe. Default: never.
         log_to: Experiment trackers, if installed, that get the metrics as well: wandb, mlflow, trackio. Default:
             none.
         stop_after: Number of steps after which to save a checkpoint and leave. Default: never.
@@ -325,16 +353,22 @@ def pretrain(
         ComaError: UsageError, DataError or another of `coma.errors`; its line names the way out.
     """
 
+@overload
 def probe(
     run: str | PathLike[str],
     data: str | PathLike[str] | None = None,
     *,
     protocol: Literal["logistic", "dinov2", "mae"] = "logistic",
+    task: Literal["classification"] = "classification",
+    window_size: int | None = None,
+    shorter_side: int | None = None,
+    stride: int | None = None,
+    patches: int | None = None,
     batch_size: int = 64,
     device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
-    """Fit a linear classifier on frozen features.
+    """Fit a linear classifier on frozen features, of images or of their pixels.
 
     It is fitted on split train and tested on split val, or on a held-out fifth of train.
 
@@ -342,17 +376,38 @@ def probe(
         run: Run folder, one of its checkpoints, or what `coma export` wrote.
         data: Labelled data set made by `coma shard`: a folder, or a URL (s3://...). Default: the run's own.
         protocol: Protocol by which the classifier is fitted (docs/evaluate.md).
+        task: What is classified: images, or the pixels of images with masks.
+        window_size: Side of the windows that the network sees, in pixels. Default: the run's image size.
+        shorter_side: Side in pixels that images are resized to, to be covered by sliding windows. Default: each
+            whole image squeezed into one window; with dinov2, the window's side.
+        stride: Pixels from patch to patch of the maps. Default: that of the third stage of DyViT, 4 patches.
+        patches: Number of patches to learn from, at most: the same number of each image. Default: 100000.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
         progress: Function that is called as the work goes on, such as print.
 
     Returns:
-        ScoreResult: paths and figures.
+        ScoreResult | SegmentationResult: paths and figures.
 
     Raises:
         ComaError: UsageError, DataError or another of `coma.errors`; its line names the way out.
     """
 
+@overload
+def probe(
+    run: str | PathLike[str],
+    data: str | PathLike[str] | None = None,
+    *,
+    protocol: Literal["logistic", "dinov2", "mae"] = "logistic",
+    task: Literal["segmentation"],
+    window_size: int | None = None,
+    shorter_side: int | None = None,
+    stride: int | None = None,
+    patches: int | None = None,
+    batch_size: int = 64,
+    device: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SegmentationResult: ...
 def reconstruct(
     run: str | PathLike[str],
     images: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
@@ -390,6 +445,9 @@ def shard(
     label_column: str | None = None,
     root: str | PathLike[str] | None = None,
     splits: str | None = None,
+    masks: str | None = None,
+    mask_classes: str | None = None,
+    mask_ignore: int | Literal["none"] | None = None,
     seed: int = 0,
     shard_bytes: int | str | None = None,
     val_fraction: float = 0.0,
@@ -411,13 +469,19 @@ def shard(
         source: Folder of images; or ImageNet as downloaded, tars, parquet, a list of paths.
         out: New or empty folder, or a URL (s3://bucket/name). Default: NAME-shards in the current folder.
         dry_run: Tell what would be written, and write nothing.
-        layout: Kind of source: folder, flat (no labels), imagenet, kaggle, tar, webdataset, parquet or list.
-            Default: detected.
+        layout: Kind of source: folder, flat (no labels), masks, ade20k, voc, imagenet, kaggle, tar, webdataset,
+            parquet or list. Default: detected.
         image_column: Column of images in a parquet source, of paths in a list. Default: detected.
         label_column: Column of labels in a parquet source or a list. Default: detected.
         root: Folder that the paths of a list are relative to. Default: the list's own.
         splits: Folders that are splits, such as train=photos/2019,val=photos/2020; train=. is all the others.
             Default: told from their names.
+        masks: Segmentation masks: their folder, or names such as *_labelIds.png; none takes images alone. Default:
+            told from their names.
+        mask_classes: Number of classes of the masks, or a file of their names, a line each. Default: by the layout,
+            else what the masks hold.
+        mask_ignore: Value in the masks of pixels without a class; with 0 the classes start at 1. Default: 255; 0 in
+            ADE20K.
         seed: Random seed of the shuffle.
         shard_bytes: Size of a shard: 256MiB, 1GB, or a number of bytes. Default: 256MiB, or less for at least 16
             shards.
@@ -451,6 +515,9 @@ def shard(
     label_column: str | None = None,
     root: str | PathLike[str] | None = None,
     splits: str | None = None,
+    masks: str | None = None,
+    mask_classes: str | None = None,
+    mask_ignore: int | Literal["none"] | None = None,
     seed: int = 0,
     shard_bytes: int | str | None = None,
     val_fraction: float = 0.0,

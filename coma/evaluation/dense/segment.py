@@ -30,6 +30,7 @@ from coma.evaluation.dense.reading import WindowReader
 from coma.evaluation.dense.scores import SegmentationScores
 from coma.evaluation.dense.windows import Windows, sliding_windows, whole_images
 from coma.evaluation.features import held_out_fifth
+from coma.evaluation.probe import L2_GRID
 from coma.evaluation.score import BATCH_SIZE, HELD_OUT, Progress, check_enough, split_manifests
 from coma.pipeline.masks import MaskReader
 from coma.shards.files import without_credentials
@@ -60,6 +61,8 @@ class DenseOptions:
     neighbours: tuple[int, ...] = NEIGHBOURS
     distances: tuple[str, ...] = DISTANCES
     """Numbers and distances that the neighbours' head chooses from."""
+    penalties: tuple[float, ...] = L2_GRID
+    """L2 penalties that logistic regression chooses from."""
 
 
 def segment(
@@ -212,7 +215,7 @@ def _fit(
         )
     assert patches is not None
     if name == "logistic":
-        return fit_logistic(patches, classes)
+        return fit_logistic(patches, classes, options.penalties)
     return fit_neighbours(patches, classes, options.neighbours, options.distances)
 
 
