@@ -183,10 +183,12 @@ def _table(contents: "StepContents") -> "Table":
 
 def _of_data(description: "Description") -> dict[str, str]:
     classes = description.classes
+    masks = description.mask_classes
     aside, changed = sum(description.set_aside.values()), sum(description.converted.values())
     return {
         "data": str(description.data),
         "classes": f"{len(classes):,}: {_cut(classes)}" if classes else "none: unlabelled",
+        **({"mask classes": f"{len(masks):,}: {_cut(masks)}"} if masks else {}),
         "set aside": f"{aside:,} ({console.counts_in_words(description.set_aside)})" if aside else "none",
         "converted": f"{changed:,} ({console.counts_in_words(description.converted)})" if changed else "none",
     }
@@ -215,6 +217,10 @@ def _of_split(split: "SplitDescription") -> dict[str, str]:
         of = "all images" if channels.images == split.samples else f"{channels.images:,} random images"
         lines["mean RGB"] = f"{_rgb(channels.mean)}  (of {of})"
         lines["std RGB"] = _rgb(channels.std)
+    if (masks := split.masks) is not None:
+        of = "all masks" if masks.images == split.samples else f"{masks.images:,} random masks"
+        lines["masks"] = f"{_cut(f'{name} {share:.1%}' for name, share in masks.classes.items() if share)}"
+        lines["no class"] = f"{masks.ignored:.1%} of the pixels  (of {of})"
     lines["fingerprint"] = split.fingerprint
     return lines
 

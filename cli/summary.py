@@ -21,6 +21,7 @@ def summary_as_json(summary: "ShardSummary") -> dict[str, Any]:
         "converted": summary.converted,
         "passed_over": summary.passed_over,
         "classes": summary.classes,
+        "mask_classes": summary.mask_classes,
         "shards": summary.shards,
         "bytes": summary.shard_bytes,
         "splits": {
@@ -51,6 +52,7 @@ def summary_as_lines(summary: "ShardSummary", set_aside_note: str = "") -> dict[
         "passed over": f"{counted(Counter(summary.passed_over))}, no images: see passed_over.parquet"
         if summary.passed_over
         else "none",
+        **({"masks": f"of {summary.mask_classes:,} classes"} if summary.mask_classes else {}),
         "shards": f"{summary.shards:,}, {decimal(summary.shard_bytes)} in all, in {summary.elapsed_s:.1f} s",
         "where": str(summary.out),
     }

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from coma.shards.describe.describe import Description, describe
+from coma.shards.images.masks import MASK_EXTENSION
 from coma.shards.images.prepare import EXTENSIONS
 from coma.shards.text import as_markdown, visible_lines
 
@@ -28,7 +29,7 @@ def data_card(data: Path) -> str:
     """Return the data card of a data set, which depends on the data only: not on when, where or how they were made."""
     description = describe(data, measured=0)
     blocks = [_front_matter(description), "# Image shards", _opening(description), _table(description)]
-    blocks += [_classes(description), _counts(description), _options(description)]
+    blocks += [_classes(description), _masks(description), _counts(description), _options(description)]
     blocks += [_reading(description), _fingerprints(description)]
     return visible_lines("\n\n".join(block for block in blocks if block) + "\n")
 
@@ -40,8 +41,11 @@ def _front_matter(description: Description) -> str:
         name = re.sub(r"\W", "_", _HUB_SPLITS.get(split.split, split.split))
         lines += [f"  - split: {name}", f"    path: {_quoted(f'{split.split}/*.tar')}"]
     lines += [*_features(description), "size_categories:", f"- {_size_category(images)}"]
-    if any(split.labelled for split in description.splits):
-        lines += ["task_categories:", "- image-classification"]
+    labelled = any(split.labelled for split in description.splits)
+    if labelled or description.mask_classes:
+        lines += ["task_categories:"]
+        lines += ["- image-classification"] if labelled else []
+        lines += ["- image-segmentation"] if description.mask_classes else []
     return "\n".join([*lines, "tags:", "- webdataset", "---"])
 
 
@@ -52,6 +56,8 @@ def _features(description: Description) -> list[str]:
     lines = ["dataset_info:", "  features:"]
     for extension in sorted(EXTENSIONS.get(name, name) for name in formats):
         lines += [f"  - name: {extension}", "    dtype: image"]
+    if description.mask_classes:
+        lines += [f"  - name: {MASK_EXTENSION}", "    dtype: image"]
     names = description.class_names
     if labelled and names is not None and len(set(names)) == len(names) <= _MAX_CLASS_NAMES:
         lines += ["  - name: cls", "    dtype:", "      class_label:", "        names:"]
@@ -60,7 +66,9 @@ def _features(description: Description) -> list[str]:
         lines += ["  - name: cls", "    dtype: int64"]
     lines += ["  - name: json", "    struct:"]
     about = {"source": "string", "width": "int64", "height": "int64", "label": "int64"}
-    for name, kind in (about | {"class_name": "string", "xxh3_64": "string"}).items():
+    about |= {"class_name": "string", "xxh3_64": "string"}
+    about |= {"mask_source": "string", "mask_xxh3_64": "string"} if description.mask_classes else {}
+    for name, kind in about.items():
         lines += [f"    - name: {name}", f"      dtype: {kind}"]
     for name in ("__key__", "__url__"):
         lines += [f"  - name: {name}", "    dtype: string"]
@@ -131,6 +139,28 @@ def _classes(description: Description) -> str:
     return "\n".join(["## Classes", *lines])
 
 
+def _masks(description: Description) -> str:
+    """Describe the masks: their classes, and how much of the pixels each takes."""
+    masked = [(split.split, split.masks) for split in description.splits if split.masks is not None]
+    coding = description.info.get("masks")
+    if not masked or not isinstance(coding, dict):
+        return ""
+    count, ignored = len(description.mask_classes), coding.get("ignored")
+    lines = [
+        f"Each image has a segmentation mask of its size, `KEY.{MASK_EXTENSION}`, of {count:,} "
+        f"{'class' if count == 1 else 'classes'}. `_info.json` names them in the order of their ids and says which "
+        f"value of a pixel is which class; {'no value' if ignored is None else f'the value {ignored}'} stands for "
+        "pixels without a class.",
+        "",
+    ]
+    for name, shares in masked:
+        largest = list(shares.classes.items())[:_MOST_LABELS]
+        shown = ", ".join(f"{as_markdown(each)} {share:.1%}" for each, share in largest)
+        more = ", ..." if len(shares.classes) > _MOST_LABELS else ""
+        lines.append(f"- {as_markdown(name)}, of {shares.images:,} masks: {shown}{more}; no class {shares.ignored:.1%}")
+    return "\n".join(["## Masks", *lines])
+
+
 def _cut(labels: tuple[str, ...]) -> str:
     return ", ".join(labels[:_MOST_LABELS]) + (", ..." if len(labels) > _MOST_LABELS else "")
 
@@ -147,7 +177,8 @@ def _counts(description: Description) -> str:
     if changed:
         lines += [f"- converted: {changed:,}{_kinds(description.converted)}; the others byte for byte as they were"]
     else:
-        lines += ["- converted: none, every image is byte for byte what it was"]
+        each = "every image and mask" if description.mask_classes else "every image"
+        lines += [f"- converted: none, {each} is byte for byte what it was"]
     return "\n".join(lines)
 
 

@@ -10,13 +10,18 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from coma.errors import DataError, UsageError
+from coma.shards.describe.masks import class_colours, overlaid, read_mask
 from coma.shards.files import store_errors_as_oserror, write_atomically
 from coma.shards.manifest import INFO_NAME, Manifest, read_info, read_manifest
+from coma.shards.manifest.mask_coding import IGNORED
 
 _MARGIN_PX = 16
 _GAP_PX = 8
 _CAPTION_PX = 18  # height of the line below a cell
 _FONT_PX = 12
+_SWATCH_PX = 12
+_ENTRY_PX = 136  # width of a class's entry in the legend of masks
+_MOST_ENTRIES = 40
 _PAGE, _MAT, _BORDER, _INK = "#ffffff", "#f4f4f5", "#d4d4d8", "#52525b"
 
 
@@ -24,7 +29,8 @@ def contact_sheet(data: Path, split: str = "train", images: int = 64, seed: int 
     """Draw a random choice of a split's images in rows of equal length, each image whole in a square cell.
 
     As many classes as there is room for are shown, one image of each before a second of any, in the order of the
-    classes and with their names. The cell of an image that does not decode says so.
+    classes and with their names. The cell of an image that does not decode says so. Masks are colours over the images,
+    with a legend below them.
     """
     manifest = read_manifest(data, split)
     rows = balanced_choice(manifest, images, seed)
@@ -32,13 +38,15 @@ def contact_sheet(data: Path, split: str = "train", images: int = 64, seed: int 
     rows = rows[: columns * lines]
     captions = _captions(manifest, rows)
     with ThreadPoolExecutor() as pool:
-        pictures = pool.map(lambda row: read_displayed(manifest, int(row), cell_px), rows)
+        pictures = pool.map(lambda row: _read_with_mask(manifest, int(row), cell_px), rows)
         across_px = cell_px + _GAP_PX
         down_px = across_px + (_CAPTION_PX if captions else 0)
         size = (columns * across_px - _GAP_PX, lines * down_px - _GAP_PX)
         sheet = Image.new("RGB", (size[0] + 2 * _MARGIN_PX, size[1] + 2 * _MARGIN_PX), _PAGE)
         draw = ImageDraw.Draw(sheet)
-        for place, picture in enumerate(pictures):
+        pixels = np.zeros(IGNORED + 1, np.int64)
+        for place, (picture, of_classes) in enumerate(pictures):
+            pixels += of_classes
             left = _MARGIN_PX + place % columns * across_px
             top = _MARGIN_PX + place // columns * down_px
             draw.rectangle((left, top, left + cell_px - 1, top + cell_px - 1), _MAT, _BORDER)
@@ -50,7 +58,7 @@ def contact_sheet(data: Path, split: str = "train", images: int = 64, seed: int 
                 sheet.paste(whole, corner)
             if captions:
                 _centred(draw, captions[place], left, top + cell_px + 3, cell_px)
-    return sheet
+    return _with_legend(sheet, manifest, pixels) if manifest.has_masks else sheet
 
 
 def write_contact_sheet(data: Path, path: Path | str, split: str = "train", seed: int = 0) -> None:
@@ -62,6 +70,42 @@ def write_contact_sheet(data: Path, path: Path | str, split: str = "train", seed
         write_atomically(path, png.getvalue())
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _read_with_mask(manifest: Manifest, row: int, px: int) -> tuple[Image.Image | None, npt.NDArray[np.int64]]:
+    """Read a sample with its mask over it, and the number of pixels of each class."""
+    picture = read_displayed(manifest, row, px)
+    ids = read_mask(manifest, row)
+    if ids is None:
+        return picture, np.zeros(IGNORED + 1, np.int64)
+    shown = None if picture is None else overlaid(picture, ids)
+    return shown, np.bincount(ids.reshape(-1), minlength=IGNORED + 1)
+
+
+def _with_legend(sheet: Image.Image, manifest: Manifest, pixels: npt.NDArray[np.int64]) -> Image.Image:
+    """Add the colours of the classes that are on a sheet, largest first."""
+    names, colours = manifest.mask_classes, class_colours(IGNORED)
+    shown = [number for number in np.argsort(-pixels[:IGNORED], kind="stable").tolist() if pixels[number]]
+    more = len(shown) - _MOST_ENTRIES
+    columns = max(1, (sheet.width - 2 * _MARGIN_PX) // _ENTRY_PX)
+    entries = min(len(shown), _MOST_ENTRIES) + (more > 0)
+    lines = -(-entries // columns)
+    whole = Image.new("RGB", (sheet.width, sheet.height + lines * _CAPTION_PX + (_MARGIN_PX if lines else 0)), _PAGE)
+    whole.paste(sheet)
+    draw = ImageDraw.Draw(whole)
+    for place in range(entries):
+        left = _MARGIN_PX + place % columns * _ENTRY_PX
+        top = sheet.height + place // columns * _CAPTION_PX
+        if place == _MOST_ENTRIES:
+            _line(draw, f"and {more} more", left, top, _ENTRY_PX)
+            continue
+        number = shown[place]
+        draw.rectangle(
+            (left, top + 1, left + _SWATCH_PX - 1, top + _SWATCH_PX), tuple(colours[number].tolist()), _BORDER
+        )
+        text = names[number] if number < len(names) else str(number)
+        _line(draw, text, left + _SWATCH_PX + 4, top, _ENTRY_PX - _SWATCH_PX - 8)
+    return whole
 
 
 def read_displayed(manifest: Manifest, row: int, px: int) -> Image.Image | None:
@@ -135,6 +179,11 @@ def class_captions(manifest: Manifest) -> list[str] | None:
 
 
 def _centred(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int) -> None:
+    """Draw a line of text in the middle of `width` pixels."""
+    _line(draw, text, left, top, width, centred=True)
+
+
+def _line(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int, centred: bool = False) -> None:
     """Draw a line of text, cut to `width` pixels, in PIL's own font, the same everywhere and ASCII only."""
     font = ImageFont.load_default(_FONT_PX)
     letters = (each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
@@ -143,4 +192,4 @@ def _centred(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: i
     while shown and font.getlength(shown) > width:
         text = text[:-1]
         shown = text.rstrip() + "..."
-    draw.text((left + (width - font.getlength(shown)) / 2, top), shown, _INK, font)
+    draw.text((left + (width - font.getlength(shown)) / 2 if centred else left, top), shown, _INK, font)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from coma.errors import DataError
 from coma.shards.describe.contact_sheet import read_displayed
+from coma.shards.describe.masks import MaskShares, mask_shares
 from coma.shards.files import folder_at, open_for_arrow
 from coma.shards.manifest import (
     INFO_NAME,
@@ -30,6 +31,7 @@ from coma.shards.manifest.quarantine import count_reasons
 
 MEASURED_IMAGES = 512
 _MEASURED_PX = 224
+_CARD_MASKS = 512  # measured where no colours are
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class SplitDescription:
     classes: ClassBalance | None
     channels: Channels | None
     fingerprint: str
+    masks: MaskShares | None = None
+    """Classes of the masks; None: the split has none."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,9 @@ class Description:
     set_aside: dict[str, int]
     """Images in the quarantine by kind of reason, most frequent first."""
     converted: dict[str, int]
-    """Images whose bytes differ from the source's, by kind of reason."""
+    """Images and masks whose bytes differ from the source's, by kind of reason."""
+    mask_classes: tuple[str, ...]
+    """Names of the classes of the masks; empty: there are no masks."""
     info: dict[str, Any]
     """The entry "coma" of `_info.json`; empty if there is none."""
 
@@ -128,6 +134,7 @@ def describe(data: Path, measured: int = MEASURED_IMAGES, seed: int = 0) -> Desc
         classes=class_names or _labels(manifests),
         set_aside=_set_aside(root / QUARANTINE_NAME),
         converted=dict(info.get("converted") or {}),
+        mask_classes=next((manifest.mask_classes for manifest in manifests if manifest.has_masks), ()),
         info=info,
     )
 
@@ -136,6 +143,10 @@ def as_json(description: Description) -> dict[str, Any]:
     """Return the description as plain JSON types."""
     result: dict[str, Any] = json.loads(json.dumps(asdict(description), default=str))
     del result["info"]
+    if not description.mask_classes:
+        del result["mask_classes"]
+        for split in result["splits"]:
+            del split["masks"]
     result["splits"] = {split.pop("split"): split for split in result["splits"]}
     return result
 
@@ -154,6 +165,7 @@ def _describe_split(manifest: Manifest, measured: int, seed: int) -> SplitDescri
         classes=None if manifest.label is None else _balance(manifest.label, manifest.class_names),
         channels=_channels(manifest, measured, seed) if measured else None,
         fingerprint=manifest.fingerprint,
+        masks=mask_shares(manifest, measured or _CARD_MASKS, seed) if manifest.has_masks else None,
     )
 
 

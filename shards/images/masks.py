@@ -105,13 +105,13 @@ def decode_mask(data: bytes, coding: MaskCoding, max_pixels: int = MAX_PIXELS) -
     return ids
 
 
-def mask_values(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[list[int], bool]:
-    """Return the values that occur in a mask, and whether they are colours.
+def mask_values(data: bytes, path: str, max_pixels: int = MAX_PIXELS) -> tuple[list[int], bool]:
+    """Return the values that occur in a mask, which reasons call `path`, and whether they are colours.
 
     Raises:
         BadImageError: it is damaged, or no mask.
     """
-    decoded = _decode(data, "it", None, max_pixels)
+    decoded = _decode(data, path, None, max_pixels)
     return np.unique(decoded.values).tolist(), decoded.image.mode == "RGB"
 
 

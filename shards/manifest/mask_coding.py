@@ -44,7 +44,10 @@ class MaskCoding:
 
     def to_json(self) -> dict[str, Any]:
         """Return the coding as plain JSON types."""
-        return asdict(self)
+        return asdict(self) | {
+            "classes": None if self.classes is None else list(self.classes),
+            "values": list(self.values),
+        }
 
     def to_metadata(self) -> bytes:
         """Return the coding as it stands in a manifest's metadata."""

@@ -121,6 +121,8 @@ def _require_same(out: Path, what: str, previous: dict[str, Any], record: dict[s
     differences = [
         f"{flag} {previous.get(name)}, not {record[name]}" for name, flag in _FLAGS.items() if name in changed
     ]
+    if previous.get("masks") != record.get("masks"):
+        differences.insert(0, "other masks, or other classes of them")
     if "sources" in changed:
         differences.insert(0, f"other images ({previous.get('images')}, not these {record['images']})")
     raise UsageError(

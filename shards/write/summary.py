@@ -52,11 +52,13 @@ class ShardSummary:
     reasons: dict[str, int]
     """Images set aside, by kind of reason."""
     converted: dict[str, int]
-    """Images kept with other bytes than the source's, by kind of reason."""
+    """Images and masks kept with other bytes than the source's, by kind of reason."""
     passed_over: dict[str, int]
     """Files of the source that are no images, by kind."""
     classes: int
     """Number of class names, or where there are none of different labels; 0 without labels."""
+    mask_classes: int
+    """Number of classes of the masks; 0 without masks."""
     splits: tuple[SplitSummary, ...]
     kept_shards: int
     """Shards that an earlier run had finished."""
@@ -115,6 +117,7 @@ def complete(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary
         converted=about.get("converted", {}),
         passed_over=about.get("passed_over", {}),
         classes=len(about["classes"] or labels),
+        mask_classes=len((about.get("masks") or {}).get("classes") or ()),
         splits=tuple(splits),
         kept_shards=kept_shards if kept_shards is not None else sum(split.shards for split in splits),
         elapsed_s=time.monotonic() - begun_s,

@@ -248,6 +248,7 @@ def _part_summary(run: ShardRun, kept_shards: int, elapsed_s: float) -> ShardSum
         converted={},
         passed_over={},
         classes=len(run.listing.class_names or ()),
+        mask_classes=0 if run.listing.mask_coding is None else len(run.listing.mask_coding.classes or ()),
         splits=tuple(splits),
         kept_shards=kept_shards,
         elapsed_s=elapsed_s,

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from drawn import encoded, shard_images
+from masked import draw_pairs
 
 from coma.shards.sources.detect import list_source
 from coma.shards.sources.listing import LAYOUTS
@@ -49,8 +50,21 @@ def test_every_layout_is_taken_as_is_written(files: str, taken_as: str, tmp_path
     assert f"{splits}; {', '.join(found.class_names or ('no labels',))}" == taken_as
 
 
+PAIRS = re.findall(r"^\| (`[^|]*) \| (\S+) with (\S+) \|$", TEXT, re.M)
+
+
+@pytest.mark.parametrize(("files", "image", "mask"), PAIRS, ids=[mask for _, _, mask in PAIRS])
+def test_masks_are_paired_as_is_written(files: str, image: str, mask: str, tmp_path: Path) -> None:
+    assert re.findall(r"`([^`]+)`", files) == [image, mask]
+    draw_pairs(tmp_path, 1, images=image, masks=mask)
+    (split,) = list_source(tmp_path).splits
+    assert split.masks is not None
+    assert (split.paths, split.masks.paths, split.refused) == ([image], [mask], {})
+
+
 def test_there_are_layouts() -> None:
     assert len(ROWS) > 15
+    assert len(PAIRS) > 5
 
 
 def miniature(root: Path, paths: list[str]) -> Path:

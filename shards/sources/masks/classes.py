@@ -122,16 +122,12 @@ def unusable(root: Path, masks: ListingBuilder, coding: MaskCoding, options: Mas
         for at in sorted({i * len(images) // _PROBED for i in range(_PROBED)}):
             image = images.image(at)
             try:
-                held, in_colour = mask_values(reader.read(image))
+                held, in_colour = mask_values(reader.read(image), printable(image.path))
             except (BadImageError, OSError) as error:
-                text = str(error)
-                kind = text.startswith(("mask is lossy", "mask in colours"))
-                reasons += [text.replace(": it ", f": {printable(image.path)} ", 1)] if kind else []
+                reasons.append(str(error))
                 continue
-            colours = in_colour and not coding.in_colour
-            reasons.append(
-                f"mask in colours: {printable(image.path)} has three channels; {COLOURS_WAY_OUT}" if colours else None
-            )
+            colours = f"mask in colours: {printable(image.path)} has three channels; {COLOURS_WAY_OUT}"
+            reasons.append(colours if in_colour and not coding.in_colour else None)
             values.update(() if in_colour else held)
     finally:
         reader.close()

@@ -16,6 +16,7 @@ import pytest
 from drawn import encoded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from masked import as_png, draw_ids
 
 from coma.errors import ComaError, DataError, UsageError
 from coma.shards.check.verify import verify
@@ -26,6 +27,7 @@ from coma.shards.write.options import ShardOptions
 from coma.shards.write.writer import shard
 
 IMAGE = encoded(0, 8, 8)
+MASK = as_png(draw_ids(0, 8, 8))
 FOLDERS = (
     "train",
     "val2017",
@@ -33,6 +35,8 @@ FOLDERS = (
     "cat",
     "dog",
     "images",
+    "masks",
+    "annotations",
     "pets10",
     "dev set",
     "test_tube",
@@ -43,6 +47,8 @@ FOLDERS = (
 FILES = (
     "1.jpg",
     "2.PNG",
+    "1.png",
+    "1_mask.png",
     "val_3.jpg",
     "notes.txt",
     "README",
@@ -59,7 +65,8 @@ paths = st.builds(
     st.lists(st.sampled_from(FOLDERS), max_size=4),
     st.sampled_from(FILES),
 )
-trees = st.dictionaries(paths, st.sampled_from((IMAGE, b"", b"no image at all")), min_size=1, max_size=12)
+contents = st.sampled_from((IMAGE, MASK, b"", b"no image at all"))
+trees = st.dictionaries(paths, contents, min_size=1, max_size=12)
 
 
 def write(root: Path, tree: dict[str, bytes], links: list[tuple[str, str]]) -> None:
@@ -74,7 +81,9 @@ def write(root: Path, tree: dict[str, bytes], links: list[tuple[str, str]]) -> N
 
 def found_by_name(path: str) -> bool:
     """Whether a file of the trees above is an image by its name, and not hidden."""
-    return path.endswith((".jpg", ".PNG", ".mpo", ".dng")) and "/." not in f"/{path}" and "__MACOSX/" not in path
+    return (
+        path.endswith((".jpg", ".PNG", ".png", ".mpo", ".dng")) and "/." not in f"/{path}" and "__MACOSX/" not in path
+    )
 
 
 def everything_below(root: Path) -> Counter[str]:
@@ -115,6 +124,8 @@ def test_each_file_is_in_one_account_and_none_that_is_held_out_is_trained_on(
             assert not any(found_by_name(path) for path in tree)
             return
         accounts = Counter(path for split in found.splits for path in split.paths) + Counter(found.passed_over.paths)
+        masks = [split.masks.paths for split in found.splits if split.masks is not None]
+        accounts += Counter(path for of_split in masks for path in of_split if path)
         assert accounts == everything_below(root)
         for split in found.splits if not told else ():
             kept = [path for i, path in enumerate(split.paths) if i not in split.refused]
