@@ -46,7 +46,8 @@ def _words(options: KnnOptions, result: dict[str, Any]) -> list[object]:
             value = getattr(options, name) if name == "patches" else result[name]
             words += [] if value is None else [f"--{name.replace('_', '-')}", value]
     words += [Path(result["checkpoint"]), result["data"]]
-    return [*words, "--batch-size", options.batch_size, "--device", result["device"]]
+    words += ["--batch-size", options.batch_size, "--device", result["device"]]
+    return words if result["processes"] == 1 else [*words, "--devices", result["processes"]]
 
 
 def _as_lines(result: dict[str, Any]) -> dict[str, Any]:

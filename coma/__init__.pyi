@@ -7,6 +7,7 @@ from typing import Literal, overload
 from coma import errors as errors
 from coma.api.results import (
     DryRunResult,
+    EmbedResult,
     ExportResult,
     PictureResult,
     ScoreResult,
@@ -27,6 +28,7 @@ __all__ = [
     "CoMA",
     "DyViT",
     "Stream",
+    "embed",
     "export",
     "finetune",
     "index",
@@ -37,6 +39,72 @@ __all__ = [
     "shard",
     "verify",
 ]
+
+def embed(
+    model: str | PathLike[str],
+    images: str | PathLike[str],
+    out: str | PathLike[str] | None = None,
+    *,
+    half: bool = False,
+    patches: bool = False,
+    stride: int | None = None,
+    image_size: int | None = None,
+    untrained: bool = False,
+    neighbours: int | None = None,
+    duplicates_above: float = 0.95,
+    query: str | None = None,
+    split: str | None = None,
+    layout: str | None = None,
+    splits: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    root: str | PathLike[str] | None = None,
+    batch_size: int = 64,
+    device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> EmbedResult:
+    """Write the features of images as a table.
+
+    Each image becomes a vector, in a row with its path and label. The same call goes on where it was stopped or killed.
+
+    Args:
+        model: Run folder, checkpoint, export, or a name in timm with weights (hf-hub:OWNER/NAME, local-dir:FOLDER).
+        images: Folder of images, tar, parquet or list of paths; or shards: a folder, or a URL (s3://...).
+        out: Table to write, a .parquet; or an .npy, with a .parquet of paths beside it. Default:
+            IMAGES-MODEL.parquet in the current folder.
+        half: Write float16, half the size, in place of float32.
+        patches: Write a map of patch features of each image as well.
+        stride: Number of pixels from one vector of a map to the next; resampled from the model's own, with
+            `patches`. Default: that of the model's last stage.
+        image_size: Side of the images, in pixels. Default: that of the model.
+        untrained: Take a name in timm without its weights, at random, as a baseline.
+        neighbours: Find so many nearest images of each by cosine similarity, near-duplicates and outliers, and draw
+            some.
+        duplicates_above: Cosine similarity from which two images count as near-duplicates.
+        query: Path or key of the image whose neighbours are drawn. Default: six spread over all.
+        split: Split to take alone. Default: all, train first.
+        layout: Kind of source: folder, flat (no labels), masks, ade20k, voc, imagenet, kaggle, tar, webdataset,
+            parquet or list. Default: detected.
+        splits: Folders that are splits, such as train=photos/2019,val=photos/2020; train=. is all the others.
+            Default: told from their names.
+        image_column: Column of images in a parquet source, of paths in a list. Default: detected.
+        label_column: Column of labels in a parquet source or a list. Default: detected.
+        root: Folder that the paths of a list are relative to. Default: the list's own.
+        batch_size: Number of images per batch.
+        device: Device to run on. Default: a GPU if there is one.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+            Default: 1.
+        overwrite: Replace an OUT of other settings, or an unfinished one.
+        progress: Function that is called as the work goes on, such as print.
+
+    Returns:
+        EmbedResult: paths and figures.
+
+    Raises:
+        ComaError: UsageError, DataError or another of `coma.errors`; its line names the way out.
+    """
 
 def export(
     run: str | PathLike[str],
@@ -208,6 +276,7 @@ def knn(
     patches: int | None = None,
     batch_size: int = 64,
     device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
     """Classify images or their pixels by the nearest neighbours among frozen features.
@@ -225,6 +294,8 @@ def knn(
         patches: Number of patches to learn from, at most: the same number of each image. Default: 100000.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+            Default: 1.
         progress: Function that is called as the work goes on, such as print.
 
     Returns:
@@ -246,6 +317,7 @@ def knn(
     patches: int | None = None,
     batch_size: int = 64,
     device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SegmentationResult: ...
 def pretrain(
@@ -366,6 +438,7 @@ def probe(
     patches: int | None = None,
     batch_size: int = 64,
     device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
     """Fit a linear classifier on frozen features, of images or of their pixels.
@@ -384,6 +457,8 @@ def probe(
         patches: Number of patches to learn from, at most: the same number of each image. Default: 100000.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+            Default: 1.
         progress: Function that is called as the work goes on, such as print.
 
     Returns:
@@ -406,6 +481,7 @@ def probe(
     patches: int | None = None,
     batch_size: int = 64,
     device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SegmentationResult: ...
 def reconstruct(

@@ -43,6 +43,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _JOIN_S = 10.0
+_BLANK = np.frombuffer(
+    bytes.fromhex(
+        "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000"
+        "000c4944415478da63606060000000040001c8eaebf90000000049454e44ae426082"
+    ),
+    np.uint8,
+)
+"""PNG of one black pixel, in the place of a damaged sample that is marked."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class LoaderOptions:
     workers: int  # decoder threads
     prefetch: int  # ready batches
     preprocessing: Preprocessing = DEFAULT
+    mark_damaged: bool = False  # instead of showing others in the place of damaged samples
     windows: Crops | None = None  # [N] of a single pass, in place of centre crops
 
     def __post_init__(self) -> None:
@@ -204,11 +213,18 @@ class Loader:
                 data.append(image)
                 continue
             sample, epoch = int(samples[position]), int(epochs[position])
+            if self._options.mark_damaged:
+                substitutions[position] = Substitution(step.number, sample, sample, image.reason)
+                data.append(_BLANK)
+                continue
             substitutions[position], instead = self._substitute(step, sample, epoch, image.reason, reader.read_one)
             shown[position] = substitutions[position].substitute
             data.append(instead)
         side = self._options.sizes.at(step.stop_sample)
-        encoded = Encoded(data, self._crops(samples, epochs, shown, side), side)
+        crops = self._crops(samples, epochs, shown, side)
+        for position in substitutions if self._options.mark_damaged else ():
+            crops.start[position], crops.shape[position], crops.flip[position] = 0, 1, 0  # the blank's one pixel
+        encoded = Encoded(data, crops, side)
         return _Fetched(step, samples, epochs, shown, encoded, substitutions)
 
     def _substitute(
@@ -305,6 +321,10 @@ class Loader:
                     cause = substitutions[position].reason
                 else:
                     cause = f"decoding failed: {error}"
+                if self._options.mark_damaged:
+                    substitutions[position] = Substitution(fetched.step.number, sample, sample, cause)
+                    images.append(torch.zeros(1, 3, side, side, device=self._options.device))
+                    continue
                 substitutions[position], image = self._substitute(
                     fetched.step, sample, int(fetched.epochs[position]), cause, partial(attempt, position)
                 )

@@ -4,8 +4,9 @@ import logging
 import os
 import pickle
 import weakref
+from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
@@ -50,6 +51,8 @@ class Batch:
     """[B] int64, or None for unlabelled data."""
     samples: Tensor
     """[B] int64: the global sample ids asked for (a damaged one has a substitute's image and label)."""
+    damaged: Mapping[int, str] = field(default_factory=dict)
+    """Damaged samples among them, by their ids, with the reason."""
 
 
 class Stream(IterableDataset[Batch]):
@@ -88,6 +91,8 @@ class Stream(IterableDataset[Batch]):
         preprocessing: mean, deviation, filter and centre crop that a network wants; by default `Preprocessing()`. Of
             the crops it says evaluation's.
         ledger: JSON-lines file that substitutions are appended to (step, key, shard, reason, substitute).
+        mark_damaged: leave damaged samples to the caller: no others are shown in their place, and neither ledger nor
+            budget counts them. `Batch.damaged` names them, and their images mean nothing.
         fault_budget: number of different damaged samples that this rank tolerates; by default a thousandth of the
             samples, at least 10.
 
@@ -125,6 +130,7 @@ class Stream(IterableDataset[Batch]):
         preprocessing: Preprocessing | None = None,
         ledger: Path | None = None,
         fault_budget: int | None = None,
+        mark_damaged: bool = False,
         windows: Crops | None = None,
     ) -> None:
         if not isinstance(image_size, CropSizes):
@@ -146,6 +152,7 @@ class Stream(IterableDataset[Batch]):
             workers=workers if workers is not None else _share_of_cores(world_size),
             prefetch=prefetch,
             preprocessing=preprocessing or DEFAULT,
+            mark_damaged=mark_damaged,
             windows=windows,
         )
         plain = self._options
@@ -216,7 +223,8 @@ class Stream(IterableDataset[Batch]):
             if ready is None:
                 raise StopIteration
             try:
-                self._ledger.record(ready.substitutions)
+                if not self._options.mark_damaged:
+                    self._ledger.record(ready.substitutions)
             except ComaError:
                 self._stop()  # else the next call would skip this batch
                 raise
@@ -224,7 +232,8 @@ class Stream(IterableDataset[Batch]):
         if ready.event is not None:
             _hand_over(ready.event, ready.images, ready.units, ready.samples, ready.labels)
         sizes = view_sizes(ready.units.shape[1], self._options.views)
-        return Batch(ready.images, ready.units, sizes, ready.labels, ready.samples)
+        damaged = {each.sample: each.reason for each in ready.substitutions}
+        return Batch(ready.images, ready.units, sizes, ready.labels, ready.samples, damaged)
 
     def state_dict(self) -> dict[str, str | int]:
         """The whole state of the stream: fingerprint of the manifest, seed, samples consumed."""

@@ -24,6 +24,7 @@ FLOORS = (
     ("coma.runs", "coma.torch_state"),
     ("coma.exports", "coma.pictures"),
     ("coma.evaluation",),
+    ("coma.embedding",),
     ("coma.training",),
     ("coma.forecast", "coma.bench", "coma.doctor", "coma.demo"),
     ("coma.api",),

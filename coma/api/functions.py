@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from coma.api.keywords import with_keywords
 from coma.api.results import (
     DryRunResult,
+    EmbedResult,
     ExportResult,
     PictureResult,
     ScoreResult,
@@ -16,6 +17,7 @@ from coma.api.results import (
     TrainingResult,
     VerifyResult,
 )
+from coma.embedding.options import EmbedOptions
 from coma.evaluation.options import KnnOptions, ProbeOptions
 from coma.exports.options import ExportOptions
 from coma.pictures.options import ReconstructOptions
@@ -108,6 +110,19 @@ def knn(options: KnnOptions, progress: Callable[[int, int], None] | None = None)
     Neighbours come from split train, tested images from split val, or from a held-out fifth of train.
     """
     return _score(options, progress)
+
+
+@with_keywords(EmbedOptions)
+def embed(options: EmbedOptions, progress: Callable[[str, int, int | None], None] | None = None) -> EmbedResult:
+    """Write the features of images as a table.
+
+    Each image becomes a vector, in a row with its path and label. The same call goes on where it was stopped or killed.
+    """
+    from coma.embedding.command import run_command
+    from coma.torch_state import own_torch_state
+
+    with own_torch_state():
+        return EmbedResult.of(run_command(options, progress or (lambda *_: None)))
 
 
 @with_keywords(ReconstructOptions)

@@ -5,7 +5,7 @@ Legend: B images, T tokens, C channels, N samples of a split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,16 @@ class Features:
         if self.labels is None:
             raise DataError("the data have no labels, so nothing can be probed; shard class folders")
         return self.labels
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """Put features of consecutive samples together."""
+    labels = [part.labels for part in parts if part.labels is not None]
+    return Features(
+        torch.cat([part.x for part in parts]),
+        torch.cat(labels) if len(labels) == len(parts) else None,
+        torch.cat([part.samples for part in parts]),
+    )
 
 
 def held_out_fifth(count: int) -> Tensor:

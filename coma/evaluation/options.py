@@ -60,6 +60,14 @@ class KnnOptions(Options):
     device: str | None = option(
         None, help="Device to run on.", panel=_RUNNING, metavar="cpu|cuda", shown_default="a GPU if there is one"
     )
+    devices: int | Literal["auto"] | None = option(
+        None,
+        help="Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.",
+        panel=_RUNNING,
+        metavar="N|auto",
+        least=1,
+        shown_default="1",
+    )
 
     def __post_init__(self) -> None:
         """Check the limits, and that no option is given in vain."""
@@ -68,6 +76,8 @@ class KnnOptions(Options):
         if given and self.task != "segmentation":
             flag = given[0].replace("_", "-")
             raise UsageError(f"--{flag} is for windows of images with masks: give --task segmentation, or leave it out")
+        if self.devices is not None and self.task == "segmentation":
+            raise UsageError("--devices is for --task classification: segmentation runs in one process, on --device")
 
 
 @dataclass(frozen=True, kw_only=True)

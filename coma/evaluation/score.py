@@ -36,6 +36,8 @@ PROTOCOLS = {"logistic": logistic_logits, "dinov2": sgd_logits, "mae": lars_logi
 """How a probe is fitted: (train_x, train_labels, test_x) to the test rows' logits."""
 
 Progress = Callable[[int, int], None]  # images done, images in all
+Elsewhere = Callable[[Manifest, Callable[[int], None]], Features]
+"""Extracts the features of a split, and tells how many images are done."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,12 @@ def features_of(
     batch_size: int = BATCH_SIZE,
     device: str = "cpu",
     progress: Progress | None = None,
+    elsewhere: Elsewhere | None = None,
     **decoding: Any,
 ) -> tuple[Features, Features, str]:
     """Extract frozen features of the backbone as it is, in float32: (train, test, what the test rows are).
+
+    `elsewhere` extracts those of a split in other processes, in place of this one.
 
     Raises:
         DataError: too few images to hold any out.
@@ -162,6 +167,10 @@ def features_of(
             if progress is not None:
                 progress(before + images, total)
 
+        if elsewhere is not None:
+            features.append(elsewhere(manifest, tell))
+            done += len(manifest)
+            continue
         with Stream(manifest, batch_size=batch_size, training=False, device=device, **options) as stream:
             features.append(extract(autoencoder.backbone, stream, tell))
         done += len(manifest)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from coma.evaluation.device import choose_device
+from coma.evaluation.feature_job import extract_on
+from coma.evaluation.features import Features
 from coma.evaluation.options import KnnOptions, ProbeOptions
-from coma.evaluation.score import BATCH_SIZE, Progress, labelled_manifests, score
+from coma.evaluation.processes import BackboneName, Processes, choose_processes
+from coma.evaluation.score import BATCH_SIZE, Elsewhere, Progress, labelled_manifests, score
 from coma.evaluation.scored import what_to_score
 from coma.exports.load import load_export
 from coma.runs.names import checkpoint_step
 from coma.runs.read import load_autoencoder, naming_the_weights
+from coma.shards.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +30,7 @@ def score_run(
     protocol: str = "logistic",
     batch_size: int = BATCH_SIZE,
     device: str | None = None,
+    devices: int | str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a run's newest checkpoint (or the one named) and add the result to RUN/metrics.jsonl.
@@ -39,6 +44,7 @@ def score_run(
         protocol: how the probe is fitted, one of `PROTOCOLS`.
         batch_size: images at a time.
         device: "cpu", "cuda"; None: a GPU if there is one.
+        devices: number of processes that extract the features, or "auto", one on each GPU; None: this one.
         progress: called after each batch.
 
     Returns:
@@ -53,7 +59,8 @@ def score_run(
     train, val = labelled_manifests(scored.data)  # before the network is loaded
     if val is None:
         logger.info("%s has no split val: a fifth of train is held out for testing", train.folder.parent)
-    device = choose_device(device)
+    processes = choose_processes(devices, device)
+    device = processes.devices[0]
     if scored.is_export:
         autoencoder, step = load_export(scored.run, device)
     else:
@@ -69,8 +76,31 @@ def score_run(
             batch_size=batch_size,
             device=device,
             progress=progress,
+            elsewhere=_on(processes, scored.checkpoint, batch_size) if len(processes) > 1 else None,
         )
-    return {**scores.to_json(), **scored.kept(scores.metrics_line(step)), "device": device}
+    return {
+        **scores.to_json(),
+        **scored.kept(scores.metrics_line(step)),
+        "device": device if len(processes) == 1 else processes.kind,
+        "processes": len(processes),
+    }
+
+
+def _on(processes: Processes, model: Path, batch_size: int) -> Elsewhere:
+    """Return the extraction of a split's features on several processes."""
+    name = BackboneName(str(model.absolute()))
+
+    def extract(manifest: Manifest, tell: Callable[[int], None]) -> Features:
+        done = 0
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            tell(done)
+
+        return extract_on(processes, name, manifest, batch_size, count)
+
+    return extract
 
 
 def score_by(options: KnnOptions, progress: Progress | None = None) -> dict[str, Any]:
@@ -88,5 +118,6 @@ def score_by(options: KnnOptions, progress: Progress | None = None) -> dict[str,
         protocol=options.protocol if isinstance(options, ProbeOptions) else "logistic",
         batch_size=options.batch_size,
         device=options.device,
+        devices=options.devices,
         progress=progress,
     )

@@ -26,8 +26,8 @@ from typing import Literal, overload
 
 from coma import errors as errors
 from coma.api.results import (
-    DryRunResult, ExportResult, PictureResult, ScoreResult, SegmentationResult, ShardResult, TrainingResult,
-    VerifyResult,
+    DryRunResult, EmbedResult, ExportResult, PictureResult, ScoreResult, SegmentationResult, ShardResult,
+    TrainingResult, VerifyResult,
 )
 from coma.model.coma import CoMA as CoMA
 from coma.model.dyvit import DyViT as DyViT

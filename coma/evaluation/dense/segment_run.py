@@ -44,7 +44,12 @@ def segment_by(options: KnnOptions, progress: Progress | None = None) -> dict[st
             device=device,
             progress=progress,
         )
-    return {**scores.to_json(), **scored.kept(scores.metrics_line(backbone.step or 0)), "device": device}
+    return {
+        **scores.to_json(),
+        **scored.kept(scores.metrics_line(backbone.step or 0)),
+        "device": device,
+        "processes": 1,
+    }
 
 
 def _dense_options(options: KnnOptions, image_size: int) -> DenseOptions:

@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from coma.evaluation.features import Features
 from coma.pipeline import Batch
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -28,6 +29,19 @@ class Scorer(Protocol):
 
     def score(self, weights: dict[str, Tensor], step: int, after_batch: Callable[[], None]) -> dict[str, Any]:
         """Return the line of metrics.jsonl for the network with these weights; `after_batch` is called regularly."""
+
+
+@runtime_checkable
+class SharedScorer(Scorer, Protocol):
+    """Evaluates a network by features, of which every rank extracts a share."""
+
+    def extract_share(
+        self, weights: dict[str, Tensor], rank: int, world_size: int, after_batch: Callable[[], None]
+    ) -> list[Features | None]:
+        """Return a rank's share of the features of each split, None where it has none."""
+
+    def together(self, shares: list[list[Features | None]]) -> None:
+        """Take the shares of all ranks for the next `score`."""
 
 
 class Task(ABC):
