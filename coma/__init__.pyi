@@ -11,6 +11,7 @@ from coma.api.results import (
     ExportResult,
     PictureResult,
     ScoreResult,
+    SegmentationResult,
     ShardResult,
     TrainingResult,
     VerifyResult,
@@ -267,22 +268,34 @@ def index(
         ComaError: UsageError, DataError or another of `coma.errors`; its line names the way out.
     """
 
+@overload
 def knn(
     run: str | PathLike[str],
     data: str | PathLike[str] | None = None,
     *,
+    task: Literal["classification"] = "classification",
+    window_size: int | None = None,
+    shorter_side: int | None = None,
+    stride: int | None = None,
+    patches: int | None = None,
     batch_size: int = 64,
     device: str | None = None,
     devices: int | Literal["auto"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
-    """Classify by the 20 nearest neighbours among frozen features.
+    """Classify images or their pixels by the nearest neighbours among frozen features.
 
     Neighbours come from split train, tested images from split val, or from a held-out fifth of train.
 
     Args:
         run: Run folder, one of its checkpoints, or what `coma export` wrote.
         data: Labelled data set made by `coma shard`: a folder, or a URL (s3://...). Default: the run's own.
+        task: What is classified: images, or the pixels of images with masks.
+        window_size: Side of the windows that the network sees, in pixels. Default: the run's image size.
+        shorter_side: Side in pixels that images are resized to, to be covered by sliding windows. Default: each
+            whole image squeezed into one window; with dinov2, the window's side.
+        stride: Pixels from patch to patch of the maps. Default: that of the third stage of DyViT, 4 patches.
+        patches: Number of patches to learn from, at most: the same number of each image. Default: 100000.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
         devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
@@ -290,12 +303,27 @@ def knn(
         progress: Function that is called as the work goes on, such as print.
 
     Returns:
-        ScoreResult: paths and figures.
+        ScoreResult | SegmentationResult: paths and figures.
 
     Raises:
         ComaError: UsageError, DataError or another of `coma.errors`; its line names the way out.
     """
 
+@overload
+def knn(
+    run: str | PathLike[str],
+    data: str | PathLike[str] | None = None,
+    *,
+    task: Literal["segmentation"],
+    window_size: int | None = None,
+    shorter_side: int | None = None,
+    stride: int | None = None,
+    patches: int | None = None,
+    batch_size: int = 64,
+    device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SegmentationResult: ...
 def pretrain(
     data: str | PathLike[str] | None = None,
     *,
@@ -375,7 +403,8 @@ def pretrain(
         keep_last: Number of newest checkpoints to keep.
         keep_every_epochs: Epochs between checkpoints that are kept for good. Default: none.
         stuck_after: Seconds without progress after which the run ends as stuck; 0: never.
-        evaluate_every: Epochs between evaluations: 20-NN accuracy, if there are labels, and RankMe. Default: never.
+        evaluate_every: Epochs between evaluations: 20-NN accuracy, if there are labels, mIoU of neighbours, if
+            there are masks, and RankMe. Default: never.
         log_to: Experiment trackers, if installed, that get the metrics as well: wandb, mlflow, trackio. Default:
             none.
         stop_after: Number of steps after which to save a checkpoint and leave. Default: never.
@@ -401,17 +430,23 @@ def pretrain(
         ComaError: UsageError, DataError or another of `coma.errors`; its line names the way out.
     """
 
+@overload
 def probe(
     run: str | PathLike[str],
     data: str | PathLike[str] | None = None,
     *,
     protocol: Literal["logistic", "dinov2", "mae"] = "logistic",
+    task: Literal["classification"] = "classification",
+    window_size: int | None = None,
+    shorter_side: int | None = None,
+    stride: int | None = None,
+    patches: int | None = None,
     batch_size: int = 64,
     device: str | None = None,
     devices: int | Literal["auto"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
-    """Fit a linear classifier on frozen features.
+    """Fit a linear classifier on frozen features, of images or of their pixels.
 
     It is fitted on split train and tested on split val, or on a held-out fifth of train.
 
@@ -419,6 +454,12 @@ def probe(
         run: Run folder, one of its checkpoints, or what `coma export` wrote.
         data: Labelled data set made by `coma shard`: a folder, or a URL (s3://...). Default: the run's own.
         protocol: Protocol by which the classifier is fitted (docs/evaluate.md).
+        task: What is classified: images, or the pixels of images with masks.
+        window_size: Side of the windows that the network sees, in pixels. Default: the run's image size.
+        shorter_side: Side in pixels that images are resized to, to be covered by sliding windows. Default: each
+            whole image squeezed into one window; with dinov2, the window's side.
+        stride: Pixels from patch to patch of the maps. Default: that of the third stage of DyViT, 4 patches.
+        patches: Number of patches to learn from, at most: the same number of each image. Default: 100000.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
         devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
@@ -426,12 +467,28 @@ def probe(
         progress: Function that is called as the work goes on, such as print.
 
     Returns:
-        ScoreResult: paths and figures.
+        ScoreResult | SegmentationResult: paths and figures.
 
     Raises:
         ComaError: UsageError, DataError or another of `coma.errors`; its line names the way out.
     """
 
+@overload
+def probe(
+    run: str | PathLike[str],
+    data: str | PathLike[str] | None = None,
+    *,
+    protocol: Literal["logistic", "dinov2", "mae"] = "logistic",
+    task: Literal["segmentation"],
+    window_size: int | None = None,
+    shorter_side: int | None = None,
+    stride: int | None = None,
+    patches: int | None = None,
+    batch_size: int = 64,
+    device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SegmentationResult: ...
 def reconstruct(
     run: str | PathLike[str],
     images: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,

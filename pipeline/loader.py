@@ -71,6 +71,7 @@ class LoaderOptions:
     prefetch: int  # ready batches
     preprocessing: Preprocessing = DEFAULT
     mark_damaged: bool = False  # instead of showing others in the place of damaged samples
+    windows: Crops | None = None  # [N] of a single pass, in place of centre crops
 
     def __post_init__(self) -> None:
         """Turn numpy's and torch's numbers into Python's and validate the options; raise UsageError."""
@@ -101,6 +102,8 @@ class LoaderOptions:
             raise UsageError("decode is 'gpu', and the batches go to a CPU; take 'cpu' or 'auto'")
         if self.workers < 1 or self.prefetch < 1:
             raise UsageError(f"{self.workers} workers and {self.prefetch} batches ahead; give 1 or more")
+        if self.windows is not None and self.training:
+            raise UsageError("windows are given for a training stream, which draws its crops; give training=False")
 
     @property
     def decode_on_gpu(self) -> bool:
@@ -239,6 +242,8 @@ class Loader:
     def _crops(self, samples: IntArray, epochs: IntArray, shown: Int64Array, side: int) -> Crops:
         """Crop windows in the images shown, with the randomness of the samples asked for."""
         width, height = self._manifest.width[shown], self._manifest.height[shown]
+        if self._options.windows is not None:
+            return self._options.windows[shown]
         if not self._options.training:
             like = self._options.preprocessing
             return center_crops(width, height, image_size=side, fraction=like.crop_fraction, squash=like.squash)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from coma.errors import ComaError, DataError, UsageError
-from coma.pipeline.crops import CROP_SCALE
+from coma.pipeline.crops import CROP_SCALE, Crops
 from coma.pipeline.faults import Ledger, default_budget
 from coma.pipeline.loader import Loader, LoaderOptions
 from coma.pipeline.order import Planner, SampleOrder, Step, mixed
@@ -85,6 +85,7 @@ class Stream(IterableDataset[Batch]):
         start_samples: samples consumed before, by all ranks together.
         training: random crops in an endless shuffled order, or one pass for evaluation.
         crop_scale: least and greatest part of an image's area that a training crop shows.
+        windows: for `training=False`, a window of each sample in pixels, in place of its centre crop.
         workers: decoder threads; by default this process's share of the machine's cores.
         prefetch: batches kept ready ahead of the consumer.
         preprocessing: mean, deviation, filter and centre crop that a network wants; by default `Preprocessing()`. Of
@@ -130,6 +131,7 @@ class Stream(IterableDataset[Batch]):
         ledger: Path | None = None,
         fault_budget: int | None = None,
         mark_damaged: bool = False,
+        windows: Crops | None = None,
     ) -> None:
         if not isinstance(image_size, CropSizes):
             side = whole_number("image_size", image_size)
@@ -151,12 +153,15 @@ class Stream(IterableDataset[Batch]):
             prefetch=prefetch,
             preprocessing=preprocessing or DEFAULT,
             mark_damaged=mark_damaged,
+            windows=windows,
         )
         plain = self._options
         self._consumed = _position("start_samples", start_samples)
         budget = None if fault_budget is None else whole_number("fault_budget", fault_budget, 0)
         self.view_sizes = view_sizes(self.sizes.units(self.sizes.last), plain.views)  # of images of full size
         self.manifest = data if isinstance(data, Manifest) else read_manifest(_folder(data), split)
+        if windows is not None and len(windows) != len(self.manifest):
+            raise UsageError(f"{len(windows)} windows for {len(self.manifest)} samples; give one for each")
         order = SampleOrder(self.manifest, plain.seed, mixed=self._mixed()) if plain.training else None
         self._planner = Planner(order, len(self.manifest), plain.batch_size)
         self._ledger = Ledger(

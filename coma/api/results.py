@@ -244,6 +244,52 @@ class ScoreResult(Result):
 
 
 @dataclass(frozen=True, repr=False)
+class SegmentationResult(Result):
+    """Score of frozen maps by `coma.probe` or `coma.knn` with `task="segmentation"`, in percent."""
+
+    run: Path
+    """Run folder or export that was scored."""
+    miou: float
+    """Mean intersection over union of the classes; of a probe's linear head, or of neighbours."""
+    interval: tuple[float, float]
+    """95% confidence interval of the mIoU, over the test images."""
+    pixel_accuracy: float
+    """Share of the pixels whose class is right."""
+    class_iou: dict[str, float | None]
+    """IoU by class; None for one that is neither in the test nor predicted."""
+    channels: int
+    """Number of channels of the maps."""
+    window_size: int
+    """Side of the windows that the network sees, in pixels."""
+    stride: int
+    """Pixels from patch to patch."""
+    step: int
+    """Training step of the checkpoint."""
+    checkpoint: Path
+    """Folder of the checkpoint that was scored."""
+    data: str
+    """Data set with the masks."""
+    train_images: int
+    """Number of images whose pixels were learned from."""
+    test_images: int
+    """Number of images in the test."""
+    tested_on: str
+    """What the test images are: split val, or a held-out fifth of train."""
+    device: str
+    """Device that computed the maps."""
+    shorter_side: int | None = None
+    """Side that images were resized to, for sliding windows; None: each was squeezed into one window."""
+    patches: int | None = None
+    """Number of patches that were learned from; None for those that learn from pixels."""
+    miou_knn: float | None = None
+    """mIoU of neighbours, beside that of a probe."""
+    protocol: str | None = None
+    """How a probe was fitted; None for neighbours."""
+    metrics: Path | None = None
+    """File that the score was added to; None for an export."""
+
+
+@dataclass(frozen=True, repr=False)
 class EmbedResult(Result):
     """Table of features that `coma.embed` wrote, and what lies near what if that was asked for."""
 

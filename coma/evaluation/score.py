@@ -100,20 +100,28 @@ def can_be_probed(data: Path | str) -> bool:
     return True
 
 
+def split_manifests(data: Path | str) -> tuple[Manifest, Manifest | None]:
+    """Open train and, if there is one, val of a data set (or of that which a split's folder lies in).
+
+    Raises DataError if there are none.
+    """
+    data = folder_at(data)
+    if is_there(data / MANIFEST_NAME) and has_split(data.parent, "train"):
+        data = data.parent
+    train = read_manifest(data, "train")  # or the one folder that was given
+    return train, read_manifest(data, "val") if has_split(data, "val") else None
+
+
 def labelled_manifests(data: Path | str) -> tuple[Manifest, Manifest | None]:
     """Open train and, if there is one, val of a data set (or of that which a split's folder lies in).
 
     Raises:
         DataError: no such data, no labels in them, one class alone, or too few images to hold any out.
     """
-    data = folder_at(data)
-    if is_there(data / MANIFEST_NAME) and has_split(data.parent, "train"):
-        data = data.parent
-    train = read_manifest(data, "train")  # or the one folder that was given
-    val = read_manifest(data, "val") if has_split(data, "val") else None
+    train, val = split_manifests(data)
     for manifest in (train, val):
         if manifest is None:
-            _check_enough(train)
+            check_enough(train)
         elif manifest.label is None:
             raise DataError(f"{manifest.folder} has no labels, so nothing can be probed: shard a tree of class folders")
         elif len(manifest) and (manifest.label == manifest.label[0]).all():
@@ -121,7 +129,7 @@ def labelled_manifests(data: Path | str) -> tuple[Manifest, Manifest | None]:
     return train, val
 
 
-def _check_enough(train: Manifest) -> None:
+def check_enough(train: Manifest) -> None:
     """Raise DataError unless a fifth of the images can be held out."""
     if not held_out_fifth(len(train)).any():
         raise DataError(f"{train.folder} has {len(train)} images; a probe needs 5 or more, or a split val")
@@ -148,7 +156,7 @@ def features_of(
     from coma.pipeline import Stream
 
     if val is None:
-        _check_enough(train)
+        check_enough(train)
     options = {**autoencoder.stream_options(), **decoding}
     manifests = [train] if val is None else [train, val]
     total, done = sum(map(len, manifests)), 0

@@ -29,6 +29,9 @@ _SCORES = {
     "accuracy": "accuracy, top-1 %",
     "accuracy_top5": "accuracy, top-5 %",
     "rankme": "RankMe, effective rank of the features",
+    "miou": "segmentation by logistic regression of patches, mIoU %",
+    "miou_dinov2": "segmentation by a linear layer as DINOv2's, mIoU %",
+    "miou_knn": "segmentation by nearest neighbours of patches, mIoU %",
 }
 
 _ACCURACIES = {

@@ -117,7 +117,8 @@ class RunConfig(ABC):
     )
     evaluate_every: int | None = run_option(
         None,
-        help="Epochs between evaluations: 20-NN accuracy, if there are labels, and RankMe.",
+        help="Epochs between evaluations: 20-NN accuracy, if there are labels, mIoU of neighbours, if there are masks, "
+        "and RankMe.",
         least=1,
         shown_default="never",
     )
