@@ -6,7 +6,7 @@ The split `val` is the test if there is one; otherwise a fifth of `train`, alway
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +36,8 @@ PROTOCOLS = {"logistic": logistic_logits, "dinov2": sgd_logits, "mae": lars_logi
 """How a probe is fitted: (train_x, train_labels, test_x) to the test rows' logits."""
 
 Progress = Callable[[int, int], None]  # images done, images in all
-Elsewhere = Callable[[Manifest, Callable[[int], None]], Features]
-"""Extracts the features of a split, and tells how many images are done."""
+Elsewhere = Callable[[Sequence[Manifest], Progress | None], list[Features]]
+"""Extracts the features of splits."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def features_of(
 ) -> tuple[Features, Features, str]:
     """Extract frozen features of the backbone as it is, in float32: (train, test, what the test rows are).
 
-    `elsewhere` extracts those of a split in other processes, in place of this one.
+    `elsewhere` extracts them in other processes, in place of this one.
 
     Raises:
         DataError: too few images to hold any out.
@@ -160,17 +160,13 @@ def features_of(
     options = {**autoencoder.stream_options(), **decoding}
     manifests = [train] if val is None else [train, val]
     total, done = sum(map(len, manifests)), 0
-    features: list[Features] = []
-    for manifest in manifests:
+    features: list[Features] = [] if elsewhere is None else elsewhere(manifests, progress)
+    for manifest in manifests[len(features) :]:
 
         def tell(images: int, before: int = done) -> None:
             if progress is not None:
                 progress(before + images, total)
 
-        if elsewhere is not None:
-            features.append(elsewhere(manifest, tell))
-            done += len(manifest)
-            continue
         with Stream(manifest, batch_size=batch_size, training=False, device=device, **options) as stream:
             features.append(extract(autoencoder.backbone, stream, tell))
         done += len(manifest)

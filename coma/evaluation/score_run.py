@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from coma.evaluation.extraction.feature_job import extract_on
 from coma.evaluation.extraction.processes import BackboneName, Processes, choose_processes
-from coma.evaluation.features import Features
 from coma.evaluation.options import KnnOptions, ProbeOptions
 from coma.evaluation.score import BATCH_SIZE, Elsewhere, Progress, labelled_manifests, score
 from coma.evaluation.scored import what_to_score
 from coma.exports.load import load_export
 from coma.runs.names import checkpoint_step
 from coma.runs.read import load_autoencoder, naming_the_weights
-from coma.shards.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -87,20 +84,9 @@ def score_run(
 
 
 def _on(processes: Processes, model: Path, batch_size: int) -> Elsewhere:
-    """Return the extraction of a split's features on several processes."""
+    """Return the extraction of features on several processes."""
     name = BackboneName(str(model.absolute()))
-
-    def extract(manifest: Manifest, tell: Callable[[int], None]) -> Features:
-        done = 0
-
-        def count(more: int) -> None:
-            nonlocal done
-            done += more
-            tell(done)
-
-        return extract_on(processes, name, manifest, batch_size, count)
-
-    return extract
+    return lambda manifests, progress: extract_on(processes, name, manifests, batch_size, progress)
 
 
 def score_by(options: KnnOptions, progress: Progress | None = None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Legend: N samples of a split.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -64,17 +64,35 @@ class FeatureJob:
 def extract_on(
     processes: Processes,
     backbone: BackboneName,
-    manifest: Manifest,
+    manifests: Sequence[Manifest],
     batch_size: int,
-    done: Callable[[int], None] = lambda _: None,
-) -> Features:
-    """Extract a split's features in the manifest's order; `done` is called with the images done since the last call.
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Features]:
+    """Extract the features of splits, each in its manifest's order; `progress` hears of images done and in all.
 
     Raises what `extract` raises.
     """
-    batches = -(-len(manifest) // batch_size)
-    cuts = shares(batches, processes) or [range(0)]  # of which extraction says that there is none
-    jobs = [FeatureJob(backbone, manifest.folder, share, batch_size, processes) for share in cuts]
-    results = {job.batches.start: result for job, result in run_on(processes, jobs, done)}
-    parts = [[None if each is None else torch.from_numpy(each) for each in results[start]] for start in sorted(results)]
-    return joined([Features(x, labels, samples) for x, labels, samples in parts])  # type: ignore[arg-type]
+    jobs: list[FeatureJob] = []
+    for manifest in manifests:
+        cuts = shares(-(-len(manifest) // batch_size), processes) or [range(0)]  # of none, extraction says so
+        jobs += [FeatureJob(backbone, manifest.folder, share, batch_size, processes) for share in cuts]
+    done, total = 0, sum(map(len, manifests))
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done, total)
+
+    results = {(job.split, job.batches.start): result for job, result in run_on(processes, jobs, count)}
+    return [
+        joined([_as_features(results[at]) for at in sorted(results, key=lambda at: at[1]) if at[0] == manifest.folder])
+        for manifest in manifests
+    ]
+
+
+def _as_features(arrays: list[npt.NDArray[Any] | None]) -> Features:
+    x, labels, samples = (None if each is None else torch.from_numpy(each) for each in arrays)
+    assert x is not None
+    assert samples is not None
+    return Features(x, labels, samples)

@@ -180,7 +180,6 @@ class FeatureScorer:
     def score(self, weights: dict[str, Tensor], step: int, after_batch: Callable[[], None]) -> dict[str, Any]:
         """Return the scores of the network with these weights."""
         extracted, self._extracted = self._extracted, None
-        taken = iter(extracted or ())
         with network_with(self._build, weights, self._device) as model:
             scores = score(
                 model,
@@ -190,7 +189,7 @@ class FeatureScorer:
                 knn=self._labelled,
                 device=str(self._device),
                 progress=lambda *_: after_batch(),
-                elsewhere=None if extracted is None else lambda *_: next(taken),
+                elsewhere=None if extracted is None else lambda *_: extracted,
                 **self._decoding,
             )
             line = scores.metrics_line(step)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +139,8 @@ def test_a_damaged_sample_of_a_shard_is_set_aside_and_no_other_shown(
 _KILLED = """
 import os, signal, sys
 import coma
-from coma.embedding import parts
+from coma.embedding import command, parts
+print("ready", flush=True)
 parts.PART_IMAGES = 8
 limit = int(sys.argv[3])
 def progress(stage, done, total):
@@ -296,18 +296,18 @@ def test_shards_at_a_url_give_the_same_bytes(shards: Path, tmp_path: Path, monke
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_command_that_is_killed_again_and_again_writes_the_same_bytes(photographs: Path, tmp_path: Path) -> None:
-    """At instants that no one chose: in its imports, while images are checked or embedded, while the table is made."""
+    """At instants that no one chose: while images are checked or embedded, while the table is made."""
     undisturbed = coma.embed(MODEL, photographs, tmp_path / "undisturbed.parquet", **FEW)
     command = [sys.executable, "-c", _KILLED, MODEL, str(photographs), "1000"]
     chance = np.random.default_rng(0)
-    for _ in range(30):
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
-        work = tmp_path / ".features.parquet.coma-embed"
-        while process.poll() is None and not work.exists():
-            time.sleep(0.01)
+    for kill in range(20):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=chance.uniform(0, 1.5))
+            process.wait(timeout=chance.uniform(0, 1 + kill))  # more and more time, on whatever machine
         if process.poll() is not None:
             break
         process.kill()

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from coma.errors import DataError, UsageError
 from coma.evaluation.extraction.feature_job import extract_on
-from coma.evaluation.extraction.processes import BackboneName, Processes, choose_processes, shares
+from coma.evaluation.extraction.processes import Processes, choose_processes, shares
 from coma.evaluation.features import extract, held_out_fifth, pool
 from coma.evaluation.score import HELD_OUT, features_of, labelled_manifests, score
 from coma.evaluation.score_run import score_run
@@ -78,22 +78,28 @@ def test_only_what_was_asked_for_is_scored(run):
     assert "probe" not in (run / "metrics.jsonl").read_text()
 
 
-def test_any_number_of_processes_extracts_the_same_features(run, data):
-    """To the last bit, in the manifest's order; of a run, and of its export."""
-    train, _ = labelled_manifests(data)
-    name = BackboneName(str(run))
-    alone, shared = (extract_on(Processes(("cpu",) * count), name, train, 8) for count in (1, 2))
-    assert torch.equal(alone.x, shared.x)
-    assert torch.equal(alone.labels, shared.labels)
-    assert shared.samples.tolist() == list(range(len(train)))
-    here, _, _ = features_of(load_autoencoder(run), train, labelled_manifests(data)[1], batch_size=8)
-    assert torch.equal(here.x, shared.x)
+def test_any_number_of_processes_extracts_the_same_features(run, data, monkeypatch):
+    """To the last bit, in the manifests' order, and scored alike."""
+    extracted = []
+
+    def kept(*arguments):
+        extracted.append(extract_on(*arguments))
+        return extracted[-1]
+
+    monkeypatch.setattr("coma.evaluation.score_run.extract_on", kept)
     done = []
     scores = score_run(run, batch_size=8, device="cpu", devices=2, progress=lambda *now: done.append(now))
-    expected = score_run(run, batch_size=8, device="cpu")
-    assert scores == {**expected, "processes": 2}
+    assert scores == {**score_run(run, batch_size=8, device="cpu"), "processes": 2}
     assert done[-1] == (72, 72)
     assert done == sorted(done)
+    autoencoder = load_autoencoder(run)
+    (shared,) = extracted
+    for manifest, features in zip(labelled_manifests(data), shared, strict=True):
+        with Stream(manifest, batch_size=8, training=False, **autoencoder.stream_options()) as stream:
+            alone = extract(autoencoder.backbone, stream)
+        assert torch.equal(features.x, alone.x)
+        assert torch.equal(features.labels, alone.labels)
+        assert features.samples.tolist() == list(range(len(manifest)))
 
 
 def test_processes_are_given_a_device_each():
