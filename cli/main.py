@@ -11,6 +11,7 @@ import typer
 from coma.cli import bench, faults
 from coma.cli.demo import demo
 from coma.cli.doctor import doctor
+from coma.cli.embed import embed
 from coma.cli.export import export
 from coma.cli.finetune import finetune
 from coma.cli.help import Command, Group
@@ -67,7 +68,7 @@ COMMANDS = {
     "Data": (shard, index, inspect, verify),
     "Train": (plan, pretrain, finetune),
     "Evaluate": (probe, knn, reconstruct, look, report),
-    "Use": (export,),
+    "Use": (export, embed),
     "This machine": (doctor, demo),
 }
 """By the heading under which `coma --help` lists them."""

@@ -21,6 +21,7 @@ what is in it:
     exports/            export folders: the backbone as an ordinary timm model, with a model card; ONNX
     pictures/           reconstructions, features and attention, the images of a step
     evaluation/         k nearest neighbours, linear probe, accuracy of a classifier
+    embedding/          features of any images as a table, and what lies near what
     training/           the training loop; config/ engine/ processes/ tasks/ logs/
     forecast/           what `coma plan` prints: steps, memory, disk, time
     bench/ doctor/ demo/    speed here, checks of this machine, the whole road in minutes
@@ -39,7 +40,7 @@ from coma.model._timm import register_when_imported
 
 _HOMES = {
     "coma.api.functions": (
-        *("shard", "index", "verify", "pretrain", "finetune", "probe", "knn", "reconstruct", "export"),
+        *("shard", "index", "verify", "pretrain", "finetune", "probe", "knn", "reconstruct", "export", "embed"),
     ),
     "coma.pipeline": ("Stream",),
     "coma.model.coma": ("CoMA",),

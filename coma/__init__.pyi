@@ -7,9 +7,11 @@ from typing import Literal, overload
 from coma import errors as errors
 from coma.api.results import (
     DryRunResult,
+    EmbedResult,
     ExportResult,
     PictureResult,
     ScoreResult,
+    SegmentationResult,
     ShardResult,
     TrainingResult,
     VerifyResult,
@@ -26,6 +28,7 @@ __all__ = [
     "CoMA",
     "DyViT",
     "Stream",
+    "embed",
     "export",
     "finetune",
     "index",
@@ -37,13 +40,81 @@ __all__ = [
     "verify",
 ]
 
+def embed(
+    model: str | PathLike[str],
+    images: str | PathLike[str],
+    out: str | PathLike[str] | None = None,
+    *,
+    half: bool = False,
+    patches: bool = False,
+    stride: int | None = None,
+    image_size: int | None = None,
+    untrained: bool = False,
+    neighbours: int | None = None,
+    duplicates_above: float = 0.95,
+    query: str | None = None,
+    split: str | None = None,
+    layout: str | None = None,
+    splits: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    root: str | PathLike[str] | None = None,
+    batch_size: int = 64,
+    device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> EmbedResult:
+    """Write the features of images as a table.
+
+    Each image becomes a vector, in a row with its path and label. The same call goes on where it was stopped or killed.
+
+    Args:
+        model: Run folder, checkpoint, export, or a name in timm with weights (hf-hub:OWNER/NAME, local-dir:FOLDER).
+        images: Folder of images, tar, parquet or list of paths; or shards: a folder, or a URL (s3://...).
+        out: Table to write, a .parquet; or an .npy, with a .parquet of paths beside it. Default:
+            IMAGES-MODEL.parquet in the current folder.
+        half: Write float16, half the size, in place of float32.
+        patches: Write a map of patch features of each image as well.
+        stride: Number of pixels from one vector of a map to the next; resampled from the model's own, with
+            `patches`. Default: that of the model's last stage.
+        image_size: Side of the images, in pixels. Default: that of the model.
+        untrained: Take a name in timm without its weights, at random, as a baseline.
+        neighbours: Find so many nearest images of each by cosine similarity, near-duplicates and outliers, and draw
+            some.
+        duplicates_above: Cosine similarity from which two images count as near-duplicates.
+        query: Path or key of the image whose neighbours are drawn. Default: six spread over all.
+        split: Split to take alone. Default: all, train first.
+        layout: Kind of source: folder, flat (no labels), masks, ade20k, voc, imagenet, kaggle, tar, webdataset,
+            parquet or list. Default: detected.
+        splits: Folders that are splits, such as train=photos/2019,val=photos/2020; train=. is all the others.
+            Default: told from their names.
+        image_column: Column of images in a parquet source, of paths in a list. Default: detected.
+        label_column: Column of labels in a parquet source or a list. Default: detected.
+        root: Folder that the paths of a list are relative to. Default: the list's own.
+        batch_size: Number of images per batch.
+        device: Device to run on. Default: a GPU if there is one.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+            Default: 1.
+        overwrite: Replace an OUT of other settings, or an unfinished one.
+        progress: Function that is called as the work goes on, such as print.
+
+    Returns:
+        EmbedResult: paths and figures.
+
+    Raises:
+        ComaError: UsageError, DataError or another of `coma.errors`; its line names the way out.
+    """
+
 def export(
     run: str | PathLike[str],
     folder: str | PathLike[str],
     *,
     with_decoder: bool = False,
     onnx: bool = False,
-    license: str = "unknown",
+    license: str | None = None,
+    push: str | None = None,
+    private: bool = False,
 ) -> ExportResult:
     """Write the backbone of a run as a timm model, with a model card.
 
@@ -52,7 +123,9 @@ def export(
         folder: Folder to write: new, empty, or an earlier export.
         with_decoder: Write the decoder as well, for `coma pretrain --init DIR`.
         onnx: Write DIR/model.onnx as well, which needs the extra onnx.
-        license: License for the model card, such as apache-2.0 or cc-by-nc-4.0.
+        license: License for the model card, such as apache-2.0 or cc-by-nc-4.0; `push` wants one. Default: unknown.
+        push: Repository of the Hugging Face Hub to upload DIR to; it is made if there is none. Default: none.
+        private: Make a new repository private.
 
     Returns:
         ExportResult: paths and figures.
@@ -113,7 +186,7 @@ def finetune(
     The same call resumes where it stopped. The defaults are MAE's for ViT-B.
 
     Args:
-        source: Backbone to fine-tune: a run folder, a checkpoint, or what `coma export` wrote.
+        source: Backbone to fine-tune: a run, a checkpoint, an export, or a model of timm or the Hub (hf-hub:NAME).
         data: Data set made by `coma shard`: a folder, or a URL (s3://...). Default: the one in the current folder.
         crop_scale: Smallest share of an image's area that a crop shows.
         rand_augment: Magnitude of RandAugment, two operations per image, up to 30; 0: none.
@@ -195,32 +268,62 @@ def index(
         ComaError: UsageError, DataError or another of `coma.errors`; its line names the way out.
     """
 
+@overload
 def knn(
     run: str | PathLike[str],
     data: str | PathLike[str] | None = None,
     *,
+    task: Literal["classification"] = "classification",
+    window_size: int | None = None,
+    shorter_side: int | None = None,
+    stride: int | None = None,
+    patches: int | None = None,
     batch_size: int = 64,
     device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
-    """Classify by the 20 nearest neighbours among frozen features.
+    """Classify images or their pixels by the nearest neighbours among frozen features.
 
     Neighbours come from split train, tested images from split val, or from a held-out fifth of train.
 
     Args:
         run: Run folder, one of its checkpoints, or what `coma export` wrote.
         data: Labelled data set made by `coma shard`: a folder, or a URL (s3://...). Default: the run's own.
+        task: What is classified: images, or the pixels of images with masks.
+        window_size: Side of the windows that the network sees, in pixels. Default: the run's image size.
+        shorter_side: Side in pixels that images are resized to, to be covered by sliding windows. Default: each
+            whole image squeezed into one window; with dinov2, the window's side.
+        stride: Pixels from patch to patch of the maps. Default: that of the third stage of DyViT, 4 patches.
+        patches: Number of patches to learn from, at most: the same number of each image. Default: 100000.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+            Default: 1.
         progress: Function that is called as the work goes on, such as print.
 
     Returns:
-        ScoreResult: paths and figures.
+        ScoreResult | SegmentationResult: paths and figures.
 
     Raises:
         ComaError: UsageError, DataError or another of `coma.errors`; its line names the way out.
     """
 
+@overload
+def knn(
+    run: str | PathLike[str],
+    data: str | PathLike[str] | None = None,
+    *,
+    task: Literal["segmentation"],
+    window_size: int | None = None,
+    shorter_side: int | None = None,
+    stride: int | None = None,
+    patches: int | None = None,
+    batch_size: int = 64,
+    device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SegmentationResult: ...
 def pretrain(
     data: str | PathLike[str] | None = None,
     *,
@@ -276,7 +379,8 @@ def pretrain(
         method: Masking: complementary views (coma), or for comparison independently masked ones, or mae.
         views: Number of views per image; mae has 1.
         patch_size: Side of a patch, in pixels; small images need small ones. Default: the model's own.
-        init: Export whose weights the run starts from, with the decoder's if it has them. Default: random weights.
+        init: Weights that the run starts from: a run, an export, or a model of timm or the Hub (hf-hub:OWNER/NAME).
+            Default: random weights.
         image_size: Side of the square crops, in pixels.
         decode: Where images are decoded; auto: on the device that trains.
         workers: Number of decoding threads per process. Default: its share of the cores.
@@ -299,7 +403,8 @@ def pretrain(
         keep_last: Number of newest checkpoints to keep.
         keep_every_epochs: Epochs between checkpoints that are kept for good. Default: none.
         stuck_after: Seconds without progress after which the run ends as stuck; 0: never.
-        evaluate_every: Epochs between evaluations: 20-NN accuracy, if there are labels, and RankMe. Default: never.
+        evaluate_every: Epochs between evaluations: 20-NN accuracy, if there are labels, mIoU of neighbours, if
+            there are masks, and RankMe. Default: never.
         log_to: Experiment trackers, if installed, that get the metrics as well: wandb, mlflow, trackio. Default:
             none.
         stop_after: Number of steps after which to save a checkpoint and leave. Default: never.
@@ -325,16 +430,23 @@ def pretrain(
         ComaError: UsageError, DataError or another of `coma.errors`; its line names the way out.
     """
 
+@overload
 def probe(
     run: str | PathLike[str],
     data: str | PathLike[str] | None = None,
     *,
     protocol: Literal["logistic", "dinov2", "mae"] = "logistic",
+    task: Literal["classification"] = "classification",
+    window_size: int | None = None,
+    shorter_side: int | None = None,
+    stride: int | None = None,
+    patches: int | None = None,
     batch_size: int = 64,
     device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
-    """Fit a linear classifier on frozen features.
+    """Fit a linear classifier on frozen features, of images or of their pixels.
 
     It is fitted on split train and tested on split val, or on a held-out fifth of train.
 
@@ -342,17 +454,41 @@ def probe(
         run: Run folder, one of its checkpoints, or what `coma export` wrote.
         data: Labelled data set made by `coma shard`: a folder, or a URL (s3://...). Default: the run's own.
         protocol: Protocol by which the classifier is fitted (docs/evaluate.md).
+        task: What is classified: images, or the pixels of images with masks.
+        window_size: Side of the windows that the network sees, in pixels. Default: the run's image size.
+        shorter_side: Side in pixels that images are resized to, to be covered by sliding windows. Default: each
+            whole image squeezed into one window; with dinov2, the window's side.
+        stride: Pixels from patch to patch of the maps. Default: that of the third stage of DyViT, 4 patches.
+        patches: Number of patches to learn from, at most: the same number of each image. Default: 100000.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+            Default: 1.
         progress: Function that is called as the work goes on, such as print.
 
     Returns:
-        ScoreResult: paths and figures.
+        ScoreResult | SegmentationResult: paths and figures.
 
     Raises:
         ComaError: UsageError, DataError or another of `coma.errors`; its line names the way out.
     """
 
+@overload
+def probe(
+    run: str | PathLike[str],
+    data: str | PathLike[str] | None = None,
+    *,
+    protocol: Literal["logistic", "dinov2", "mae"] = "logistic",
+    task: Literal["segmentation"],
+    window_size: int | None = None,
+    shorter_side: int | None = None,
+    stride: int | None = None,
+    patches: int | None = None,
+    batch_size: int = 64,
+    device: str | None = None,
+    devices: int | Literal["auto"] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SegmentationResult: ...
 def reconstruct(
     run: str | PathLike[str],
     images: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,

@@ -1,10 +1,11 @@
-"""Mask R-CNN on an exported backbone: boxes, classes and masks, learned from pictures drawn here.
+"""Mask R-CNN on an exported backbone: boxes, classes and masks, from its weights and from random ones.
 
-    coma export runs/dyvit_base exports/dyvit_base
-    python examples/detection.py exports/dyvit_base
+    coma demo && coma export coma-demo/run exports/demo
+    python examples/detection.py exports/demo --image-size 48 --width 64
 
-torchvision's detector takes any backbone that gives a pyramid of maps; `Pyramid` is all that there is to it. For your
-own data, put a loader of (images, targets) as torchvision's documentation describes them in place of `draw`.
+Learns from the demo's drawn scenes, each with one object of ten kinds, and prints a line for each export. torchvision's
+detector takes any backbone that gives a pyramid of maps; `Pyramid` is all that there is to it. For your own data, put a
+loader of (images, targets) as torchvision's documentation describes them in place of `draw`.
 """
 
 import argparse
@@ -12,25 +13,30 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN  # type: ignore[import-untyped]
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor  # type: ignore[import-untyped]
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor  # type: ignore[import-untyped]
 from torchvision.models.detection.rpn import AnchorGenerator  # type: ignore[import-untyped]
-from torchvision.ops import FeaturePyramidNetwork  # type: ignore[import-untyped]
+from torchvision.ops import FeaturePyramidNetwork, box_iou, masks_to_boxes  # type: ignore[import-untyped]
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool  # type: ignore[import-untyped]
 
 import coma  # noqa: F401  makes timm know the model
+from coma.demo.scenes import CLASS_NAMES, draw_segmented_scene
 
-CLASSES = ("background", "square", "disc")
+Target = dict[str, Tensor]
 
 
 class Pyramid(nn.Module):
     """The backbone's four maps through a feature pyramid network."""
 
-    def __init__(self, export: Path, out_channels: int = 256) -> None:
+    def __init__(self, export: Path, out_channels: int = 256, pretrained: bool = True) -> None:
         super().__init__()
-        self.body = timm.create_model(f"local-dir:{export}", pretrained=True, features_only=True)
+        self.body = timm.create_model(f"local-dir:{export}", pretrained=pretrained, features_only=True)
         channels = self.body.feature_info.channels()
         self.fpn = FeaturePyramidNetwork(channels, out_channels, extra_blocks=LastLevelMaxPool())
         self.out_channels = out_channels
@@ -41,89 +47,112 @@ class Pyramid(nn.Module):
         return maps
 
 
-def build(export: Path, image_size: int) -> MaskRCNN:
+def build(export: Path, image_size: int, width: int = 256, pretrained: bool = True) -> MaskRCNN:
     """Mask R-CNN whose shorter side is `image_size` pixels; images are padded to whole mask units."""
-    backbone = Pyramid(export)
+    backbone = Pyramid(export, width, pretrained)
     strides = backbone.body.feature_info.reduction()
     data = timm.data.resolve_model_data_config(backbone.body)
     anchors = [(8 * stride,) for stride in (*strides, 2 * strides[-1])]
+    classes = 1 + len(CLASS_NAMES)  # 0 is the background
     return MaskRCNN(
         backbone,
-        num_classes=len(CLASSES),
         min_size=image_size,
         max_size=2 * image_size,
         image_mean=data["mean"],
         image_std=data["std"],
         rpn_anchor_generator=AnchorGenerator(anchors, [(0.5, 1.0, 2.0)] * len(anchors)),
+        box_predictor=FastRCNNPredictor(1024, classes),
+        mask_head=MaskRCNNHeads(width, (width,) * 4, 1),
+        mask_predictor=MaskRCNNPredictor(width, width, classes),
+        box_batch_size_per_image=16,  # there is one object
+        rpn_post_nms_top_n_train=100,
+        rpn_post_nms_top_n_test=50,
+        box_detections_per_img=5,
         size_divisible=strides[-1],
     )
 
 
-def draw(count: int, size: int, generator: torch.Generator) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Pictures [3, size, 1.5 size] in [0, 1] of a square and a disc each, and what is to be found in them."""
-    width = size * 3 // 2
-    down, right = torch.meshgrid(torch.arange(size), torch.arange(width), indexing="ij")
+def draw(count: int, size: int, seed: int) -> tuple[list[Tensor], list[Target]]:
+    """Pictures [3, H, W] in [0, 1] of this shorter side, and the box, class and mask of the object in each."""
     images, targets = [], []
-    for _ in range(count):
-        image = 0.3 * torch.rand(3, size, width, generator=generator)
-        masks = []
-        for label in (1, 2):
-            half = int(torch.randint(size // 8, size // 4, (), generator=generator))
-            y = int(torch.randint(half, size - half, (), generator=generator))
-            x = int(torch.randint(half, width - half, (), generator=generator))
-            dy, dx = (down - y).abs(), (right - x).abs()
-            mask = torch.maximum(dy, dx) <= half if label == 1 else dy**2 + dx**2 <= half**2
-            image[:, mask] = 0.4 + 0.6 * torch.rand(3, 1, generator=generator)
-            masks.append(mask)
-        boxes = [[float(m.nonzero()[:, d].min()) for d in (1, 0)] for m in masks]
-        ends = [[float(m.nonzero()[:, d].max()) + 1 for d in (1, 0)] for m in masks]
-        targets.append(
-            {
-                "boxes": torch.cat([torch.tensor(boxes), torch.tensor(ends)], dim=1),
-                "labels": torch.tensor([1, 2]),
-                "masks": torch.stack(masks).to(torch.uint8),
-            }
-        )
-        images.append(image)
+    for number in range(count):
+        label = number % len(CLASS_NAMES)
+        picture, mask = draw_segmented_scene(label, np.random.default_rng([seed, number]))
+        scale = size / min(picture.size)
+        shape = (round(picture.width * scale), round(picture.height * scale))
+        picture, mask = picture.resize(shape), mask.resize(shape, Image.Resampling.NEAREST)
+        images.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255)
+        inside = torch.from_numpy(np.array(mask) >= 2)[None]  # below 2: background and plain clutter
+        target = {"boxes": masks_to_boxes(inside), "labels": torch.tensor([label + 1]), "masks": inside.to(torch.uint8)}
+        targets.append(target)
     return images, targets
 
 
-def main(arguments: Sequence[str] | None = None) -> list[float]:
-    """Train, show what is found in a new picture, and return the loss of each step."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("export", type=Path, help="folder that `coma export` wrote")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--image-size", type=int, default=256, help="shorter side, pixels")
-    parser.add_argument("--lr", type=float, default=1e-4)
-    given = parser.parse_args(arguments)
+def on(device: str, images: list[Tensor], targets: list[Target]) -> tuple[list[Tensor], list[Target]]:
+    """Move pictures and what is in them to a device."""
+    return [x.to(device) for x in images], [{key: x.to(device) for key, x in each.items()} for each in targets]
 
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    detector = build(given.export, given.image_size).to(device)
-    optimizer = torch.optim.AdamW(detector.parameters(), lr=given.lr, weight_decay=0.05)
-    generator = torch.Generator().manual_seed(0)
-    history: list[float] = []
-    for step in range(1, given.steps + 1):
-        images, targets = draw(given.batch_size, given.image_size, generator)
-        losses = detector(
-            [image.to(device) for image in images],
-            [{name: value.to(device) for name, value in target.items()} for target in targets],
-        )
+
+def train(
+    detector: MaskRCNN, images: Sequence[Tensor], targets: Sequence[Target], steps: int, batch_size: int, lr: float
+) -> list[float]:
+    """Train the whole detector on random batches; return the loss of each step."""
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    history = []
+    for _ in range(steps):
+        rows = torch.randint(len(images), (batch_size,)).tolist()
+        losses = detector([images[row] for row in rows], [targets[row] for row in rows])
         loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
         optimizer.step()
+        schedule.step()
         history.append(loss.item())
-        print(f"step {step}  " + "  ".join(f"{name[5:]} {value.item():.3f}" for name, value in losses.items()))
-
-    detector.eval()
-    with torch.no_grad():
-        (objects,) = detector([image.to(device) for image in draw(1, given.image_size, generator)[0]])
-    for label, score, box in zip(objects["labels"][:4], objects["scores"][:4], objects["boxes"][:4], strict=True):
-        print(f"{CLASSES[int(label)]} {score.item():.2f} at {[round(edge) for edge in box.tolist()]}")
     return history
+
+
+@torch.no_grad()
+def found(detector: MaskRCNN, images: Sequence[Tensor], targets: Sequence[Target]) -> float:
+    """Percentage of pictures in which the box of the highest score has the object's class and half of its place."""
+    detector.eval()
+    hits = 0
+    for image, target in zip(images, targets, strict=True):
+        (objects,) = detector([image])
+        if len(objects["labels"]):  # the highest score comes first
+            overlaps = box_iou(objects["boxes"][:1], target["boxes"]).item() >= 0.5
+            hits += bool(overlaps and objects["labels"][0] == target["labels"][0])
+    return 100 * hits / len(images)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, float]]:
+    """Train from the export's weights and from random ones, print how good each gets, and return that."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("exports", type=Path, nargs="+", help="folders that `coma export` wrote, a seed each")
+    parser.add_argument("--pictures", type=int, default=200, help="number of pictures to learn from")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--image-size", type=int, default=256, help="shorter side, pixels")
+    parser.add_argument("--width", type=int, default=256, help="channels of the pyramid and the heads")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    given = parser.parse_args(arguments)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    results: list[dict[str, float]] = []
+    print("| seed | random weights, objects found | pre-trained, objects found |\n|---|---|---|")
+    for seed, export in enumerate(given.exports):
+        images, targets = on(device, *draw(given.pictures, given.image_size, seed))
+        new_images, new_targets = on(device, *draw(100, given.image_size, 1000 + seed))
+        scores: dict[str, float] = {}
+        for name, pretrained in (("random", False), ("pretrained", True)):
+            torch.manual_seed(seed)
+            detector = build(export, given.image_size, given.width, pretrained).to(device)
+            losses = train(detector, images, targets, given.steps, given.batch_size, given.lr)
+            scores |= {name: found(detector, new_images, new_targets), f"{name}_loss": losses[-1]}
+        print(f"| {seed} | {scores['random']:.1f}% | {scores['pretrained']:.1f}% |", flush=True)
+        results.append(scores)
+    return results
 
 
 if __name__ == "__main__":

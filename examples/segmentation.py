@@ -1,24 +1,27 @@
-"""Semantic segmentation on an exported backbone: a class for every pixel, learned from pictures drawn here.
+"""Semantic segmentation on an exported backbone: a class for every pixel, from its weights and from random ones.
 
-    coma export runs/dyvit_base exports/dyvit_base
-    python examples/segmentation.py exports/dyvit_base
+    coma demo && coma export coma-demo/run exports/demo
+    python examples/segmentation.py exports/demo --image-size 48 --width 64
 
-The head is UPerNet's (arXiv 1807.10221): the last map pooled at several scales, a feature pyramid, all of its levels
-side by side. For your own data, put a loader of images [B, 3, H, W] and labels [B, H, W] in place of `draw`.
+Learns from the demo's drawn scenes with their masks, and prints a line for each export. The head is UPerNet's (arXiv
+1807.10221): the last map pooled at several scales, a feature pyramid, all of its levels side by side. For your own
+data, put a loader of images [B, 3, H, W] and labels [B, H, W] in place of `draw`.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import coma  # noqa: F401  makes timm know the model
-
-CLASSES = ("background", "square", "disc")
+from coma.demo.scenes import SEGMENT_NAMES as CLASSES
+from coma.demo.scenes import draw_segmented_scene
 
 
 def conv(in_channels: int, out_channels: int, side: int) -> nn.Sequential:
@@ -70,75 +73,86 @@ class UPerHead(nn.Module):
 class Segmenter(nn.Module):
     """Images [B, 3, H, W], normalised, to logits [B, classes, H, W]."""
 
-    def __init__(self, export: Path, classes: int) -> None:
+    def __init__(self, export: Path, classes: int, width: int = 256, pretrained: bool = True) -> None:
         super().__init__()
-        self.backbone = timm.create_model(f"local-dir:{export}", pretrained=True, features_only=True)
-        self.head = UPerHead(self.backbone.feature_info.channels(), classes)
+        self.backbone = timm.create_model(f"local-dir:{export}", pretrained=pretrained, features_only=True)
+        self.head = UPerHead(self.backbone.feature_info.channels(), classes, width)
 
     def forward(self, images: Tensor) -> Tensor:
         """H and W are multiples of the mask unit, 32 pixels for patches of 4."""
         return resize(self.head(self.backbone(images)), images.shape[2:])
 
 
-def draw(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Pictures [count, 3, size, size] in [0, 1] of a square and a disc each, and labels [count, size, size]."""
-    down, right = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    images = 0.3 * torch.rand(count, 3, size, size, generator=generator)
-    labels = torch.zeros(count, size, size, dtype=torch.int64)
-    for image, label in zip(images, labels, strict=True):
-        for shape in (1, 2):
-            half = int(torch.randint(size // 8, size // 4, (), generator=generator))
-            y, x = torch.randint(half, size - half, (2,), generator=generator).tolist()
-            dy, dx = (down - y).abs(), (right - x).abs()
-            mask = torch.maximum(dy, dx) <= half if shape == 1 else dy**2 + dx**2 <= half**2
-            image[:, mask] = 0.4 + 0.6 * torch.rand(3, 1, generator=generator)
-            label[mask] = shape
-    return images, labels
+def draw(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Pictures [count, 3, size, size] in [0, 1] of an object before a background, and labels [count, size, size]."""
+    images, labels = [], []
+    for number in range(count):
+        picture, mask = draw_segmented_scene(number % 10, np.random.default_rng([seed, number]))
+        images.append(np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)))
+        labels.append(np.asarray(mask.resize((size, size), Image.Resampling.NEAREST)))
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255, torch.from_numpy(np.stack(labels)).long()
 
 
-def main(arguments: Sequence[str] | None = None) -> list[float]:
-    """Train, say how much of new pictures is right, and return the loss of each step."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("export", type=Path, help="folder that `coma export` wrote")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--image-size", type=int, default=256, help="pixels, a multiple of the mask unit")
-    parser.add_argument("--lr", type=float, default=1e-4)
-    given = parser.parse_args(arguments)
-
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Segmenter(given.export, len(CLASSES)).to(device)
-    unit = model.backbone.feature_info.reduction()[-1]
-    if given.image_size % unit:
-        parser.error(f"--image-size {given.image_size} is not a multiple of {unit}, the backbone's mask unit")
-    data = timm.data.resolve_model_data_config(model.backbone)
-    mean, std = (torch.tensor(data[name]).view(3, 1, 1) for name in ("mean", "std"))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=given.lr, weight_decay=0.05)
-    generator = torch.Generator().manual_seed(0)
-
-    def batch() -> tuple[Tensor, Tensor]:
-        images, labels = draw(given.batch_size, given.image_size, generator)
-        return ((images - mean) / std).to(device), labels.to(device)
-
-    history: list[float] = []
-    for step in range(1, given.steps + 1):
-        images, labels = batch()
-        loss = F.cross_entropy(model(images), labels)
+def train(model: Segmenter, images: Tensor, labels: Tensor, steps: int, batch_size: int, lr: float) -> list[float]:
+    """Train backbone and head together on random batches; return the loss of each step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    history = []
+    for _ in range(steps):
+        rows = torch.randint(len(images), (batch_size,))
+        loss = F.cross_entropy(model(images[rows]), labels[rows])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        schedule.step()
         history.append(loss.item())
-        print(f"step {step}  loss {loss.item():.3f}")
-
-    model.eval()
-    with torch.no_grad():
-        images, labels = batch()
-        right = model(images).argmax(dim=1) == labels
-    for label, name in enumerate(CLASSES):
-        print(f"{name}: {100 * right[labels == label].float().mean().item():.1f}% of its pixels right")
     return history
+
+
+@torch.no_grad()
+def miou(model: Segmenter, images: Tensor, labels: Tensor) -> float:
+    """Mean over the classes of intersection over union, in percent."""
+    model.eval()
+    predicted = torch.cat([model(some).argmax(dim=1) for some in torch.split(images, 20)])
+    one, other = F.one_hot(predicted, len(CLASSES)).bool(), F.one_hot(labels, len(CLASSES)).bool()
+    both, either = ((one & other).sum(dim=(0, 1, 2)), (one | other).sum(dim=(0, 1, 2)))
+    return float(100 * (both / either)[either > 0].mean())
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, float]]:
+    """Train from the export's weights and from random ones, print how good each gets, and return that."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("exports", type=Path, nargs="+", help="folders that `coma export` wrote, a seed each")
+    parser.add_argument("--pictures", type=int, default=200, help="number of pictures to learn from")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--image-size", type=int, default=256, help="pixels, a multiple of the mask unit")
+    parser.add_argument("--width", type=int, default=256, help="channels of the head")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    given = parser.parse_args(arguments)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    results: list[dict[str, float]] = []
+    print("| seed | random weights, mIoU | pre-trained, mIoU |\n|---|---|---|")
+    for seed, export in enumerate(given.exports):
+        scores: dict[str, float] = {}
+        for name, pretrained in (("random", False), ("pretrained", True)):
+            torch.manual_seed(seed)
+            model = Segmenter(export, len(CLASSES), given.width, pretrained).to(device)
+            unit = model.backbone.feature_info.reduction()[-1]
+            if given.image_size % unit:
+                parser.error(f"--image-size {given.image_size} is not a multiple of {unit}, the backbone's mask unit")
+            data = timm.data.resolve_model_data_config(model.backbone)
+            mean, std = (torch.tensor(data[key]).view(3, 1, 1) for key in ("mean", "std"))
+            images, labels = draw(given.pictures, given.image_size, seed)
+            new_images, new_labels = draw(100, given.image_size, 1000 + seed)
+            images, new_images = (((x - mean) / std).to(device) for x in (images, new_images))
+            losses = train(model, images, labels.to(device), given.steps, given.batch_size, given.lr)
+            scores |= {name: miou(model, new_images, new_labels.to(device)), f"{name}_loss": losses[-1]}
+        print(f"| {seed} | {scores['random']:.1f} | {scores['pretrained']:.1f} |", flush=True)
+        results.append(scores)
+    return results
 
 
 if __name__ == "__main__":

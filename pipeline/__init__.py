@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coma.pipeline import views as views
+    from coma.pipeline.preprocessing import MEAN as MEAN
+    from coma.pipeline.preprocessing import STD as STD
+    from coma.pipeline.preprocessing import Preprocessing as Preprocessing
     from coma.pipeline.sizes import CropSizes as CropSizes
-    from coma.pipeline.squares import MEAN as MEAN
-    from coma.pipeline.squares import STD as STD
     from coma.pipeline.stream import Batch as Batch
     from coma.pipeline.stream import Stream as Stream
 
-__all__ = ["MEAN", "STD", "Batch", "CropSizes", "Stream", "views"]
+__all__ = ["MEAN", "STD", "Batch", "CropSizes", "Preprocessing", "Stream", "views"]
 
-_HOME = {"Stream": "stream", "Batch": "stream", "CropSizes": "sizes", "MEAN": "squares", "STD": "squares"}
+_HOME = {
+    **dict.fromkeys(("Stream", "Batch"), "stream"),
+    **dict.fromkeys(("MEAN", "STD", "Preprocessing"), "preprocessing"),
+    "CropSizes": "sizes",
+}
 
 
 def __getattr__(name: str) -> Any:

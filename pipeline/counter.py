@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     CROP = 3
     UNITS = 4
     SUBSTITUTE = 5
+    PATCHES = 6
 
 
 def hash_numpy(*keys: Key) -> UInt64Array:

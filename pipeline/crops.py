@@ -21,7 +21,8 @@ RATIO = (3 / 4, 4 / 3)
 CROP_SCALE = (0.2, 1.0)
 """Least and greatest area of a training crop over that of the image, as in MAE's pre-training (arXiv 2111.06377)."""
 _TRIES = 10
-_EVAL_FRACTION = 224 / 256  # of the resized shorter side, as ImageNet is evaluated since AlexNet
+EVAL_FRACTION = 224 / 256
+"""Side of the evaluated centre square over the resized shorter side, as ImageNet is evaluated since AlexNet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +92,10 @@ def random_resized_crops(
     return _crops(top, left, crop_h, crop_w, flip_draw < 0.5)
 
 
-def center_crops(width: IntArray, height: IntArray, *, image_size: int) -> Crops:
-    """Evaluation windows: those of resizing the shorter side to image_size * 256 / 224 and cutting the centre square.
+def center_crops(
+    width: IntArray, height: IntArray, *, image_size: int, fraction: float = EVAL_FRACTION, squash: bool = False
+) -> Crops:
+    """Evaluation windows: those of resizing the shorter side to image_size / fraction and cutting the centre square.
 
     Each is expressed as a window of the original, image_size / resized_shorter of its shorter side, so that training
     and evaluation share one graph. Rounding to whole pixels moves it by half a pixel of the original at most.
@@ -100,14 +103,17 @@ def center_crops(width: IntArray, height: IntArray, *, image_size: int) -> Crops
     Args:
         width, height: [n] sizes of the displayed images in pixels.
         image_size: side of the result in pixels.
+        fraction: side of the square over the resized shorter side.
+        squash: both sides are resized to the same length, so that a window has the shape of its image.
 
     Returns:
         [n] crops, none mirrored.
     """
     w, h = width.astype(np.int64), height.astype(np.int64)
-    fraction = image_size / max(image_size, int(image_size / _EVAL_FRACTION))
-    side = np.maximum(1, np.rint(np.minimum(w, h) * fraction).astype(np.int64))
-    return _crops((h - side) // 2, (w - side) // 2, side, side, np.zeros(len(w), bool))
+    shown = image_size / max(image_size, int(image_size / fraction))
+    across, down = (w, h) if squash else (np.minimum(w, h),) * 2
+    across, down = (np.maximum(1, np.rint(side * shown).astype(np.int64)) for side in (across, down))
+    return _crops((h - down) // 2, (w - across) // 2, down, across, np.zeros(len(w), bool))
 
 
 def _columns(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.uint64]:

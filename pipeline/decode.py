@@ -6,7 +6,7 @@ nothing comes back to the host. On a CPU the graph ends with the windows, and `s
 resizes several times as fast there. For a trainer on a GPU whose host decodes, uint8 goes to the device. The side of a
 batch goes through the graph with it, so that batches under way may differ in size.
 
-Resizing is linear with antialiasing, as torchvision's default is.
+Resizing is linear with antialiasing, as torchvision's default is, unless a network wants it cubic.
 """
 
 import os
@@ -24,7 +24,8 @@ from torch.utils.dlpack import from_dlpack
 from coma.cuda import without_dali
 from coma.errors import ComaError, UsageError
 from coma.pipeline.crops import Crops, IntArray
-from coma.pipeline.squares import MEAN, STD, Squares, normalise
+from coma.pipeline.preprocessing import DEFAULT, Preprocessing
+from coma.pipeline.squares import Squares, normalise
 
 try:
     import nvidia.dali as dali
@@ -41,6 +42,8 @@ DALI_VERSION: str = dali.__version__
 
 HW_DECODER_LOAD = 0.65
 """DALI's own default; the best value depends on GPU and images (`python -m benchmarks.gpu decode`)."""
+
+_FILTERS = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 
 # The threads of a pipeline do not come along into a forked process: DALI's clean-up at its exit would raise.
 os.register_at_fork(after_in_child=lambda: getattr(Pipeline, "_pipes", set()).clear())
@@ -81,6 +84,7 @@ class Decoder:
         depth: batches in the graph at the same time.
         hw_decoder_load: part of a batch, 0 to 1, that a GPU's JPEG engine decodes, if it has one; the rest is for its
             other cores.
+        preprocessing: filter of resizing, mean and deviation.
     """
 
     def __init__(
@@ -93,7 +97,9 @@ class Decoder:
         threads: int,
         depth: int,
         hw_decoder_load: float = HW_DECODER_LOAD,
+        preprocessing: Preprocessing = DEFAULT,
     ) -> None:
+        self._preprocessing = preprocessing
         self._device = device
         self._hw_decoder_load = hw_decoder_load
         self._on_gpu = decode_on_gpu
@@ -157,7 +163,7 @@ class Decoder:
                 return squares.normalised(windows, flips)
             raw = squares.raw(windows, flips)
             with torch.cuda.stream(self._stream):
-                return normalise(raw.to(self._device, non_blocking=True))
+                return normalise(raw.to(self._device, non_blocking=True), self._preprocessing)
         with torch.cuda.stream(self._stream):
             # A copy within the device (microseconds), so that torch's allocator owns the memory and knows its
             # streams.
@@ -167,12 +173,12 @@ class Decoder:
         """The resizer of this side, kept from the last batch if that had the same."""
         if self._squares is None or self._squares.side != side:
             self.close()
-            self._squares = Squares(side, self._threads)
+            self._squares = Squares(side, self._threads, self._preprocessing)
         return self._squares
 
     def _build(self, source: Callable[[], Encoded | None], batch_size: int, threads: int, depth: int) -> Pipeline:
         """Build the graph, whose outputs are images, flags of those to mirror, and their sides."""
-        fed = 0
+        fed, like = 0, self._preprocessing
 
         def feed(index: int) -> tuple[Any, ...]:
             nonlocal fed
@@ -212,12 +218,12 @@ class Decoder:
                 hw_decoder_load=self._hw_decoder_load,  # means nothing on a CPU
             )
             if self._on_gpu:
-                images = fn.resize(images, size=sides, interp_type=types.INTERP_LINEAR, antialias=True)
+                images = fn.resize(images, size=sides, interp_type=_FILTERS[like.interpolation], antialias=True)
                 images = fn.crop_mirror_normalize(
                     images,
                     mirror=mirrored,
-                    mean=[255 * value for value in MEAN],
-                    std=[255 * value for value in STD],
+                    mean=[255 * value for value in like.mean],
+                    std=[255 * value for value in like.std],
                     dtype=types.FLOAT,
                     output_layout="HWC",
                 )

@@ -32,6 +32,7 @@ from coma.pipeline.decode import DecodeError, Decoder, Encoded
 from coma.pipeline.faults import Substitution, candidates
 from coma.pipeline.order import Int64Array, Planner, Step, rank_slice
 from coma.pipeline.plain import flag, shown, whole_number
+from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.pipeline.reader import Bytes, SampleReader, Unreadable
 from coma.pipeline.sizes import CropSizes
 from coma.pipeline.views import partition_units
@@ -42,6 +43,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _JOIN_S = 10.0
+_BLANK = np.frombuffer(
+    bytes.fromhex(
+        "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000"
+        "000c4944415478da63606060000000040001c8eaebf90000000049454e44ae426082"
+    ),
+    np.uint8,
+)
+"""PNG of one black pixel, in the place of a damaged sample that is marked."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,9 @@ class LoaderOptions:
     decode: str  # "cpu" or "gpu": where images are decoded; or "auto"
     workers: int  # decoder threads
     prefetch: int  # ready batches
+    preprocessing: Preprocessing = DEFAULT
+    mark_damaged: bool = False  # instead of showing others in the place of damaged samples
+    windows: Crops | None = None  # [N] of a single pass, in place of centre crops
 
     def __post_init__(self) -> None:
         """Turn numpy's and torch's numbers into Python's and validate the options; raise UsageError."""
@@ -90,6 +102,8 @@ class LoaderOptions:
             raise UsageError("decode is 'gpu', and the batches go to a CPU; take 'cpu' or 'auto'")
         if self.workers < 1 or self.prefetch < 1:
             raise UsageError(f"{self.workers} workers and {self.prefetch} batches ahead; give 1 or more")
+        if self.windows is not None and self.training:
+            raise UsageError("windows are given for a training stream, which draws its crops; give training=False")
 
     @property
     def decode_on_gpu(self) -> bool:
@@ -199,11 +213,18 @@ class Loader:
                 data.append(image)
                 continue
             sample, epoch = int(samples[position]), int(epochs[position])
+            if self._options.mark_damaged:
+                substitutions[position] = Substitution(step.number, sample, sample, image.reason)
+                data.append(_BLANK)
+                continue
             substitutions[position], instead = self._substitute(step, sample, epoch, image.reason, reader.read_one)
             shown[position] = substitutions[position].substitute
             data.append(instead)
         side = self._options.sizes.at(step.stop_sample)
-        encoded = Encoded(data, self._crops(samples, epochs, shown, side), side)
+        crops = self._crops(samples, epochs, shown, side)
+        for position in substitutions if self._options.mark_damaged else ():
+            crops.start[position], crops.shape[position], crops.flip[position] = 0, 1, 0  # the blank's one pixel
+        encoded = Encoded(data, crops, side)
         return _Fetched(step, samples, epochs, shown, encoded, substitutions)
 
     def _substitute(
@@ -221,8 +242,11 @@ class Loader:
     def _crops(self, samples: IntArray, epochs: IntArray, shown: Int64Array, side: int) -> Crops:
         """Crop windows in the images shown, with the randomness of the samples asked for."""
         width, height = self._manifest.width[shown], self._manifest.height[shown]
+        if self._options.windows is not None:
+            return self._options.windows[shown]
         if not self._options.training:
-            return center_crops(width, height, image_size=side)
+            like = self._options.preprocessing
+            return center_crops(width, height, image_size=side, fraction=like.crop_fraction, squash=like.squash)
         return random_resized_crops(
             samples, epochs, width, height, seed=self._options.seed, scale=self._options.crop_scale
         )
@@ -252,6 +276,7 @@ class Loader:
                 decode_on_gpu=self._options.decode_on_gpu,
                 threads=self._options.workers,
                 depth=2,
+                preprocessing=self._options.preprocessing,
             )
             with closing(decoder):
                 while not self._closing:
@@ -296,6 +321,10 @@ class Loader:
                     cause = substitutions[position].reason
                 else:
                     cause = f"decoding failed: {error}"
+                if self._options.mark_damaged:
+                    substitutions[position] = Substitution(fetched.step.number, sample, sample, cause)
+                    images.append(torch.zeros(1, 3, side, side, device=self._options.device))
+                    continue
                 substitutions[position], image = self._substitute(
                     fetched.step, sample, int(fetched.epochs[position]), cause, partial(attempt, position)
                 )

@@ -16,10 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-MEAN = (0.485, 0.456, 0.406)
-"""ImageNet's mean of red, green and blue, for values from 0 to 1."""
-STD = (0.229, 0.224, 0.225)
-"""ImageNet's standard deviation of red, green and blue, for values from 0 to 1."""
+from coma.pipeline.preprocessing import DEFAULT, Preprocessing
+from coma.pipeline.preprocessing import MEAN as MEAN
+from coma.pipeline.preprocessing import STD as STD
 
 _SERIAL = 2**15  # values up to which torch takes no second thread, whose waiting would slow the trainer's
 
@@ -30,14 +29,17 @@ class Squares:
     Args:
         side: S, in pixels.
         threads: number of windows resized at a time.
+        preprocessing: filter of resizing, mean and deviation.
     """
 
-    def __init__(self, side: int, threads: int) -> None:
+    def __init__(self, side: int, threads: int, preprocessing: Preprocessing = DEFAULT) -> None:
         self.side = side
+        self._filter = preprocessing.interpolation
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "coma-resize") if threads > 1 else None
         # [S * 3], a row of pixels: what is done along an axis of 3 is slow
-        mean, std = (torch.tensor(values, dtype=torch.float32, device="cpu") for values in (MEAN, STD))
+        colours = (preprocessing.mean, preprocessing.std)
+        mean, std = (torch.tensor(values, dtype=torch.float32, device="cpu") for values in colours)
         self._scale = (1 / (255 * std)).repeat(side)
         self._shift = (-mean / std).repeat(side)
 
@@ -49,7 +51,7 @@ class Squares:
             mirrored: [n], 1 where left and right are to be swapped.
 
         Returns:
-            [n, 3, S, S] float32 in channels-last order, normalised with `MEAN` and `STD`.
+            [n, 3, S, S] float32 in channels-last order, normalised.
         """
         batch = torch.empty(len(windows), self.side, self.side, 3, dtype=torch.float32, device="cpu")
         values = batch.flatten(2)  # [n, S, S * 3]
@@ -84,7 +86,7 @@ class Squares:
         """Resize and mirror a window; yield its rows in parts, each [rows, S, 3] uint8."""
         size = (self.side, self.side)
         planes = window[None].permute(0, 3, 1, 2)  # by these strides torch knows them as channels-last
-        square = torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True)
+        square = torch.nn.functional.interpolate(planes, size, mode=self._filter, antialias=True)
         square = square.permute(0, 2, 3, 1)[0]
         step = max(1, _SERIAL // (3 * self.side))
         for top in range(0, self.side, step):
@@ -104,8 +106,8 @@ class Squares:
             list(self._pool.map(share, range(self._threads)))
 
 
-def normalise(squares: Tensor) -> Tensor:
-    """Normalise [n, 3, S, S] uint8 to float32 with `MEAN` and `STD`, on the tensor's own device."""
-    both = torch.tensor((MEAN, STD), dtype=torch.float32, device=squares.device)
+def normalise(squares: Tensor, preprocessing: Preprocessing = DEFAULT) -> Tensor:
+    """Normalise [n, 3, S, S] uint8 to float32 with a network's mean and deviation, on the tensor's own device."""
+    both = torch.tensor((preprocessing.mean, preprocessing.std), dtype=torch.float32, device=squares.device)
     mean, std = both.view(2, 3, 1, 1) * 255
     return squares.float().sub_(mean).div_(std)

@@ -4,8 +4,9 @@ import logging
 import os
 import pickle
 import weakref
+from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
@@ -16,11 +17,12 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from coma.errors import ComaError, DataError, UsageError
-from coma.pipeline.crops import CROP_SCALE
+from coma.pipeline.crops import CROP_SCALE, Crops
 from coma.pipeline.faults import Ledger, default_budget
 from coma.pipeline.loader import Loader, LoaderOptions
 from coma.pipeline.order import Planner, SampleOrder, Step, mixed
 from coma.pipeline.plain import shown, whole_number
+from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.pipeline.sizes import CropSizes
 from coma.pipeline.views import view_sizes
 from coma.shards.files import folder_at, is_remote, without_credentials
@@ -39,7 +41,8 @@ class Batch:
     """
 
     images: Tensor
-    """[B, 3, H, W] float32 in channels-last order, normalised with `coma.pipeline.MEAN` and `STD`."""
+    """[B, 3, H, W] float32 in channels-last order, normalised with `coma.pipeline.MEAN` and `STD`
+    unless the stream was given others."""
     units: Tensor
     """[B, U] int64: a permutation of 0..U-1 that lays the K views side by side."""
     view_sizes: tuple[int, ...]
@@ -48,6 +51,8 @@ class Batch:
     """[B] int64, or None for unlabelled data."""
     samples: Tensor
     """[B] int64: the global sample ids asked for (a damaged one has a substitute's image and label)."""
+    damaged: Mapping[int, str] = field(default_factory=dict)
+    """Damaged samples among them, by their ids, with the reason."""
 
 
 class Stream(IterableDataset[Batch]):
@@ -80,9 +85,14 @@ class Stream(IterableDataset[Batch]):
         start_samples: samples consumed before, by all ranks together.
         training: random crops in an endless shuffled order, or one pass for evaluation.
         crop_scale: least and greatest part of an image's area that a training crop shows.
+        windows: for `training=False`, a window of each sample in pixels, in place of its centre crop.
         workers: decoder threads; by default this process's share of the machine's cores.
         prefetch: batches kept ready ahead of the consumer.
+        preprocessing: mean, deviation, filter and centre crop that a network wants; by default `Preprocessing()`. Of
+            the crops it says evaluation's.
         ledger: JSON-lines file that substitutions are appended to (step, key, shard, reason, substitute).
+        mark_damaged: leave damaged samples to the caller: no others are shown in their place, and neither ledger nor
+            budget counts them. `Batch.damaged` names them, and their images mean nothing.
         fault_budget: number of different damaged samples that this rank tolerates; by default a thousandth of the
             samples, at least 10.
 
@@ -117,8 +127,11 @@ class Stream(IterableDataset[Batch]):
         decode: str = "auto",
         workers: int | None = None,
         prefetch: int = 2,
+        preprocessing: Preprocessing | None = None,
         ledger: Path | None = None,
         fault_budget: int | None = None,
+        mark_damaged: bool = False,
+        windows: Crops | None = None,
     ) -> None:
         if not isinstance(image_size, CropSizes):
             side = whole_number("image_size", image_size)
@@ -138,12 +151,17 @@ class Stream(IterableDataset[Batch]):
             decode=decode,
             workers=workers if workers is not None else _share_of_cores(world_size),
             prefetch=prefetch,
+            preprocessing=preprocessing or DEFAULT,
+            mark_damaged=mark_damaged,
+            windows=windows,
         )
         plain = self._options
         self._consumed = _position("start_samples", start_samples)
         budget = None if fault_budget is None else whole_number("fault_budget", fault_budget, 0)
         self.view_sizes = view_sizes(self.sizes.units(self.sizes.last), plain.views)  # of images of full size
         self.manifest = data if isinstance(data, Manifest) else read_manifest(_folder(data), split)
+        if windows is not None and len(windows) != len(self.manifest):
+            raise UsageError(f"{len(windows)} windows for {len(self.manifest)} samples; give one for each")
         order = SampleOrder(self.manifest, plain.seed, mixed=self._mixed()) if plain.training else None
         self._planner = Planner(order, len(self.manifest), plain.batch_size)
         self._ledger = Ledger(
@@ -205,7 +223,8 @@ class Stream(IterableDataset[Batch]):
             if ready is None:
                 raise StopIteration
             try:
-                self._ledger.record(ready.substitutions)
+                if not self._options.mark_damaged:
+                    self._ledger.record(ready.substitutions)
             except ComaError:
                 self._stop()  # else the next call would skip this batch
                 raise
@@ -213,7 +232,8 @@ class Stream(IterableDataset[Batch]):
         if ready.event is not None:
             _hand_over(ready.event, ready.images, ready.units, ready.samples, ready.labels)
         sizes = view_sizes(ready.units.shape[1], self._options.views)
-        return Batch(ready.images, ready.units, sizes, ready.labels, ready.samples)
+        damaged = {each.sample: each.reason for each in ready.substitutions}
+        return Batch(ready.images, ready.units, sizes, ready.labels, ready.samples, damaged)
 
     def state_dict(self) -> dict[str, str | int]:
         """The whole state of the stream: fingerprint of the manifest, seed, samples consumed."""

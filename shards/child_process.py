@@ -13,6 +13,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
+NUMBER_VARIABLE = "COMA_CHILD"
+"""Environment variable of a child's number among those that work side by side, from 0."""
+
 # -P keeps the current folder out of sys.path, where a json.py of somebody's data might lie.
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from {} import serve; serve(int(sys.argv[1]))"
 
@@ -25,11 +28,11 @@ def _safe_path() -> list[str]:
 
 
 def start_child(
-    module: str, output: IO[bytes] | int = subprocess.DEVNULL
+    module: str, output: IO[bytes] | int = subprocess.DEVNULL, *, number: int = 0
 ) -> tuple[subprocess.Popen[bytes], "Connection[Any, Any]"]:
     """Run `serve(descriptor)` of a module in a new process; return the process and our end of the pipe.
 
-    Its stdout and stderr go to `output`.
+    Its stdout and stderr go to `output`. `NUMBER_VARIABLE` tells it its number.
     """
     ours, theirs = Pipe()
     process = subprocess.Popen(
@@ -38,7 +41,7 @@ def start_child(
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", NUMBER_VARIABLE: str(number)},
     )
     theirs.close()
     return process, ours

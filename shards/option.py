@@ -35,6 +35,8 @@ class Option:
     """Positional argument instead of a flag."""
     identity: bool = False
     """Whether runs with different values are different runs."""
+    path: bool = False
+    """Whether a path may stand for the text in Python."""
     instead_of: str | None = None
     """Name of an option that excludes this one: either, on the command line, stands in place of a file's other."""
     least: float | None = None

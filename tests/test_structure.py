@@ -24,6 +24,7 @@ FLOORS = (
     ("coma.runs", "coma.torch_state"),
     ("coma.exports", "coma.pictures"),
     ("coma.evaluation",),
+    ("coma.embedding",),
     ("coma.training",),
     ("coma.forecast", "coma.bench", "coma.doctor", "coma.demo"),
     ("coma.api",),
@@ -53,7 +54,7 @@ PURE = {
 MOST_MODULES = 14
 """In a folder, so that a newcomer takes it in at a glance; `cli/` has a file a command, `pipeline/` is a chain."""
 IN_COMA_ITSELF = {"__init__", "__main__", "cuda", "errors", "installation", "measure", "torch_state", "versions"}
-MOST_LINES = 36_000
+MOST_LINES = 42_000
 """Of source, without tests."""
 
 
@@ -223,6 +224,7 @@ OPTIONAL = {"aiohttp", "mlflow", "trackio", "wandb"}
 """Asked for in one line by what uses them; no extra holds them."""
 DISTRIBUTIONS = {
     "PIL": {"pillow"},
+    "huggingface_hub": {"huggingface-hub"},
     "nvidia": {
         "nvidia-dali-cuda120",
         "nvidia-dali-cuda130",

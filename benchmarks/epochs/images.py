@@ -15,7 +15,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from coma.errors import DataError
-from coma.evaluation.features import held_out_fifth
 from coma.pipeline.crops import center_crops, random_resized_crops
 from coma.pipeline.order import Planner, SampleOrder
 from coma.pipeline.reader import ShardReader, Unreadable
@@ -25,6 +24,8 @@ from coma.shards.files import folder_at
 from coma.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 EVALUATION_BATCH = 250
+MOST_HELD_OUT = 10_000
+HELD_OUT = "held-out images of train"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +38,6 @@ class Images:
     def __len__(self) -> int:
         """Count the images."""
         return len(self.pixels)
-
-    def select(self, chosen: Tensor) -> "Images":
-        """Keep the images where `chosen` [n] (bool) is true."""
-        rows = chosen.nonzero().flatten()
-        return Images(tuple(self.pixels[i] for i in rows.tolist()), self.labels[rows])
 
     def sides(self) -> tuple[np.ndarray, np.ndarray]:
         """Return [n] widths and [n] heights in pixels."""
@@ -59,25 +55,39 @@ class Data:
     fingerprint: str
 
 
-def load(folder: Path, images: int) -> Data:
-    """Decode the first `images` of split train (shards are shuffled) and as many of val, else of a labelled test.
+def load_to_choose(folder: Path, images: int) -> Data:
+    """Decode `images` of split train to learn from, and its last fifth (10,000 at most) to choose by.
+
+    Shards are shuffled, so the last samples are as good as any. Splits val and test are not opened: what is chosen here
+    has not seen them.
 
     Raises:
-        DataError: no such data, no labels, or too few images to hold a fifth out where there is neither.
+        DataError: no such data, no labels, or fewer than 10 images.
+    """
+    manifest = read_manifest(folder_at(folder), "train")
+    held_out = min(len(manifest) // 5, MOST_HELD_OUT)
+    if held_out < 2:
+        raise DataError(f"{folder} has {len(manifest)} images in train; to choose by a fifth of them takes 10 or more")
+    rest = len(manifest) - held_out
+    train = _decoded(manifest, range(min(images, rest)))
+    return Data(train, _decoded(manifest, range(rest, len(manifest))), HELD_OUT, manifest.fingerprint)
+
+
+def load_to_compare(folder: Path, images: int) -> Data:
+    """Decode the first `images` of split train, and up to 10,000 of val, else of a labelled test, to test on.
+
+    Raises:
+        DataError: no such data, no labels, or no split to test on.
     """
     folder = folder_at(folder)
     manifest = read_manifest(folder, "train")
-    train = _decoded(manifest, images)
     for split in ("val", "test"):
         if (folder / split / MANIFEST_NAME).is_file():
             held = read_manifest(folder, split)
             if held.label is not None:
-                return Data(train, _decoded(held, images), split, manifest.fingerprint)
-    held_out = held_out_fifth(len(train))
-    if not held_out.any():
-        raise DataError(f"{folder} has {len(train)} images; a probe needs 5 or more, or a split val or test")
-    tested_on = "a fifth of train, held out"
-    return Data(train.select(~held_out), train.select(held_out), tested_on, manifest.fingerprint)
+                test = _decoded(held, range(min(len(held), MOST_HELD_OUT)))
+                return Data(_decoded(manifest, range(min(images, len(manifest)))), test, split, manifest.fingerprint)
+    raise DataError(f"{folder} has no labelled split val or test to compare on: shard a folder with train/ and test/")
 
 
 def steps_of(epochs: float, images: int, batch_size: int) -> int:
@@ -125,14 +135,13 @@ def _windows(images: Images, ids: list[int], start: np.ndarray, shape: np.ndarra
     return [images.pixels[i][top : top + high, left : left + wide] for i, (top, left), (high, wide) in windows]
 
 
-def _decoded(manifest: Manifest, images: int) -> Images:
+def _decoded(manifest: Manifest, samples: range) -> Images:
     if manifest.label is None:
         raise DataError(f"{manifest.folder} has no labels, so nothing can be probed: shard a tree of class folders")
-    count = min(images, len(manifest))
     reader = ShardReader(manifest)
     pixels = []
     try:
-        for sample in range(count):
+        for sample in samples:
             (encoded,) = reader.read([sample])
             if isinstance(encoded, Unreadable):
                 raise DataError(f"{manifest.keys([sample])[0]} in {manifest.folder}: {encoded.reason}; run coma verify")
@@ -140,4 +149,4 @@ def _decoded(manifest: Manifest, images: int) -> Images:
             pixels.append(torch.from_numpy(np.array(shown)))
     finally:
         reader.close()
-    return Images(tuple(pixels), torch.from_numpy(manifest.label[:count].astype(np.int64)))
+    return Images(tuple(pixels), torch.from_numpy(manifest.label[samples.start : samples.stop].astype(np.int64)))

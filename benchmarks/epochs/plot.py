@@ -1,4 +1,4 @@
-"""Plot of the probe against epochs and against CPU seconds."""
+"""Plot of the probe against epochs, multiply-adds and CPU seconds."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -42,24 +42,19 @@ def write_plot(path: Path, rows: Sequence[Row], reference: Row) -> None:
     draw.text((_MARGIN, _MARGIN), "Linear probe of frozen features, %", _INK, large)
     note = f"mean of {seeds} seed{'s' if seeds > 1 else ''}, bars from the worst to the best"
     draw.text((_MARGIN, _MARGIN + 28), f"{note}; dashed: {reference.variant} at full length", _FAINT, normal)
-    middle = _WIDTH // 2
     names = list(dict.fromkeys(row.variant for row in rows))
     values = [value for row in rows for value in row.probe]
     pad = 0.08 * (max(values) - min(values)) or 1.0
     y = (min(values) - pad, max(values) + pad)
-    _panel(
-        draw,
-        normal,
-        rows,
-        names,
-        reference,
-        (_MARGIN + _LEFT, middle - _GAP),
-        y,
-        "epochs",
-        lambda r: r.epochs,
+    panels: tuple[tuple[str, Callable[[Row], float]], ...] = (
+        ("epochs", lambda row: row.epochs),
+        ("trillions of multiply-adds forward", lambda row: row.macs / 1e12),
+        ("CPU seconds of training", lambda row: statistics.mean(row.cpu_s)),
     )
-    ends, cost = (middle + _LEFT, _WIDTH - _MARGIN), lambda r: statistics.mean(r.cpu_s)
-    _panel(draw, normal, rows, names, reference, ends, y, "CPU seconds of training", cost)
+    wide = (_WIDTH - 2 * _MARGIN) // len(panels)
+    for number, (x_name, x_of) in enumerate(panels):
+        left = _MARGIN + number * wide
+        _panel(draw, normal, rows, names, reference, (left + _LEFT, left + wide - _GAP // 2), y, x_name, x_of)
     left = _MARGIN + _LEFT
     for name in names:
         colour = _colour(names, name)

@@ -94,15 +94,16 @@ def verdicts(rows: Sequence[Row], reference: Row) -> list[Verdict]:
     return judged
 
 
-def table(rows: Sequence[Row], reference: Row) -> str:
+def table(rows: Sequence[Row], reference: Row | None = None) -> str:
     """Return a table of all runs: mean and spread (standard deviation) over seeds."""
-    head = (
-        f"{'variant':<16}{'epochs':>7}{'of MAE':>8}{'seeds':>6}{'probe, %':>13}{'kNN, %':>13}{'CPU s':>8}{'TMACs':>8}"
-    )
+    wide = max(16, *(len(row.variant) for row in rows)) + 1
+    of_mae = "" if reference is None else f"{'of MAE':>8}"
+    head = f"{'variant':<{wide}}{'epochs':>7}{of_mae}{'seeds':>6}{'probe, %':>13}{'kNN, %':>13}{'CPU s':>8}{'TMACs':>8}"
     lines = [head]
     for row in rows:
+        of_mae = "" if reference is None else f"{row.epochs / reference.epochs:>8.0%}"
         lines.append(
-            f"{row.variant:<16}{row.epochs:>7g}{row.epochs / reference.epochs:>8.0%}{len(row.probe):>6}"
+            f"{row.variant:<{wide}}{row.epochs:>7g}{of_mae}{len(row.probe):>6}"
             f"{_spread(row.probe):>13}{_spread(row.knn):>13}{statistics.mean(row.cpu_s):>8.0f}{row.macs / 1e12:>8.1f}"
         )
     return "\n".join(lines)

@@ -7,7 +7,7 @@ that stand there, so it may be killed at any time, and a changed row is run anew
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,8 @@ class Settings:
     image_size: int
     data: str
     """Fingerprint of the manifest."""
+    tested_on: str
+    """Images that the features are scored on."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values, tuples as lists."""
@@ -64,31 +66,16 @@ def train(settings: Settings, data: Data, say: Callable[[str], None]) -> dict[st
     """
     variant, size = settings.variant, settings.image_size
     torch.manual_seed(settings.seed)
-    model = variant.build(size)
-    optimiser = torch.optim.AdamW(_groups(model, variant.weight_decay), betas=BETAS)
+    trainer = Trainer(variant, settings.seed, size)
+    model = trainer.model
     averaged = AveragedModel(model, multi_avg_fn=partial(_average, horizon=_horizon(variant)))
     steps = steps_of(settings.epochs, len(data.train), variant.batch_size)
     stops = {steps_of(epoch, len(data.train), variant.batch_size): epoch for epoch in settings.scored_after}
     curve: list[dict[str, Any]] = []
     spent = _Clock()
-    batches = training_batches(
-        data.train,
-        steps=steps,
-        batch_size=variant.batch_size,
-        image_size=size,
-        seed=settings.seed,
-        crop_scale=variant.crop_scale,
-    )
     macs = macs_per_image(variant, size) * variant.batch_size
-    model.train()
-    for step, (images, samples, epochs) in enumerate(batches, 1):
-        for group in optimiser.param_groups:
-            group["lr"] = _rate(variant, step, steps)
-        loss = variant.loss(model, images, samples, epochs, seed=settings.seed)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
-        optimiser.step()
+    for step, batch in enumerate(_batches(settings, data, steps), 1):
+        loss = trainer.step(batch, _rate(variant, step, steps))
         averaged.update_parameters(model)
         if step in stops:
             spent.stop()
@@ -105,9 +92,52 @@ def train(settings: Settings, data: Data, say: Callable[[str], None]) -> dict[st
         "images_seen": steps * variant.batch_size,
         "parameters": sum(parameter.numel() for parameter in model.backbone.parameters()),
         "decoder_parameters": sum(parameter.numel() for parameter in model.decoder.parameters()),
-        "tested_on": data.tested_on,
         "torch": torch.__version__,
     }
+
+
+class Trainer:
+    """A network with its optimizer, and a step of training."""
+
+    def __init__(self, variant: Variant, seed: int, image_size: int) -> None:
+        self.variant, self.seed = variant, seed
+        self.model = variant.build(image_size).train()
+        self.optimizer = torch.optim.AdamW(_groups(self.model, variant.weight_decay), betas=BETAS, fused=True)
+
+    def step(self, batch: tuple[Tensor, Tensor, Tensor], lr: float) -> Tensor:
+        """Train on a batch of `training_batches`; return its loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # Two matrix products: the CPU's fused attention is many times slower in bfloat16.
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.variant.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            loss = self.variant.loss(self.model, *batch, seed=self.seed)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
+        self.optimizer.step()
+        return loss.detach()
+
+
+def seconds_of(settings: Settings, data: Data) -> float:
+    """Estimate a run's CPU seconds from a few steps, without its scores."""
+    trainer = Trainer(settings.variant, settings.seed, settings.image_size)
+    times = []
+    for batch in _batches(settings, data, 4):
+        begun = time.process_time()
+        trainer.step(batch, 0.0)
+        times.append(time.process_time() - begun)
+    return min(times) * steps_of(settings.epochs, len(data.train), settings.variant.batch_size)
+
+
+def _batches(settings: Settings, data: Data, steps: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    return training_batches(
+        data.train,
+        steps=steps,
+        batch_size=settings.variant.batch_size,
+        image_size=settings.image_size,
+        seed=settings.seed,
+        crop_scale=settings.variant.crop_scale,
+    )
 
 
 def scores(model: nn.Module, data: Data, image_size: int) -> dict[str, float]:

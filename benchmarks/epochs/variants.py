@@ -4,18 +4,21 @@ The networks are for 32-pixel images and one core: a plain ViT of 1.2 M paramete
 DyViT of 0.97 M (three stages, patches of 1 px, 64 mask units of 4 px), so both hide and predict squares of 4 px.
 """
 
+import ast
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from benchmarks.epochs.levers import LeverCoMA, LeverDyViT, Levers, ShareMAE, permuted_units
 from coma.errors import UsageError
 from coma.model.build import build
 from coma.model.coma import CoMA
 from coma.model.mae import MAE
-from coma.pipeline.views import partition_units
+
+MAE_VISIBLE = 0.25
 
 VIT: dict[str, Any] = {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}
 DYVIT: dict[str, Any] = {
@@ -48,6 +51,8 @@ class Variant:
     """Number of views of an image (CoMA)."""
     masks: int = 1
     """Number of independent random masks that each image is shown under in a step (MAE)."""
+    visible: float = MAE_VISIBLE
+    """Share of the mask units that is seen (MAE)."""
     predict: int | None = None
     """Number of other views that each view predicts (CoMA); None: all."""
     decoder_depth: int | None = None
@@ -61,29 +66,35 @@ class Variant:
     warmup_steps: int = 100
     averaged_images: int = 6_400
     """Images over which an exponential average of the weights reaches back; 0: the weights are scored as they are."""
+    bfloat16: bool = True
+    """Whether matrix products are in bfloat16; weights, targets and losses are float32."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
+    levers: Levers = field(default_factory=Levers)
+    """Changes to CoMA that are on trial."""
 
     def build(self, image_size: int) -> CoMA | MAE:
         """Build the network, untrained."""
-        return build(
-            self.model,
-            self.method,
-            views=self.views,
-            predict=self.predict,
-            image_size=image_size,
-            decoder_depth=self.decoder_depth,
-            decoder_dim=self.decoder_dim,
-            memory_stages=self.memory_stages,
-            **self.backbone,
-        )
+        decoder = {
+            "decoder_depth": self.decoder_depth,
+            "decoder_dim": self.decoder_dim,
+            "memory_stages": self.memory_stages,
+        }
+        if self.levers != Levers():
+            backbone = LeverDyViT(self.levers, img_size=image_size, **self.backbone)
+            options = decoder | {"views": self.views, "predict": self.predict, "img_size": image_size}
+            return LeverCoMA(backbone, self.levers, **options)
+        if self.visible != MAE_VISIBLE:
+            return ShareMAE(self.visible, self.model, img_size=image_size, **decoder, **self.backbone)
+        given = {"views": self.views, "predict": self.predict, "image_size": image_size, **decoder}
+        return build(self.model, self.method, **given, **self.backbone)
 
     def loss(self, model: CoMA | MAE, images: Tensor, samples: Tensor, epochs: Tensor, *, seed: int) -> Tensor:
         """Return the loss of one batch; the masks are keyed by (seed, epoch, sample), as the stream's are."""
         losses = []
         for mask in range(self.masks):
-            units = partition_units(samples, epochs, seed=seed + mask * 1_000_003, units=model.units)
+            units = permuted_units(self.levers, samples, epochs, seed=seed + mask * 1_000_003, units=model.units)
             losses.append(model(images, units))
-        return torch.stack(losses).mean()
+        return sum(losses[1:], losses[0]) / len(losses)
 
 
 _MAE = Variant("mae", "mae", "vit_tiny_patch16_224", lr=1e-3, backbone=VIT)
@@ -103,37 +114,74 @@ VARIANTS = {
     row.name: row
     for row in (
         _MAE,
-        # Controls: several masks an image but no partition; the backbone alone; random masks in place of a partition.
-        dataclasses.replace(_MAE, name="mae-4masks", masks=4),
-        dataclasses.replace(_COMA, name="mae-dyvit", method="mae", batch_size=64),
-        dataclasses.replace(_COMA, name="independent", method="independent"),
         _COMA,
         # Width in place of depth, at about as many parameters (1.35 and 1.27 M).
         dataclasses.replace(_MAE, name="mae-wide", backbone=WIDE_VIT),
         dataclasses.replace(_COMA, name="coma-wide", backbone=WIDE_DYVIT),
-        dataclasses.replace(_COMA, name="coma-allstages", memory_stages=None),
-        dataclasses.replace(_COMA, name="coma-2blocks", decoder_depth=2),
-        dataclasses.replace(_COMA, name="coma-k2", views=2, batch_size=32),
-        dataclasses.replace(_COMA, name="coma-predict1", predict=1),
+        # Controls: several masks an image but no partition; the backbone alone; random masks in place of a partition.
+        dataclasses.replace(_MAE, name="mae-4masks", backbone=WIDE_VIT, masks=4, batch_size=16),
+        dataclasses.replace(_COMA, name="mae-dyvit", backbone=WIDE_DYVIT, method="mae", batch_size=64),
+        dataclasses.replace(_COMA, name="independent", backbone=WIDE_DYVIT, method="independent"),
     )
 }
 
+CHOSEN: dict[str, str] = {}
+"""Rows that are compared on the test images, by name, written as for `variant`: each as `choose` found it best."""
+
 
 def variant(text: str) -> Variant:
-    """A row by its name; NAME:LR or NAME:LR:BATCH is the same with another learning rate and batch size, to tune it."""
-    name, *tuned = text.split(":")
+    """Return a row by its name, changed as what follows says: NAME:lr=2e-3,batch_size=32,levers.fused=True.
+
+    A change names a field of `Variant`, of its `levers`, or an entry of its `backbone` (backbone.depth=4).
+
+    Raises:
+        UsageError: no such row or field, or a value that does not fit.
+    """
+    name, _, changes = text.partition(":")
     if name not in VARIANTS:
         raise UsageError(f"no variant named {name!r}: choose {', '.join(VARIANTS)} (benchmarks/epochs/variants.py)")
     row = VARIANTS[name]
-    if not tuned:
-        return row
+    for change in _split_changes(changes):
+        key, _, value = change.partition("=")
+        row = _changed(row, key, _read(value), text)
+    return dataclasses.replace(row, name=text)
+
+
+def chosen(name: str) -> Variant:
+    """Return the row that was chosen under this name.
+
+    Raises:
+        UsageError: none was: the test images are for what was chosen without them.
+    """
+    if name not in CHOSEN:
+        raise UsageError(f"{name!r} was not chosen; what is compared on the test images is one of {', '.join(CHOSEN)}")
+    return dataclasses.replace(variant(CHOSEN[name]), name=name)
+
+
+def _split_changes(text: str) -> list[str]:
+    """Cut at the commas that stand outside of brackets."""
+    return re.split(r",(?![^(]*\))", text) if text else []
+
+
+def _read(value: str) -> Any:
     try:
-        lr, batch_size = (*map(float, tuned[:1]), row.lr)[0], (*map(int, tuned[1:]), row.batch_size)[0]
-    except ValueError:
-        lr = batch_size = 0
-    if len(tuned) > 2 or not 0 < lr < 1 or batch_size < 1:
-        raise UsageError(
-            f"variant {text!r}: {':'.join(tuned)!r} is no learning rate between 0 and 1 and batch size;"
-            f" write {name}:1e-3, or {name}:1e-3:64"
-        )
-    return dataclasses.replace(row, name=text, lr=lr, batch_size=batch_size)
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+def _changed(row: Variant, key: str, value: Any, text: str) -> Variant:
+    part, _, name = key.rpartition(".")
+    of: Any = row.levers if part == "levers" else row
+    names = list(row.backbone) if part == "backbone" else [field.name for field in dataclasses.fields(of)]
+    if part not in ("", "levers", "backbone") or name not in names:
+        raise UsageError(f"variant {text!r}: there is no {key!r} to change; {part or 'a row'} has {', '.join(names)}")
+    if part == "backbone":
+        return dataclasses.replace(row, backbone=row.backbone | {name: value})
+    before = getattr(of, name)
+    if before is not None and not isinstance(value, type(before)) and not (isinstance(before, float) and value == 0):
+        raise UsageError(f"variant {text!r}: {key} is {before!r}, and {value!r} is of another kind")
+    changed = dataclasses.replace(of, **{name: value})
+    if not 0 < (changed if part == "" else row).lr < 1:
+        raise UsageError(f"variant {text!r}: the learning rate {value!r} is not between 0 and 1")
+    return dataclasses.replace(row, levers=changed) if part == "levers" else changed

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coma.api.keywords import with_keywords
 from coma.api.results import (
     DryRunResult,
+    EmbedResult,
     ExportResult,
     PictureResult,
     ScoreResult,
+    SegmentationResult,
     ShardResult,
     TrainingResult,
     VerifyResult,
 )
+from coma.embedding.options import EmbedOptions
 from coma.evaluation.options import KnnOptions, ProbeOptions
 from coma.exports.options import ExportOptions
 from coma.pictures.options import ReconstructOptions
@@ -90,8 +93,10 @@ def finetune(options: FinetuneConfig, progress: Callable[[Progress], None] | Non
 
 
 @with_keywords(ProbeOptions)
-def probe(options: ProbeOptions, progress: Callable[[int, int], None] | None = None) -> ScoreResult:
-    """Fit a linear classifier on frozen features.
+def probe(
+    options: ProbeOptions, progress: Callable[[int, int], None] | None = None
+) -> ScoreResult | SegmentationResult:
+    """Fit a linear classifier on frozen features, of images or of their pixels.
 
     It is fitted on split train and tested on split val, or on a held-out fifth of train.
     """
@@ -99,12 +104,25 @@ def probe(options: ProbeOptions, progress: Callable[[int, int], None] | None = N
 
 
 @with_keywords(KnnOptions)
-def knn(options: KnnOptions, progress: Callable[[int, int], None] | None = None) -> ScoreResult:
-    """Classify by the 20 nearest neighbours among frozen features.
+def knn(options: KnnOptions, progress: Callable[[int, int], None] | None = None) -> ScoreResult | SegmentationResult:
+    """Classify images or their pixels by the nearest neighbours among frozen features.
 
     Neighbours come from split train, tested images from split val, or from a held-out fifth of train.
     """
     return _score(options, progress)
+
+
+@with_keywords(EmbedOptions)
+def embed(options: EmbedOptions, progress: Callable[[str, int, int | None], None] | None = None) -> EmbedResult:
+    """Write the features of images as a table.
+
+    Each image becomes a vector, in a row with its path and label. The same call goes on where it was stopped or killed.
+    """
+    from coma.embedding.command import run_command
+    from coma.torch_state import own_torch_state
+
+    with own_torch_state():
+        return EmbedResult.of(run_command(options, progress or (lambda *_: None)))
 
 
 @with_keywords(ReconstructOptions)
@@ -128,19 +146,34 @@ def export(options: ExportOptions) -> ExportResult:
         return ExportResult.of(export_run(**vars(options)))
 
 
-def _score(options: KnnOptions, progress: Callable[[int, int], None] | None) -> ScoreResult:
+def _score(options: KnnOptions, progress: Callable[[int, int], None] | None) -> ScoreResult | SegmentationResult:
     from coma.evaluation.score_run import score_by
     from coma.torch_state import own_torch_state
 
     with own_torch_state():
         scores = score_by(options, progress)
     protocol = options.protocol if isinstance(options, ProbeOptions) else None
+    if options.task == "segmentation":
+        return _segmentation_result(scores, protocol)
     name = "knn" if protocol is None else "probe" if protocol == "logistic" else f"probe_{protocol}"
     return ScoreResult.of(
         scores,
         accuracy=scores[name],
         interval=tuple(scores[f"{name}_interval"]),
         accuracy_top5=scores.get(f"{name}_top5"),
+        protocol=protocol,
+    )
+
+
+def _segmentation_result(scores: dict[str, Any], protocol: str | None) -> SegmentationResult:
+    end = "_knn" if protocol is None else "" if protocol == "logistic" else f"_{protocol}"
+    return SegmentationResult.of(
+        scores,
+        miou=scores[f"miou{end}"],
+        interval=tuple(scores[f"miou{end}_interval"]),
+        pixel_accuracy=scores[f"pixel_accuracy{end}"],
+        class_iou={row["class"]: row[f"iou{end}"] for row in scores["class_iou"]},
+        miou_knn=None if protocol is None else scores.get("miou_knn"),
         protocol=protocol,
     )
 

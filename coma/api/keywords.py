@@ -27,7 +27,7 @@ _SOURCES = {
 }
 """Keyword arguments that stand for all options that are not given, with their documentation."""
 _PATH = str | os.PathLike[str]
-_PATHS = ("data", "out", "ds_config")
+_PATHS = ("data", "out", "ds_config", "init", "source")
 """Options that take a path besides other texts, such as URLs and names."""
 
 
@@ -83,7 +83,7 @@ def _annotation(option: Option) -> Any:
     """Return the type of an option in Python: a path may be a text, as may a value that the command parses."""
     if option.kind is list:
         types: list[Any] = [_PATH, Sequence[_PATH]]
-    elif option.kind is Path or option.keyword in _PATHS:
+    elif option.kind is Path or option.path or option.keyword in _PATHS:
         types = [_PATH]
     elif option.parse is not None:
         types = [int, str] if option.kind is int else [str]

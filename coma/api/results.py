@@ -14,6 +14,9 @@ from coma.shards.files import without_credentials
 from coma.shards.text import visible
 
 if TYPE_CHECKING:
+    from numpy import floating
+    from numpy.typing import NDArray
+
     from coma.shards.check.one_shard import Problem
 
 _SHOWN = 10
@@ -78,7 +81,9 @@ def _text(value: Any) -> str:
         return " to ".join(map(_text, value))
     if isinstance(value, tuple):
         more = [f"and {len(value) - _SHOWN:,} more"] if len(value) > _SHOWN else []
-        return "; ".join([*(visible(str(each)) for each in value[:_SHOWN]), *more]) or "none"
+        first = value[:_SHOWN]
+        shown = (" ".join(map(_text, each)) if isinstance(each, tuple) else visible(str(each)) for each in first)
+        return "; ".join([*shown, *more]) or "none"
     return visible(without_credentials(str(value)))
 
 
@@ -239,6 +244,115 @@ class ScoreResult(Result):
 
 
 @dataclass(frozen=True, repr=False)
+class SegmentationResult(Result):
+    """Score of frozen maps by `coma.probe` or `coma.knn` with `task="segmentation"`, in percent."""
+
+    run: Path
+    """Run folder or export that was scored."""
+    miou: float
+    """Mean intersection over union of the classes; of a probe's linear head, or of neighbours."""
+    interval: tuple[float, float]
+    """95% confidence interval of the mIoU, over the test images."""
+    pixel_accuracy: float
+    """Share of the pixels whose class is right."""
+    class_iou: dict[str, float | None]
+    """IoU by class; None for one that is neither in the test nor predicted."""
+    channels: int
+    """Number of channels of the maps."""
+    window_size: int
+    """Side of the windows that the network sees, in pixels."""
+    stride: int
+    """Pixels from patch to patch."""
+    step: int
+    """Training step of the checkpoint."""
+    checkpoint: Path
+    """Folder of the checkpoint that was scored."""
+    data: str
+    """Data set with the masks."""
+    train_images: int
+    """Number of images whose pixels were learned from."""
+    test_images: int
+    """Number of images in the test."""
+    tested_on: str
+    """What the test images are: split val, or a held-out fifth of train."""
+    device: str
+    """Device that computed the maps."""
+    shorter_side: int | None = None
+    """Side that images were resized to, for sliding windows; None: each was squeezed into one window."""
+    patches: int | None = None
+    """Number of patches that were learned from; None for those that learn from pixels."""
+    miou_knn: float | None = None
+    """mIoU of neighbours, beside that of a probe."""
+    protocol: str | None = None
+    """How a probe was fitted; None for neighbours."""
+    metrics: Path | None = None
+    """File that the score was added to; None for an export."""
+
+
+@dataclass(frozen=True, repr=False)
+class EmbedResult(Result):
+    """Table of features that `coma.embed` wrote, and what lies near what if that was asked for."""
+
+    out: Path
+    """Table, or the array of an .npy."""
+    images: int
+    """Number of images in it."""
+    set_aside: int
+    """Number of damaged images, which are not in it."""
+    channels: int
+    """Number of values of a vector."""
+    dtype: str
+    """Type of the values: float32 or float16."""
+    splits: dict[str, int]
+    """Number of images of each split, in the order of the rows."""
+    model: str
+    """Name of the backbone in timm."""
+    weights: str
+    """What its weights are from."""
+    image_size: int
+    """Side of the images in pixels."""
+    device: str
+    """Kind of device that computed them."""
+    elapsed_s: float
+    """Duration of this call, without the search for neighbours."""
+    table: Path
+    """Parquet file of keys, paths and labels: the table itself, or the one beside an .npy."""
+    map_shape: tuple[int, int, int] | None = None
+    """Height, width and channels of the patch maps; None without them."""
+    images_per_s: float | None = None
+    """Images a second; None if the table was there already."""
+    step: int | None = None
+    """Training step of a run's checkpoint or an export."""
+    quarantine: Path | None = None
+    """List of the damaged images with reasons; None if there are none."""
+    neighbours: Path | None = None
+    """Table of the nearest images of each."""
+    duplicates: Path | None = None
+    """Table of near-duplicate pairs."""
+    pairs: int | None = None
+    """Number of near-duplicate pairs."""
+    closest: tuple[tuple[str, str, float], ...] | None = None
+    """The closest of these pairs: two paths and their similarity."""
+    outliers: tuple[tuple[str, float], ...] | None = None
+    """Images farthest from all others, with their mean similarity to their neighbours."""
+    picture: Path | None = None
+    """Contact sheet of neighbours, near-duplicates and outliers."""
+
+    def vectors(self) -> NDArray[floating[Any]]:
+        """Read the vectors [images, channels], in the order of the table."""
+        from coma.embedding.table import read_vectors
+
+        return read_vectors(self.out)
+
+    def paths(self) -> list[str]:
+        """Read the paths of the images, in the order of the table."""
+        from pyarrow.parquet import read_table
+
+        paths: list[str] = read_table(self.table, columns=["path"])["path"].to_pylist()
+        return paths
+
+
+@dataclass(frozen=True, repr=False)
 class PictureResult(Result):
     """Picture that `coma.reconstruct` drew."""
 
@@ -272,3 +386,7 @@ class ExportResult(Result):
     """Number of classes of a fine-tuned classifier."""
     onnx: Path | None = None
     """ONNX file, if one was asked for."""
+    url: str | None = None
+    """Address of the repository on the Hub that it was pushed to."""
+    commit: str | None = None
+    """Commit there."""

@@ -89,7 +89,7 @@ def demo(
     from coma.cuda import check_dali
     from coma.evaluation.device import choose_device
     from coma.evaluation.score import labelled_manifests
-    from coma.evaluation.score_run import append_metrics
+    from coma.evaluation.scored import append_metrics
     from coma.pictures.reconstruct import reconstruct_run
     from coma.runs.names import RECONSTRUCTION_NAME, checkpoint_step
     from coma.runs.read import load_autoencoder, run_of
@@ -194,7 +194,7 @@ def free_folder(parent: Path = Path()) -> Path:
 
 
 def _draw(folder: Path, seed: int, progress: Progress) -> Path:
-    from coma.demo.scenes import write_scenes
+    from coma.demo.scene_files import write_scenes
 
     logger.info("drawing %d images into %s", TRAIN_SCENES + VAL_SCENES, folder)
     write_scenes(

@@ -1,4 +1,4 @@
-"""A labelled set of photo-like pictures, drawn with numpy and Pillow: what `coma demo` trains on.
+"""Labelled photo-like pictures, drawn with numpy and Pillow: what `coma demo` trains on.
 
 A scene is one object with a patterned surface, lit from a side, over a cloudy background with plain objects
 as clutter. The class is the pattern alone: which way its stripes run and how fine they are, or checks, or
@@ -10,18 +10,12 @@ Legend: H, W pixels of the picture (colours come first, [3, H, W], which numpy w
 u, v coordinates on the object's surface, in periods of its pattern.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-
-from coma.errors import UsageError
 
 Field = NDArray[np.floating]  # float32 throughout: half the time of float64
 Pattern = Callable[[Field, Field, np.random.Generator], Field]
@@ -82,6 +76,9 @@ KINDS: dict[str, Kind] = {
     "rings": Kind(_rings),
 }
 CLASS_NAMES: tuple[str, ...] = tuple(KINDS)
+PLAIN = "plain"
+SEGMENT_NAMES: tuple[str, ...] = ("background", PLAIN, *CLASS_NAMES)
+"""Classes of a mask's pixels: what lies behind, plain clutter, and the object's pattern."""
 TURN_DEG = 6.0  # standard deviation of how a class lies
 
 
@@ -154,6 +151,12 @@ def _blurred(field: Field, radius_px: float, away_px: tuple[int, int]) -> Field:
     return np.asarray(moved.filter(ImageFilter.BoxBlur(radius_px)), dtype=np.float32) / 255
 
 
+def _covered(rim: Field, radius_px: float) -> NDArray[np.bool_]:
+    """Return the pixels [H, W] that an object covers at least by half."""
+    covered: NDArray[np.bool_] = (1 - rim) * np.float32(radius_px) >= 0.5
+    return covered
+
+
 def _put(
     picture: Field, surface: Field, rim: Field, radius_px: float, light: tuple[float, float], rng: np.random.Generator
 ) -> Field:
@@ -167,6 +170,11 @@ def _put(
 
 def draw_scene(label: int, rng: np.random.Generator) -> Image.Image:
     """Draw one scene of class `CLASS_NAMES[label]`; every choice comes from `rng`."""
+    return draw_segmented_scene(label, rng)[0]
+
+
+def draw_segmented_scene(label: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+    """Draw a scene as `draw_scene` does, and its mask of the same size: indices into `SEGMENT_NAMES`."""
     kind = KINDS[CLASS_NAMES[label]]
     side = SIDE_PX[0] + (SIDE_PX[1] - SIDE_PX[0]) * rng.uniform() ** 1.5
     aspect = np.sqrt(rng.uniform(*ASPECT))
@@ -183,6 +191,7 @@ def draw_scene(label: int, rng: np.random.Generator) -> Image.Image:
     slope = light[0] * x + light[1] * y  # -0.7..0.7 along the light
 
     picture = _background((height, width), y, rng)
+    segments = np.zeros((height, width), np.uint8)
     for _ in range(int(rng.integers(0, 3))):  # plain clutter
         radius = float(rng.uniform(0.08, 0.25))
         u, v = _place(x, y, radius, 0.5, float(rng.uniform(0, 2 * np.pi)), rng)
@@ -190,6 +199,7 @@ def draw_scene(label: int, rng: np.random.Generator) -> Image.Image:
         tint = _colour(rng, float(rng.uniform(0.2, 0.95)))
         surface: Field = tint * (1.0 - 0.25 * np.clip(rim, 0, 1.2) ** 2 + 0.3 * slope)
         picture = _put(picture, surface, rim, radius * short, light, rng)
+        segments[_covered(rim, radius * short)] = SEGMENT_NAMES.index(PLAIN)
 
     radius = float(rng.uniform(*RADIUS))
     turn_deg = rng.uniform(0, 360) if kind.turn_deg is None else rng.normal(kind.turn_deg, TURN_DEG)
@@ -216,71 +226,10 @@ def draw_scene(label: int, rng: np.random.Generator) -> Image.Image:
     shade = 1.08 - 0.42 * np.clip(rim, 0, 1.1) ** 2 + 0.5 * slope + np.float32(rng.uniform(0, 0.5)) * relief
     surface = colour * shade
     picture = _put(picture, surface, rim, radius * short, light, rng)
+    segments[_covered(rim, radius * short)] = SEGMENT_NAMES.index(CLASS_NAMES[label])
 
     exposure = np.float32(rng.uniform(0.75, 1.15)) * (1 + np.float32(rng.uniform(0.1, 0.5)) * slope)
     grain = np.float32(rng.uniform(0.005, 0.035)) * rng.standard_normal(y.shape, dtype=np.float32)
     lit = np.clip(picture * exposure + grain, 0, 1)
     photo = Image.fromarray(np.ascontiguousarray((lit * 255).astype(np.uint8).transpose(1, 2, 0)))
-    return photo.filter(ImageFilter.BoxBlur(float(rng.uniform(0.0, 0.9)) * short / 150))
-
-
-# -- the data set
-
-
-def _write_some(folder: str, split: str, seed: int, start: int, stop: int) -> None:
-    for number in range(start, stop):
-        label = number % len(CLASS_NAMES)
-        # Keyed by what the picture is, not by a generator's history: any process draws any picture alike.
-        rng = np.random.default_rng([seed, int(split == "val"), number])
-        target = Path(folder) / split / CLASS_NAMES[label] / f"{number // len(CLASS_NAMES) + 1:05d}.jpg"
-        draw_scene(label, rng).save(target, quality=int(rng.integers(*JPEG_QUALITY)))
-
-
-def write_scenes(
-    folder: Path,
-    *,
-    train: int = 2400,
-    val: int = 600,
-    seed: int = 0,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write FOLDER/train/<class>/00001.jpg … and FOLDER/val/…: the same files for the same seed and counts.
-
-    `train` and `val` are numbers of pictures, spread evenly over the ten classes. `workers` processes draw
-    them (None: one a core); `progress(drawn, in all)` is called now and then. UsageError if a count leaves a
-    class empty or the folder holds a split already.
-    """
-    for name, count in (("train", train), ("val", val)):
-        if count < len(CLASS_NAMES):
-            raise UsageError(f"{name}={count} scenes leave a class empty; draw {len(CLASS_NAMES)} or more")
-        if (folder / name).exists():
-            raise UsageError(f"{folder / name} exists already; draw the scenes into a fresh folder")
-    for name in ("train", "val"):
-        for class_name in CLASS_NAMES:
-            (folder / name / class_name).mkdir(parents=True)
-    chunk = 100
-    jobs = [
-        (str(folder), split, seed, start, min(start + chunk, count))
-        for split, count in (("train", train), ("val", val))
-        for start in range(0, count, chunk)
-    ]
-    workers = workers or len(os.sched_getaffinity(0))
-    drawn = 0
-
-    def tell(job: tuple[str, str, int, int, int]) -> None:
-        nonlocal drawn
-        drawn += job[4] - job[3]
-        if progress is not None:
-            progress(drawn, train + val)
-
-    if workers == 1 or len(jobs) == 1:
-        for job in jobs:
-            _write_some(*job)
-            tell(job)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        pending = {pool.submit(_write_some, *job): job for job in jobs}
-        for done in as_completed(pending):
-            done.result()
-            tell(pending[done])
+    return photo.filter(ImageFilter.BoxBlur(float(rng.uniform(0.0, 0.9)) * short / 150)), Image.fromarray(segments)

@@ -5,7 +5,7 @@ Legend: B images, T tokens, C channels, N samples of a split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,16 @@ class Features:
         return self.labels
 
 
+def joined(parts: Sequence[Features]) -> Features:
+    """Put features of consecutive samples together."""
+    labels = [part.labels for part in parts if part.labels is not None]
+    return Features(
+        torch.cat([part.x for part in parts]),
+        torch.cat(labels) if len(labels) == len(parts) else None,
+        torch.cat([part.samples for part in parts]),
+    )
+
+
 def held_out_fifth(count: int) -> Tensor:
     """Choose a fifth of `count` rows, always the same ones and at random: bool [N], true for the held out."""
     chosen = torch.zeros(count, dtype=torch.bool)
@@ -53,12 +63,14 @@ def pool(backbone: nn.Module, images: Tensor) -> Tensor:
     """Average `backbone.forward_features(images)` over its tokens: images [B, 3, H, W] → [B, C].
 
     A map [B, h, w, C] (DyViT) is averaged over h and w; a sequence [B, T, C] (timm's ViT) over its patch
-    tokens, without class and register tokens.
+    tokens, without class and register tokens. A ViT that norms what is averaged, and not the tokens, does so here too.
     """
     tokens: Tensor = backbone.forward_features(images)  # type: ignore[operator]
     if tokens.ndim == 4:
         return tokens.mean(dim=(1, 2))
-    return tokens[:, int(getattr(backbone, "num_prefix_tokens", 0)) :].mean(dim=1)
+    pooled = tokens[:, int(getattr(backbone, "num_prefix_tokens", 0)) :].mean(dim=1)
+    fc_norm = getattr(backbone, "fc_norm", None)
+    return pooled if fc_norm is None else fc_norm(pooled)  # the identity where the tokens are normed
 
 
 @torch.no_grad()

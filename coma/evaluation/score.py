@@ -36,6 +36,8 @@ PROTOCOLS = {"logistic": logistic_logits, "dinov2": sgd_logits, "mae": lars_logi
 """How a probe is fitted: (train_x, train_labels, test_x) to the test rows' logits."""
 
 Progress = Callable[[int, int], None]  # images done, images in all
+Elsewhere = Callable[[Manifest, Callable[[int], None]], Features]
+"""Extracts the features of a split, and tells how many images are done."""
 
 
 @dataclass(frozen=True)
@@ -98,20 +100,28 @@ def can_be_probed(data: Path | str) -> bool:
     return True
 
 
+def split_manifests(data: Path | str) -> tuple[Manifest, Manifest | None]:
+    """Open train and, if there is one, val of a data set (or of that which a split's folder lies in).
+
+    Raises DataError if there are none.
+    """
+    data = folder_at(data)
+    if is_there(data / MANIFEST_NAME) and has_split(data.parent, "train"):
+        data = data.parent
+    train = read_manifest(data, "train")  # or the one folder that was given
+    return train, read_manifest(data, "val") if has_split(data, "val") else None
+
+
 def labelled_manifests(data: Path | str) -> tuple[Manifest, Manifest | None]:
     """Open train and, if there is one, val of a data set (or of that which a split's folder lies in).
 
     Raises:
         DataError: no such data, no labels in them, one class alone, or too few images to hold any out.
     """
-    data = folder_at(data)
-    if is_there(data / MANIFEST_NAME) and has_split(data.parent, "train"):
-        data = data.parent
-    train = read_manifest(data, "train")  # or the one folder that was given
-    val = read_manifest(data, "val") if has_split(data, "val") else None
+    train, val = split_manifests(data)
     for manifest in (train, val):
         if manifest is None:
-            _check_enough(train)
+            check_enough(train)
         elif manifest.label is None:
             raise DataError(f"{manifest.folder} has no labels, so nothing can be probed: shard a tree of class folders")
         elif len(manifest) and (manifest.label == manifest.label[0]).all():
@@ -119,7 +129,7 @@ def labelled_manifests(data: Path | str) -> tuple[Manifest, Manifest | None]:
     return train, val
 
 
-def _check_enough(train: Manifest) -> None:
+def check_enough(train: Manifest) -> None:
     """Raise DataError unless a fifth of the images can be held out."""
     if not held_out_fifth(len(train)).any():
         raise DataError(f"{train.folder} has {len(train)} images; a probe needs 5 or more, or a split val")
@@ -133,9 +143,12 @@ def features_of(
     batch_size: int = BATCH_SIZE,
     device: str = "cpu",
     progress: Progress | None = None,
+    elsewhere: Elsewhere | None = None,
     **decoding: Any,
 ) -> tuple[Features, Features, str]:
     """Extract frozen features of the backbone as it is, in float32: (train, test, what the test rows are).
+
+    `elsewhere` extracts those of a split in other processes, in place of this one.
 
     Raises:
         DataError: too few images to hold any out.
@@ -143,7 +156,7 @@ def features_of(
     from coma.pipeline import Stream
 
     if val is None:
-        _check_enough(train)
+        check_enough(train)
     options = {**autoencoder.stream_options(), **decoding}
     manifests = [train] if val is None else [train, val]
     total, done = sum(map(len, manifests)), 0
@@ -154,6 +167,10 @@ def features_of(
             if progress is not None:
                 progress(before + images, total)
 
+        if elsewhere is not None:
+            features.append(elsewhere(manifest, tell))
+            done += len(manifest)
+            continue
         with Stream(manifest, batch_size=batch_size, training=False, device=device, **options) as stream:
             features.append(extract(autoencoder.backbone, stream, tell))
         done += len(manifest)

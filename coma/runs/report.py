@@ -40,6 +40,9 @@ _SCORES = {
     "probe_mae": "linear probe (MAE)",
     "knn": "20-NN",
     "rankme": "RankMe",
+    "miou": "mIoU, logistic regression",
+    "miou_dinov2": "mIoU, linear layer (DINOv2)",
+    "miou_knn": "mIoU, neighbours",
 }
 
 
@@ -127,7 +130,7 @@ def _tiles(steps: Lines, scores: Lines, ledger: Lines, resolved: Mapping[str, An
             (f"{speed:,.0f}", "images/s, median"),
             (f"{waited_s / spent_s:.0%}" if spent_s else "–", "of the time waiting for data"),
         ]
-    for key in ("accuracy", "probe", "knn"):
+    for key in ("accuracy", "probe", "knn", "miou", "miou_dinov2", "miou_knn"):
         lines = [line for line in scores if key in line and "data" not in line]
         if lines:
             lines.sort(key=lambda line: line["step"])
@@ -168,7 +171,11 @@ def _curves(steps: Lines, scores: Lines, finetuned: bool) -> str:
         chart([Curve(at, column(key, scale))], title=title, y_name=y_name, x_name="step", from_zero=from_zero)
         for key, scale, title, y_name, from_zero in panels
     ]
-    for key, y_name in (("accuracy", "% top-1"), ("knn", "% top-1"), ("rankme", "effective rank")):
+    evaluated = (
+        *(("accuracy", "% top-1"), ("knn", "% top-1")),
+        *(("miou_knn", "% of 10 neighbours"), ("rankme", "effective rank")),
+    )
+    for key, y_name in evaluated:
         points = sorted((line["step"], line[key]) for line in scores if key in line and "data" not in line)
         if len(points) > 1:
             curve = Curve([step for step, _ in points], [value for _, value in points])
@@ -226,7 +233,9 @@ def _score_table(scores: Lines) -> str:
         rows.append(f"<tr><td class='n'>{line['step']:,}</td>{cells}{where}</tr>")
     head += "<th>data</th>" if with_data else ""
     table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-    frozen = "" if "accuracy" in columns else "<p class='soft'>On frozen, averaged features.</p>"
+    of = "On frozen features: averaged, and of patches for mIoU" if any("miou" in key for key in columns) else ""
+    of = of or "On frozen, averaged features"
+    frozen = "" if "accuracy" in columns else f"<p class='soft'>{of}.</p>"
     return f"<h2>Scores</h2>{frozen}<div class='scroll'>{table}</div>"
 
 

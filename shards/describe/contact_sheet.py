@@ -51,13 +51,13 @@ def contact_sheet(data: Path, split: str = "train", images: int = 64, seed: int 
             top = _MARGIN_PX + place // columns * down_px
             draw.rectangle((left, top, left + cell_px - 1, top + cell_px - 1), _MAT, _BORDER)
             if picture is None:
-                _centred(draw, "does not decode", left, top + cell_px // 2 - _FONT_PX // 2, cell_px)
+                centred(draw, "does not decode", left, top + cell_px // 2 - _FONT_PX // 2, cell_px)
             else:
                 whole = ImageOps.contain(picture, (cell_px - 2, cell_px - 2), Image.Resampling.LANCZOS)
                 corner = (left + (cell_px - whole.width) // 2, top + (cell_px - whole.height) // 2)
                 sheet.paste(whole, corner)
             if captions:
-                _centred(draw, captions[place], left, top + cell_px + 3, cell_px)
+                centred(draw, captions[place], left, top + cell_px + 3, cell_px)
     return _with_legend(sheet, manifest, pixels) if manifest.has_masks else sheet
 
 
@@ -178,7 +178,7 @@ def class_captions(manifest: Manifest) -> list[str] | None:
     return None if manifest.class_names is None else list(manifest.class_names)
 
 
-def _centred(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int) -> None:
+def centred(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int) -> None:
     """Draw a line of text in the middle of `width` pixels."""
     _line(draw, text, left, top, width, centred=True)
 

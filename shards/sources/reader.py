@@ -5,8 +5,9 @@ import stat
 from collections import OrderedDict
 from pathlib import Path
 
-from coma.errors import DataError
+from coma.errors import ComaError, DataError
 from coma.shards.images.formats import BadImageError
+from coma.shards.images.prepare import PixelOptions, Prepared, prepare_image
 from coma.shards.sources.listing import MAX_IMAGE_BYTES, WHOLE_FILE, SourceImage, clamped, printable
 
 _OPEN_CONTAINERS = 16
@@ -46,6 +47,27 @@ class SourceReader:
         if clamped(status.st_mtime_ns) != image.mtime_ns:
             raise BadImageError("changed: written to since it was listed")
         return data
+
+    def prepare(self, image: SourceImage, options: PixelOptions) -> Prepared:
+        """Read one image, check it, and convert or re-encode it as `prepare_image` does.
+
+        Raises as `read_or_set_aside`, and BadImageError if it is no good image.
+        """
+        return prepare_image(self.read_or_set_aside(image), options)
+
+    def read_or_set_aside(self, image: SourceImage) -> bytes:
+        """Read one image or mask.
+
+        Raises BadImageError if it is to be set aside, ComaError if the source as a whole has gone.
+        """
+        try:
+            return self.read(image)
+        except OSError as error:
+            if not self._root.exists():
+                raise ComaError(f"{self._root} has gone; once it is back, the same command resumes") from error
+            if image.size >= 0 and isinstance(error, FileNotFoundError):
+                raise BadImageError("vanished: it was there when the source was listed") from None
+            raise BadImageError(f"unreadable: {error.strerror or error}") from None
 
     def close(self) -> None:
         """Close the containers."""

@@ -20,7 +20,7 @@ from coma.errors import ComaError
 from coma.shards import tar
 from coma.shards.files import replacing, write_atomically
 from coma.shards.images.masks import MASK_EXTENSION, PreparedMask, prepare_mask
-from coma.shards.images.prepare import EXTENSIONS, BadImageError, PixelOptions, Prepared, prepare_image
+from coma.shards.images.prepare import EXTENSIONS, BadImageError, PixelOptions, Prepared
 from coma.shards.manifest.columns import MASK_FIELDS, SCHEMA
 from coma.shards.manifest.mask_coding import MaskCoding
 from coma.shards.sources.listing import SourceImage, printable
@@ -114,7 +114,7 @@ def _write_tar(
     try:
         for i, image in enumerate(job.images):
             try:
-                prepared = _read_and_prepare(job, reader, image)
+                prepared = reader.prepare(image, job.pixels)
                 mask = _read_mask(job, reader, image, prepared)
             except BadImageError as error:
                 rows += _set_aside(image, str(error))
@@ -148,10 +148,6 @@ def _set_aside(image: SourceImage, reason: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _read_and_prepare(job: ShardJob, reader: SourceReader, image: SourceImage) -> Prepared:
-    return prepare_image(_read(job, reader, image), job.pixels)
-
-
 def _read_mask(job: ShardJob, reader: SourceReader, image: SourceImage, prepared: Prepared) -> PreparedMask | None:
     if job.mask_coding is None:
         return None
@@ -159,21 +155,10 @@ def _read_mask(job: ShardJob, reader: SourceReader, image: SourceImage, prepared
         raise BadImageError("mask missing")
     path = printable(image.mask.path)
     try:
-        data = _read(job, reader, image.mask)
+        data = reader.read_or_set_aside(image.mask)
     except BadImageError as error:
         raise BadImageError(f"mask damaged: {path}: {error}") from None
     return prepare_mask(data, path, prepared, job.mask_coding, job.pixels.max_pixels)
-
-
-def _read(job: ShardJob, reader: SourceReader, image: SourceImage) -> bytes:
-    try:
-        return reader.read(image)
-    except OSError as error:
-        if not job.root.exists():
-            raise ComaError(f"{job.root} has gone; once it is back, the same command resumes") from error
-        if image.size >= 0 and isinstance(error, FileNotFoundError):
-            raise BadImageError("vanished: it was there when the source was listed") from None
-        raise BadImageError(f"unreadable: {error.strerror or error}") from None
 
 
 def _add_sample(

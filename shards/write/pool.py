@@ -16,8 +16,18 @@ from coma.shards.write.worker import Done, Job, Tally
 
 log = logging.getLogger(__name__)
 
+WORKER = "coma.shards.write.worker"
+"""Module whose `serve` runs jobs that need little to be imported."""
 
-def run_jobs(jobs: Iterable[Job], workers: int | None, engine: str = "processes") -> Generator[Tally | tuple[Job, Any]]:
+
+def run_jobs(
+    jobs: Iterable[Job],
+    workers: int | None,
+    engine: str = "processes",
+    *,
+    limit: str = "--workers",
+    module: str = WORKER,
+) -> Generator[Tally | tuple[Job, Any]]:
     """Run jobs in parallel; yield progress as it comes, and each job with its result when it is done.
 
     Raises the exception of a job that failed, and ComaError if a process died. All workers have ended when the
@@ -27,10 +37,12 @@ def run_jobs(jobs: Iterable[Job], workers: int | None, engine: str = "processes"
         jobs: taken one by one, as workers become free.
         workers: how many at a time; None is one a core, of this machine or of the cluster.
         engine: "processes" of this machine, or "ray", on its cluster.
+        limit: the flag that makes them fewer, for the error of a process that died.
+        module: whose `serve` runs the jobs in a process of this machine.
     """
     if engine == "ray":
         return _run_on_ray(jobs, workers)
-    return _run_here(jobs, workers or len(os.sched_getaffinity(0)))
+    return _run_here(jobs, workers or len(os.sched_getaffinity(0)), limit, module)
 
 
 @dataclass(eq=False)
@@ -38,6 +50,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     connection: "Connection[Any, Any]"
     output: IO[bytes]
+    limit: str
     job: Job | None = None
 
     def give(self, job: Job | None) -> None:
@@ -53,18 +66,19 @@ class _Worker:
         output = self.output.read()[-4000:].decode(errors="replace").strip()
         log.debug("worker's last output: %s", output)
         last = f" ({output.splitlines()[-1]})" if output else ""
-        how = f"by signal {-code} (out of memory? try fewer --workers)" if code < 0 else f"with code {code}{last}"
+        how = f"by signal {-code} (out of memory? try fewer {self.limit})" if code < 0 else f"with code {code}{last}"
         what = f" while writing {self.job.name}" if self.job is not None else ""
         return ComaError(f"a worker process ended {how}{what}; the same command resumes the run")
 
 
-def _run_here(jobs: Iterable[Job], workers: int) -> Generator[Tally | tuple[Job, Any]]:
+def _run_here(jobs: Iterable[Job], workers: int, limit: str, module: str) -> Generator[Tally | tuple[Job, Any]]:
     pending = iter(jobs)
     started: list[_Worker] = []
     try:
         for job in pending:
             output = tempfile.TemporaryFile()  # noqa: SIM115  (libtiff and others write to stderr by themselves)
-            started.append(_Worker(*start_child("coma.shards.write.worker", output), output))
+            child = start_child(module, output, number=len(started))
+            started.append(_Worker(*child, output, limit))
             started[-1].give(job)
             if len(started) == workers:
                 break

@@ -63,6 +63,11 @@ def serve(descriptor: int) -> None:
     Answers with Tally (progress), Done, or the exception that ended the job.
     """
     sys.meta_path.insert(0, _WithoutPandas())
+    run_all(descriptor)
+
+
+def run_all(descriptor: int) -> None:
+    """Do what `serve` does, in a process that may import whatever it likes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     connection: Connection[Any, Any] = Connection(descriptor)
     try:

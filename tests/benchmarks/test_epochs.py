@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from PIL import Image
 
 from benchmarks.epochs import __main__ as command
 from benchmarks.epochs import variants
-from benchmarks.epochs.images import evaluation_batches, load, training_batches
+from benchmarks.epochs.images import HELD_OUT, evaluation_batches, load_to_choose, load_to_compare, training_batches
+from benchmarks.epochs.levers import Levers, _low_pass, permuted_units
 from benchmarks.epochs.report import Crossing, Row, conclusions, crossing, verdicts
 from benchmarks.epochs.runs import (
     RUNS_NAME,
@@ -24,7 +26,7 @@ from benchmarks.epochs.runs import (
     read_lines,
     train,
 )
-from benchmarks.epochs.variants import VARIANTS, variant
+from benchmarks.epochs.variants import CHOSEN, VARIANTS, chosen, variant
 from coma.errors import UsageError
 from coma.evaluation.features import extract
 from coma.pipeline import Stream
@@ -51,28 +53,33 @@ def miniature(monkeypatch: pytest.MonkeyPatch) -> None:
     coma = dataclasses.replace(VARIANTS["coma"], backbone=dyvit, decoder_dim=32, batch_size=16)
     monkeypatch.setitem(VARIANTS, "mae", mae)
     monkeypatch.setitem(VARIANTS, "coma", coma)
+    for name in ("mae", "coma"):
+        monkeypatch.setitem(CHOSEN, name, name)
+    monkeypatch.setitem(CHOSEN, "coma-8", "coma:batch_size=8")
 
 
 @pytest.mark.usefixtures("miniature")
 def test_the_command_runs_and_goes_on_where_it_stopped(data, tmp_path, capsys):
-    arguments = [str(data), "--out", str(tmp_path), "--mae-epochs", "1", "--seeds", "0", "--jobs", "1"]
+    arguments = ["compare", str(data), "--out", str(tmp_path), "--mae-epochs", "1", "--seeds", "0", "--jobs", "1"]
     command.main([*arguments, "--fractions", "0.5"])
     lines = read_lines(tmp_path)
     named = [(line["settings"]["variant"]["name"], line["settings"]["scored_after"]) for line in lines]
     assert named == [("mae", [0.5, 1.0]), ("coma", [0.5])]
-    assert all(line["tested_on"] == "test" and line["wall_s"] > 0 for line in lines)
+    assert all(line["settings"]["tested_on"] == "test" and line["wall_s"] > 0 for line in lines)
     assert [line["images_seen"] for line in lines] == [64, 32]
     half, whole = lines[0]["curve"]
     assert (half["epochs"], whole["epochs"], whole["macs"]) == (0.5, 1.0, 2 * half["macs"])
     assert 0 < half["cpu_s"] < whole["cpu_s"]
-    assert "coma" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "coma" in printed.out
+    assert "hours of one core" in printed.err
     with Image.open(tmp_path / "epochs.png") as picture:
         assert picture.size == (1200, 560)
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 4  # axes, and a colour for each variant
 
     with (tmp_path / RUNS_NAME).open("a") as file:
         file.write('{"settings": {"torn')  # by a kill
-    command.main([*arguments, "--fractions", "0.5", "--variant", "coma", "--variant", "coma:1e-3:8"])
+    command.main([*arguments, "--fractions", "0.5", "--variant", "coma", "--variant", "coma-8"])
     again = read_lines(tmp_path)
     assert again[:2] == lines  # not run again
     assert [line["settings"]["variant"]["batch_size"] for line in again[2:]] == [8]
@@ -82,21 +89,21 @@ def test_the_command_runs_and_goes_on_where_it_stopped(data, tmp_path, capsys):
         ("mae", 0.5),
         ("mae", 1),
         ("coma", 0.5),
-        ("coma:1e-3:8", 0.5),
+        ("coma-8", 0.5),
     ]
 
 
 @pytest.mark.usefixtures("miniature")
 def test_a_score_on_the_way_is_that_of_a_shorter_run(data):
-    held = load(data, 1000)
-    settings = Settings(VARIANTS["coma"], 1, 1.0, (0.5, 1.0), 64, 32, "")
+    held = load_to_compare(data, 1000)
+    settings = Settings(VARIANTS["coma"], 1, 1.0, (0.5, 1.0), 64, 32, "", "")
     shorter = dataclasses.replace(settings, epochs=0.5, scored_after=(0.5,))
     on_the_way, alone = (train(run, held, lambda text: None)["curve"][0] for run in (settings, shorter))
     assert {**on_the_way, "cpu_s": 0} == {**alone, "cpu_s": 0}
 
 
 def test_a_longer_run_answers_for_a_shorter_one_but_not_at_a_cosine():
-    long = Settings(VARIANTS["coma"], 1, 2.0, (0.5, 1.0, 2.0), 64, 32, "")
+    long = Settings(VARIANTS["coma"], 1, 2.0, (0.5, 1.0, 2.0), 64, 32, "", "")
     short = dataclasses.replace(long, epochs=1.0, scored_after=(0.5, 1.0))
     curve = [{"epochs": at, "probe": 10 * at} for at in long.scored_after]
     line = {"settings": long.to_json(), "curve": curve}
@@ -116,7 +123,7 @@ def test_a_longer_run_answers_for_a_shorter_one_but_not_at_a_cosine():
 def test_a_cosine_takes_a_run_for_each_length():
     cosine = dataclasses.replace(VARIANTS["coma"], schedule="cosine")
     options = {"mae_epochs": 40, "fractions": [0.25, 0.1], "seeds": [7], "images": 10, "image_size": 32}
-    runs = list(command.plan(VARIANTS["mae"], [cosine], **options, data=""))
+    runs = list(command.plan(VARIANTS["mae"], [cosine], **options, data="", tested_on=""))
     assert [(run.variant.method, run.scored_after) for run in runs] == [
         ("mae", (4.0, 10.0, 40)),
         ("coma", (10.0,)),
@@ -127,7 +134,7 @@ def test_a_cosine_takes_a_run_for_each_length():
 @pytest.mark.usefixtures("miniature")
 def test_runs_side_by_side_are_those_one_by_one(data, tmp_path):
     for jobs in ("1", "2"):
-        arguments = [str(data), "--out", str(tmp_path / jobs), "--mae-epochs", "0.5", "--fractions", "1"]
+        arguments = ["compare", str(data), "--out", str(tmp_path / jobs), "--mae-epochs", "0.5", "--fractions", "1"]
         command.main([*arguments, "--seeds", "3", "--jobs", jobs])
     one, two = (
         sorted(
@@ -144,7 +151,19 @@ def test_runs_side_by_side_are_those_one_by_one(data, tmp_path):
 def test_a_run_that_diverges_takes_no_other_with_it(data, tmp_path, capsys, monkeypatch):
     wild = dataclasses.replace(VARIANTS["coma"], name="wild", lr=float("inf"))
     monkeypatch.setitem(VARIANTS, "wild", wild)
-    arguments = [str(data), "--out", str(tmp_path), "--mae-epochs", "0.5", "--fractions", "1", "--seeds", "0"]
+    monkeypatch.setitem(CHOSEN, "wild", "wild")
+    arguments = [
+        "compare",
+        str(data),
+        "--out",
+        str(tmp_path),
+        "--mae-epochs",
+        "0.5",
+        "--fractions",
+        "1",
+        "--seeds",
+        "0",
+    ]
     with pytest.raises(SystemExit) as caught:
         command.main([*arguments, "--jobs", "1", "--variant", "wild", "--variant", "coma"])
     assert caught.value.code == 4
@@ -154,7 +173,7 @@ def test_a_run_that_diverges_takes_no_other_with_it(data, tmp_path, capsys, monk
 
 def test_images_are_the_streams(data):
     """Windows, flips, normalisation and evaluation are those of a stream over the same shards."""
-    held = load(data, 1000)
+    held = load_to_compare(data, 1000)
     with Stream(data, batch_size=8, image_size=32, unit_size=4, training=False, split="test") as stream:
         streamed = torch.cat([batch.images for batch in stream])
     mine = torch.cat([batch.images for batch in evaluation_batches(held.test, 32)])
@@ -210,19 +229,96 @@ def test_costs_at_equal_accuracy():
     assert "coma does not reach mae's 56.0% of 40 epochs" in conclusions([missed], reference)
 
 
-def test_every_variant_trains_and_can_be_probed(data):
-    held = load(data, 64)
+LEVERS = (
+    "levers.target=low-pass",
+    "levers.target=batch",
+    "levers.consistency=1.0",
+    "levers.local=0.5",
+    "levers.fused=True",
+    "levers.registers=2",
+    "levers.registers=2,levers.pooled=registers",
+    "levers.block=2",
+    "backbone.unit_size=8",
+    "views=2",
+)
+
+
+@pytest.mark.usefixtures("miniature")
+@pytest.mark.parametrize(
+    "text",
+    [*VARIANTS, *(f"coma:{lever}" for lever in LEVERS), "mae:visible=0.5", "coma:bfloat16=False", *CHOSEN.values()],
+)
+def test_every_variant_trains_and_can_be_probed(data, text):
+    held = load_to_compare(data, 64)
+    row = variant(text)
     batch, samples, epochs = next(
-        training_batches(held.train, steps=1, batch_size=4, image_size=32, seed=0, crop_scale=(0.2, 1.0))
+        training_batches(held.train, steps=1, batch_size=4, image_size=32, seed=0, crop_scale=row.crop_scale)
     )
-    for row in VARIANTS.values():
-        model = row.build(32)
-        row.loss(model, batch, samples, epochs, seed=0).backward()
-        assert all(p.grad is not None for p in model.parameters()), row.name
-        assert model.units == 64
-        assert model.patch_values == 48  # 4 px squares are hidden and predicted by both methods
-        features = extract(model.backbone, list(evaluation_batches(held.test, 32)))
-        assert features.x.shape == (20, model.encoder.stage_dims[-1])
+    model = row.build(32)
+    row.loss(model, batch, samples, epochs, seed=0).backward()
+    assert all(p.grad is not None for p in model.parameters()), row.name
+    assert model.units * model.tokens == 64
+    assert model.patch_values == 48  # 4 px squares are hidden and predicted by both methods
+    features = extract(model.backbone, list(evaluation_batches(held.test, 32)))
+    assert features.x.shape == (20, model.encoder.stage_dims[-1])
+    assert (features.x[0] - features.x[-1]).abs().max() > 0
+
+
+@pytest.mark.usefixtures("miniature")
+def test_views_stay_blind_to_each_other_with_every_lever():
+    images, samples = torch.rand(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64)
+    for lever in ("fused=True", "registers=2", "local=0.5"):
+        model = variant(f"coma:levers.{lever}").build(32)
+        units = permuted_units(Levers(), samples, samples, seed=0, units=64)
+        patches, grid = model.patchify(images, units)
+        patches.requires_grad_()
+        visible, _ = model.split_units(units)
+        first = len(visible[0][0])
+        model.encode(patches, grid, visible)[-1][:, :first].square().sum().backward()
+        seen = patches.grad.flatten(2).abs().sum(dim=2)[0]
+        assert set(seen.nonzero().flatten().tolist()) == set(visible[0][0].tolist()), lever
+
+
+def test_blocks_of_units_stay_in_one_view():
+    samples = torch.arange(5)
+    units = permuted_units(Levers(block=2), samples, samples, seed=0, units=64)
+    assert torch.equal(units.sort(dim=1).values, torch.arange(64).expand(5, -1))
+    for view in torch.split(units, 16, dim=1):
+        blocks = (view // 16) * 4 + view % 8 // 2  # which square of 2 x 2 units
+        assert all(len(set(row.tolist())) == 4 for row in blocks)
+
+
+def test_a_low_pass_keeps_what_is_smooth():
+    across = torch.arange(32) / 32 * 2 * torch.pi
+    smooth, fine = torch.cos(3 * across), torch.cos(14 * across)
+    image = (smooth + fine + 0.5).expand(1, 3, 32, 32)
+    torch.testing.assert_close(_low_pass(image), (smooth + 0.5).expand(1, 3, 32, 32), atol=1e-5, rtol=0)
+
+
+@pytest.mark.usefixtures("miniature")
+def test_the_test_images_are_out_of_reach_of_choosing(data, tmp_path, capsys):
+    """`choose` gives the same without a test split; `compare` takes nothing that was not chosen before."""
+    alone = tmp_path / "alone"
+    shutil.copytree(data, alone, ignore=shutil.ignore_patterns("test"))
+    results = []
+    for folder, out in ((data, tmp_path / "with"), (alone, tmp_path / "without")):
+        options = ["--epochs", "0.5", "--variant", "coma", "--variant", "coma:lr=2e-3", "--jobs", "1"]
+        command.main(["choose", str(folder), "--out", str(out), *options])
+        results.append([(line["settings"], line["curve"][0]["probe"]) for line in read_lines(out)])
+    assert results[0] == results[1]
+    assert {settings["tested_on"] for settings, _ in results[0]} == {HELD_OUT}
+    held = load_to_choose(data, 1000)
+    assert (len(held.train), len(held.test)) == (52, 12)
+    pixels = {image.numpy().tobytes() for image in held.train.pixels}
+    assert not any(image.numpy().tobytes() in pixels for image in held.test.pixels)
+    assert "coma:lr=2e-3" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        command.main(["compare", str(data), "--out", str(tmp_path), "--variant", "coma:lr=2e-3"])
+    assert caught.value.code == 2
+    assert "was not chosen" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        command.main(["compare", str(alone), "--out", str(tmp_path)])
+    assert caught.value.code == 3
 
 
 def test_networks_are_of_the_size_that_is_said():
@@ -234,35 +330,39 @@ def test_networks_are_of_the_size_that_is_said():
 
 
 def test_several_masks_cost_several_passes():
-    one, four = (macs_per_image(VARIANTS[n], 32) for n in ("mae", "mae-4masks"))
+    one, four = (macs_per_image(VARIANTS[n], 32) for n in ("mae-wide", "mae-4masks"))
     assert four == 4 * one
 
 
-def test_a_variant_by_its_name_and_rate():
-    assert variant("coma") is VARIANTS["coma"]
-    tuned = variant("coma:3e-3")
-    assert (tuned.name, tuned.lr) == ("coma:3e-3", 3e-3)
-    assert dataclasses.replace(tuned, name="coma", lr=VARIANTS["coma"].lr) == VARIANTS["coma"]
-    tuned = variant("coma:3e-3:16")
-    assert (tuned.name, tuned.lr, tuned.batch_size) == ("coma:3e-3:16", 3e-3, 16)
+def test_a_variant_by_its_name_and_changes():
+    assert variant("coma") == VARIANTS["coma"]
+    tuned = variant("coma:lr=3e-3,crop_scale=(0.4,1.0),levers.fused=True,backbone.dims=(8,16,32)")
+    assert (tuned.lr, tuned.crop_scale, tuned.levers.fused) == (3e-3, (0.4, 1.0), True)
+    assert (tuned.backbone["dims"], tuned.backbone["depths"]) == ((8, 16, 32), VARIANTS["coma"].backbone["depths"])
     for text, words in (
         ("comb", "choose mae, "),
-        ("coma:fast", "'fast' is no learning rate"),
-        ("coma:-1", "'-1'"),
-        ("coma:1e-3:0", "'1e-3:0'"),
-        ("coma:1e-3:8:8", "'1e-3:8:8'"),
+        ("coma:speed=1", "no 'speed' to change"),
+        ("coma:levers.speed=1", "levers has target, "),
+        ("coma:backbone.width=1", "backbone has patch_size, "),
+        ("coma:lr=fast", "another kind"),
+        ("coma:lr=-1.0", "not between 0 and 1"),
+        ("coma:batch_size=0.5", "another kind"),
     ):
         with pytest.raises(UsageError, match=words):
             variant(text)
+    with pytest.raises(UsageError, match="was not chosen"):
+        chosen("coma-of-nobody")
 
 
+@pytest.mark.usefixtures("miniature")
 def test_mistakes_are_one_line(data, tmp_path, capsys):
     (tmp_path / "file").touch()
     for folder, out, code in ((tmp_path / "nothing", tmp_path, 3), (data, tmp_path / "file", 2)):
-        with pytest.raises(SystemExit) as caught:
-            command.main([str(folder), "--out", str(out)])
-        assert caught.value.code == code
-        assert len(capsys.readouterr().err.splitlines()) == 1
+        for work in (["choose", "--variant", "coma"], ["compare"]):
+            with pytest.raises(SystemExit) as caught:
+                command.main([*work, str(folder), "--out", str(out)])
+            assert caught.value.code == code
+            assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_it_is_a_command(monkeypatch, capsys):
@@ -270,4 +370,4 @@ def test_it_is_a_command(monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(command.__file__, run_name="__main__")
     assert caught.value.code == 0
-    assert "--mae-epochs" in capsys.readouterr().out
+    assert "choose" in capsys.readouterr().out

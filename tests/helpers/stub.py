@@ -8,8 +8,9 @@ import subprocess
 import sys
 import textwrap
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import coma
@@ -25,7 +26,8 @@ from typing import Literal, overload
 
 from coma import errors as errors
 from coma.api.results import (
-    DryRunResult, ExportResult, PictureResult, ScoreResult, ShardResult, TrainingResult, VerifyResult
+    DryRunResult, EmbedResult, ExportResult, PictureResult, ScoreResult, SegmentationResult, ShardResult,
+    TrainingResult, VerifyResult,
 )
 from coma.model.coma import CoMA as CoMA
 from coma.model.dyvit import DyViT as DyViT
@@ -39,6 +41,13 @@ __all__ = {names}
 '''
 
 
+_OTHERWISE = {
+    "DryRunResult": ("dry_run", "Literal[False] = False", "Literal[True]"),
+    "SegmentationResult": ("task", "Literal['classification'] = 'classification'", "Literal['segmentation']"),
+}
+"""What a function's second result depends on: a keyword, its type for the first result and that for the second."""
+
+
 def stub() -> str:
     """Return the text of coma/__init__.pyi, formatted by ruff."""
     names = sorted(coma.__all__)
@@ -49,17 +58,18 @@ def stub() -> str:
 
 
 def _definitions(function: Callable[..., Any]) -> str:
-    """Return the definition of a function; two if it returns something else for a dry run."""
-    result, _, dry = str(inspect.signature(function).return_annotation).partition(" | ")
+    """Return the definition of a function; two if it returns something else for some value of a keyword."""
+    result, _, other = str(inspect.signature(function).return_annotation).partition(" | ")
     documentation = textwrap.indent(f'"""{inspect.getdoc(function)}\n"""', "    ", lambda line: line.strip() != "")
-    if not dry:
+    if not other:
         return f"{_head(function, result)}\n{documentation}"
-    real, preview = _head(function, result, "Literal[False] = False"), _head(function, dry, "Literal[True]")
-    return f"@overload\n{real}\n{documentation}\n@overload\n{preview} ..."
+    keyword, usual, otherwise = _OTHERWISE[other]
+    first, second = _head(function, result, {keyword: usual}), _head(function, other, {keyword: otherwise})
+    return f"@overload\n{first}\n{documentation}\n@overload\n{second} ..."
 
 
-def _head(function: Callable[..., Any], result: str, dry_run: str | None = None) -> str:
-    """Return the first line of a definition."""
+def _head(function: Callable[..., Any], result: str, instead: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return the first line of a definition, with these types of its parameters in place of their own."""
     parameters, starred = [], False
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not starred:
@@ -67,7 +77,7 @@ def _head(function: Callable[..., Any], result: str, dry_run: str | None = None)
             starred = True
         default = "" if parameter.default is inspect.Parameter.empty else f" = {parameter.default!r}"
         annotation = _text(parameter.annotation) + default
-        parameters.append(f"{name}: {dry_run if name == 'dry_run' and dry_run else annotation}")
+        parameters.append(f"{name}: {instead.get(name, annotation)}")
     return f"def {function.__name__}({', '.join(parameters)}) -> {result}:"
 
 

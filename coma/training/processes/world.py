@@ -142,6 +142,22 @@ class World:
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
+    def broadcast(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return rank 0's tensors, which are on the CPU, on every rank; the others' are not used; collective."""
+        import torch
+        import torch.distributed as dist
+
+        if self.size == 1:
+            return dict(tensors)
+        described = self.gather([(name, value.shape, value.dtype) for name, value in tensors.items()])[0]
+        received: dict[str, Tensor] = {}
+        for name, shape, dtype in described:
+            value = tensors[name] if self.is_rank0 else torch.empty(shape, dtype=dtype)
+            moved = value.to(self.device).contiguous()
+            dist.broadcast(moved, src=0)
+            received[name] = value if self.is_rank0 else moved.cpu()
+        return received
+
     def run_on_rank0(self, act: Callable[[], T]) -> T:
         """Call `act` on rank 0 and return its result on every rank; collective.
 

@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from coma.evaluation.features import Features
 from coma.pipeline import Batch
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -30,6 +31,19 @@ class Scorer(Protocol):
         """Return the line of metrics.jsonl for the network with these weights; `after_batch` is called regularly."""
 
 
+@runtime_checkable
+class SharedScorer(Scorer, Protocol):
+    """Evaluates a network by features, of which every rank extracts a share."""
+
+    def extract_share(
+        self, weights: dict[str, Tensor], rank: int, world_size: int, after_batch: Callable[[], None]
+    ) -> list[Features | None]:
+        """Return a rank's share of the features of each split, None where it has none."""
+
+    def together(self, shares: list[list[Features | None]]) -> None:
+        """Take the shares of all ranks for the next `score`."""
+
+
 class Task(ABC):
     """A network to train, and everything about it that the loop does not know."""
 
@@ -37,6 +51,8 @@ class Task(ABC):
     """Takes `inputs` and returns a loss; has the same initial weights on every rank."""
     init_digest: str | None = None
     """A hash of the weights that the run starts from; None: random ones."""
+    lacks_weights: bool = False
+    """Whether `give_start` has to be called before the first step of a run that is not resumed."""
     ema_decay: float = 0.0
     """Decay of an exponential moving average (EMA) of the weights, which is scored and exported in their place;
     0: none is kept."""
@@ -44,6 +60,14 @@ class Task(ABC):
     @abstractmethod
     def build(self) -> nn.Module:
         """Make another network of the same kind, for `full_weights` to be loaded into."""
+
+    def give_start(self) -> None:  # noqa: B027
+        """Load the weights that the run starts from, where that was put off as it seemed to be resumed."""
+
+    @property
+    def scores_start(self) -> bool:
+        """Whether to evaluate before the first step."""
+        return False
 
     @abstractmethod
     def stream_options(self, samples: int) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coma.demo.scenes import CLASS_NAMES, SIDE_PX, draw_scene, write_scenes
+from coma.demo.scene_files import write_scenes
+from coma.demo.scenes import CLASS_NAMES, PLAIN, SEGMENT_NAMES, SIDE_PX, draw_scene, draw_segmented_scene
 from coma.errors import UsageError
 
 
@@ -60,3 +61,25 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path):
     with pytest.raises(UsageError, match="exists already"):
         write_scenes(tmp_path, train=10, val=10)
     assert not (tmp_path / "train").exists()
+
+
+def test_masks_lie_beside_the_same_pictures(tmp_path):
+    write_scenes(tmp_path / "plain", train=20, val=10, seed=3, workers=1)
+    write_scenes(tmp_path / "masked", train=20, val=10, seed=3, workers=1, masks=True)
+    same_pictures = sorted(_bytes(tmp_path / "plain").values())
+    assert sorted(_bytes(tmp_path / "masked" / "images").values()) == same_pictures
+    assert (tmp_path / "masked" / "classes.txt").read_text().split() == list(SEGMENT_NAMES)
+    for number, name in enumerate(CLASS_NAMES, start=1):
+        mask = Image.open(tmp_path / "masked" / "masks" / "val" / f"{number:05}.png")
+        assert mask.size == Image.open(tmp_path / "masked" / "images" / "val" / f"{number:05}.jpg").size
+        present = {SEGMENT_NAMES[value] for value in np.unique(mask)}
+        assert name in present <= {"background", PLAIN, name}
+
+
+def test_a_mask_follows_the_object():
+    """Inside it, next to its rim, the picture's edges differ from those outside: the pattern begins there."""
+    picture, mask = draw_segmented_scene(CLASS_NAMES.index("fine-columns"), np.random.default_rng(5))
+    grey, inside = np.asarray(picture.convert("L"), dtype=np.float64), np.asarray(mask) >= 2
+    across = np.abs(np.diff(grey, axis=1))
+    assert 0.2 < inside.mean() < 0.95
+    assert across[inside[:, :-1]].mean() > 2 * across[~inside[:, :-1]].mean()

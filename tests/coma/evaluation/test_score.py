@@ -12,12 +12,15 @@ from drawn import draw_images, shard_images
 from safetensors.torch import save_file
 
 from coma.errors import DataError, UsageError
+from coma.evaluation.extraction.feature_job import extract_on
+from coma.evaluation.extraction.processes import BackboneName, Processes, choose_processes, shares
 from coma.evaluation.features import extract, held_out_fifth, pool
 from coma.evaluation.score import HELD_OUT, features_of, labelled_manifests, score
-from coma.evaluation.score_run import append_metrics, score_run
+from coma.evaluation.score_run import score_run
+from coma.evaluation.scored import append_metrics
 from coma.exports.export import export_run
 from coma.pipeline import Stream
-from coma.runs.read import build_model
+from coma.runs.read import build_model, load_autoencoder
 from coma.shards.describe.describe import describe
 from coma.training.config.options import PretrainConfig
 
@@ -73,6 +76,35 @@ def test_only_what_was_asked_for_is_scored(run):
     assert "probe" not in result
     assert result["knn"] == 100.0
     assert "probe" not in (run / "metrics.jsonl").read_text()
+
+
+def test_any_number_of_processes_extracts_the_same_features(run, data):
+    """To the last bit, in the manifest's order; of a run, and of its export."""
+    train, _ = labelled_manifests(data)
+    name = BackboneName(str(run))
+    alone, shared = (extract_on(Processes(("cpu",) * count), name, train, 8) for count in (1, 2))
+    assert torch.equal(alone.x, shared.x)
+    assert torch.equal(alone.labels, shared.labels)
+    assert shared.samples.tolist() == list(range(len(train)))
+    here, _, _ = features_of(load_autoencoder(run), train, labelled_manifests(data)[1], batch_size=8)
+    assert torch.equal(here.x, shared.x)
+    done = []
+    scores = score_run(run, batch_size=8, device="cpu", devices=2, progress=lambda *now: done.append(now))
+    expected = score_run(run, batch_size=8, device="cpu")
+    assert scores == {**expected, "processes": 2}
+    assert done[-1] == (72, 72)
+    assert done == sorted(done)
+
+
+def test_processes_are_given_a_device_each():
+    assert choose_processes(3, "cpu").devices == ("cpu", "cpu", "cpu")
+    assert choose_processes("auto", "cpu").devices == ("cpu",)
+    with pytest.raises(UsageError, match="--device mps: this machine has cpu"):
+        choose_processes(2, "mps")
+    covered = [batch for share in shares(11, Processes(("cpu",) * 2)) for batch in share]
+    assert covered == list(range(11))
+    assert shares(0, Processes(("cpu",) * 2)) == []
+    assert shares(5, Processes(("cpu",))) == [range(5)]
 
 
 @pytest.mark.gpu_too
@@ -153,7 +185,8 @@ def test_a_vit_is_pooled_over_its_patch_tokens(prefix):
     with torch.no_grad():
         tokens = vit.forward_features(images)
         assert tokens.shape[1] == 4 + prefix
-        torch.testing.assert_close(pool(vit, images), tokens[:, prefix:].mean(1))
+        torch.testing.assert_close(pool(vit, images), vit.fc_norm(tokens[:, prefix:].mean(1)))
+        torch.testing.assert_close(pool(vit, images), vit(images))
 
 
 def test_data_without_labels_or_with_one_class_are_refused_before_anything_is_computed(tmp_path, run):

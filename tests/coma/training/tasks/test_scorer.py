@@ -80,12 +80,39 @@ def test_who_is_asked_to_stop_evaluates_later(data: Path, tmp_path: Path, asked_
 
 
 @pytest.mark.slow
-def test_two_processes_wait_for_the_one_that_evaluates(data: Path, tmp_path: Path) -> None:
+def test_two_processes_share_the_extraction_and_wait_for_the_one_that_scores(data: Path, tmp_path: Path) -> None:
+    """The scores are those that one process gives the same weights."""
     config = small(data, tmp_path / "run", steps=1, evaluate_every=1, devices=2, ds_config="zero2")
     assert pretrain(config)["finished"]
     steps, scores = metrics(tmp_path / "run")
     assert len(steps) == len(scores) == 1
-    assert 0 <= scores[0]["knn"] <= 100
+    judged = score(load_autoencoder(tmp_path / "run"), *labelled_manifests(data), probe=False)
+    assert (scores[0]["knn"], scores[0]["rankme"]) == (round(judged.knn or 0, 3), round(judged.rankme, 3))
+
+
+def test_the_shares_of_all_ranks_are_the_whole(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 24 images in batches of 5, to the last bit; some of seven ranks have none."""
+    from coma.runs.read import build_model
+    from coma.training.tasks import scorer as module
+
+    monkeypatch.setattr(module, "BATCH_SIZE", 5)
+    model = {"model": "dyvit_nano", "method": "coma", "views": 2, "image_size": 32, "patch_size": 2}
+
+    def build() -> MaskedAutoencoder:
+        return build_model(model)
+
+    torch.manual_seed(0)
+    weights = build().state_dict()
+    scorer = module.FeatureScorer(build, read_manifest(data), torch.device("cpu"), {"workers": 1})
+    (whole,) = scorer.extract_share(weights, 0, 1, lambda: None)
+    assert whole is not None
+    for ranks in (2, 7):
+        shares = [scorer.extract_share(weights, rank, ranks, lambda: None) for rank in range(ranks)]
+        together = module.joined([share for (share,) in shares if share is not None])
+        assert torch.equal(together.x, whole.x)
+        assert together.samples.tolist() == list(range(24))
+        scorer.together(shares)
+        assert scorer.score(weights, 1, lambda: None) == scorer.score(weights, 1, lambda: None)  # given, and extracted
 
 
 FAILING = """

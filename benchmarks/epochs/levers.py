@@ -1,0 +1,202 @@
+"""Changes to the method that are tried one at a time: what is predicted, what the encoder gives, which masks there are.
+
+None of them is in the product unless it wins (docs/experiments.md). They are written for the small networks of
+variants.py, whose mask unit is one token of the last stage.
+
+Legend: B images, K views, U mask units, W hidden units of all views, R registers, P values of a patch, C channels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from coma.model.autoencoder import normalise_patches
+from coma.model.blocks import init_weights
+from coma.model.coma import CoMA
+from coma.model.decoder import Decoder, Memory
+from coma.model.dyvit import DyViT
+from coma.model.layout import Grid, take_units, to_map, to_units
+from coma.model.mae import MAE
+from coma.pipeline.views import partition_units
+
+LOW_PASS = 0.5
+"""Share of the frequencies, from zero to Nyquist's, that a low-frequency target keeps."""
+
+
+@dataclass(frozen=True)
+class Levers:
+    """Changes to CoMA. All at their defaults is CoMA as it is."""
+
+    target: Literal["patch", "low-pass", "batch"] = "patch"
+    """What is predicted: pixels normalised within the patch, the same of an image without its high frequencies (PixMIM,
+    arXiv 2303.02416), or pixels normalised over the batch."""
+    consistency: float = 0.0
+    """Weight of the variance among the predictions of one unit from several views (EMAE, arXiv 2302.14431)."""
+    local: float = 0.0
+    """Weight of decoders of their own on stages 1 and 2, and of a coarse target for the last stage: LocalMIM (arXiv
+    2303.05251) with pixels."""
+    fused: bool = False
+    """Whether features and decoder take the fusion of all stages (MFF, arXiv 2308.00261)."""
+    registers: int = 0
+    """Number of learned tokens beside the patches of each view, from the last stage's entry on (Pixio, 2512.15715)."""
+    pooled: Literal["patches", "registers"] = "patches"
+    """Tokens whose mean are an image's features."""
+    block: int = 1
+    """Side, in mask units, of the squares that are seen or hidden together."""
+
+
+class LeverDyViT(DyViT):
+    """DyViT with registers in its last stage and a fusion of its stages, as `Levers` asks for."""
+
+    def __init__(self, levers: Levers, **options: Any) -> None:
+        super().__init__(num_classes=0, **options)
+        self.levers = levers
+        dim = self.stage_dims[-1]
+        self.registers = nn.Parameter(torch.zeros(levers.registers, dim)) if levers.registers else None
+        if self.registers is not None:
+            nn.init.normal_(self.registers, std=0.02)
+        self.fusion = Memory(self.stage_dims, self.stage_tokens, 1, dim, len(self.stage_dims)) if levers.fused else None
+        if self.fusion is not None:
+            self.fusion.apply(init_weights)
+
+    def _stages(
+        self,
+        patches: Tensor,
+        grid: Grid,
+        units: Tensor | None = None,
+        view_sizes: Sequence[int] | None = None,
+        window_sizes: Sequence[int] | None = None,
+    ) -> Iterator[Tensor]:
+        """As DyViT's, but that the last stage's blocks see each view's registers; only `pooled` keeps them."""
+        stages = super()._stages(patches, grid, units, view_sizes, window_sizes)
+        if self.registers is None:
+            yield from stages
+            return
+        for _ in self.stages[:-1]:
+            x = next(stages)
+            yield x
+        sizes = (patches.shape[1],) if view_sizes is None else tuple(view_sizes)
+        last, count = self.stages[-1], len(self.registers)
+        x = last.position(last.merge(x), grid, units)  # [B, V, C]
+        extra = self.registers.to(x.dtype).expand(len(x), -1, -1)
+        x = torch.cat([t for view in torch.split(x, sizes, dim=1) for t in (extra, view)], dim=1)
+        for block in last.blocks:
+            x = block(x, [size + count for size in sizes])
+        views = torch.split(x, [size + count for size in sizes], dim=1)
+        if view_sizes is None and self.levers.pooled == "registers":
+            # What is pooled: as many tokens as the map has, all of them the registers' mean.
+            yield views[0][:, :count].mean(dim=1, keepdim=True).expand(-1, sizes[0], -1)
+            return
+        yield torch.cat([view[:, count:] for view in views], dim=1)
+
+    def encode_patches(
+        self, patches: Tensor, grid: Grid, units: Tensor | None = None, view_sizes: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """As DyViT's; with a fusion, that is the last stage's features."""
+        features = super().encode_patches(patches, grid, units, view_sizes)
+        return features if self.fusion is None else [*features[:-1], self.fusion(features)]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Encode images [B, 3, H, W] to a map [B, h, w, C]."""
+        if self.fusion is None:
+            return super().forward_features(x)
+        grid = self.unit_grid(*x.shape[-2:])
+        return to_map(self.encode_patches(self.unit_patches(x), grid)[-1], grid)
+
+
+class LeverCoMA(CoMA):
+    """CoMA with the changes that `Levers` asks for."""
+
+    def __init__(self, backbone: LeverDyViT, levers: Levers, **options: Any) -> None:
+        super().__init__(backbone, **options)
+        self.levers = levers
+        dim = self.decoder.head.in_features  # type: ignore[union-attr]
+        stages = zip(backbone.stage_dims[:-1], backbone.stage_tokens[:-1], strict=True)
+        self.local_decoders = nn.ModuleList(
+            Decoder((channels,), (tokens,), 1, self.patch_values, dim, 1, 1) for channels, tokens in stages
+        )
+        self.coarse = nn.Linear(self.patch_values, self.patch_values)
+        if not levers.local:
+            self.local_decoders, self.coarse = nn.ModuleList(), nn.Identity()  # type: ignore[assignment]
+        self.local_decoders.apply(init_weights)
+        self.coarse.apply(init_weights)
+
+    def forward(self, images: Tensor, units: Tensor) -> Tensor:
+        """Return the loss of images [B, 3, H, W] whose units lie in the order of `units` [B, U]."""
+        levers = self.levers
+        patches, grid = self.patchify(images, units)
+        visible, hidden = self.split_units(units)
+        features = self.encode(patches, grid, visible)
+        predicted = self.decoder(features, grid, visible, hidden).float()  # [B, W, P]
+        hidden_units = torch.cat(hidden, dim=1)  # [B, W]
+        targets = take_units(self._targets(images, patches), hidden_units).flatten(1, 2)  # [B, W, P]
+        loss = (predicted - targets).square().mean()
+        if levers.consistency:
+            order = hidden_units.argsort(dim=1, stable=True)[..., None].expand_as(predicted)
+            of_unit = predicted.gather(1, order).unflatten(1, (self.units, -1))  # [B, U, K - 1, P]
+            loss = loss + levers.consistency * of_unit.var(dim=2, unbiased=False).mean()
+        if levers.local:
+            for s, decoder in enumerate(self.local_decoders):
+                fine = decoder(features[s : s + 1], grid, visible, hidden).float()
+                loss = loss + levers.local * (fine - targets).square().mean()
+            wide = take_units(self._surroundings(images), hidden_units).flatten(1, 2)
+            loss = loss + levers.local * (self.coarse(predicted) - wide).square().mean()
+        return loss
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of position and token parameters, registers among them."""
+        names = {"backbone.registers"} if self.levers.registers else set()
+        return super().no_weight_decay() | names
+
+    def _targets(self, images: Tensor, patches: Tensor) -> Tensor:
+        """What is predicted of each unit, [B, U, 1, P] float32."""
+        if self.levers.target == "batch":
+            pixels = self._to_predict(patches).float()
+            mean, deviation = pixels.mean(dim=(0, 1, 2)), pixels.std(dim=(0, 1, 2))
+            return (pixels - mean) / (deviation + 1e-6)
+        if self.levers.target == "low-pass":
+            patches = to_units(_low_pass(images.float()), self.encoder.unit_size, self.encoder.patch_size)
+        return normalise_patches(self._to_predict(patches))[0]
+
+    def _surroundings(self, images: Tensor) -> Tensor:
+        """The square of twice a unit's side around each unit, at half the resolution, [B, U, 1, P], normalised."""
+        side = self.encoder.unit_size
+        halved = F.avg_pool2d(F.pad(images.float(), [side // 2] * 4, mode="reflect"), 2)
+        around = F.unfold(halved, side, stride=side // 2).transpose(1, 2)  # [B, U, P]
+        return normalise_patches(around[:, :, None])[0]
+
+
+class ShareMAE(MAE):
+    """MAE that sees another share of the units than a quarter."""
+
+    def __init__(self, visible: float, *backbone: Any, **options: Any) -> None:
+        super().__init__(*backbone, **options)
+        self.visible_units = round(visible * self.units)
+
+    def split_units(self, units: Tensor, predict_all: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """See the first of `units` [B, U] and predict the rest."""
+        return [units[:, : self.visible_units]], [units[:, self.visible_units :]]
+
+
+def permuted_units(levers: Levers, samples: Tensor, epochs: Tensor, *, seed: int, units: int) -> Tensor:
+    """Permute mask units [B, U] as the stream does; with a `block`, squares of units stay together."""
+    if levers.block == 1:
+        return partition_units(samples, epochs, seed=seed, units=units)
+    side, block = round(units**0.5), levers.block
+    blocks = partition_units(samples, epochs, seed=seed, units=units // block**2)  # [B, U / block²]
+    raster = torch.arange(units).reshape(side // block, block, side // block, block)
+    members = raster.transpose(1, 2).reshape(-1, block**2)  # units of each block
+    return members[blocks].flatten(1)
+
+
+def _low_pass(images: Tensor) -> Tensor:
+    """Images [B, 3, H, W] without the frequencies above `LOW_PASS` of Nyquist's."""
+    height, width = images.shape[-2:]
+    down = torch.fft.fftfreq(height).abs() * 2
+    across = torch.fft.rfftfreq(width) * 2
+    kept = (down[:, None] ** 2 + across**2) <= LOW_PASS**2
+    return torch.fft.irfft2(torch.fft.rfft2(images) * kept, s=(height, width))

@@ -1,0 +1,1 @@
+"""Dense evaluation: a class for every pixel, from frozen maps of patches."""
