@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import typer
+from drawn import shard_images
+from masked import draw_pairs
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -183,3 +185,40 @@ def test_help_fits_80_columns(name):
     shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).stdout
     assert all(len(line) <= 80 for line in shown.splitlines())
     assert "…" not in shown
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn images with masks, without a split val."""
+    folder = tmp_path_factory.mktemp("masked")
+    draw_pairs(folder / "drawn", 20)
+    (folder / "drawn" / "classes.txt").write_text(
+        "sky\ntree\n" + "a name that is far too long for a line of a table\nroad\n"
+    )
+    return shard_images(folder / "drawn", folder / "shards")
+
+
+def test_segmentation_prints_a_table_of_classes_within_80_columns(shown, masked):
+    lines = coma("probe", shown["run"], masked, "--task", "segmentation", "--patches", 200).splitlines()
+    assert lines[0].split() == ["class", "pixels", "logistic", "regression", "neighbours"]
+    assert sorted(line.split()[0] for line in lines[1:5]) == ["a", "road", "sky", "tree"]
+    values = _values("\n".join(lines[5:]))
+    assert "% mIoU (" in values["logistic regression"]
+    assert values["windows"].strip() == "32 x 32 px, one an image"
+    assert values["tested on"].strip() == "4 images (a fifth of train, held out)"
+    assert all(len(line) <= 80 for line in lines[:9])
+
+
+def test_the_command_of_a_segmentation_reproduces_it(shown, masked):
+    options = ("--task", "segmentation", "--shorter-side", 40, "--patches", 300, "--json")
+    first = json.loads(coma("knn", shown["run"], masked, *options))
+    assert {"miou_knn", "miou_knn_interval", "class_iou", "stride"} <= set(first)
+    assert first["shorter_side"] == 40
+    assert json.loads(coma(*shlex.split(first["command"])[1:], "--json")) == first
+
+
+def test_options_of_the_other_task_are_refused(shown, masked):
+    with pytest.raises(ComaError, match="--devices is for --task classification"):
+        coma("knn", shown["run"], masked, "--task", "segmentation", "--devices", 2)
+    with pytest.raises(ComaError, match="--stride is for windows of images with masks"):
+        coma("knn", shown["run"], "--stride", 4)

@@ -20,7 +20,7 @@ from coma.errors import ComaError, DataError, UsageError
 from coma.shards.files import folder_at
 
 ROOT = Path(__file__).parents[3]
-FUNCTIONS = ["shard", "index", "verify", "pretrain", "finetune", "probe", "knn", "reconstruct", "export"]
+FUNCTIONS = ["shard", "index", "verify", "pretrain", "finetune", "probe", "knn", "embed", "reconstruct", "export"]
 
 
 def test_the_package_shows_these_and_no_helpers() -> None:

@@ -33,6 +33,7 @@ def assert_one_graph(model: nn.Module, *inputs: Any) -> None:
         ("dyvit_nano", "independent", {"views": 3}),
         ("dyvit_nano", "mae", {}),
         ("vit_tiny_patch16_224", "mae", {"depth": 2}),
+        ("vit_tiny_patch16_224", "coma", {"patch_size": 8, "backbone_args": {"reg_tokens": 2, "depth": 2}}),
     ],
 )
 def test_encoder_decoder_and_loss_are_one_graph(model: str, method: str, options: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn import shard_images
+from masked import draw_pairs
 from small_runs import course, lines, same_weights, small
 
 from coma.errors import DataError, Preempted
@@ -188,3 +190,24 @@ def test_few_of_many_are_the_first_or_spread_over_sorted_shards(data: Path) -> N
         shown = torch.cat([batch.labels for batch in stream if batch.labels is not None])
     assert manifest.label is not None
     assert shown.tolist() == manifest.label[:10].tolist()
+
+
+def test_masks_are_segmented_by_neighbours(tmp_path: Path) -> None:
+    from coma.runs.read import build_model
+    from coma.training.tasks.scorer import FeatureScorer
+
+    draw_pairs(tmp_path / "drawn", 12, images="images/train/{}.jpg", masks="masks/train/{}.png")
+    draw_pairs(tmp_path / "drawn", 5, images="images/val/{}.jpg", masks="masks/val/{}.png", first=30)
+    manifest = read_manifest(shard_images(tmp_path / "drawn", tmp_path / "data"))
+    model = {"model": "dyvit_nano", "method": "coma", "views": 2, "image_size": 32, "patch_size": 2}
+
+    def build() -> MaskedAutoencoder:
+        return build_model(model)
+
+    scorer = FeatureScorer(build, manifest, torch.device("cpu"), {"workers": 1})
+    weights, calls = build().state_dict(), list[int]()
+    line = scorer.score(weights, 5, after_batch=lambda: calls.append(1))
+    assert list(line) == ["step", "rankme", "miou_knn", "pixel_accuracy_knn"]
+    assert line["miou_knn"] > 15  # by chance it is 14
+    assert len(calls) == 1 + 2  # RankMe of train; then train and val
+    assert scorer.score(weights, 5, after_batch=lambda: None) == line
