@@ -10,12 +10,13 @@ def export(options: ExportOptions, json: Json = False) -> None:
     """Write the backbone of a run as a timm model, with a model card.
 
     After import coma, timm.create_model("local-dir:DIR", pretrained=True)
-    loads it.
+    loads it. With --push it goes to the Hugging Face Hub as well, from where
+    "hf-hub:OWNER/NAME" loads it.
     """
     from coma.cli import console
     from coma.exports.export import export_run
 
-    with console.working("exporting"):
+    with console.working("exporting" if options.push is None else "exporting and uploading"):
         result = export_run(**vars(options))
     lines = {name: value for name, value in result.items() if value not in (None, False)}
     if not json:

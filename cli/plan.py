@@ -62,11 +62,14 @@ def _as_lines(forecast: "Forecast") -> dict[str, str]:
     config, resolved, memory = forecast.config, forecast.resolved, forecast.footprint.state
     accumulated = f" x {resolved.accumulation} accumulated" if resolved.accumulation > 1 else ""
     devices = f"{resolved.world_size} device{'s' if resolved.world_size > 1 else ''}"
+    init = forecast.init
+    start = {} if init is None else {"start": f"{init['source']}: {init['taken'].partition(';')[0]}"}
     lines = {
         "data": f"{resolved.data}: {resolved.samples_per_epoch:,} images",
         "run": f"{forecast.run}, {f'resumed at step {forecast.begun_at + 1:,}' if forecast.begun_at else 'new'}",
         "model": f"{config.model}, {config.method}: {forecast.parameters / 1e6:.1f} M parameters, "
         f"{forecast.backbone_parameters / 1e6:.1f} M of them the backbone's",
+        **start,
         "steps": f"{resolved.steps:,}, {resolved.epochs:.4g} epochs; {resolved.warmup_steps:,} of warm-up",
         "batch": f"{resolved.batch_size} images = {devices} x {resolved.micro_batch_size}{accumulated}",
         "learning rate": f"{resolved.peak_lr:.3g} at most = {config.base_lr:g} x {resolved.batch_size} "

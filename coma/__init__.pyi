@@ -112,7 +112,9 @@ def export(
     *,
     with_decoder: bool = False,
     onnx: bool = False,
-    license: str = "unknown",
+    license: str | None = None,
+    push: str | None = None,
+    private: bool = False,
 ) -> ExportResult:
     """Write the backbone of a run as a timm model, with a model card.
 
@@ -121,7 +123,9 @@ def export(
         folder: Folder to write: new, empty, or an earlier export.
         with_decoder: Write the decoder as well, for `coma pretrain --init DIR`.
         onnx: Write DIR/model.onnx as well, which needs the extra onnx.
-        license: License for the model card, such as apache-2.0 or cc-by-nc-4.0.
+        license: License for the model card, such as apache-2.0 or cc-by-nc-4.0; `push` wants one. Default: unknown.
+        push: Repository of the Hugging Face Hub to upload DIR to; it is made if there is none. Default: none.
+        private: Make a new repository private.
 
     Returns:
         ExportResult: paths and figures.
@@ -182,7 +186,7 @@ def finetune(
     The same call resumes where it stopped. The defaults are MAE's for ViT-B.
 
     Args:
-        source: Backbone to fine-tune: a run folder, a checkpoint, or what `coma export` wrote.
+        source: Backbone to fine-tune: a run, a checkpoint, an export, or a model of timm or the Hub (hf-hub:NAME).
         data: Data set made by `coma shard`: a folder, or a URL (s3://...). Default: the one in the current folder.
         crop_scale: Smallest share of an image's area that a crop shows.
         rand_augment: Magnitude of RandAugment, two operations per image, up to 30; 0: none.
@@ -375,7 +379,8 @@ def pretrain(
         method: Masking: complementary views (coma), or for comparison independently masked ones, or mae.
         views: Number of views per image; mae has 1.
         patch_size: Side of a patch, in pixels; small images need small ones. Default: the model's own.
-        init: Export whose weights the run starts from, with the decoder's if it has them. Default: random weights.
+        init: Weights that the run starts from: a run, an export, or a model of timm or the Hub (hf-hub:OWNER/NAME).
+            Default: random weights.
         image_size: Side of the square crops, in pixels.
         decode: Where images are decoded; auto: on the device that trains.
         workers: Number of decoding threads per process. Default: its share of the cores.

@@ -133,7 +133,7 @@ CHECK_STORE = "check the address, the network, and the credentials and what they
 _STORES = frozenset(
     (
         *("adlfs", "aiobotocore", "aiohttp", "azure", "boto3", "botocore", "fsspec", "gcsfs", "google"),
-        *("httpcore", "httpx", "huggingface_hub", "requests", "s3fs", "urllib3"),
+        *("httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests", "s3fs", "urllib3"),
     )
 )
 """Packages whose errors are those of a store or of the way to it."""
@@ -151,14 +151,14 @@ def fault_of(error: BaseException) -> ComaError | None:
     A ComaError is returned as it is; None means a bug of coma.
     """
     text = " ".join(str(error).split()) or type(error).__name__
-    packages = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
+    packages = _packages_of(error)
     if isinstance(error, ComaError):
         return error
     if isinstance(error, _BUGS):
         return None
-    if isinstance(error, OSError) and packages.isdisjoint(_STORES):
+    if isinstance(error, OSError) and not is_of_a_store(error):
         return ComaError(in_words(error))
-    if not packages.isdisjoint(_STORES):
+    if is_of_a_store(error):
         return ComaError(f"a store does not answer as it should: {text} ({type(error).__name__}); {CHECK_STORE}")
     if not packages.isdisjoint(_DAMAGED) or type(error).__name__ == "UnpicklingError":
         return DataError(f"a file is damaged: {text} ({type(error).__name__}); copy it again")
@@ -180,6 +180,15 @@ def fault_of(error: BaseException) -> ComaError | None:
     if type(error).__name__ == "AcceleratorError":  # torch's
         return ComaError(f"the GPU or its driver failed: {text.split(' CUDA kernel')[0]}; see `coma doctor`")
     return None
+
+
+def is_of_a_store(error: BaseException) -> bool:
+    """Whether an error is one of a store, or of the way to it."""
+    return not _packages_of(error).isdisjoint(_STORES)
+
+
+def _packages_of(error: BaseException) -> set[str]:
+    return {kind.__module__.split(".")[0] for kind in type(error).__mro__}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

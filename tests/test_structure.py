@@ -54,7 +54,7 @@ PURE = {
 MOST_MODULES = 14
 """In a folder, so that a newcomer takes it in at a glance; `cli/` has a file a command, `pipeline/` is a chain."""
 IN_COMA_ITSELF = {"__init__", "__main__", "cuda", "errors", "installation", "measure", "torch_state", "versions"}
-MOST_LINES = 40_000
+MOST_LINES = 42_000
 """Of source, without tests."""
 
 
@@ -224,6 +224,7 @@ OPTIONAL = {"aiohttp", "mlflow", "trackio", "wandb"}
 """Asked for in one line by what uses them; no extra holds them."""
 DISTRIBUTIONS = {
     "PIL": {"pillow"},
+    "huggingface_hub": {"huggingface-hub"},
     "nvidia": {
         "nvidia-dali-cuda120",
         "nvidia-dali-cuda130",

@@ -27,7 +27,7 @@ _SOURCES = {
 }
 """Keyword arguments that stand for all options that are not given, with their documentation."""
 _PATH = str | os.PathLike[str]
-_PATHS = ("data", "out", "ds_config")
+_PATHS = ("data", "out", "ds_config", "init", "source")
 """Options that take a path besides other texts, such as URLs and names."""
 
 

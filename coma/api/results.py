@@ -81,7 +81,9 @@ def _text(value: Any) -> str:
         return " to ".join(map(_text, value))
     if isinstance(value, tuple):
         more = [f"and {len(value) - _SHOWN:,} more"] if len(value) > _SHOWN else []
-        return "; ".join([*(visible(str(each)) for each in value[:_SHOWN]), *more]) or "none"
+        first = value[:_SHOWN]
+        shown = (" ".join(map(_text, each)) if isinstance(each, tuple) else visible(str(each)) for each in first)
+        return "; ".join([*shown, *more]) or "none"
     return visible(without_credentials(str(value)))
 
 
@@ -384,3 +386,7 @@ class ExportResult(Result):
     """Number of classes of a fine-tuned classifier."""
     onnx: Path | None = None
     """ONNX file, if one was asked for."""
+    url: str | None = None
+    """Address of the repository on the Hub that it was pushed to."""
+    commit: str | None = None
+    """Commit there."""

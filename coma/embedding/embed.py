@@ -22,8 +22,8 @@ from coma.embedding.options import EmbedOptions
 from coma.embedding.parts import SPOOL_NAME, Part, WorkFolder, cut, difference
 from coma.embedding.table import Shape, Written, quarantine_of, read_settings, read_written, table_of, write_table
 from coma.errors import ComaError, UsageError, in_words
+from coma.evaluation.extraction.processes import BackboneName, Processes, choose_processes, lending, run_on, shares
 from coma.evaluation.maps import map_size, vectors, vectors_and_maps
-from coma.evaluation.processes import BackboneName, Processes, choose_processes, lending, run_on, shares
 from coma.exports.backbone import Backbone
 from coma.shards.files import without_credentials
 from coma.shards.manifest.quarantine import reason_kind
@@ -71,7 +71,7 @@ def embed(options: EmbedOptions, images: ImageSet, progress: Progress | None = N
     processes = choose_processes(options.devices, options.device)
     name = BackboneName(options.model, options.image_size, options.untrained)
     backbone = name.load("cpu" if len(processes) > 1 else processes.devices[0])
-    shape = _shape_of(backbone, options, processes)
+    shape = _shape_of(backbone, options)
     settings = _settings(options, images, backbone, shape, processes)
     out = default_out(images, backbone) if options.out is None else options.out
     if options.out is None:
@@ -215,7 +215,7 @@ def _job(computation: Computation, images: ImageSet, parts: Sequence[Part]) -> E
 
 
 @torch.inference_mode()
-def _shape_of(backbone: Backbone, options: EmbedOptions, processes: Processes) -> Shape:
+def _shape_of(backbone: Backbone, options: EmbedOptions) -> Shape:
     """Return the shape of an image's features, by embedding an empty image."""
     size = backbone.image_size
     if options.stride is not None:

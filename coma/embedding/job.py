@@ -19,9 +19,9 @@ from torch import Tensor
 
 from coma.embedding.loose import CheckedImages, check_images
 from coma.embedding.parts import Features, Part, write_part
-from coma.errors import DivergedError
+from coma.errors import DivergedError, UsageError
+from coma.evaluation.extraction.processes import BackboneName, Processes, loaded, use_threads
 from coma.evaluation.maps import vectors, vectors_and_maps
-from coma.evaluation.processes import BackboneName, Processes, loaded, use_threads
 from coma.exports.backbone import Backbone
 from coma.pipeline import Stream
 from coma.shards.manifest import load_manifest
@@ -30,6 +30,9 @@ from coma.shards.write.worker import Tally
 
 if TYPE_CHECKING:
     from coma.pipeline.stream import Batch
+
+
+_MOST_HALF = 65_504.0
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,14 @@ class Computation:
                 pooled = vectors(backbone.module, batch.images)
         kept = torch.tensor([sample not in batch.damaged for sample in batch.samples.tolist()])
         for values in (pooled, maps):
-            if values is not None and not bool(values[kept.to(values.device)].isfinite().all()):
+            good = values[kept.to(values.device)] if values is not None else torch.zeros(1)
+            if not bool(good.isfinite().all()):
                 raise DivergedError(f"{backbone.origin}: the features of some images are not finite")
+            if self.half and len(good) and float(good.abs().max()) > _MOST_HALF:
+                raise UsageError(
+                    f"--half: a feature of {float(good.abs().max()):,.0f} is beyond float16, which ends at "
+                    f"{_MOST_HALF:,.0f}: leave it out"
+                )
         dtype = torch.float16 if self.half else torch.float32
         pooled = pooled.to("cpu", dtype)[kept]
         return pooled, None if maps is None else maps.permute(0, 2, 3, 1).to("cpu", dtype)[kept].contiguous()

@@ -63,12 +63,14 @@ def pool(backbone: nn.Module, images: Tensor) -> Tensor:
     """Average `backbone.forward_features(images)` over its tokens: images [B, 3, H, W] → [B, C].
 
     A map [B, h, w, C] (DyViT) is averaged over h and w; a sequence [B, T, C] (timm's ViT) over its patch
-    tokens, without class and register tokens.
+    tokens, without class and register tokens. A ViT that norms what is averaged, and not the tokens, does so here too.
     """
     tokens: Tensor = backbone.forward_features(images)  # type: ignore[operator]
     if tokens.ndim == 4:
         return tokens.mean(dim=(1, 2))
-    return tokens[:, int(getattr(backbone, "num_prefix_tokens", 0)) :].mean(dim=1)
+    pooled = tokens[:, int(getattr(backbone, "num_prefix_tokens", 0)) :].mean(dim=1)
+    fc_norm = getattr(backbone, "fc_norm", None)
+    return pooled if fc_norm is None else fc_norm(pooled)  # the identity where the tokens are normed
 
 
 @torch.no_grad()

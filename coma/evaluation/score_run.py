@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from coma.evaluation.feature_job import extract_on
+from coma.evaluation.extraction.feature_job import extract_on
+from coma.evaluation.extraction.processes import BackboneName, Processes, choose_processes
 from coma.evaluation.features import Features
 from coma.evaluation.options import KnnOptions, ProbeOptions
-from coma.evaluation.processes import BackboneName, Processes, choose_processes
 from coma.evaluation.score import BATCH_SIZE, Elsewhere, Progress, labelled_manifests, score
 from coma.exports.load import load_export
 from coma.exports.scored import what_to_score

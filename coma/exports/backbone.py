@@ -12,11 +12,12 @@ import timm
 from timm.models import PretrainedCfg
 from torch import nn
 
-from coma.errors import ComaError, DataError, UsageError, did_you_mean, fault_of
-from coma.exports.folder import CONFIG_NAME, SECTION, is_export, read_export
-from coma.exports.load import build_export
+from coma.errors import DataError, UsageError, did_you_mean
+from coma.exports.folder import CONFIG_NAME, SECTION, is_export
+from coma.exports.load import load_export
+from coma.exports.timm_models import HUB, LOCAL, asking, check_hub, plain
 from coma.model.dyvit import DyViT
-from coma.model.encoders import give_weights
+from coma.model.encoders import set_image_size
 from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.runs.lines import read_object
 from coma.runs.names import checkpoint_step
@@ -31,7 +32,7 @@ from coma.runs.read import (
 
 logger = logging.getLogger(__name__)
 
-_SOURCE = re.compile(r"(hf-hub|hf_hub|local-dir):(.+)", re.DOTALL)
+_SOURCE = re.compile(f"({HUB}|{LOCAL})(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,20 +89,20 @@ def load_backbone(
         UsageError: there is no such model, it has no weights and `untrained` is not set, or a size does not fit.
         DivergedError: weights are not finite.
     """
-    named, path = str(model), Path(model)
+    named, path = plain(model), Path(model)
     source = _SOURCE.fullmatch(named)
-    if source and source[1] == "local-dir":
+    if source and source[1] == LOCAL:
         path = Path(source[2])
         if not path.is_dir():
             raise DataError(f"{named}: no such folder")
     if untrained and (path.exists() or source):
         raise UsageError(f"--untrained is for the name of a model in timm; {named} has weights")
-    if not (path.exists() and not (source and source[1] != "local-dir")):
+    if not (path.exists() and not (source and source[1] != LOCAL)):
         backbone = _from_timm(named, image_size, untrained=untrained)
     elif is_export(path) and _has(path, SECTION):
         backbone = _from_export(path, image_size)
     elif _has(path, "architecture"):
-        backbone = _from_timm(f"local-dir:{path}", image_size, untrained=False)
+        backbone = _from_timm(f"{LOCAL}{path}", image_size, untrained=False)
     else:
         backbone = _from_run(path, image_size)
     backbone.module.requires_grad_(False).to(device).eval()
@@ -116,22 +117,23 @@ def _has(folder: Path, key: str) -> bool:
 def _from_run(path: Path, image_size: int | None) -> Backbone:
     run, checkpoint = run_of(path)
     if is_finetuned(read_config(run)):
-        module: Any = load_classifier(checkpoint, image_size=image_size).backbone
+        module: Any = load_classifier(checkpoint).backbone
         module.reset_classifier(0)
     else:
-        module = load_autoencoder(checkpoint, image_size=image_size).backbone
+        module = load_autoencoder(checkpoint).backbone
     return _own(module, str(checkpoint), checkpoint_step(checkpoint), image_size)
 
 
 def _from_export(folder: Path, image_size: int | None) -> Backbone:
-    network, step = build_export(folder, image_size)
-    give_weights(network.backbone, read_export(folder).weights(), folder)
+    network, step = load_export(folder)
     return _own(network.backbone, str(folder), step, image_size)
 
 
 def _own(module: Any, origin: str, step: int, image_size: int | None) -> Backbone:
     """Describe a backbone that was trained here."""
     cfg = module.pretrained_cfg
+    if image_size is not None:
+        set_image_size(module, image_size)
     size = image_size or _square(cfg["input_size"], origin)
     return Backbone(module, str(cfg["architecture"]), origin, step, size, DEFAULT)
 
@@ -144,14 +146,11 @@ def _from_timm(name: str, image_size: int | None, *, untrained: bool) -> Backbon
         _check_name(name, untrained=untrained)
     if untrained:
         torch.manual_seed(0)
-    try:
-        # Made without its classifier, timm would leave whatever weights are missing at random, in silence.
-        module = _created(name, image_size, {"pretrained": not untrained})
-        module.reset_classifier(0)
-    except ComaError:
-        raise
-    except Exception as error:
-        raise _no_weights(name, error) from error
+    else:
+        check_hub(name, name)
+    # Made without its classifier, timm would leave whatever weights are missing at random, in silence.
+    module: Any = asking(lambda: _created(name, image_size, {"pretrained": not untrained}), name, name)
+    module.reset_classifier(0)
     require_finite(module.state_dict(), Path(name))
     cfg = module.pretrained_cfg
     size = image_size or _square(cfg["input_size"], name)
@@ -183,20 +182,6 @@ def _check_name(name: str, *, untrained: bool) -> None:
         raise UsageError(f"timm has no weights {name!r}: " + (f"it has {', '.join(tags[:5])}" if tags else "none"))
     if not untrained and not timm.models.is_model_pretrained(name):
         raise UsageError(f"timm has no weights for {name!r}: name a run or an export, or give --untrained")
-
-
-def _no_weights(name: str, error: Exception) -> ComaError:
-    """Return the line for a model that timm did not make."""
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    if name.startswith("local-dir:"):
-        return DataError(f"{name.partition(':')[2]} holds no model of timm that can be loaded ({reason})")
-    packages = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
-    if isinstance(error, OSError) or not packages.isdisjoint(("huggingface_hub", "httpx", "requests", "urllib3")):
-        return DataError(
-            f"the weights of {name} cannot be downloaded ({reason}): check the network, or copy the model to a "
-            "folder and name that"
-        )
-    return fault_of(error) or UsageError(f"timm does not make {name} ({type(error).__name__}: {reason})")
 
 
 def preprocessing_of(cfg: dict[str, Any] | PretrainedCfg, name: str) -> Preprocessing:

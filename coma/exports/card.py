@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from coma.exports.folder import DECODER_NAME, ONNX_NAME, SECTION
+import yaml
+
+from coma.exports.folder import CURVES_NAME, DECODER_NAME, ONNX_NAME, SECTION
 from coma.runs.lines import is_number, readable_lines
 from coma.runs.names import METRICS_NAME
 from coma.shards.files import without_credentials
@@ -32,8 +34,29 @@ _SCORES = {
     "miou_knn": "segmentation by nearest neighbours of patches, mIoU %",
 }
 
+_ACCURACIES = {
+    "probe": "linear probe",
+    "probe_dinov2": "linear probe",
+    "probe_mae": "linear probe",
+    "knn": "20 nearest neighbours",
+    "accuracy": "classification",
+}
+"""Scores that the Hub shows as accuracies, each with the task that it calls them results of."""
+_OWN = "its own"
+"""The data that a run was trained on, in a table of scores."""
 
-def card(run: Path, content: dict[str, Any], config: dict[str, Any], *, step: int, parameters: int, onnx: bool) -> str:
+
+def card(
+    run: Path,
+    content: dict[str, Any],
+    config: dict[str, Any],
+    *,
+    step: int,
+    parameters: int,
+    onnx: bool,
+    repository: str | None = None,
+    curves: bool = False,
+) -> str:
     """Return the text of the card of a run's weights after `step`.
 
     Args:
@@ -43,29 +66,79 @@ def card(run: Path, content: dict[str, Any], config: dict[str, Any], *, step: in
         step: number of steps that the weights were trained for.
         parameters: number of parameters of the backbone.
         onnx: whether the export has an ONNX file.
+        repository: OWNER/NAME on the Hub; None: it is a folder.
+        curves: whether the export has a picture of the loss and the scores.
     """
-    lines, classes = _metrics(run, step), config["num_classes"]
+    lines, classes = metrics_until(run, step), config["num_classes"]
     blocks = [
-        _front_matter(config),
+        _front_matter(config, content, lines, repository),
         f"# {config['architecture']}, "
         + (f"fine-tuned on {classes} classes" if classes else "pre-trained on images without labels"),
         _table(_facts(content, config, lines, step, parameters)),
         "## Loading it",
-        _loading(config, onnx),
+        _loading(config, onnx, repository),
         "## How it was trained",
         _table(_training(content, lines)),
     ]
+    if curves:
+        blocks.append(f"![Loss and scores during training]({CURVES_NAME})")
     if scores := _scores(lines):
         blocks += ["## What it is worth" if classes else "## What its frozen features are worth", scores]
     return "\n\n".join(blocks) + "\n"
 
 
-def _front_matter(config: dict[str, Any]) -> str:
+def _front_matter(
+    config: dict[str, Any], content: dict[str, Any], lines: list[dict[str, Any]], repository: str | None
+) -> str:
     license = json.dumps(config["pretrained_cfg"]["license"])
     task = "image-classification" if config["num_classes"] else "image-feature-extraction"
     tags = (task, "timm", "coma", "self-supervised")
-    lines = ["---", "library_name: timm", f"pipeline_tag: {task}", f"license: {license}"]
-    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+    head = ["---", "library_name: timm", f"pipeline_tag: {task}", f"license: {license}"]
+    head += ["tags:", *(f"- {tag}" for tag in tags)]
+    more: dict[str, Any] = {}
+    if base := _base_model(content):
+        more["base_model"] = base
+    if data := re.match(r"hf://datasets/([\w.-]+/[\w.-]+)", str(content.get("resolved", {}).get("data"))):
+        more["datasets"] = [data[1]]
+    if results := _results(lines, content):
+        name = repository.rpartition("/")[2] if repository else config["architecture"]
+        more["model-index"] = [{"name": name, "results": results}]
+    text = yaml.safe_dump(more, sort_keys=False, width=10**6).rstrip("\n") if more else ""
+    return "\n".join([*head, *([text] if text else []), "---"])
+
+
+def _base_model(content: dict[str, Any]) -> str | None:
+    """Return the repository of the Hub whose weights the run started from; None if they are from elsewhere."""
+    start = content.get("resolved", {}).get("init") or {}
+    hub = re.fullmatch(r"hf.hub:([\w.-]+/[\w.-]+)(@.*)?", str(start.get("source")))
+    if hub:
+        return hub[1]
+    by_timm = re.fullmatch(r"(\w+\.\w+) of timm", str(start.get("words")))  # with the name of its weights
+    return f"timm/{by_timm[1]}" if by_timm else None
+
+
+def _results(lines: list[dict[str, Any]], content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the newest accuracies as results of the Hub's model index."""
+    own = _data(content.get("resolved", {}).get("data"))
+    results = []
+    for (name, data), (value, step) in sorted(_newest(lines).items()):
+        if name in _ACCURACIES:
+            data = "".join(each if each.isprintable() else " " for each in (own if data == _OWN else data))
+            results.append(
+                {
+                    "task": {"type": "image-classification", "name": _ACCURACIES[name]},
+                    "dataset": {"type": re.sub(r"[^\w./-]+", "-", data), "name": data},
+                    "metrics": [
+                        {
+                            "type": "accuracy",
+                            "value": value,
+                            "name": f"{_SCORES[name]}, after {step:,} steps",
+                            "verified": False,
+                        }
+                    ],
+                }
+            )
+    return results
 
 
 def _facts(
@@ -112,11 +185,20 @@ def _training(content: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str,
     versions = {name: text for name, text in content.get("versions", {}).items() if name != "command"}
     if versions:
         shown["versions"] = ", ".join(f"{name} {text}" for name, text in versions.items())
+    if start := resolved.get("init"):
+        shown = {"started from": _start(start)} | shown
     method = asked.get("method", "finetune")
     return {"method": _METHODS.get(method, str(method))} | shown
 
 
-def _loading(config: dict[str, Any], onnx: bool) -> str:
+def _start(start: dict[str, Any]) -> str:
+    """Return what weights a run started from."""
+    source = str(start.get("source", "?"))
+    elsewhere = "/" not in source or source.startswith("hf")
+    return f"{source}, {start.get('words', '?')}" if elsewhere else str(start.get("words", "?"))
+
+
+def _loading(config: dict[str, Any], onnx: bool, repository: str | None = None) -> str:
     size = config["pretrained_cfg"]["input_size"][-1]
     ours = config["architecture"].startswith("dyvit_")
     needs = "With torch, timm 1.0.26 or newer" + (f" and {DISTRIBUTION} installed" if ours else " installed")
@@ -129,8 +211,12 @@ def _loading(config: dict[str, Any], onnx: bool) -> str:
     other = "backbone" if classes else "classifier"
     given = "logits" if classes else "features"
     importing = "import coma  # makes timm know the model\nimport timm" if ours else "import timm"
-    text = f"""{needs}; PATH is this folder, and
-`hf-hub:OWNER/NAME` takes the place of `local-dir:PATH` once it is on the Hub. Without `pretrained=True` timm makes
+    place = (
+        "PATH is this folder, and\n`hf-hub:OWNER/NAME` takes the place of `local-dir:PATH` once it is on the Hub."
+        if repository is None
+        else f"`local-dir:PATH` takes the\nplace of `hf-hub:{repository}` where its files lie in a folder."
+    )
+    text = f"""{needs}; {place} Without `pretrained=True` timm makes
 the same network with random weights.
 
 ```python
@@ -147,24 +233,29 @@ maps = timm.create_model("local-dir:PATH", pretrained=True, features_only=True)
         text += f"\n\n`{DECODER_NAME}` is for continued pre-training: `coma pretrain --init PATH`."
     if onnx:
         text += f"\n\n`{ONNX_NAME}` takes `images` [any number, 3, {size}, {size}] and gives `{given}` and `map`."
-    return text
+    return text if repository is None else text.replace('local-dir:PATH"', f'hf-hub:{repository}"')
 
 
 def _scores(lines: list[dict[str, Any]]) -> str:
     """Return a table of the newest value of each score on each data set."""
-    newest: dict[tuple[str, str], tuple[float, int]] = {}
-    for line in sorted(lines, key=lambda line: line.get("step", 0)):
-        for name in _SCORES:
-            if is_number(line.get(name)):
-                newest[name, _data(line["data"]) if line.get("data") else "its own"] = (line[name], line["step"])
     rows = [
         f"| {_SCORES[name]} | {value:.4g} | {step:,} | {_plain(data)} |"
-        for (name, data), (value, step) in sorted(newest.items())
+        for (name, data), (value, step) in sorted(_newest(lines).items())
     ]
     return "\n".join(["| score | | step | data |", "|---|---|---|---|", *rows]) if rows else ""
 
 
-def _metrics(run: Path, step: int) -> list[dict[str, Any]]:
+def _newest(lines: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, int]]:
+    """Return the newest value of each score on each data set, and its step."""
+    newest: dict[tuple[str, str], tuple[float, int]] = {}
+    for line in sorted(lines, key=lambda line: line.get("step", 0)):
+        for name in _SCORES:
+            if is_number(line.get(name)):
+                newest[name, _data(line["data"]) if line.get("data") else _OWN] = (line[name], line["step"])
+    return newest
+
+
+def metrics_until(run: Path, step: int) -> list[dict[str, Any]]:
     """Return the readable lines of metrics.jsonl up to `step`."""
     try:
         lines = list(readable_lines(run / METRICS_NAME))

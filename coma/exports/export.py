@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from coma.errors import UsageError
-from coma.exports.card import card
+from coma.exports.card import card, metrics_until
+from coma.exports.curves import curves
 from coma.exports.folder import (
     CARD_NAME,
     CONFIG_NAME,
+    CURVES_NAME,
     DECODER_NAME,
     ONNX_NAME,
     SECTION,
@@ -22,8 +24,9 @@ from coma.exports.folder import (
     writing,
 )
 from coma.exports.onnx import check_onnx, write_onnx
+from coma.exports.push import check_push, push_folder
 from coma.runs.names import checkpoint_step
-from coma.runs.read import is_finetuned, load_autoencoder, load_classifier, read_config, run_of
+from coma.runs.read import is_finetuned, load_autoencoder, load_classifier, network_of, read_config, run_of
 from coma.versions import coma_version
 
 if TYPE_CHECKING:
@@ -41,7 +44,9 @@ def export_run(
     *,
     with_decoder: bool = False,
     onnx: bool = False,
-    license: str = LICENSE,
+    license: str | None = None,
+    push: str | None = None,
+    private: bool = False,
 ) -> dict[str, Any]:
     """Write a run's backbone (its newest checkpoint's, or the one named) to `folder`, whole or not at all.
 
@@ -50,17 +55,24 @@ def export_run(
         folder: new, empty, or an earlier export, which is replaced.
         with_decoder: add the decoder, for `coma pretrain --init`.
         onnx: add an ONNX file.
-        license: for the card: a name that the Hub knows (apache-2.0, cc-by-nc-4.0, ...).
+        license: for the card: a name that the Hub knows (apache-2.0, cc-by-nc-4.0, ...); None: "unknown".
+        push: OWNER/NAME of the repository on the Hub to upload the folder to; the card has its name and the curves.
+        private: whether a repository that is made for it is private.
 
     Returns:
         description of the export as JSON values, with the code that loads it.
 
     Raises:
         DataError: no run, or damaged weights.
-        UsageError: `folder` holds something else than an export.
-        ComaError: `folder` could not be written.
+        UsageError: `folder` holds something else than an export; or `push` lacks a licence, a token or a good name.
+        ComaError: `folder` could not be written, or the Hub does not take it.
     """
     folder = Path(folder)
+    if private and push is None:
+        raise UsageError("--private is for --push OWNER/NAME: add that, or leave it out")
+    if push is not None:
+        check_push(push, license)
+    license = LICENSE if license is None else license
     from safetensors.torch import save_file
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
@@ -71,7 +83,7 @@ def export_run(
     run, checkpoint = run_of(Path(run))
     content, step = read_config(run), checkpoint_step(checkpoint)
     network, decoder = _networks(run, checkpoint, content, with_decoder=with_decoder)
-    backbone, model = network.backbone, content.get("resolved", {}).get("network", content["config"])
+    backbone, model = network.backbone, content.get("resolved", {}).get("network", network_of(content))
     config = timm_config(backbone, network.img_size, model, license)
     config[SECTION] = {
         "version": coma_version(),
@@ -79,12 +91,16 @@ def export_run(
         "method": content["config"].get("method", "finetune"),
         "views": content["config"].get("views", 1),
         "patch_size": patch_size(backbone),
+        **({"backbone_args": model["backbone_args"]} if model.get("backbone_args") else {}),
         "step": step,
         "decoder": with_decoder,
     }
     weights = backbone_weights(backbone)
     parameters = sum(value.numel() for value in weights.values())
-    text = card(run, content, config, step=step, parameters=parameters, onnx=onnx)
+    drawn = curves(metrics_until(run, step)) if push is not None else None
+    text = card(
+        run, content, config, step=step, parameters=parameters, onnx=onnx, repository=push, curves=drawn is not None
+    )
     with writing(folder) as place:
         save_file(weights, place / WEIGHTS_NAME, metadata={"format": "pt"})
         if decoder is not None:
@@ -94,6 +110,12 @@ def export_run(
             write_onnx(backbone, network.img_size, place / ONNX_NAME)
         (place / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
         (place / CARD_NAME).write_text(text, encoding="utf-8")
+        if drawn is not None:
+            (place / CURVES_NAME).write_bytes(drawn)
+    pushed = None
+    if push is not None:
+        message = f"{config['architecture']} after {step:,} steps"
+        pushed = push_folder(folder, push, private=private, message=message)
     return {
         "export": str(folder),
         "model": config["architecture"],
@@ -104,6 +126,7 @@ def export_run(
         "decoder": with_decoder,
         "onnx": str(folder / ONNX_NAME) if onnx else None,
         "load": f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)",
+        **({} if pushed is None else {"url": pushed["url"], "commit": pushed["commit"]}),
     }
 
 
@@ -125,7 +148,8 @@ def timm_config(backbone: nn.Module, img_size: tuple[int, int], model: dict[str,
     Args:
         backbone: with or without a classifier.
         img_size: (height, width) in pixels.
-        model: its name and patch size, and a classifier's class names, as the run's config.json has them.
+        model: its name, patch size and further arguments, and a classifier's class names, as the run's config.json has
+            them.
         license: name of a license for the Hub.
     """
     from coma.pipeline import MEAN, STD
@@ -139,7 +163,8 @@ def timm_config(backbone: nn.Module, img_size: tuple[int, int], model: dict[str,
         args["patch_size"] = model["patch_size"]
     pool_size = None
     if _is_vit(backbone):  # as `build_backbone` makes them, and at any size
-        args |= {"class_token": False, "global_pool": "avg", "fc_norm": False, "dynamic_img_size": True}
+        own = model.get("backbone_args") or {"class_token": False, "fc_norm": False}
+        args |= {**own, "global_pool": "avg", "dynamic_img_size": True}
     else:
         stride = backbone.feature_info[-1]["reduction"]  # type: ignore[index]
         pool_size = [height // stride, width // stride]
@@ -172,7 +197,7 @@ def timm_config(backbone: nn.Module, img_size: tuple[int, int], model: dict[str,
 def backbone_weights(backbone: nn.Module) -> dict[str, Tensor]:
     """Return the weights under timm's names; a ViT's fixed positions are a parameter to timm."""
     weights = {name: value.contiguous() for name, value in backbone.state_dict().items()}
-    if _is_vit(backbone):
+    if _is_vit(backbone) and backbone.pos_embed is not None:
         weights["pos_embed"] = backbone.pos_embed.detach().contiguous()  # type: ignore[operator]
     return weights
 

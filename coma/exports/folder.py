@@ -5,6 +5,7 @@ DIR/config.json           timm's description of the model, and a section `coma` 
 DIR/README.md             the model card
 DIR/decoder.safetensors   the decoder, for further pre-training, if asked for
 DIR/model.onnx            the backbone as ONNX, if asked for
+DIR/curves.png            loss and scores during training, of an export that is pushed to the Hub
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ DECODER_NAME = "decoder.safetensors"
 CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
 ONNX_NAME = "model.onnx"
-NAMES = frozenset({WEIGHTS_NAME, DECODER_NAME, CONFIG_NAME, CARD_NAME, ONNX_NAME})
+CURVES_NAME = "curves.png"
+NAMES = frozenset({WEIGHTS_NAME, DECODER_NAME, CONFIG_NAME, CARD_NAME, ONNX_NAME, CURVES_NAME})
 SECTION = "coma"
 
 

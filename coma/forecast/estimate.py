@@ -84,6 +84,8 @@ class Forecast:
     metrics_bytes: int
     hosts: int
     """Number of machines."""
+    init: dict[str, Any] | None
+    """What --init would give the network, as RUN/config.json has it; None without --init."""
     measured: Measurement | None
     """None where nothing was to be measured."""
 
@@ -115,6 +117,7 @@ class Forecast:
             "run": self.run,
             "model": self.config.model,
             "method": self.config.method,
+            "init": self.init,
             "parameters": self.parameters,
             "backbone_parameters": self.backbone_parameters,
             "steps": resolved.steps,
@@ -217,6 +220,7 @@ def estimate(config: PretrainConfig, *, measure: bool = True, device_memory: int
         checkpoints=_checkpoints_kept(config, resolved),
         metrics_bytes=metrics_bytes(resolved),
         hosts=hosts,
+        init=prepared.facts.get("init"),
         measured=measured,
     )
 

@@ -9,7 +9,7 @@ views, T patches of a unit that are predicted (of 16 px), P values of such a pat
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from coma.model.encoders import (
     encoder_of,
     init_backbone,
     predicted_patches,
+    undecayed,
 )
 from coma.model.layout import Grid, from_units, take_units
 
@@ -34,6 +35,7 @@ class MaskedAutoencoder(nn.Module, ABC):
         backbone: a DyViT or timm ViT, or its timm name.
         img_size: image size in pixels, as the stream is to give it.
         unit_size: mask unit in pixels; None for the backbone's own.
+        backbone_args: of a ViT that takes the weights of others, see `build_backbone`.
         backbone_kwargs: for the backbone, if it is given by name.
     """
 
@@ -47,13 +49,14 @@ class MaskedAutoencoder(nn.Module, ABC):
         backbone: str | nn.Module,
         img_size: int | tuple[int, int],
         unit_size: int | None = None,
+        backbone_args: Mapping[str, Any] | None = None,
         **backbone_kwargs: Any,
     ) -> None:
         super().__init__()
         if isinstance(backbone, str):
             if unit_size is not None and backbone.startswith("dyvit_"):
                 backbone_kwargs["unit_size"] = unit_size
-            backbone = build_backbone(backbone, img_size, **backbone_kwargs)
+            backbone = build_backbone(backbone, img_size, backbone_args, **backbone_kwargs)
         self.backbone = backbone
         encoder = encoder_of(backbone, unit_size or self._default_unit_size(backbone))
         self._adapter = None if encoder is backbone else encoder  # a module under two names is saved twice
@@ -186,8 +189,7 @@ class MaskedAutoencoder(nn.Module, ABC):
 
     def no_weight_decay(self) -> set[str]:
         """Names of position and token parameters."""
-        of_backbone: set[str] = self.backbone.no_weight_decay()  # type: ignore[operator]
-        special = {f"backbone.{name}" for name in of_backbone}
+        special = {f"backbone.{name}" for name in undecayed(self.backbone)}
         names = (name for name, _ in self.named_parameters())
         return {name for name in names if name in special or name.endswith("mask_token")}
 

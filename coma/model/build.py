@@ -1,5 +1,6 @@
 """The network of a run, made from the names of its method and its backbone."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from coma.errors import UsageError, did_you_mean
@@ -21,6 +22,7 @@ def build(
     decoder_depth: int | None = None,
     decoder_dim: int | None = None,
     memory_stages: int | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
     **backbone_kwargs: Any,
 ) -> CoMA | MAE:
     """Make the autoencoder for `--model`, `--method`, `--views` and the image size.
@@ -34,6 +36,7 @@ def build(
         predict: how many other views each view predicts (not MAE); None: all.
         decoder_depth, decoder_dim: blocks and channels of the decoder; None: by the backbone.
         memory_stages: how many of the backbone's last stages the decoder sees; None: all.
+        backbone_args: of a ViT that takes the weights of others, see `coma.model.encoders.build_backbone`.
         backbone_kwargs: for the backbone (`drop_path_rate`, ...).
 
     Raises:
@@ -44,6 +47,8 @@ def build(
         raise UsageError(f"no method named {method!r}: {hint + ' ' if hint else ''}choose {', '.join(METHODS)}")
     if patch_size is not None:
         backbone_kwargs["patch_size"] = patch_size
+    if backbone_args is not None:
+        backbone_kwargs["backbone_args"] = backbone_args
     decoder = {"decoder_depth": decoder_depth, "decoder_dim": decoder_dim, "memory_stages": memory_stages}
     if method == "mae":
         return MAE(model, img_size=image_size, **decoder, **backbone_kwargs)

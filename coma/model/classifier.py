@@ -3,6 +3,7 @@
 Legend: B images, N classes.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class Classifier(nn.Module):
         img_size: side of the images in pixels.
         patch_size: side of a patch in pixels; None: the model's own.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        args: of a ViT that takes the weights of others, see `build_backbone`.
 
     Raises:
         UsageError: no such model, or sizes that do not fit each other.
@@ -36,11 +38,12 @@ class Classifier(nn.Module):
         img_size: int = 224,
         patch_size: int | None = None,
         drop_path_rate: float = 0.0,
+        args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.img_size = (img_size, img_size)
         options: dict[str, Any] = {} if patch_size is None else {"patch_size": patch_size}
-        self.backbone = build_backbone(model, img_size, drop_path_rate=drop_path_rate, **options)
+        self.backbone = build_backbone(model, img_size, args, drop_path_rate=drop_path_rate, **options)
         self.backbone.reset_classifier(classes)
         head: Any = self.backbone.get_classifier()
         nn.init.trunc_normal_(head.weight, std=_HEAD_DEVIATION)  # as MAE: all classes alike at first

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
@@ -55,15 +56,29 @@ def predicted_patches(encoder: Encoder) -> tuple[int, int]:
     return tokens, encoder.unit_size**2 * encoder.in_chans // tokens
 
 
-def build_backbone(name: str, img_size: int | tuple[int, int], **kwargs: Any) -> DyViT | VisionTransformer:
+def build_backbone(
+    name: str, img_size: int | tuple[int, int], args: Mapping[str, Any] | None = None, **kwargs: Any
+) -> DyViT | VisionTransformer:
     """Make a DyViT or a ViT by its timm name, without classifier, ready for `encoder_of`.
 
     A ViT gets MAE's fixed sine-cosine positions (as a buffer) and no class token: its features are pooled by
-    averaging, and every parameter is used inside the module that owns it, as partitioned training requires.
+    averaging, and every parameter is used inside the module that owns it.
+
+    Args:
+        name: timm's name of it.
+        img_size: side of the images in pixels, or (height, width).
+        args: for a ViT that is to take the weights of others: timm's arguments that its class token, registers and
+            norms follow from (`vit_args`); its positions are learned ones then.
+        kwargs: further arguments of the model.
 
     Raises:
         UsageError: there is no such model; the closest names are given.
     """
+    if args is not None:
+        own: VisionTransformer = timm.create_model(
+            name, num_classes=0, img_size=img_size, global_pool="avg", **{**args, **kwargs}
+        )
+        return own
     check_model_name(name)
     if not name.startswith("vit_"):
         model: DyViT = timm.create_model(name, num_classes=0, img_size=img_size, **kwargs)
@@ -85,9 +100,39 @@ def init_backbone(backbone: nn.Module) -> None:
     backbone.apply(init_weights)
     proj = backbone.patch_embed.proj.weight
     nn.init.xavier_uniform_(proj.view(proj.shape[0], -1))
-    position = SinCosPosition(backbone.embed_dim, side=1)
-    table = position.table(backbone.patch_embed.grid_size, proj.device).flatten(0, 1)[None]
-    backbone.register_buffer("pos_embed", table.clone(), persistent=False)
+    if has_own_positions(backbone):
+        for parameter in (backbone.pos_embed, backbone.cls_token, backbone.reg_token):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=0.02)
+        return
+    _fix_positions(backbone)
+
+
+def _fix_positions(vit: VisionTransformer) -> None:
+    """Give a ViT MAE's sine-cosine positions for its grid, as a buffer."""
+    table = SinCosPosition(vit.embed_dim, side=1).table(vit.patch_embed.grid_size, vit.patch_embed.proj.weight.device)
+    vit.register_buffer("pos_embed", table.flatten(0, 1)[None].clone(), persistent=False)
+
+
+def set_image_size(backbone: DyViT | VisionTransformer, side: int) -> None:
+    """Let a backbone take images of so many pixels a side: learned positions are resampled, as timm does.
+
+    Raises:
+        UsageError: the side is no multiple of the patch, or of a DyViT's mask unit.
+    """
+    if isinstance(backbone, DyViT):
+        backbone.set_input_size(side)
+        return
+    if side % (patch := backbone.patch_embed.patch_size[0]):
+        raise UsageError(f"image size {side} is no multiple of the ViT's patch of {patch} pixels")
+    fixed = not has_own_positions(backbone)
+    if fixed:
+        del backbone.pos_embed
+        backbone.pos_embed = None
+    backbone.set_input_size(img_size=side)
+    if fixed:
+        del backbone.pos_embed
+        _fix_positions(backbone)
 
 
 def give_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
@@ -102,7 +147,7 @@ def give_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: Path
         DataError: the weights are another network's.
     """
     classifier = f"{backbone.pretrained_cfg['classifier']}."  # type: ignore[index]
-    fixed = isinstance(backbone, VisionTransformer)  # the positions follow from the image's size
+    fixed = isinstance(backbone, VisionTransformer) and not has_own_positions(backbone)  # they follow from the size
     own = {name: value for name, value in backbone.state_dict().items() if name.startswith(classifier)}
     taken = {
         name: value
@@ -114,6 +159,18 @@ def give_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: Path
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"the weights in {where} do not fit this backbone ({reason})") from None
+
+
+def has_own_positions(backbone: nn.Module) -> bool:
+    """Whether a ViT has positions of its own, learned ones or none, in place of the fixed ones of `build_backbone`."""
+    position = getattr(backbone, "pos_embed", False)
+    return position is None or isinstance(position, nn.Parameter)
+
+
+def undecayed(backbone: nn.Module) -> set[str]:
+    """Return the names of a backbone's positions and tokens, which are no matrices and have no weight decay."""
+    names: set[str] = backbone.no_weight_decay()  # type: ignore[operator]
+    return names | {"reg_token"}  # which older versions of timm leave out
 
 
 def checkpoint_stages(backbone: nn.Module, stages: Collection[int] | None) -> None:
@@ -188,7 +245,8 @@ class ViTEncoder:
         self.in_chans: int = vit.patch_embed.proj.in_channels
         self.stage_dims: tuple[int, ...] = (vit.embed_dim,)
         self.stage_tokens: tuple[int, ...] = (side**2,)
-        self.position = SinCosPosition(vit.embed_dim, side)
+        self.position: SinCosPosition | LearnedPosition
+        self.position = LearnedPosition(vit, side) if has_own_positions(vit) else SinCosPosition(vit.embed_dim, side)
 
     def unit_grid(self, height: int, width: int) -> Grid:
         """Mask units down and across an image of this many pixels; UsageError if they do not fill it."""
@@ -209,11 +267,49 @@ class ViTEncoder:
         embed = self.vit.patch_embed
         x = embed.proj(strip.to(embed.proj.weight.dtype)).flatten(2).transpose(1, 2)  # [B, V·T, C]
         x = self.vit.norm_pre(self.position(embed.norm(x), grid, units))
+        prefix = self._prefix()
+        first = 0 if prefix is None else prefix.shape[1]
         runs = [(size * t, len(list(same))) for size, same in groupby(view_sizes or (v,))]
         parts = []
         for part, (tokens, _) in zip(torch.split(x, [n * count for n, count in runs], 1), runs, strict=True):
             out = part.reshape(-1, tokens, x.shape[-1])
+            if prefix is not None:  # each view has its own class token
+                out = torch.cat([prefix.to(out.dtype).expand(len(out), -1, -1), out], dim=1)
             for block in self.vit.blocks:
                 out = recomputed(block, out) if self.vit.grad_checkpointing and self.vit.training else block(out)
-            parts.append(out.reshape(b, -1, x.shape[-1]))
-        return [self.vit.norm(torch.cat(parts, dim=1))]
+            parts.append(out[:, first:].reshape(b, -1, x.shape[-1]))
+        norm = self.vit.norm if isinstance(self.vit.fc_norm, nn.Identity) else self.vit.fc_norm
+        return [norm(torch.cat(parts, dim=1))]
+
+    def _prefix(self) -> Tensor | None:
+        """Return the class token and registers, as they enter the first block: [1, n, C]; None if there are none."""
+        vit = self.vit
+        tokens = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+        if not tokens:
+            return None
+        prefix = torch.cat(tokens, dim=1)
+        if vit.pos_embed is not None and not vit.no_embed_class:
+            prefix = prefix + vit.pos_embed[:, : prefix.shape[1]]
+        entering: Tensor = vit.norm_pre(prefix)
+        return entering
+
+
+class LearnedPosition:
+    """A ViT's own positions, resampled for grids of another size than those that it holds, as timm does."""
+
+    def __init__(self, vit: VisionTransformer, side: int) -> None:
+        self.vit, self.side = vit, side
+
+    def __call__(self, x: Tensor, grid: Grid, units: Tensor | None = None) -> Tensor:
+        """Add positions to x [B, V·side², C] of `units` [B, V] (None: all, in raster order)."""
+        learned, size = self.vit.pos_embed, (grid[0] * self.side, grid[1] * self.side)
+        if learned is None:
+            return x
+        patches = learned[:, 0 if self.vit.no_embed_class else self.vit.num_prefix_tokens :]
+        held = tuple(self.vit.patch_embed.grid_size)
+        if size != held:
+            patches = resample_abs_pos_embed(patches, new_size=size, old_size=held, num_prefix_tokens=0)
+        raster = patches.reshape(*size, -1).permute(2, 0, 1)[None]  # [1, C, rows, columns]
+        table = to_units(raster, self.side, 1)[0].to(x.dtype)  # [U, side², C]
+        positions = table[None] if units is None else table[units]
+        return x + positions.flatten(1, 2)

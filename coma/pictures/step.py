@@ -25,7 +25,7 @@ from coma.pipeline.order import Step, digest, digest_limbs
 from coma.pipeline.views import partition_units
 from coma.runs.lines import readable_lines
 from coma.runs.names import CONFIG_NAME, LEDGER_NAME, METRICS_NAME
-from coma.runs.read import build_model, read_config, training_stream
+from coma.runs.read import build_model, network_of, read_config, training_stream
 from coma.shards.describe.contact_sheet import class_captions
 from coma.shards.files import folder_at, is_remote
 from coma.shards.manifest import Manifest, load_manifest
@@ -260,7 +260,7 @@ def _stream_and_views(
         }
         return options, lambda units: [units]
     with torch.device("meta"):  # its sizes are wanted, not its weights
-        model = build_model(config)
+        model = build_model(network_of({"config": config, "resolved": resolved}))
     steps = resolved["segments"][0]["end"] if "segments" in resolved else resolved["steps"]  # before it was extended
     options = training_stream(model, config, steps * resolved["batch_size"])
     return options, lambda units: model.split_units(units)[0]

@@ -116,14 +116,22 @@ def run_of(run_or_checkpoint: Path | str) -> tuple[Path, Path]:
     return path, checkpoint
 
 
+def network_of(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what `build_model` makes the network of a run of, given `content` (of `read_config`).
+
+    Those are its options, and the arguments of a ViT that has taken over weights of others.
+    """
+    return {**content["config"], "backbone_args": content.get("resolved", {}).get("backbone_args")}
+
+
 def build_model(config: dict[str, Any]) -> CoMA | MAE:
-    """Make the freshly initialised autoencoder that `config` (of `read_config`) describes."""
+    """Make the freshly initialised autoencoder that `config` (of `network_of`) describes."""
     from coma.model.build import build
 
     with _complete("config"):
         name, method = config["model"], config["method"]
         options = {option: config[option] for option in ("views", "image_size", "patch_size")}
-    return build(name, method, **options)
+    return build(name, method, backbone_args=config.get("backbone_args"), **options)
 
 
 @contextmanager
@@ -166,16 +174,11 @@ def training_stream(model: MaskedAutoencoder, config: dict[str, Any], samples: i
     return {**options, "image_size": sizes}
 
 
-def load_autoencoder(
-    run_or_checkpoint: Path | str, device: str | torch.device = "cpu", *, image_size: int | None = None
-) -> CoMA | MAE:
+def load_autoencoder(run_or_checkpoint: Path | str, device: str | torch.device = "cpu") -> CoMA | MAE:
     """Load the trained autoencoder of a run (its newest checkpoint) or of a checkpoint folder, in eval mode.
-
-    With `image_size` it takes images of so many pixels a side, as no weight depends on that.
 
     Raises:
         DataError: naming what is missing or does not fit.
-        UsageError: the model cannot take images of that size.
     """
     run, checkpoint = run_of(run_or_checkpoint)
     content = read_config(run)
@@ -184,8 +187,7 @@ def load_autoencoder(
             f"{run} is a fine-tuned classifier, which has neither views nor a decoder: `coma export` it and name "
             "the export, or name the run that it was made of"
         )
-    size = {} if image_size is None else {"image_size": image_size}
-    model = build_model({**content["config"], **size})
+    model = build_model(network_of(content))
     _load_weights(model, run, checkpoint)
     return model.to(device).eval()
 
@@ -195,10 +197,8 @@ def is_finetuned(content: dict[str, Any]) -> bool:
     return "network" in content.get("resolved", {})
 
 
-def load_classifier(run_or_checkpoint: Path | str, *, image_size: int | None = None) -> Classifier:
+def load_classifier(run_or_checkpoint: Path | str) -> Classifier:
     """Load the fine-tuned classifier of a run (its newest checkpoint) or of a checkpoint folder, in eval mode.
-
-    With `image_size` it takes images of so many pixels a side, as no weight depends on that.
 
     Raises:
         DataError: naming what is missing or does not fit.
@@ -209,7 +209,7 @@ def load_classifier(run_or_checkpoint: Path | str, *, image_size: int | None = N
     network = read_config(run)["resolved"]["network"]
     with _complete("network"):
         name, classes, size, patch = (network[key] for key in ("model", "classes", "image_size", "patch_size"))
-    model = Classifier(name, classes, img_size=image_size or size, patch_size=patch)
+    model = Classifier(name, classes, img_size=size, patch_size=patch, args=network.get("backbone_args"))
     _load_weights(model, run, checkpoint)
     return model.eval()
 

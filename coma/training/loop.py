@@ -121,9 +121,12 @@ class Session:
                 self.metrics.close(failed=failed)
 
     def _before_first_step(self) -> None:
-        """Draw the initial network, and evaluate where a run that was asked to stop did not take the time."""
+        """Draw the initial network, and evaluate it if it has inherited weights.
+
+        A run that was asked to stop, and did not take the time to evaluate, does so now.
+        """
         step = self.state.step
-        owed = step > 0 and self._evaluation_is_due(step)
+        owed = self._evaluation_is_due(step) if step else self._evaluates and self.task.scores_start
         owed = owed and self.world.run_on_rank0(lambda: not was_evaluated(self.run, step))
         self._use_weights(evaluating=owed, previewing=step == 0, saving=False)
         self.stop.steps_begin()
@@ -197,6 +200,10 @@ class Session:
         )
         if leaving:
             self._leave(interrupted=result.interrupted)
+
+    @property
+    def _evaluates(self) -> bool:
+        return self.scorer is not None and self.config.evaluate_every is not None
 
     def _evaluation_is_due(self, step: int) -> bool:
         return self.scorer is not None and is_due(step, self.resolved, self.config.evaluate_every)

@@ -64,6 +64,8 @@ def train(
         lock.abandon()  # a run that cannot begin leaves no folder
         raise
     resolved = prepared.resolved
+    if prepared.task.lacks_weights and checkpoint.newest_whole(run, world) is None:
+        world.run_on_all(prepared.task.give_start)
     if world.is_rank0:  # which holds the lock
         clear_temporaries(run)
         write_config(run, config, resolved, **prepared.facts)

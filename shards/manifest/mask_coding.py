@@ -79,8 +79,8 @@ def grey_coding(names: Sequence[str] | int | None, ignored: int | None = IGNORED
     first = 1 if ignored == 0 else 0
     if names is None:
         return MaskCoding(None, tuple(range(first, first + MOST_CLASSES)), ignored)
+    check_count(names if isinstance(names, int) else len(names))
     classes = tuple(map(str, range(names))) if isinstance(names, int) else tuple(names)
-    check_count(len(classes))
     return MaskCoding(classes, tuple(range(first, first + len(classes))), ignored)
 
 

@@ -18,8 +18,8 @@ from coma.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ELSEWHERE = ("://", "--log-to", "--hostfile", "torchrun", "deepspeed", "srun")
-"""In lines that need other machines, a store, or what other tests make; they are parsed alone."""
+ELSEWHERE = ("://", "--log-to", "--hostfile", "torchrun", "deepspeed", "srun", "lvd142m", "--init vit_", "--push")
+"""In lines that need other machines, a store, the Hub, or what other tests make; they are parsed alone."""
 
 TRIED = ("demo", "doctor")
 """Take their time, and tests of their own."""
@@ -99,7 +99,7 @@ TAKEN_FOR_GRANTED = [
 """Other pages begin with a run that is done."""
 
 
-@pytest.mark.parametrize("page", [*FROM_THE_FIRST, "docs/evaluate.md", "docs/training.md"])
+@pytest.mark.parametrize("page", [*FROM_THE_FIRST, "docs/evaluate.md", "docs/training.md", "docs/embed.md"])
 def test_it_runs(page: str, here: Path, coma: Callable[..., Any]) -> None:
     """In the page's order, each with the data and runs that the lines before it made, on a small scale."""
     ran = []

@@ -148,7 +148,7 @@ def test_what_is_typed_becomes_the_fields(monkeypatch: pytest.MonkeyPatch) -> No
     given = options_given("bench step", "--models", "dyvit_nano:coma, dyvit_tiny:mae", monkeypatch=monkeypatch)
     assert given == StepOptions(models=("dyvit_nano:coma", "dyvit_tiny:mae"))
     given = options_given("finetune", "runs/x", "--out", "y", "--compile", "--epochs", "3", monkeypatch=monkeypatch)
-    assert given == FinetuneConfig(source=Path("runs/x"), out=Path("y"), compile=True, epochs=3.0)
+    assert given == FinetuneConfig(source="runs/x", out=Path("y"), compile=True, epochs=3.0)
     for name in ("pretrain", "plan"):
         assert options_given(name, monkeypatch=monkeypatch) == PretrainConfig()
 

@@ -26,7 +26,7 @@ from coma.shards.describe.describe import describe
 from coma.shards.manifest import read_info, read_manifest, split_names
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.writer import shard
-from coma.training.tasks.start_from import read_backbone
+from coma.training.tasks.pretrained import read_backbone
 
 
 @pytest.fixture(scope="module")

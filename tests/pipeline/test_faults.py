@@ -408,3 +408,24 @@ def test_ranks_workers_and_prefetch_do_not_change_what_is_substituted(
             assert torch.equal(together[0], alone[0])
             assert torch.equal(together[1], alone[1])
             assert together[2] == alone[2]
+
+
+def test_damaged_samples_may_be_left_to_the_caller(damaged: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A wrong hash, no image at all, and a scan without end: each named in its batch, with nothing in their place."""
+    manifest = read_manifest(damaged)
+    with Stream(manifest, batch_size=8, training=False, **OPTIONS) as stream:
+        whole = torch.cat([batch.images.clone() for batch in stream])
+    flip_bytes(manifest, 1)
+    manifest = rewrite(rewrite(manifest, 4, "header"), 9, "scan")
+    with Stream(manifest, batch_size=8, training=False, mark_damaged=True, fault_budget=0, **OPTIONS) as stream:
+        batches = [(batch.images.clone(), batch.samples.tolist(), dict(batch.damaged)) for batch in stream]
+    reasons = {sample: reason for _, _, of_batch in batches for sample, reason in of_batch.items()}
+    assert reasons.keys() == {1, 4, 9}
+    assert reasons[1].startswith("hash ")
+    assert reasons[4].startswith("decoding failed: the header")
+    assert reasons[9].startswith("decoding failed")
+    assert [list(of_batch) for _, _, of_batch in batches[:2]] == [[1, 4], [9]]
+    assert [sample for _, samples, _ in batches for sample in samples] == list(range(len(manifest)))
+    good = [sample for sample in range(len(manifest)) if sample not in reasons]
+    assert torch.equal(torch.cat([images for images, _, _ in batches])[good], whole[good])
+    assert "showing" not in caplog.text

@@ -62,6 +62,20 @@ def test_masks_are_paired_as_is_written(files: str, image: str, mask: str, tmp_p
     assert (split.paths, split.masks.paths, split.refused) == ([image], [mask], {})
 
 
+CODE = re.findall(r"^```python\n(.*?)^```", TEXT, re.S | re.M)
+
+
+def test_masks_are_read_as_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    drawn = draw_pairs(tmp_path / "roads", 4, classes=3)
+    (tmp_path / "roads/classes.txt").write_text("road\npavement\ncar\n")
+    shard_images(tmp_path / "roads", tmp_path / "roads-shards")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(next(block for block in CODE if "MaskReader" in block), names)
+    assert capsys.readouterr().out == "('road', 'pavement', 'car')\n"
+    assert (names["mask"] == drawn[names["manifest"].sources([0])[0]]).all()
+
+
 def test_there_are_layouts() -> None:
     assert len(ROWS) > 15
     assert len(PAIRS) > 5
@@ -110,7 +124,7 @@ def test_other_readers(tmp_path, tree, monkeypatch):
     """All but `datasets`, which test_stock_readers.py runs in a process without the Hub."""
     shard_images(tree(tmp_path / "imagenet"), tmp_path / "imagenet-shards")
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"^```python\n(.*?)^```", TEXT, re.S | re.M)
+    code = next(block for block in CODE if "import datasets" in block)
     names: dict[str, Any] = {}
     exec(code.replace("import datasets, timm", "import timm").partition("hub = ")[0], names)
     assert len(list(names["samples"])) == len(names["timms"]) == 18

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,10 @@ class FinetuneConfig(RunConfig):
     command: ClassVar[str] = "finetune"
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
 
-    source: Path = option(
-        help="Backbone to fine-tune: a run folder, a checkpoint, or what `coma export` wrote.",
+    source: Path | str = option(
+        help="Backbone to fine-tune: a run, a checkpoint, an export, or a model of timm or the Hub (hf-hub:NAME).",
         argument=True,
-        metavar="RUN|EXPORT",
+        metavar="RUN|EXPORT|NAME",
     )
     image_size: int | None = option_like(RunConfig, "image_size", shown_default="as in pre-training")
     crop_scale: float = data_option(
@@ -66,7 +67,10 @@ class FinetuneConfig(RunConfig):
     @property
     def name(self) -> str:
         """The source's name, with what was done to it."""
-        path = self.source.resolve()
+        text = str(self.source)
+        if (name := re.match(r"hf.hub:[^/]*/?([^@]*)", text)) is not None:
+            return f"{name[1]}-finetune"
+        path = Path(text.removeprefix("local-dir:")).resolve()
         if path.parent.name == CHECKPOINTS_NAME:
             path = path.parent.parent
         return f"{path.name}-finetune"

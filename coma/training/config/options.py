@@ -276,10 +276,10 @@ class PretrainConfig(RunConfig):
         least=1,
         shown_default="the model's own",
     )
-    init: Path | None = model_option(
+    init: Path | str | None = model_option(
         None,
-        help="Export whose weights the run starts from, with the decoder's if it has them.",
-        metavar="DIR",
+        help="Weights that the run starts from: a run, an export, or a model of timm or the Hub (hf-hub:OWNER/NAME).",
+        metavar="DIR|NAME",
         identity=False,  # what it holds is: `ResolvedRun.init_digest`
         shown_default="random weights",
     )

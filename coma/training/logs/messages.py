@@ -27,8 +27,10 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
     devices = f"{resolved.world_size} device{'s' if resolved.world_size > 1 else ''}"
     detected = " (found here)" if config.data is None else ""
     _log("data", f"{resolved.data}: {resolved.samples_per_epoch} images{detected}")
+    before = ""
     for subject, text in prepared.task.describe():
-        if subject != "start" or not step:
+        before = subject or before
+        if before != "start" or not step:
             _log(subject, text)
     _log(
         "length",

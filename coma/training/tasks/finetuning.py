@@ -13,13 +13,14 @@ from torch import Tensor
 from coma.errors import DataError
 from coma.evaluation.score import has_split
 from coma.model.classifier import Classifier
-from coma.model.encoders import checkpoint_stages, give_weights
+from coma.model.encoders import checkpoint_stages, undecayed
 from coma.pipeline import Batch
 from coma.shards.manifest import Manifest, read_manifest
 from coma.training.config.finetune_options import FinetuneConfig
 from coma.training.tasks.augment import Augment
+from coma.training.tasks.pretrained import PretrainedBackbone, read_backbone
 from coma.training.tasks.scorer import AccuracyScorer
-from coma.training.tasks.start_from import read_backbone
+from coma.training.tasks.start_from import Start, check_same, load_backbone, recorded_start
 from coma.training.tasks.task import Task, parameter_count
 
 logger = logging.getLogger(__name__)
@@ -38,13 +39,24 @@ class Finetuning(Task):
         self._config, self._manifest = config, manifest
         self._classes = classes_of(manifest)
         self._val = val_split(manifest)
-        self._pretrained = pretrained = read_backbone(config.source)
-        self._image_size = config.image_size or pretrained.image_size
+        recorded = recorded_start(config)
+        self.lacks_weights = recorded is not None
+        self._pretrained: Start | PretrainedBackbone = recorded or read_backbone(config.source)
+        self._image_size = config.image_size or self._pretrained.image_size
         self.model = self.build()
         checkpoint_stages(self.model.backbone, config.checkpointed_stages)
-        give_weights(self.model.backbone, pretrained.weights, pretrained.path)
-        self.init_digest = pretrained.digest()
+        self._start = recorded or self._load(self._pretrained)
+        self.init_digest = self._start.digest
         self.ema_decay = config.ema_decay
+
+    def _load(self, source: Start | PretrainedBackbone) -> Start:
+        assert isinstance(source, PretrainedBackbone)
+        return load_backbone(self.model.backbone, source, source.model, str(self._config.source), "the backbone")
+
+    def give_start(self) -> None:
+        """Load the backbone's weights into a network that lacks them, as it was to be resumed and cannot be."""
+        check_same(self._load(read_backbone(self._config.source)), self._start, "the backbone")
+        self.lacks_weights = False
 
     def build(self) -> Classifier:
         """Make another classifier with new weights."""
@@ -54,6 +66,7 @@ class Finetuning(Task):
             img_size=self._image_size,
             patch_size=self._pretrained.patch_size,
             drop_path_rate=self._config.drop_path,
+            args=self._pretrained.backbone_args,
         )
 
     def stream_options(self, samples: int) -> dict[str, Any]:
@@ -83,7 +96,7 @@ class Finetuning(Task):
         groups: list[dict[str, Any]] = param_groups_layer_decay(
             backbone,
             weight_decay=weight_decay,
-            no_weight_decay_list=backbone.no_weight_decay(),
+            no_weight_decay_list=undecayed(backbone),
             layer_decay=self._config.layer_decay,
         )
         kept = ("params", "weight_decay", "lr_scale")
@@ -103,9 +116,11 @@ class Finetuning(Task):
         """Return the number of parameters and the arguments that make the network."""
         return {
             "parameters": parameter_count(self.model),
+            "init": self._start.to_json(),
             "network": {
                 "model": self._pretrained.model,
                 "patch_size": self._pretrained.patch_size,
+                "backbone_args": self._pretrained.backbone_args,
                 "image_size": self._image_size,
                 "unit_size": self.model.crop_unit,
                 "classes": self._classes,
@@ -130,7 +145,7 @@ class Finetuning(Task):
                 f"{self._pretrained.model}, {self._classes} classes, images of {self._image_size} px; "
                 f"{self.facts()['parameters'] / 1e6:.1f} M parameters",
             ),
-            ("start", f"from the backbone in {config.source}"),
+            *self._start.describe(),
             ("images", ", ".join(changes)),
             ("layers", f"each at {config.layer_decay:g} of the rate above it, drop path {config.drop_path:g}"),
         ]

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from coma.exports.folder import read_export
 from coma.pipeline import Batch
 from coma.runs.read import build_model, training_stream
 from coma.shards.manifest import Manifest
 from coma.training.config.options import PretrainConfig
+from coma.training.tasks.pretrained import read_backbone
 from coma.training.tasks.previews import ReconstructionPreviewer, preview_steps
 from coma.training.tasks.scorer import FeatureScorer
-from coma.training.tasks.start_from import check_init, load_init
+from coma.training.tasks.start_from import check_kind, check_same, load_init, recorded_start
 from coma.training.tasks.task import Task, parameter_count
 
 if TYPE_CHECKING:
@@ -33,18 +33,31 @@ class Pretraining(Task):
 
     def __init__(self, config: PretrainConfig, manifest: Manifest) -> None:
         self._config, self._manifest = config, manifest
-        export = None if config.init is None else read_export(config.init)
-        if export:
-            check_init(export, config)
+        self._start = recorded_start(config)
+        self.lacks_weights = self._start is not None
+        source = None
+        if config.init is not None and self._start is None:
+            source = read_backbone(config.init)
+            check_kind(source, config.model, "--init")
+        self._args = self._start.backbone_args if self._start else source.backbone_args if source else None
         self.model = self.build()
         self.model.checkpoint_stages(config.checkpointed_stages)
-        if export:
-            load_init(self.model, export, config)
-            self.init_digest = export.digest()
+        if source:
+            self._start = load_init(self.model, source, config)
+        self.init_digest = self._start.digest if self._start else None
 
     def build(self) -> MaskedAutoencoder:
         """Make another autoencoder with new weights."""
-        return build_model(self._config.to_json())
+        return build_model({**self._config.to_json(), "backbone_args": self._args})
+
+    def give_start(self) -> None:
+        """Load the weights of --init into a network that lacks them, as it was to be resumed and cannot be."""
+        assert self._config.init is not None
+        assert self._start is not None
+        source = read_backbone(self._config.init)
+        start = load_init(self.model, source, self._config)
+        check_same(start, self._start, "--init")
+        self.lacks_weights = False
 
     def stream_options(self, samples: int) -> dict[str, Any]:
         """Return the arguments of a stream for the autoencoder, whose crops may grow during training."""
@@ -69,6 +82,11 @@ class Pretraining(Task):
         options = self.model.stream_options()
         return ReconstructionPreviewer(run, self.build, self._manifest, options, device, decoding)
 
+    @property
+    def scores_start(self) -> bool:
+        """Whether the network is scored before the first step, so that one sees what it has inherited."""
+        return self._start is not None
+
     def preview_steps(self, steps: int) -> frozenset[int]:
         """Return a few steps, denser at the start."""
         return preview_steps(steps)
@@ -77,6 +95,7 @@ class Pretraining(Task):
         """Return the number of parameters, of mask units, and of units that each view sees."""
         visible, _ = self.model.split_units(torch.arange(self.model.units)[None])
         return {
+            **({"init": self._start.to_json(), "backbone_args": self._args} if self._start else {}),
             "parameters": parameter_count(self.model),
             "units": self.model.units,
             "view_sizes": [view.shape[1] for view in visible],
@@ -96,5 +115,5 @@ class Pretraining(Task):
                 f"units of {self.model.encoder.unit_size} px, images of {size} px; "
                 f"{facts['parameters'] / 1e6:.1f} M parameters",
             ),
-            *([("start", f"from the weights in {config.init}")] if config.init else []),
+            *(self._start.describe() if self._start else []),
         ]

@@ -106,7 +106,8 @@ def _extract(
 
 
 def _diverged(step: int, error: DivergedError) -> DivergedError:
-    return DivergedError(f"step {step}: {error}: the run has diverged; lower --base-lr")
+    way = "the run has diverged; lower --base-lr" if step else "start from other weights"
+    return DivergedError(f"step {step}: {error}: {way}")
 
 
 class FeatureScorer:

@@ -51,6 +51,8 @@ class Task(ABC):
     """Takes `inputs` and returns a loss; has the same initial weights on every rank."""
     init_digest: str | None = None
     """A hash of the weights that the run starts from; None: random ones."""
+    lacks_weights: bool = False
+    """Whether `give_start` has to be called before the first step of a run that is not resumed."""
     ema_decay: float = 0.0
     """Decay of an exponential moving average (EMA) of the weights, which is scored and exported in their place;
     0: none is kept."""
@@ -58,6 +60,14 @@ class Task(ABC):
     @abstractmethod
     def build(self) -> nn.Module:
         """Make another network of the same kind, for `full_weights` to be loaded into."""
+
+    def give_start(self) -> None:  # noqa: B027
+        """Load the weights that the run starts from, where that was put off as it seemed to be resumed."""
+
+    @property
+    def scores_start(self) -> bool:
+        """Whether to evaluate before the first step."""
+        return False
 
     @abstractmethod
     def stream_options(self, samples: int) -> dict[str, Any]:

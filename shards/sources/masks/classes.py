@@ -41,7 +41,7 @@ def coding_of(
         UsageError: the classes cannot be told, or are too many.
     """
     if options.classes is not None and options.classes.isdecimal():
-        return grey_coding(int(options.classes), options.ignored_or(IGNORED))
+        return grey_coding(int(options.classes[:9]), options.ignored_or(IGNORED))
     if options.classes is not None:
         return _coding_of_file(Path(options.classes), options, "--mask-classes ")
     if known is not None:

@@ -1,19 +1,23 @@
 """Embedding: vectors that are timm's on the stream's pixels, the same table whatever happened on the way to it."""
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
 from drawn import draw_images, shard_images
+from servers import serving
 from untrained_runs import write_run
 
 import coma
@@ -84,20 +88,28 @@ def test_vectors_of_shards_are_those_of_timm_on_the_same_pixels(shards: Path, tm
 
 
 def test_images_that_are_not_sharded_give_the_same_vectors(photographs: Path, shards: Path, tmp_path: Path) -> None:
-    """A folder, a tar and a list; what is damaged is set aside by name, as it was of the shards."""
+    """A folder, a tar, a list and rows of parquet; what is damaged is set aside by name, as it was of the shards."""
     with tarfile.open(tmp_path / "packed.tar", "w") as tar:
         tar.add(photographs, "photographs")
     paths = sorted(str(path.relative_to(photographs)) for path in photographs.rglob("*.*g"))
     (tmp_path / "list.txt").write_text("\n".join(paths))
+    images = [{"image": {"bytes": (photographs / path).read_bytes(), "path": path}} for path in paths]
+    pq.write_table(pa.Table.from_pylist(images), tmp_path / "rows.parquet")
     sharded = coma.embed(MODEL, shards, tmp_path / "sharded.parquet", **FEW)
     expected = {Path(path).name: vector for path, vector in zip(sharded.paths(), sharded.vectors(), strict=True)}
-    for source in (photographs, tmp_path / "packed.tar", tmp_path / "list.txt"):
+
+    def name(path: str) -> str:
+        """The file's name; rows of parquet are called by their numbers."""
+        stem = Path(path).stem
+        return Path(paths[int(stem)] if len(stem) == 9 else path).name
+
+    for source in (photographs, tmp_path / "packed.tar", tmp_path / "list.txt", tmp_path / "rows.parquet"):
         root = photographs if source.suffix == ".txt" else None
-        result = coma.embed(MODEL, source, tmp_path / f"{source.name}.parquet", root=root, **FEW)
+        result = coma.embed(MODEL, source, tmp_path / f"{source.name}-out.parquet", root=root, **FEW)
         assert (result.images, result.set_aside) == (22, 2)
         for path, vector in zip(result.paths(), result.vectors(), strict=True):
-            np.testing.assert_allclose(vector, expected[Path(path).name], rtol=0, atol=1e-6)
-        aside = {Path(row["path"]).name: row for row in pq.read_table(result.quarantine).to_pylist()}
+            np.testing.assert_allclose(vector, expected[name(path)], rtol=0, atol=1e-6)
+        aside = {name(row["path"]): row for row in pq.read_table(result.quarantine).to_pylist()}
         assert aside.keys() == {"broken.jpg", "text.png"}
         assert aside["broken.jpg"]["reason"].startswith("truncated")
         assert aside["broken.jpg"]["bytes"] == 700
@@ -194,6 +206,14 @@ def test_half_is_the_rounded_vector(shards: Path, tmp_path: Path) -> None:
     assert np.array_equal(half, whole.astype(np.float16))
 
 
+def test_a_number_beyond_float16_is_not_made_infinite(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coma.embedding.job.vectors", lambda backbone, images: torch.full((len(images), 96), 1e5))
+    with pytest.raises(UsageError, match=r"--half: a feature of 100,000 is beyond float16"):
+        coma.embed(MODEL, shards, tmp_path / "half.parquet", half=True, **FEW)
+
+
 def test_patch_maps_are_kept_in_rows_and_columns(shards: Path, tmp_path: Path) -> None:
     result = coma.embed(MODEL, shards, tmp_path / "maps.parquet", patches=True, **FEW)
     maps = table(result.out)["patches"].combine_chunks().to_numpy_ndarray()  # [N, h, w, C]
@@ -263,3 +283,35 @@ def test_two_commands_do_not_write_one_table(shards: Path, tmp_path: Path) -> No
 
     coma.embed(MODEL, shards, out, progress=second, **FEW)
     assert [path.name for path in tmp_path.iterdir()] == ["features.parquet"]
+
+
+def test_shards_at_a_url_give_the_same_bytes(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMA_CACHE", str(tmp_path / "cache"))
+    here = coma.embed(MODEL, shards, tmp_path / "here.parquet", **FEW)
+    with serving(shards.parent) as server:
+        there = coma.embed(MODEL, f"{server.url}/{shards.name}", tmp_path / "there.parquet", **FEW)
+        with pytest.raises(UsageError, match=r"holds no shards .* are read from this machine only"):
+            coma.embed(MODEL, f"{server.url}/elsewhere", tmp_path / "other.parquet", **FEW)
+    assert there.out.read_bytes() == here.out.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_again_and_again_writes_the_same_bytes(photographs: Path, tmp_path: Path) -> None:
+    """At instants that no one chose: in its imports, while images are checked or embedded, while the table is made."""
+    undisturbed = coma.embed(MODEL, photographs, tmp_path / "undisturbed.parquet", **FEW)
+    command = [sys.executable, "-c", _KILLED, MODEL, str(photographs), "1000"]
+    chance = np.random.default_rng(0)
+    for _ in range(30):
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+        work = tmp_path / ".features.parquet.coma-embed"
+        while process.poll() is None and not work.exists():
+            time.sleep(0.01)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=chance.uniform(0, 1.5))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    assert (tmp_path / "features.parquet").read_bytes() == undisturbed.out.read_bytes()
+    assert not list(tmp_path.glob(".*"))

@@ -12,9 +12,9 @@ from drawn import draw_images, shard_images
 from safetensors.torch import save_file
 
 from coma.errors import DataError, UsageError
-from coma.evaluation.feature_job import extract_on
+from coma.evaluation.extraction.feature_job import extract_on
+from coma.evaluation.extraction.processes import BackboneName, Processes, choose_processes, shares
 from coma.evaluation.features import extract, held_out_fifth, pool
-from coma.evaluation.processes import BackboneName, Processes, choose_processes, shares
 from coma.evaluation.score import HELD_OUT, features_of, labelled_manifests, score
 from coma.evaluation.score_run import score_run
 from coma.exports.export import export_run
@@ -185,7 +185,8 @@ def test_a_vit_is_pooled_over_its_patch_tokens(prefix):
     with torch.no_grad():
         tokens = vit.forward_features(images)
         assert tokens.shape[1] == 4 + prefix
-        torch.testing.assert_close(pool(vit, images), tokens[:, prefix:].mean(1))
+        torch.testing.assert_close(pool(vit, images), vit.fc_norm(tokens[:, prefix:].mean(1)))
+        torch.testing.assert_close(pool(vit, images), vit(images))
 
 
 def test_data_without_labels_or_with_one_class_are_refused_before_anything_is_computed(tmp_path, run):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from untrained_runs import SIZES, write_run
 
-from coma.errors import DataError, DivergedError, UsageError
+from coma.errors import ComaError, DataError, DivergedError, UsageError
 from coma.exports.backbone import load_backbone, preprocessing_of
 from coma.exports.export import export_run
 from coma.pipeline.preprocessing import DEFAULT, Preprocessing
@@ -91,7 +91,7 @@ def test_a_model_that_is_not_there_is_an_error_of_one_line(name: str, error: typ
 
 def test_weights_out_of_reach_are_an_error_and_not_random(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match="the weights of vit_tiny_patch16_224 cannot be downloaded"):
+    with pytest.raises(ComaError, match="vit_tiny_patch16_224 could not be downloaded"):
         load_backbone("vit_tiny_patch16_224")
 
 
@@ -102,7 +102,7 @@ def test_a_folder_with_other_weights_is_refused(saved_vit: Path, tmp_path: Path)
         (broken / file.name).write_bytes(file.read_bytes())
     weights = load_file(saved_vit / "model.safetensors")
     save_file({name: value for name, value in weights.items() if "norm" not in name}, broken / "model.safetensors")
-    with pytest.raises(DataError, match="holds no model of timm that can be loaded"):
+    with pytest.raises(DataError, match="is no model that timm can load"):
         load_backbone(broken)
     weights["norm.weight"][0] = torch.nan
     save_file(weights, broken / "model.safetensors")

@@ -247,7 +247,9 @@ def test_odd_names_break_nothing(tmp_path: Path) -> None:
         "## How it was trained",
         "## What its frozen features are worth",
     ]
-    assert "<b>" not in card
+    assert "<b>" not in card.split("---\n", 2)[2]
+    (result, *_) = front_matter(card)["model-index"][0]["results"]
+    assert result["dataset"]["name"].startswith("--- license: mit | <b>")
     with pytest.raises(UsageError, match="--license"):
         export_run(run, tmp_path / "other", license="mit\n---")
 

@@ -1,6 +1,7 @@
 """Which picture is the mask of which image, in the layouts that people have, and what the values of masks mean."""
 
 import logging
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from drawn import encoded
 from masked import as_png, draw_ids, draw_pairs, picture_of
 
 from coma.errors import UsageError
+from coma.shards.manifest import read_manifest
 from coma.shards.manifest.mask_coding import MaskCoding
 from coma.shards.sources.detect import list_source
 from coma.shards.sources.listing import SourceListing
 from coma.shards.sources.masks.options import MaskOptions
 from coma.shards.sources.splits import parse_splits
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
 
 
 def pairs(found: SourceListing) -> dict[str, dict[str, str]]:
@@ -198,6 +202,19 @@ def test_what_cannot_be_masks_is_set_aside_with_one_line(
     assert reason in caplog.text
     with pytest.raises(UsageError, match=reason):
         list_source(tmp_path, layout="masks")
+
+
+def test_masks_in_a_tar(tmp_path: Path) -> None:
+    draw_pairs(tmp_path / "files", 3, images="roads/images/{}.jpg", masks="roads/masks/{}.png")
+    (tmp_path / "source").mkdir()
+    with tarfile.open(tmp_path / "source/roads.tar", "w") as tar:
+        tar.add(tmp_path / "files/roads", "roads")
+    found = list_source(tmp_path / "source")
+    assert found.layout == "tar"
+    assert pairs(found) == {"train": {f"images/{i}.jpg": f"masks/{i}.png" for i in range(3)}}
+    shard(tmp_path / "source", tmp_path / "out", ShardOptions(workers=1))
+    assert read_manifest(tmp_path / "out").mask_classes == ("0", "1", "2", "3")
+    assert list_source(tmp_path / "source", masks=MaskOptions("none")).mask_coding is None
 
 
 def test_classes_open(tmp_path: Path) -> None:

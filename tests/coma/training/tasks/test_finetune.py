@@ -32,7 +32,7 @@ from coma.shards.manifest import read_manifest
 from coma.training import FinetuneConfig, finetune, pretrain
 from coma.training.tasks.augment import Augment, BatchRandAugment
 from coma.training.tasks.finetuning import Finetuning
-from coma.training.tasks.start_from import read_backbone
+from coma.training.tasks.pretrained import read_backbone
 
 COLOURS = {"blue": (40, 60, 200), "red": (200, 60, 40)}
 

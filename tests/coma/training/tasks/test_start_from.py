@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 from small_runs import lines, small
 
 from coma.errors import ComaError, DataError, UsageError
 from coma.exports.export import export_run
+from coma.shards.manifest import read_manifest
 from coma.training import PretrainConfig, pretrain
+from coma.training.tasks.pretraining import Pretraining
+from coma.training.tasks.transfer import spread
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +86,11 @@ def test_the_same_weights_are_the_same_run(first: Path, whole: Path, data: Path,
 def test_contradictions_name_both(whole: Path, data: Path, tmp_path: Path) -> None:
     config = small(data, tmp_path / "run", init=whole)
     for fields, named in (
-        ({"model": "dyvit_nano"}, "holds a dyvit_tiny, and --model is dyvit_nano"),
-        ({"patch_size": 1, "image_size": 16}, "patches of 2 pixels, and this run's are 1"),
+        (
+            {"model": "dyvit_nano"},
+            r"an export of 2 steps of dyvit_tiny, of which \d% .*\[64, 12\] for \[32, 12\].*give --model dyvit_tiny",
+        ),
+        ({"model": "vit_tiny_patch16_224"}, "and --model is vit_tiny_patch16_224: give --model dyvit_tiny"),
         ({"patch_size": None, "image_size": 64}, "patches of 2 pixels, and this run's are 4"),
     ):
         refused(dataclasses.replace(config, **fields), UsageError, named)
@@ -102,6 +109,79 @@ def test_a_decoder_of_another_method_is_refused_where_it_differs(data: Path, tmp
     trained = load_file(tmp_path / "vit" / "checkpoints" / "step-000001" / "weights.safetensors")
     for name, value in taken_up.items():
         torch.testing.assert_close(value, trained[name], atol=1e-7, rtol=0)
+
+
+def grown(folder: Path, depth: int) -> Path:
+    """A DyViT of timm with so many blocks in stage 3."""
+    torch.manual_seed(2)
+    model = timm.create_model("dyvit_tiny", img_size=32, patch_size=2, depths=(1, 1, depth, 1), num_classes=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    return folder
+
+
+@pytest.mark.parametrize("depth", [4, 9])
+def test_another_depth_takes_blocks_evenly_or_adds_some_without_effect(data: Path, tmp_path: Path, depth: int) -> None:
+    folder = grown(tmp_path / "dyvit", depth)
+    config = small(data, tmp_path / "run", init=folder)
+    task = Pretraining(config, read_manifest(data))
+    model, source = task.model.backbone, timm.create_model(f"local-dir:{folder}", pretrained=True)
+    (told,) = task.facts()["init"]["blocks"]
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        same = torch.allclose(model.eval()(images), source.eval()(images), atol=1e-5)
+    if depth == 4:
+        assert told == "stage 3: 4 blocks in 6; without effect at first: 2, 5"
+        assert same
+        task.model(images, torch.randperm(task.model.units).repeat(2, 1)).backward()
+        for name, parameter in model.named_parameters():
+            silent = name.startswith(("stages.2.blocks.1.", "stages.2.blocks.4.")) and ".proj." not in name
+            learns = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+            assert learns or silent, name
+    else:
+        assert told == "stage 3: 6 of 9 blocks: 1, 3, 4, 6, 7, 9"
+        ours, its = (each.state_dict() for each in (model, source))
+        for place, origin in enumerate((0, 2, 3, 5, 6, 8)):
+            name = "stages.2.blocks.{}.mlp.fc1.weight"
+            assert torch.equal(ours[name.format(place)], its[name.format(origin)])
+    assert not task.facts()["init"]["resized"]
+
+
+@pytest.mark.parametrize(("have", "want"), [(1, 1), (1, 3), (3, 1), (14, 8), (8, 14), (6, 6), (2, 5)])
+def test_every_block_finds_its_place_once_and_in_order(have: int, want: int) -> None:
+    origins = spread(have, want)
+    taken = [each for each in origins if each is not None]
+    assert len(origins) == want
+    assert len(taken) == min(have, want)
+    assert taken == sorted(set(taken))
+    assert taken[0] == 0
+    if min(have, want) > 1:
+        assert taken[-1] == have - 1
+        assert origins[-1] == have - 1
+
+
+def test_a_run_is_taken_with_its_decoder_and_another_patch_size_is_resized(
+    first: Path, data: Path, tmp_path: Path
+) -> None:
+    trained = load_file(first / "checkpoints" / "step-000002" / "weights.safetensors")
+    for source in (first, first / "checkpoints" / "step-000002"):
+        network = Pretraining(small(data, tmp_path / "run", init=source), read_manifest(data)).model
+        assert all(torch.equal(value, trained[name]) for name, value in network.state_dict().items())
+    config = dataclasses.replace(small(data, tmp_path / "run", init=first), patch_size=4, image_size=64)
+    task = Pretraining(config, read_manifest(data))
+    start = task.facts()["init"]
+    assert start["resized"] == ["patch embedding, 2 to 4 pixels"]
+    assert (start["left"], start["new"]) == (["decoder"], ["decoder"])
+    # Twice the image in patches of twice the side: nearly the tokens that there were.
+    small_images = torch.randn(1, 3, 8, 8)
+    small_images = torch.nn.functional.interpolate(small_images, size=(32, 32), mode="bicubic")
+    images = torch.nn.functional.interpolate(small_images, size=(64, 64), mode="bilinear", align_corners=False)
+    source = Pretraining(small(data, tmp_path / "run", init=first), read_manifest(data)).model.backbone
+    with torch.no_grad():
+        x, y = task.model.backbone.eval()(images), source.eval()(small_images)
+    assert torch.nn.functional.cosine_similarity(x, y).item() > 0.98
 
 
 class Bomb:
@@ -132,8 +212,8 @@ def test_a_pickle_is_refused_and_never_run(whole: Path, data: Path, tmp_path: Pa
 
 def test_what_is_no_export_is_named(first: Path, data: Path, tmp_path: Path) -> None:
     for folder, named in (
-        (tmp_path / "absent", "no export at"),
-        (first, "was not written by `coma export`"),
+        (tmp_path / "absent", "no run at"),
+        (first / "checkpoints", "is not a run folder"),
         (first / "config.json", "it is a file"),
     ):
         refused(small(data, tmp_path / "run", init=folder), DataError, named)

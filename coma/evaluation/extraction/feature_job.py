@@ -14,8 +14,8 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
+from coma.evaluation.extraction.processes import BackboneName, Processes, loaded, run_on, shares, use_threads
 from coma.evaluation.features import Features, extract, joined
-from coma.evaluation.processes import BackboneName, Processes, loaded, run_on, shares, use_threads
 from coma.pipeline import Stream
 from coma.shards.manifest import Manifest, load_manifest
 from coma.shards.write.worker import Tally

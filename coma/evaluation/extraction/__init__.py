@@ -1,0 +1,1 @@
+"""Extraction of features on several processes of this machine."""
