@@ -89,7 +89,7 @@ def demo(
     from coma.cuda import check_dali
     from coma.evaluation.device import choose_device
     from coma.evaluation.score import labelled_manifests
-    from coma.evaluation.scored import append_metrics
+    from coma.exports.scored import append_metrics
     from coma.pictures.reconstruct import reconstruct_run
     from coma.runs.names import RECONSTRUCTION_NAME, checkpoint_step
     from coma.runs.read import load_autoencoder, run_of

@@ -10,8 +10,8 @@ from coma.evaluation.extraction.feature_job import extract_on
 from coma.evaluation.extraction.processes import BackboneName, Processes, choose_processes
 from coma.evaluation.options import KnnOptions, ProbeOptions
 from coma.evaluation.score import BATCH_SIZE, Elsewhere, Progress, labelled_manifests, score
-from coma.evaluation.scored import what_to_score
 from coma.exports.load import load_export
+from coma.exports.scored import what_to_score
 from coma.runs.names import checkpoint_step
 from coma.runs.read import load_autoencoder, naming_the_weights
 

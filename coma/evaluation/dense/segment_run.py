@@ -9,8 +9,8 @@ from coma.evaluation.dense.segment import MOST_PATCHES, DenseOptions, HeadName, 
 from coma.evaluation.device import choose_device
 from coma.evaluation.options import KnnOptions, ProbeOptions
 from coma.evaluation.score import Progress
-from coma.evaluation.scored import what_to_score
 from coma.exports.backbone import load_backbone
+from coma.exports.scored import what_to_score
 from coma.runs.read import naming_the_weights
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from coma.evaluation.extraction.processes import Processes, choose_processes, sh
 from coma.evaluation.features import extract, held_out_fifth, pool
 from coma.evaluation.score import HELD_OUT, features_of, labelled_manifests, score
 from coma.evaluation.score_run import score_run
-from coma.evaluation.scored import append_metrics
 from coma.exports.export import export_run
+from coma.exports.scored import append_metrics
 from coma.pipeline import Stream
 from coma.runs.read import build_model, load_autoencoder
 from coma.shards.describe.describe import describe
