@@ -12,6 +12,7 @@ import click
 import pytest
 import typer
 from drawn import draw_images
+from masked import draw_pairs
 
 import coma.runs.names as run_names
 from coma.cli.main import app
@@ -78,6 +79,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     drawing = {"classes": ("class0", "class1"), "size": lambda number: (80 + number, 72), "smooth": True}
     for seed, source in enumerate(("imagenet", "photos")):
         draw_images(tmp_path / source, 24, seed=seed, **drawing)
+    draw_pairs(tmp_path / "scenes", 12, size=(80, 72))
     (tmp_path / "tars").mkdir()
     for label in (0, 1):
         with tarfile.open(tmp_path / "tars" / f"{label}.tar", "w") as tar:
