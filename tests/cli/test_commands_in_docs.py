@@ -102,8 +102,10 @@ TAKEN_FOR_GRANTED = [
 
 
 @pytest.mark.parametrize("page", [*FROM_THE_FIRST, "docs/evaluate.md", "docs/training.md", "docs/embed.md"])
-def test_it_runs(page: str, here: Path, coma: Callable[..., Any]) -> None:
+def test_it_runs(page: str, here: Path, coma: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """In the page's order, each with the data and runs that the lines before it made, on a small scale."""
+    monkeypatch.setattr("coma.evaluation.dense.pixel_head.LEAST_STEPS", 20)
+    monkeypatch.setattr("coma.evaluation.dense.pixel_head.PASSES", 2)
     ran = []
     before = [] if page in FROM_THE_FIRST else TAKEN_FOR_GRANTED
     for line in [*before, *lines_of(ROOT / page)]:
