@@ -12,6 +12,7 @@ import click
 import pytest
 import typer
 from drawn import draw_images
+from masked import draw_pairs
 
 import coma.runs.names as run_names
 from coma.cli.main import app
@@ -78,6 +79,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     drawing = {"classes": ("class0", "class1"), "size": lambda number: (80 + number, 72), "smooth": True}
     for seed, source in enumerate(("imagenet", "photos")):
         draw_images(tmp_path / source, 24, seed=seed, **drawing)
+    draw_pairs(tmp_path / "scenes", 12, size=(80, 72))
     (tmp_path / "tars").mkdir()
     for label in (0, 1):
         with tarfile.open(tmp_path / "tars" / f"{label}.tar", "w") as tar:
@@ -100,8 +102,10 @@ TAKEN_FOR_GRANTED = [
 
 
 @pytest.mark.parametrize("page", [*FROM_THE_FIRST, "docs/evaluate.md", "docs/training.md", "docs/embed.md"])
-def test_it_runs(page: str, here: Path, coma: Callable[..., Any]) -> None:
+def test_it_runs(page: str, here: Path, coma: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """In the page's order, each with the data and runs that the lines before it made, on a small scale."""
+    monkeypatch.setattr("coma.evaluation.dense.pixel_head.LEAST_STEPS", 20)
+    monkeypatch.setattr("coma.evaluation.dense.pixel_head.PASSES", 2)
     ran = []
     before = [] if page in FROM_THE_FIRST else TAKEN_FOR_GRANTED
     for line in [*before, *lines_of(ROOT / page)]:

@@ -65,7 +65,7 @@ def test_logistic_regression_is_scikit_learns(drawn):
 
 def test_the_penalty_is_chosen_on_train_and_helps():
     """More channels than a weak penalty can bear with so few patches."""
-    (maps, pixels), (test_maps, test_pixels) = _features(8, 0, noise=2.5), _features(50, 1, noise=2.5)
+    (maps, pixels), (test_maps, test_pixels) = _features(15, 0, noise=2.5), _features(50, 1, noise=2.5)
     patches = _patches(maps, pixels)
     weak, chosen = (fit_logistic(patches, CLASSES, grid) for grid in ((1e-5,), (1e-5, 1e-1)))
     figures = [_miou(head.scores(test_maps).argmax(dim=1), test_pixels) for head in (weak, chosen)]
