@@ -154,7 +154,8 @@ def chosen(name: str) -> Variant:
         UsageError: none was: the test images are for what was chosen without them.
     """
     if name not in CHOSEN:
-        raise UsageError(f"{name!r} was not chosen; what is compared on the test images is one of {', '.join(CHOSEN)}")
+        rows = f"one of {', '.join(CHOSEN)}" if CHOSEN else "nothing yet: run `choose`, and add the best row to CHOSEN"
+        raise UsageError(f"{name!r} was not chosen (benchmarks/epochs/variants.py); what may be tested is {rows}")
     return dataclasses.replace(variant(CHOSEN[name]), name=name)
 
 
