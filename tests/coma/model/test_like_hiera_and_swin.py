@@ -35,6 +35,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "dyvit": ("dyvit_nano", {"dims": WIDTHS, "depths": (1, 1, 2, 1), "head_dims": (8, 8, 16, 16)}),
 }
+OURS = [pytest.param(name, marks=pytest.mark.slow if name != "dyvit" else ()) for name in SHAPES]
+"""Where the peers take long."""
 BLOCKS = ("HieraBlock", "SwinTransformerBlock", "Block")
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -566,6 +568,7 @@ def test_fully_sharded(peer: str, one_process: Any) -> None:
 # -- graphs ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("peer", OURS)
 def test_compiled_in_one_graph(peer: str) -> None:
     torch._dynamo.reset()
     model = make(peer).train()
@@ -583,6 +586,7 @@ def test_a_block_compiled_in_place(peer: str) -> None:
     assert list(model.state_dict()) == names
 
 
+@pytest.mark.parametrize("peer", OURS)
 def test_exported_and_traced(peer: str) -> None:
     model = make(peer).eval()
     program = torch.export.export(model, (IMAGES,), dynamic_shapes=({0: torch.export.Dim("images")},))
