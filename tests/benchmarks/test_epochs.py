@@ -131,6 +131,7 @@ def test_a_cosine_takes_a_run_for_each_length():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("miniature")
 def test_runs_side_by_side_are_those_one_by_one(data, tmp_path):
     for jobs in ("1", "2"):

@@ -150,7 +150,7 @@ coma.embed(sys.argv[1], sys.argv[2], "features.parquet", untrained=True, batch_s
 """
 
 
-@pytest.mark.parametrize("kind", ["photographs", "shards"])
+@pytest.mark.parametrize("kind", ["photographs", pytest.param("shards", marks=pytest.mark.slow)])
 def test_a_killed_command_goes_on_and_its_table_is_the_same(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

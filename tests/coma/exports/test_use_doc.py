@@ -32,6 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which the document's exports of a small run have been made, but for ONNX."""
     place = tmp_path_factory.mktemp("place")
     write_run(place / "runs" / "dyvit_base", patch_size=None)
+    write_run(place / "coma-demo" / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         for command in commands():

@@ -131,6 +131,7 @@ print(len(data), data.features["jpg"], data.features["mask.png"], data[0]["jpg"]
 """
 
 
+@pytest.mark.slow
 def test_datasets_reads_them_by_the_card(made, tmp_path: Path) -> None:
     _, out, _ = made
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}

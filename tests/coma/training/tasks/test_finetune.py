@@ -90,7 +90,7 @@ def test_it_learns_and_says_how_well(labelled: Path, source: Path, tmp_path: Pat
 
 
 @pytest.mark.gpu_too
-@pytest.mark.parametrize("stage", ["zero1", "zero3"])
+@pytest.mark.parametrize("stage", ["zero1", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_stopped_and_gone_on_is_to_the_bit_never_stopped(
     labelled: Path, source: Path, tuned: Path, tmp_path: Path, stage: str
 ) -> None:
