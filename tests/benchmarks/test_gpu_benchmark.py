@@ -225,7 +225,9 @@ def test_hours_are_those_of_the_slower_of_stream_and_step(tmp_path: Path) -> Non
     assert fast["hours_96_epochs"] == pytest.approx(96 * 1_281_167 / 1000 / 3600)
 
 
-@pytest.mark.parametrize("name", slow(["zero", "curve", "plan", "memory", "crops"], {"zero", "plan", "memory", "curve"}))
+@pytest.mark.parametrize(
+    "name", slow(["zero", "curve", "plan", "memory", "crops"], {"zero", "plan", "memory", "curve"})
+)
 def test_coma_accepts_the_full_size_commands(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rehearsal shrinks them: here each is resolved, and its network built, in full size, but not trained."""
     data = drawn(tmp_path / "drawn", 8, 0.1)
