@@ -47,7 +47,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert same_weights(one, other)
 
 
-@pytest.mark.parametrize("stage", ["zero1", pytest.param("zero3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["zero1", "zero3"])
 def test_a_run_goes_on_with_other_stages_recomputed(
     whole: dict[str, Path], data: Path, tmp_path: Path, stage: str
 ) -> None:

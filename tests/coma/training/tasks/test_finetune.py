@@ -112,6 +112,7 @@ def test_stopped_and_gone_on_is_to_the_bit_never_stopped(
     assert not torch.equal(weights_of(whole, "average")[head], weights_of(whole)[head])
 
 
+@pytest.mark.slow
 def test_a_constant_rate_is_extended_as_if_it_had_been_longer(labelled: Path, source: Path, tmp_path: Path) -> None:
     constant = {"schedule": "constant", "warmup_epochs": 1 / 6, "cooldown_epochs": 1 / 6}  # a step each
     finetune(tuning(labelled, source, tmp_path / "longer", steps=5, **constant))
