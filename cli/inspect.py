@@ -251,8 +251,8 @@ def _print_pixels(pixels: "PixelCoding", following: str | None) -> None:
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for channel in range(pixels.channels):
-        values = (pixels.mean[channel], pixels.std[channel], pixels.least[channel])
-        values += (pixels.quantile(channel, 50), pixels.greatest[channel])
+        least, median, greatest = pixels.least[channel], pixels.quantile(channel, 50), pixels.greatest[channel]
+        values = (pixels.mean[channel], pixels.std[channel], least, median, greatest)
         table.add_row(str(channel + 1), *(f"{value:.6g}" for value in values))
     console.stdout.print()
     console.stdout.print(table)

@@ -78,7 +78,7 @@ def has_several_pictures(data: bytes) -> bool:
 def unsupported(data: bytes) -> str | None:
     """Say what a TIFF is that has no one agreed look or that PIL shows wrong; None for others, damaged ones too."""
     if data.startswith(b"MM\0+"):
-        return "BigTIFF in big-endian order"
+        return f"BigTIFF in big-endian order{_way_out(first_directory(data))}"
     directory = first_directory(data)
     if DNG_VERSION in directory or first_value(directory, SUBFILE, 0) & _REDUCED:
         return "a camera's raw file, or another TIFF that begins with a preview"

@@ -37,7 +37,8 @@ def assert_windows(data: bytes, whole: np.ndarray, kind: str = "tiff") -> None:
     assert (facts.dtype, facts.format, facts.kept) == (whole.dtype.name, kind, True)
     for top, left, height, width in WINDOWS:
         pixels = read_window(data, kind, top, left, height, width)
-        assert pixels.dtype == whole.dtype and pixels.dtype.isnative
+        assert pixels.dtype == whole.dtype
+        assert pixels.dtype.isnative
         assert np.array_equal(pixels, whole[top : top + height, left : left + width])
     assert np.array_equal(read_array(data, array_facts(data, whole.shape[2])), whole)
 
@@ -295,5 +296,5 @@ def test_a_deflated_block_cannot_blow_up():
     assert read_window(data, "tiff", 0, 0, 8, 8).shape == (8, 8, 1)
     wide = tiff_bytes(array(1, "uint8", 8, 8), 1, tile=16)
     wide = wide.replace(struct.pack("<HHII", 322, 4, 1, 16), struct.pack("<HHII", 322, 4, 1, 2**30))
-    with pytest.raises(BadImageError, match="^bomb: a tile of"):
+    with pytest.raises(BadImageError, match=r"^bomb: a tile of"):
         array_facts(wide)
