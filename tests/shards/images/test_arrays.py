@@ -10,25 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tifffile
+from arrays import DTYPES
+from arrays import drawn_array as array
 from PIL import Image
 from tiffs import tiff_bytes
 
 from coma.shards.images.arrays import array_facts, read_array, read_window
 from coma.shards.images.formats import BadImageError
 
-DTYPES = ("uint8", "uint16", "int16", "float32")
 WINDOWS = ((0, 0, 61, 83), (0, 0, 1, 1), (60, 82, 1, 1), (17, 5, 30, 40), (33, 63, 20, 20), (0, 16, 16, 1))
-
-
-def array(channels: int, dtype: str, height: int = 61, width: int = 83, seed: int = 0) -> np.ndarray:
-    """Smooth values with noise, negative ones where the type has them; [H, W, C]."""
-    generator = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    values = 90 + 60 * np.sin(y / 9)[..., None] + 40 * np.cos(x / 7)[..., None] * np.arange(1, channels + 1) / channels
-    values = values + generator.normal(0, 3, (height, width, channels))
-    if dtype != "uint8":
-        values = values * 100 - (15_000 if dtype in ("int16", "float32") else 0)
-    return np.clip(values, 0 if dtype.startswith("u") else None, 255 if dtype == "uint8" else 32_000).astype(dtype)
 
 
 def assert_windows(data: bytes, whole: np.ndarray, kind: str = "tiff") -> None:
