@@ -73,7 +73,7 @@ def read_array(data: bytes, facts: ArrayFacts) -> Pixels:
     with _damage_as_bad_image():
         if facts.format == "npy":
             return npy.read(data, facts.channels)
-        return tiff_pixels.read(data) if facts.format == "tiff" else png.read(data)
+        return tiff_pixels.read(data, facts.channels) if facts.format == "tiff" else png.read(data)
 
 
 @contextmanager

@@ -66,13 +66,20 @@ def has_separate_planes(data: bytes) -> bool:
 
 def has_several_pictures(data: bytes) -> bool:
     """Whether there are pictures other than the first one, its reduced copies and its masks."""
-    for number, directory in enumerate(_directories(data)):
-        if number == _MOST_DIRECTORIES:
-            return True
+    return len(pictures(data, 2)) > 1
+
+
+def pictures(data: bytes, most: int) -> list[Directory]:
+    """Return the first picture and all others but reduced copies and masks, no more than `most`."""
+    whole: list[Directory] = []
+    for number, directory in enumerate(directories(data)):
         belongs = first_value(directory, SUBFILE, 0) & (_REDUCED | _MASK)
-        if number and not belongs and first_value(directory, _OLD_SUBFILE, 0) != _OLD_REDUCED:
-            return True
-    return False
+        is_whole = not belongs and first_value(directory, _OLD_SUBFILE, 0) != _OLD_REDUCED
+        if number in (0, _MOST_DIRECTORIES) or is_whole:
+            whole.append(directory)
+        if number == _MOST_DIRECTORIES or len(whole) == most:
+            break
+    return whole
 
 
 def unsupported(data: bytes) -> str | None:
@@ -145,10 +152,10 @@ def first_value(directory: Directory, tag: int, default: int) -> int:
 
 def first_directory(data: bytes) -> Directory:
     """Return the tags of the first picture, none if they cannot be read."""
-    return next(_directories(data), {})
+    return next(directories(data), {})
 
 
-def _directories(data: bytes) -> Iterator[Directory]:
+def directories(data: bytes) -> Iterator[Directory]:
     """Yield the pictures' tags as long as they can be read, each directory once."""
     order = "<" if data.startswith(b"II") else ">"
     big = data[2:4] in (b"+\0", b"\0+")

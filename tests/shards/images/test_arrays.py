@@ -221,6 +221,19 @@ def test_other_orders_of_an_npy_are_read_whole():
         assert np.array_equal(read_array(data, facts), whole)
 
 
+def test_pictures_that_are_the_channels_are_read_as_such():
+    """As microscopes write them; a stack of another length is no sample of so many channels."""
+    whole = array(4, "uint16")
+    planes = [whole[..., channel] for channel in range(4)]
+    data = tiff_bytes(planes[0], 1, compression=8, more=[(plane, 0) for plane in planes[1:]])
+    facts = array_facts(data, 4)
+    assert (facts.channels, facts.kept, facts.why) == (4, False, "TIFF of a picture for each channel")
+    assert np.array_equal(read_array(data, facts), whole)
+    for channels in (1, 3, 5):
+        with pytest.raises(BadImageError, match=r"^animated: a TIFF of several pictures, which are not one for each"):
+            array_facts(data, channels)
+
+
 def test_an_npy_whose_axes_may_be_either_is_not_guessed():
     with pytest.raises(BadImageError, match=r"^ambiguous: .*\[3, 8, 3\] may be \[C, H, W\] or \[H, W, C\]"):
         array_facts(npy(np.zeros((3, 8, 3), np.uint8)), 3)
