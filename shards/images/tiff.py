@@ -37,6 +37,8 @@ _RGB = 2
 _GREYS = (0, 1)
 _WHITE_IS_ZERO = 0
 _UNSIGNED = 1
+PLAIN = (0, 1, 2, 5)
+"""Photometric interpretations of plain values: white is zero, black is zero, RGB, CMYK."""
 _TAKEN = ((1, 8), (1, 16), (2, 16), (3, 32))  # sample formats and bits of the types that samples may have
 FORMATS = {2: "signed", 3: "floating point", 5: "complex", 6: "complex"}
 PHOTOMETRICS = {code: name for name, code in TiffTags.lookup(PHOTOMETRIC).enum.items() if code not in _GREYS} | {
@@ -141,7 +143,8 @@ def _way_out(directory: Directory) -> str:
     """Return how a TIFF of values that are not 8-bit RGB is taken, nothing for types that are not."""
     channels = first_value(directory, CHANNELS, 1)
     kind = (first_value(directory, SAMPLE_FORMAT, _UNSIGNED), first_value(directory, BITS, 1))
-    return f" (--channels {channels} takes it as it is)" if kind in _TAKEN and channels <= MOST_CHANNELS else ""
+    is_plain = first_value(directory, PHOTOMETRIC, 1) in PLAIN and kind in _TAKEN
+    return f" (--channels {channels} takes it as it is)" if is_plain and channels <= MOST_CHANNELS else ""
 
 
 def first_value(directory: Directory, tag: int, default: int) -> int:

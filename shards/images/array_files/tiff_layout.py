@@ -16,7 +16,6 @@ from coma.shards.images.formats import BadImageError
 
 _KINDS = {1: "u", 2: "i", 3: "f"}
 _NATIVE = {"u": (8, 16, 32, 64), "i": (8, 16, 32, 64), "f": (16, 32, 64)}
-_TAKEN_AS_THEY_ARE = (0, 1, 2, 5)  # photometric: white is zero, black is zero, RGB, CMYK
 _PREDICTORS = (1, 2, 3)
 _MOST_BLOCK_BYTES = 2**30
 _MOST_SIDE = 2**31
@@ -111,7 +110,7 @@ def _layout(data: bytes, directory: tiff.Directory) -> TiffLayout:
     if value(tiff.FILL_ORDER, 1) != 1:
         raise BadImageError("unsupported format: TIFF whose bits are in reversed order")
     photometric = value(tiff.PHOTOMETRIC, 1)
-    if photometric not in _TAKEN_AS_THEY_ARE:
+    if photometric not in tiff.PLAIN:
         name = tiff.PHOTOMETRICS.get(photometric) or f"photometric {photometric}"
         raise BadImageError(f"unsupported format: TIFF whose values are not plain ones ({name})")
     whole = TiffLayout(

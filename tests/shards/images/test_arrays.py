@@ -301,3 +301,31 @@ def test_a_deflated_block_cannot_blow_up():
     wide = wide.replace(struct.pack("<HHII", 322, 4, 1, 16), struct.pack("<HHII", 322, 4, 1, 2**30))
     with pytest.raises(BadImageError, match=r"^bomb: a tile of"):
         array_facts(wide)
+
+
+def test_damage_of_any_byte_is_no_other_error():
+    generator = np.random.default_rng(0)
+    whole, file = array(3, "uint16", 20, 23), io.BytesIO()
+    Image.fromarray(array(3, "uint8", 20, 23)).save(file, "PNG")
+    sound = [
+        *(npy(whole), file.getvalue(), sixteen_bit_png(whole, np.arange(5)), tiff_bytes(whole, 1, big=True)),
+        tiff_bytes(whole, 1, 2, compression=8, tile=16),
+        tiff_bytes(whole, 1, compression=8, pack=horizontal, tags={317: 2}),
+        tiff_bytes(whole, 1, compression=50000, pack=zstd, rows=7),
+        tiff_bytes(whole[..., 0], 1, more=[(whole[..., 1], 0), (whole[..., 2], 0)]),
+    ]
+    read = 0
+    for number in range(1200):
+        data = bytearray(sound[number % len(sound)])
+        for at in generator.integers(0, min(len(data), 400 if number % 3 else len(data)), generator.integers(1, 4)):
+            data[at] = generator.integers(256)
+        damaged = bytes(data[: generator.integers(len(data))] if number % 7 == 0 else data)
+        try:
+            facts = array_facts(damaged, 3)
+            if facts.pixels < 2**20:
+                read_array(damaged, facts)
+                read_window(damaged, facts.format, 2, 3, 9, 9)
+                read += 1
+        except BadImageError:
+            pass
+    assert 100 < read < 1100
