@@ -13,7 +13,7 @@ MOST_PIXELS = 178_956_970
 JPEG_SIDE = 65_500
 """Longest side of a JPEG, in pixels."""
 MOST_CHANNELS = 32
-"""Of a sample."""
+"""Channels that a sample may have."""
 _PANEL = "Images"
 
 

@@ -12,7 +12,7 @@ from coma.shards.images.prepare import BadImageError, ImageFacts, Prepared
 from coma.shards.manifest.pixel_coding import DTYPES
 
 _BYTES_PER_PIXEL = 12
-"""Of an 8-bit RGB image while it is decoded: what `--max-pixels` allows in memory, whatever the channels."""
+"""Memory that an 8-bit RGB image takes while it is decoded, and a sample of any channels may take for each pixel."""
 
 
 def prepare_array(data: bytes, options: PixelOptions) -> Prepared:

@@ -276,7 +276,7 @@ def test_masks_go_with_samples_of_any_channels(tmp_path):
 def test_without_channels_nothing_is_taken_otherwise(tmp_path):
     """A .npy is passed over, a TIFF of five channels is set aside, and both are told the way out."""
     write_arrays(tmp_path / "s", per_class=1, classes=("a",))
-    with pytest.raises(DataError, match=r"no images in .*1 \.npy.*--channels N takes \.npy of N channels"):
+    with pytest.raises(DataError, match=r"no images in .*1 \.npy.*--channels N takes \.npy and DICOM of N channels"):
         shard(tmp_path / "s", tmp_path / "out")
     write_arrays(tmp_path / "t", per_class=2, classes=("a",))
     (tmp_path / "t/a/photo.jpg").write_bytes(encoded(0, 16, 16))
