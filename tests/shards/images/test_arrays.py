@@ -17,6 +17,8 @@ from tiffs import tiff_bytes
 
 from coma.shards.images.arrays import array_facts, read_array, read_window
 from coma.shards.images.formats import BadImageError
+from coma.shards.images.options import PixelOptions
+from coma.shards.images.prepare_array import prepare_array
 
 WINDOWS = ((0, 0, 61, 83), (0, 0, 1, 1), (60, 82, 1, 1), (17, 5, 30, 40), (33, 63, 20, 20), (0, 16, 16, 1))
 
@@ -329,3 +331,17 @@ def test_damage_of_any_byte_is_no_other_error():
         except BadImageError:
             pass
     assert 100 < read < 1100
+
+
+@pytest.mark.parametrize(
+    ("max_pixels", "reason"),
+    [
+        (9_999, "bomb: 100x100 pixels, the limit is 9999"),
+        (20_000, "bomb: 260,000 bytes of pixels, the limit is 80,000"),
+    ],
+)
+def test_a_sample_that_takes_too_much_memory_is_set_aside(max_pixels, reason):
+    data = npy(np.zeros((100, 100, 13), np.uint16))
+    with pytest.raises(BadImageError, match=f"^{reason}"):
+        prepare_array(data, PixelOptions(channels=13, max_pixels=max_pixels))
+    assert prepare_array(data, PixelOptions(channels=13, max_pixels=65_000)).data == data
