@@ -145,7 +145,7 @@ def _way_out(directory: Directory) -> str:
     channels = first_value(directory, CHANNELS, 1)
     kind = (first_value(directory, SAMPLE_FORMAT, _UNSIGNED), first_value(directory, BITS, 1))
     is_plain = first_value(directory, PHOTOMETRIC, 1) in PLAIN and kind in _TAKEN
-    return f" (--channels {channels} takes it as it is)" if is_plain and channels <= MOST_CHANNELS else ""
+    return f" (coma shard --channels {channels} takes it as it is)" if is_plain and channels <= MOST_CHANNELS else ""
 
 
 def first_value(directory: Directory, tag: int, default: int) -> int:

@@ -193,7 +193,7 @@ def test_resized_it_is_shown_as_it_is_too(name):
 @pytest.mark.parametrize("name", SET_ASIDE)
 def test_what_is_set_aside_is_said_to_be_what_it_is(name, caplog):
     data, what = SET_ASIDE[name]
-    way_out = r"( \(--channels (\d+) takes it as it is\))?"
+    way_out = r"( \(coma shard --channels (\d+) takes it as it is\))?"
     with pytest.raises(BadImageError, match=f"^unsupported format: {re.escape(what)}{way_out}$") as caught:
         prepare_image(data, PixelOptions())
     assert not caplog.records  # nothing of PIL's on the terminal

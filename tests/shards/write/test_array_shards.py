@@ -273,7 +273,7 @@ def test_masks_go_with_samples_of_any_channels(tmp_path):
     assert verify(tmp_path / "out", decode=True).problems == ()
 
 
-def test_without_channels_nothing_is_taken_otherwise(tmp_path):
+def test_without_channels_nothing_is_taken_otherwise(tmp_path, caplog):
     """A .npy is passed over, a TIFF of five channels is set aside, and both are told the way out."""
     write_arrays(tmp_path / "s", per_class=1, classes=("a",))
     with pytest.raises(DataError, match=r"no images in .*1 \.npy.*--channels N takes \.npy and DICOM of N channels"):
@@ -282,7 +282,8 @@ def test_without_channels_nothing_is_taken_otherwise(tmp_path):
     (tmp_path / "t/a/photo.jpg").write_bytes(encoded(0, 16, 16))
     summary = shard(tmp_path / "t", tmp_path / "out-t", ShardOptions(workers=1))
     assert (summary.kept, summary.pixels, summary.passed_over) == (1, None, {".npy": 1})
+    assert "1 image is set aside for channels or depth; --channels 5 takes such as they are" in caplog.text
     assert reasons(tmp_path / "out-t") == {
-        "a/1.tif": "unsupported format: TIFF of 5 channels of 16 bits (--channels 5 takes it as it is)"
+        "a/1.tif": "unsupported format: TIFF of 5 channels of 16 bits (coma shard --channels 5 takes it as it is)"
     }
     assert b"coma.pixels" not in (tmp_path / "out-t/train/manifest.parquet").read_bytes()
