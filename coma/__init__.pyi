@@ -298,7 +298,7 @@ def knn(
         patches: Number of patches to learn from, at most: the same number of each image. Default: 100000.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
-        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. Segmentation takes one.
             Default: 1.
         progress: Function that is called as the work goes on, such as print.
 
@@ -462,7 +462,7 @@ def probe(
         patches: Number of patches to learn from, at most: the same number of each image. Default: 100000.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
-        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. Segmentation takes one.
             Default: 1.
         progress: Function that is called as the work goes on, such as print.
 

@@ -84,11 +84,16 @@ class Ledger:
             self._bad |= {entry.sample}
         if len(self._bad) > self._budget:
             split = without_credentials(str(self.manifest.folder))
+            allowed = (
+                f"more than allowed (--fault-budget in coma pretrain and finetune), fault_budget={self._budget}"
+                if self._budget
+                else "and no other may stand in for one here (fault_budget=0)"
+            )
+            samples = f"{len(self._bad)} different samples" if len(self._bad) > 1 else "one sample"
             raise DataError(
-                f"{len(self._bad)} different samples of {split} could not be read or "
-                f"decoded, more than allowed (--fault-budget in coma pretrain and finetune), "
-                f"fault_budget={self._budget}; "
-                f"find them with: {shell_command('coma', 'verify', split.rpartition('/')[0])}"
+                f"{samples} of {split} could not be read or decoded, {allowed}; "
+                f"find {'them' if len(self._bad) > 1 else 'it'} with: "
+                f"{shell_command('coma', 'verify', split.rpartition('/')[0])}"
             )
 
 
