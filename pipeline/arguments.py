@@ -10,7 +10,7 @@ from coma.errors import UsageError
 from coma.pipeline.plain import shown, whole_number
 from coma.shards.files import folder_at
 from coma.shards.manifest import Manifest, read_manifest, read_mixture
-from coma.shards.manifest.shares import named_sources
+from coma.shards.shares import named_sources
 
 _MOST_SAMPLES = 2**62  # whose positions int64 holds
 

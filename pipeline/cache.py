@@ -66,9 +66,9 @@ class ShardCache:
         self._failures: dict[int, tuple[float, DataError]] = {}  # by shard, the time and the error
         root = default_folder() if folder is None else folder
         self._all_shards, self._partial, self._locks = root / "shards", root / "partial", root / "locks"
-        of_parts = [self._all_shards / part.fingerprint for part in manifest.parts if is_remote(part.folder)]
+        of_parts = [part for part in manifest.parts if self._holds_shards_of(part)]
         try:
-            for made in (*of_parts, self._partial, self._locks):
+            for made in (*(self._all_shards / part.fingerprint for part in of_parts), self._partial, self._locks):
                 made.mkdir(parents=True, exist_ok=True)
             with suppress(OSError):  # a read-only folder
                 self._under_way()  # removes what killed processes have left
@@ -85,8 +85,8 @@ class ShardCache:
         """[S] bytes that each shard has at least, as its tar's end marks come on top; 0 for a local one."""
 
     def holds(self, shard: int) -> bool:
-        """Whether a shard is remote, so that it is read from this cache."""
-        return is_remote(self._manifest.home_of_shard(shard).folder)
+        """Whether a shard is read from this cache: not a local one of a mixture."""
+        return self._holds_shards_of(self._manifest.home_of_shard(shard))
 
     def open(self, shard: int) -> int:
         """Return a file descriptor of a shard, which is downloaded first if it is not in the cache.
@@ -158,6 +158,9 @@ class ShardCache:
     def stop(self) -> None:
         """End all downloads; the cache starts none afterwards."""
         self._stopped.set()
+
+    def _holds_shards_of(self, part: Manifest) -> bool:
+        return len(self._manifest.parts) == 1 or is_remote(part.folder)
 
     def _present(self, shard: int) -> int | None:
         try:

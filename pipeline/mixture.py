@@ -104,8 +104,3 @@ class MixedOrder:
                 rows, epochs[slots] = order.global_batch(int(before[0]), len(slots))
                 samples[slots] = first + rows
         return samples, epochs
-
-    def samples_of_each(self, samples: int) -> list[int]:
-        """Return how many of the first samples of the run are of each data set: [M]."""
-        counts: list[int] = self._pattern.counts(np.array([samples]))[:, 0].tolist()
-        return counts

@@ -18,7 +18,7 @@ from coma.errors import DataError
 from coma.shards.files import folder_at
 from coma.shards.manifest.columns import DTYPES
 from coma.shards.manifest.manifest import Manifest, read_manifest
-from coma.shards.manifest.shares import named_sources, whole_weights
+from coma.shards.shares import named_sources, whole_weights
 
 
 @dataclass(frozen=True, eq=False)

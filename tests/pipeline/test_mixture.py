@@ -88,7 +88,6 @@ def test_over_10_000_steps_the_shares_are_exact_to_a_thousandth(weights: list[in
         assert (seen == counts[:, BATCH * (number + 1)] - counts[:, BATCH * number]).all()
     shares = np.array(weights) / sum(weights)
     assert np.abs(counts[:, -1] / (STEPS * BATCH) - shares).max() < 1e-5  # the bar is 1e-3
-    assert counts[:, -1].tolist() == order.samples_of_each(STEPS * BATCH)
 
 
 @pytest.mark.slow

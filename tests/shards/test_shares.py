@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coma.shards.manifest.shares import MOST_WEIGHT, named_sources, whole_weights
+from coma.shards.shares import MOST_WEIGHT, named_sources, whole_weights
 
 
 @pytest.mark.parametrize(
