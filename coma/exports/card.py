@@ -251,10 +251,8 @@ def _newest(lines: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, i
     for line in sorted(lines, key=lambda line: line.get("step", 0)):
         for name in _SCORES:
             if is_number(line.get(name)):
-                newest[name, _data(place) if (place := line.get("data") or line.get("evaluated_on")) else _OWN] = (
-                    line[name],
-                    line["step"],
-                )
+                place = line.get("data") or line.get("evaluated_on")
+                newest[name, _data(place) if place else _OWN] = (line[name], line["step"])
     return newest
 
 

@@ -314,7 +314,8 @@ def _of_members(mixture: Mixture, ids: np.ndarray[Any, Any]) -> list[Sample]:
     samples: dict[int, Sample] = {}
     numbers = mixture.source_of(ids)
     for number, (member, first) in enumerate(zip(mixture.members, mixture.first_samples, strict=True)):
-        for sample in _samples(member, np.unique(ids[numbers == number]) - first):
+        rows = np.unique(ids[numbers == number]) - first
+        for sample in _samples(member, rows) if len(rows) else ():
             samples[sample.sample + first] = replace(
                 sample, sample=sample.sample + first, data_set=mixture.names[number]
             )
@@ -331,11 +332,8 @@ def _substitutes(
     substitutes = {}
     for place, sample in enumerate(asked):
         for line in ledger:
-            if (line.get("key"), line.get("shard"), line.get("data_set")) != (
-                sample.key,
-                sample.shard,
-                sample.data_set,
-            ):
+            recorded = tuple(line.get(name) for name in ("key", "shard", "data_set"))
+            if recorded != (sample.key, sample.shard, sample.data_set):
                 continue
             tried = list(candidates(manifest, seed, int(plan.epochs[place]), sample.sample))
             for key, candidate in zip(manifest.keys(tried), tried, strict=True):

@@ -27,10 +27,7 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
     devices = f"{resolved.world_size} device{'s' if resolved.world_size > 1 else ''}"
     detected = " (found here)" if config.data is None else ""
     if resolved.weights:
-        _log(
-            "data",
-            f"{len(resolved.weights)} data sets, {resolved.samples_per_epoch} images in all, an epoch of the run",
-        )
+        _log("data", f"{len(resolved.weights)} data sets of {resolved.samples_per_epoch} images together, an epoch")
         for line in _sources(prepared):
             _log("", line)
     else:
@@ -78,10 +75,9 @@ def _sources(prepared: Prepared) -> list[str]:
     """Return a line for each data set of a mixture: its share, and how often the run shows each of its images."""
     resolved, lines = prepared.resolved, []
     for source in prepared.facts["sources"]:
-        epochs = resolved.steps * resolved.batch_size * source["share"] / source["images"]
-        lines.append(
-            f"{source['name']}: {source['images']} images, {source['share']:.2%} of the run, {epochs:.4g} epochs"
-        )
+        name, share, images = source["name"], source["share"], source["images"]
+        epochs = resolved.steps * resolved.batch_size * share / images
+        lines.append(f"{name}: {images} images, {share:.2%} of the run, {epochs:.4g} epochs")
     return lines
 
 
