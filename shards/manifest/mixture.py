@@ -3,6 +3,7 @@
 Legend: M data sets, N samples and S shards of all of them.
 """
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -196,11 +197,11 @@ def _check_alike(members: Sequence[Manifest]) -> None:
 
 
 def _names(members: Sequence[Manifest]) -> tuple[str, ...]:
-    """Return the names of the data sets' folders, numbered where two have the same."""
+    """Return the names of the folders, in the letters that a metric may have; numbered where two have the same."""
     names: list[str] = []
     for member in members:
         folder = member.folder.parent if member.folder.name == "train" else member.folder
-        name = base = folder.name or "data"
+        name = base = re.sub(r"[^\w.-]+", "-", folder.name) or "data"
         number = 2
         while name in names:
             name, number = f"{base}-{number}", number + 1
