@@ -175,7 +175,7 @@ def _table(contents: "StepContents") -> "Table":
             shown.key,
             (shown.data_set if mixture else shown.class_text) or "-",
             f"{crop.width}x{crop.height} at {crop.x},{crop.y}",
-            "yes" if row.flipped else "-",
+            " ".join([*(["yes"] if row.flipped else []), *([f"{row.turned}°"] if row.turned else [])]) or "-",
             PurePosixPath(shown.source).name,
         )
         table.add_row(*map(Text, map(visible, cells)))

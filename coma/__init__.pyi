@@ -138,7 +138,6 @@ def finetune(
     source: str | PathLike[str],
     data: str | PathLike[str] | None = None,
     *,
-    crop_scale: float = 0.08,
     rand_augment: int = 9,
     erasing: float = 0.25,
     mixup: float = 0.8,
@@ -148,6 +147,9 @@ def finetune(
     ema_decay: float = 0.0,
     layer_decay: float = 0.65,
     image_size: int | None = None,
+    crop_scale: float = 0.08,
+    flips: Literal["horizontal", "none", "both"] = "horizontal",
+    quarter_turns: bool = False,
     decode: Literal["auto", "cpu", "gpu"] = "auto",
     workers: int | None = None,
     fault_budget: int | None = None,
@@ -188,7 +190,6 @@ def finetune(
     Args:
         source: Backbone to fine-tune: a run, a checkpoint, an export, or a model of timm or the Hub (hf-hub:NAME).
         data: Data set made by `coma shard`: a folder, or a URL (s3://...). Default: the one in the current folder.
-        crop_scale: Smallest share of an image's area that a crop shows.
         rand_augment: Magnitude of RandAugment, two operations per image, up to 30; 0: none.
         erasing: Share of images of which a random rectangle is erased.
         mixup: Alpha of mixup; 0: none.
@@ -199,6 +200,9 @@ def finetune(
             and exported in their place; 0: none.
         layer_decay: Learning rate of a layer as a share of that of the layer above it.
         image_size: Side of the square crops, in pixels. Default: as in pre-training.
+        crop_scale: Smallest share of an image's area that a crop shows.
+        flips: Flips of crops: left and right (horizontal), none, or also top and bottom (both).
+        quarter_turns: Turn crops by quarters at random, for images that have no up.
         decode: Where images are decoded; auto: on the device that trains.
         workers: Number of decoding threads per process. Default: its share of the cores.
         fault_budget: Number of damaged samples that a process replaces by others before the run ends. Default: a
@@ -298,7 +302,7 @@ def knn(
         patches: Number of patches to learn from, at most: the same number of each image. Default: 100000.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
-        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. Segmentation takes one.
             Default: 1.
         progress: Function that is called as the work goes on, such as print.
 
@@ -335,6 +339,9 @@ def pretrain(
     init: str | PathLike[str] | None = None,
     evaluate_on: str | PathLike[str] | None = None,
     image_size: int = 224,
+    crop_scale: float = 0.2,
+    flips: Literal["horizontal", "none", "both"] = "horizontal",
+    quarter_turns: bool = False,
     decode: Literal["auto", "cpu", "gpu"] = "auto",
     workers: int | None = None,
     fault_budget: int | None = None,
@@ -386,6 +393,9 @@ def pretrain(
         evaluate_on: Data set made by `coma shard` to evaluate on, with `evaluate_every`. Default: the run's own, of
             several the first.
         image_size: Side of the square crops, in pixels.
+        crop_scale: Smallest share of an image's area that a crop shows.
+        flips: Flips of crops: left and right (horizontal), none, or also top and bottom (both).
+        quarter_turns: Turn crops by quarters at random, for images that have no up.
         decode: Where images are decoded; auto: on the device that trains.
         workers: Number of decoding threads per process. Default: its share of the cores.
         fault_budget: Number of damaged samples that a process replaces by others before the run ends. Default: a
@@ -466,7 +476,7 @@ def probe(
         patches: Number of patches to learn from, at most: the same number of each image. Default: 100000.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
-        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. Segmentation takes one.
             Default: 1.
         progress: Function that is called as the work goes on, such as print.
 

@@ -95,11 +95,16 @@ class Ledger:
         if len(self._bad) > self._budget:
             homes = (self.manifest.home_of_shard(int(self.manifest.shard_id[sample])) for sample in sorted(self._bad))
             folders = dict.fromkeys(home.place.rpartition("/")[0] for home in homes)
+            allowed = (
+                f"more than allowed (--fault-budget in coma pretrain and finetune), fault_budget={self._budget}"
+                if self._budget
+                else "and no other may stand in for one here (fault_budget=0)"
+            )
+            samples = f"{len(self._bad)} different samples" if len(self._bad) > 1 else "one sample"
             raise DataError(
-                f"{len(self._bad)} different samples of {self.manifest.place} could not be read or "
-                f"decoded, more than allowed (--fault-budget in coma pretrain and finetune), "
-                f"fault_budget={self._budget}; "
-                f"find them with: {' and '.join(shell_command('coma', 'verify', folder) for folder in folders)}"
+                f"{samples} of {self.manifest.place} could not be read or decoded, {allowed}; "
+                f"find {'them' if len(self._bad) > 1 else 'it'} with: "
+                f"{' and '.join(shell_command('coma', 'verify', folder) for folder in folders)}"
             )
 
 

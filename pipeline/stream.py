@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from coma.errors import ComaError, DataError, UsageError
 from coma.pipeline.arguments import device_of, manifest_of, position, share_of_cores
-from coma.pipeline.crops import CROP_SCALE, Crops
+from coma.pipeline.crops import CROP_SCALE, Crops, Flips
 from coma.pipeline.faults import Ledger, default_budget
 from coma.pipeline.loader import Loader, LoaderOptions
 from coma.pipeline.order import Step
@@ -84,6 +84,8 @@ class Stream(IterableDataset[Batch]):
         start_samples: samples consumed before, by all ranks together.
         training: random crops in an endless shuffled order, or one pass for evaluation.
         crop_scale: least and greatest part of an image's area that a training crop shows.
+        flips: mirrorings of training crops, each of a half of them: "horizontal", "none", or "both".
+        quarter_turns: whether training crops are turned by none to three quarters, for images without an up.
         windows: for `training=False`, a window of each sample in pixels, in place of its centre crop.
         workers: decoder threads; by default this process's share of the machine's cores.
         prefetch: batches kept ready ahead of the consumer.
@@ -123,6 +125,8 @@ class Stream(IterableDataset[Batch]):
         start_samples: int = 0,
         training: bool = True,
         crop_scale: tuple[float, float] = CROP_SCALE,
+        flips: Flips = "horizontal",
+        quarter_turns: bool = False,
         decode: str = "auto",
         workers: int | None = None,
         prefetch: int = 2,
@@ -147,6 +151,8 @@ class Stream(IterableDataset[Batch]):
             device=device_of(device),
             training=training,
             crop_scale=crop_scale,
+            flips=flips,
+            quarter_turns=quarter_turns,
             decode=decode,
             workers=workers if workers is not None else share_of_cores(world_size),
             prefetch=prefetch,

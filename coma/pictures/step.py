@@ -19,13 +19,13 @@ from torch import Tensor
 
 from coma.errors import DataError, UsageError
 from coma.pipeline import Stream
-from coma.pipeline.crops import CROP_SCALE, random_resized_crops
+from coma.pipeline.crops import random_resized_crops
 from coma.pipeline.faults import candidates
 from coma.pipeline.order import Step, digest, digest_limbs
 from coma.pipeline.views import partition_units
 from coma.runs.lines import readable_lines
 from coma.runs.names import CONFIG_NAME, LEDGER_NAME, METRICS_NAME
-from coma.runs.read import build_model, network_of, read_config, run_data_sets, training_stream
+from coma.runs.read import augmentation, build_model, network_of, read_config, run_data_sets, training_stream
 from coma.shards.describe.contact_sheet import class_captions
 from coma.shards.files import is_remote
 from coma.shards.manifest import Manifest, Mixture, load_manifest, read_mixture
@@ -73,6 +73,9 @@ class Row:
     crop: Window
     """Crop of the image that was shown."""
     flipped: bool
+    """Whether left and right are swapped."""
+    turned: int
+    """Degrees by which it is turned counter-clockwise after that: 0, 90, 180 or 270."""
     views: tuple[tuple[int, ...], ...]
     """The mask units that each view sees, ascending raster indices from 0."""
     substitute: Sample | None = None
@@ -164,6 +167,7 @@ class StepContents:
                     "epoch": row.epoch,
                     "crop": asdict(row.crop),
                     "flipped": row.flipped,
+                    "turned": row.turned,
                     "views": row.views,
                     "substitute": asdict(row.substitute) if row.substitute else None,
                     "reason": row.reason,
@@ -203,7 +207,9 @@ def read_step(run: Path | str, step: int) -> StepContents:
         manifest.width[shown],
         manifest.height[shown],
         seed=seed,
-        scale=options.get("crop_scale", CROP_SCALE),
+        scale=options["crop_scale"],
+        flips=options["flips"],
+        quarter_turns=options["quarter_turns"],
     )
     units = partition_units(
         torch.from_numpy(plan.samples), torch.from_numpy(plan.epochs), seed=seed, units=units_in_all
@@ -216,6 +222,7 @@ def read_step(run: Path | str, step: int) -> StepContents:
             int(plan.epochs[place]),
             Window(left, top, width, height),
             bool(crops.flip[place]),
+            0 if crops.quarters is None else 90 * int(crops.quarters[place]),
             tuple(tuple(view[place]) for view in visible),
             *replaced.get(place, (None, None)),
         )
@@ -263,7 +270,7 @@ def _stream_and_views(
             "views": 1,
             "unit_size": network["unit_size"],
             "image_size": network["image_size"],
-            "crop_scale": (config["crop_scale"], 1.0),
+            **augmentation(config),
         }
         return options, lambda units: [units]
     with torch.device("meta"):  # its sizes are wanted, not its weights

@@ -164,6 +164,15 @@ def as_data_error(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
 
 
+def augmentation(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's arguments of `Stream` for random crops; a run that is older than one of them has its default."""
+    return {
+        "crop_scale": (config.get("crop_scale", 0.2), 1.0),
+        "flips": config.get("flips", "horizontal"),
+        "quarter_turns": config.get("quarter_turns", False),
+    }
+
+
 def training_stream(model: MaskedAutoencoder, config: dict[str, Any], samples: int) -> dict[str, Any]:
     """Return the arguments of a run's `Stream`: those of its model, and the schedule of crops that grow.
 
@@ -174,7 +183,7 @@ def training_stream(model: MaskedAutoencoder, config: dict[str, Any], samples: i
     Raises:
         UsageError: the first crops are not a multiple of the mask unit, or too small for the views.
     """
-    options = model.stream_options()
+    options = {**model.stream_options(), **augmentation(config)}
     if (start := config.get("start_size")) is None:
         return options
     sizes = CropSizes(start, options["image_size"], options["unit_size"], samples)

@@ -49,6 +49,17 @@ class RunConfig(ABC):
     image_size: int | None = data_option(
         None, help="Side of the square crops, in pixels.", metavar="PX", least=1, identity=True
     )
+    crop_scale: float = data_option(
+        0.2, help="Smallest share of an image's area that a crop shows.", above=0, most=1, identity=True
+    )
+    flips: Literal["horizontal", "none", "both"] = data_option(
+        "horizontal",
+        help="Flips of crops: left and right (horizontal), none, or also top and bottom (both).",
+        identity=True,
+    )
+    quarter_turns: bool = data_option(
+        False, help="Turn crops by quarters at random, for images that have no up.", identity=True
+    )
     decode: Literal["auto", "cpu", "gpu"] = data_option(
         "auto", help="Where images are decoded; auto: on the device that trains."
     )

@@ -112,9 +112,7 @@ def test_the_report_shows_each_data_set(whole: Path) -> None:
 
 
 def test_what_takes_one_data_set_asks_for_it(whole: Path, place: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"was trained on 2 data sets, .*: name one after the run"
-    ):
+    with pytest.raises(DataError, match=r"was trained on 2 data sets, .*: name one after the run"):
         what_to_score(whole, None)
     scored = what_to_score(whole, place / "a-shards")
     assert scored.kept({"knn": 50.0, "step": STEPS})["metrics"]
