@@ -143,7 +143,7 @@ def _of_step(contents: "StepContents") -> dict[str, str]:
     return {
         "run": str(contents.run),
         "step": f"{contents.step:,} of {contents.steps:,}, epoch {contents.epochs:.4g}",
-        "data": "\n".join(contents.data),
+        **{f"data {number}" if number > 1 else "data": each for number, each in enumerate(contents.data, 1)},
         "images": f"{len(contents.rows):,}{replaced}",
         "crops": f"{contents.image_size} px",
         "views": f"{' + '.join(map(str, contents.view_sizes))} of {contents.units} mask units",

@@ -87,11 +87,11 @@ class Pretraining(Task):
             return None
         if self._config.evaluate_on is not None:
             scored = read_manifest(folder_at(self._config.evaluate_on))
-            return FeatureScorer(self.build, scored, device, decoding, told=scored.place)
+            return FeatureScorer(self.build, scored, device, decoding, data_name=scored.place)
         first, *others = self._manifest.parts
         if others:
             logger.info("evaluation is on %s, the first data set: --evaluate-on names another", first.place)
-        return FeatureScorer(self.build, first, device, decoding, told=first.place if others else None)
+        return FeatureScorer(self.build, first, device, decoding, data_name=first.place if others else None)
 
     def previewer(self, run: Path, device: torch.device, decoding: dict[str, Any]) -> ReconstructionPreviewer:
         """Return what draws reconstructions."""

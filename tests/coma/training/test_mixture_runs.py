@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import all_gone, begin, command, descendants, ranks, wait_until
 from drawn import sharded
 from small_runs import course, lines, same_weights
 
@@ -179,3 +182,29 @@ def test_one_two_and_one_process_train_on_the_same_images(whole: Path, place: Pa
         for name in ("a-shards", "b-shards"):
             assert ours[f"source/{name}/samples"] == theirs[f"source/{name}/samples"]
             assert ours[f"source/{name}/loss"] == pytest.approx(theirs[f"source/{name}/loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_killed_again_and_again_is_to_the_bit_never_killed(place: Path, tmp_path: Path, devices: int) -> None:
+    def mixed(run: str) -> list[str]:
+        options = ("--steps", "40", "--save-every", "3", "--devices", str(devices))
+        words = command(Path(f"{place}/a-shards:0.75"), tmp_path / run, *options)
+        words.insert(words.index("--out"), f"{place}/b-shards:0.25")
+        return words
+
+    log = tmp_path / "log"
+    for steps in (5, 16, 27):
+        process = begin(mixed("killed"), log)
+        metrics = tmp_path / "killed" / "metrics.jsonl"
+        wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= steps, 400.0, process)  # noqa: B023
+        processes = [process.pid, *descendants(process.pid)]
+        os.kill(ranks(process, devices)[-1], signal.SIGKILL)
+        process.wait(60)
+        all_gone(processes)
+    for run in ("killed", "whole-by-command"):
+        assert begin(mixed(run), log).wait(400.0) == 0, log.read_text()
+    killed, whole = tmp_path / "killed", tmp_path / "whole-by-command"
+    assert [line["step"] for line in lines(killed)] == list(range(1, 41))
+    assert course(killed) == course(whole)
+    assert same_weights(killed, whole)
