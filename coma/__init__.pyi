@@ -329,7 +329,7 @@ def knn(
     progress: Callable[[int, int], None] | None = None,
 ) -> SegmentationResult: ...
 def pretrain(
-    data: str | PathLike[str] | None = None,
+    data: str | PathLike[str] | Sequence[str | PathLike[str] | tuple[str | PathLike[str], float]] | None = None,
     *,
     start_size: int | None = None,
     model: str = "dyvit_base",
@@ -337,6 +337,7 @@ def pretrain(
     views: int = 2,
     patch_size: int | None = None,
     init: str | PathLike[str] | None = None,
+    evaluate_on: str | PathLike[str] | None = None,
     image_size: int = 224,
     crop_scale: float = 0.2,
     flips: Literal["horizontal", "none", "both"] = "horizontal",
@@ -379,7 +380,8 @@ def pretrain(
     The same call resumes where it stopped. Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
 
     Args:
-        data: Data set made by `coma shard`: a folder, or a URL (s3://...). Default: the one in the current folder.
+        data: Data set made by `coma shard`: a folder, or a URL (s3://...). Several are mixed, by the share after a
+            colon (a-shards:0.7 b-shards:0.3), else as they have images. Default: the one in the current folder.
         start_size: Side of the first crops, in pixels; they grow to `image_size`, so that early steps cost less.
             Default: `image_size`.
         model: Network: dyvit_nano, _tiny, _small, _base, _large, or a timm ViT.
@@ -388,6 +390,8 @@ def pretrain(
         patch_size: Side of a patch, in pixels; small images need small ones. Default: the model's own.
         init: Weights that the run starts from: a run, an export, or a model of timm or the Hub (hf-hub:OWNER/NAME).
             Default: random weights.
+        evaluate_on: Data set made by `coma shard` to evaluate on, with `evaluate_every`. Default: the run's own, of
+            several the first.
         image_size: Side of the square crops, in pixels.
         crop_scale: Smallest share of an image's area that a crop shows.
         flips: Flips of crops: left and right (horizontal), none, or also top and bottom (both).

@@ -37,7 +37,7 @@ from coma.pipeline.reader import Bytes, SampleReader, Unreadable
 from coma.pipeline.sizes import CropSizes
 from coma.pipeline.squares import turned
 from coma.pipeline.views import partition_units
-from coma.shards.files import is_remote, without_credentials
+from coma.shards.files import without_credentials
 from coma.shards.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class Loader:
         self._ready: Channel[Ready] = Channel(options.prefetch)
         self._closing = False
         self._process = os.getpid()
-        self._cache = ShardCache(manifest) if is_remote(manifest.folder) else None
+        self._cache = ShardCache(manifest) if manifest.is_remote else None
         self._ahead = (
             None
             if self._cache is None
@@ -240,7 +240,7 @@ class Loader:
         for candidate in candidates(self._manifest, self._options.seed, epoch, sample):
             if (made := attempt(candidate)) is not None:
                 return Substitution(step.number, sample, candidate, reason), made
-        shard = self._manifest.folder / self._manifest.shards[int(self._manifest.shard_id[sample])]
+        shard = self._manifest.shard_path(int(self._manifest.shard_id[sample]))
         raise DataError(
             f"shard {without_credentials(str(shard))}: {reason}; none of the samples tried in its place is good"
         )

@@ -9,7 +9,7 @@ Legend: B samples of a global batch, K views, U mask units, V_k visible units of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from coma.pipeline.order import Step, digest, digest_limbs
 from coma.pipeline.views import partition_units
 from coma.runs.lines import readable_lines
 from coma.runs.names import CONFIG_NAME, LEDGER_NAME, METRICS_NAME
-from coma.runs.read import augmentation, build_model, network_of, read_config, training_stream
+from coma.runs.read import augmentation, build_model, network_of, read_config, run_data_sets, training_stream
 from coma.shards.describe.contact_sheet import class_captions
-from coma.shards.files import folder_at, is_remote
-from coma.shards.manifest import Manifest, load_manifest
+from coma.shards.files import is_remote
+from coma.shards.manifest import Manifest, Mixture, load_manifest, read_mixture
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,15 @@ class Sample:
     """One image of the data set."""
 
     sample: int
-    """Global id: its row in manifest.parquet."""
+    """Global id: its row in manifest.parquet, after those of the data sets before its own."""
     key: str
     shard: str
     source: str
     """Path in the folder that was sharded."""
     label: int | None
     class_name: str | None
+    data_set: str | None = None
+    """Name of its data set in a mixture; None for a run on one."""
 
     @property
     def class_text(self) -> str:
@@ -109,6 +111,11 @@ class StepContents:
     manifest: Manifest = field(repr=False)
 
     @property
+    def data(self) -> list[str]:
+        """Places of the data sets, one or several."""
+        return [str(part.folder) for part in self.manifest.parts]
+
+    @property
     def view_sizes(self) -> tuple[int, ...]:
         """Mask units that each of the K views sees, in every image: one view for MAE."""
         return tuple(map(len, self.rows[0].views))
@@ -144,7 +151,7 @@ class StepContents:
             "step": self.step,
             "steps": self.steps,
             "epoch": self.epochs,
-            "data": str(self.manifest.folder),
+            "data": self.data if len(self.data) > 1 else self.data[0],
             "fingerprint": self.manifest.fingerprint,
             "batch_size": len(self.rows),
             "image_size": self.image_size,
@@ -275,21 +282,24 @@ def _stream_and_views(
 
 def _data_of(run: Path, resolved: dict[str, Any]) -> Manifest:
     """The manifest of the run's data; DataError if they are gone or have changed since."""
-    data = folder_at(str(resolved["data"]))
-    if not is_remote(data) and not data.is_dir():
-        raise DataError(
-            f"the data of {run} are not at {data} any more: put them back there, or a link to where they are"
-        )
-    manifest = load_manifest(data)
+    for data in run_data_sets(run):
+        if not is_remote(data) and not data.is_dir():
+            raise DataError(
+                f"the data of {run} are not at {data} any more: put them back there, or a link to where they are"
+            )
+    several = isinstance(resolved["data"], list)
+    manifest = read_mixture(resolved["data"], read=load_manifest) if several else load_manifest(data)
     if manifest.fingerprint != resolved["fingerprint"]:
         raise DataError(
-            f"{manifest.folder} is not what {run} was trained on: its fingerprint is {manifest.fingerprint}, "
+            f"{manifest.place} is not what {run} was trained on: its fingerprint is {manifest.fingerprint}, "
             f"the run's {resolved['fingerprint']}; put the run's data back there"
         )
     return manifest
 
 
 def _samples(manifest: Manifest, ids: Sequence[int] | np.ndarray[Any, Any]) -> list[Sample]:
+    if isinstance(manifest, Mixture):
+        return _of_members(manifest, np.asarray(ids, np.int64))
     names = class_captions(manifest)
     labels = [None] * len(ids) if manifest.label is None else manifest.label[ids].tolist()
     columns = zip(ids, manifest.keys(ids), manifest.sources(ids), labels, strict=True)
@@ -306,6 +316,19 @@ def _samples(manifest: Manifest, ids: Sequence[int] | np.ndarray[Any, Any]) -> l
     ]
 
 
+def _of_members(mixture: Mixture, ids: np.ndarray[Any, Any]) -> list[Sample]:
+    """The samples of a mixture, each with the name of its data set and that one's class."""
+    samples: dict[int, Sample] = {}
+    numbers = mixture.source_of(ids)
+    for number, (member, first) in enumerate(zip(mixture.members, mixture.first_samples, strict=True)):
+        rows = np.unique(ids[numbers == number]) - first
+        for sample in _samples(member, rows) if len(rows) else ():
+            samples[sample.sample + first] = replace(
+                sample, sample=sample.sample + first, data_set=mixture.names[number]
+            )
+    return [samples[sample] for sample in ids.tolist()]
+
+
 def _substitutes(
     manifest: Manifest, seed: int, plan: Step, asked: Sequence[Sample], ledger: Sequence[dict[str, Any]]
 ) -> dict[int, tuple[Sample, str]]:
@@ -316,7 +339,8 @@ def _substitutes(
     substitutes = {}
     for place, sample in enumerate(asked):
         for line in ledger:
-            if (line.get("key"), line.get("shard")) != (sample.key, sample.shard):
+            recorded = tuple(line.get(name) for name in ("key", "shard", "data_set"))
+            if recorded != (sample.key, sample.shard, sample.data_set):
                 continue
             tried = list(candidates(manifest, seed, int(plan.epochs[place]), sample.sample))
             for key, candidate in zip(manifest.keys(tried), tried, strict=True):

@@ -157,6 +157,7 @@ def _caption(draw: ImageDraw.ImageDraw, row: Row, place: int, left: int, top: in
     words = [
         f"{place + 1}.",
         sample.key,
+        sample.data_set,
         sample.class_text,
         PurePosixPath(sample.source).name,
     ]

@@ -21,7 +21,8 @@ from coma.runs.names import (
     WEIGHTS_NAME,
     checkpoints,
 )
-from coma.shards.files import folder_at, hash_file
+from coma.shards.files import folder_at, hash_file, without_credentials
+from coma.shards.shares import named_sources
 
 if TYPE_CHECKING:
     import torch
@@ -63,11 +64,22 @@ def read_config(run: Path | str) -> dict[str, Any]:
 
 
 def run_data(run: Path | str) -> Path:
-    """Return the data set that a run was trained on. Raises DataError if its config.json names none."""
+    """Return the one data set that a run was trained on. Raises DataError if its config.json names none, or several."""
+    data, *others = run_data_sets(run)
+    if others:
+        names = " and ".join(without_credentials(str(each)) for each in (data, *others))
+        raise DataError(f"{run} was trained on {1 + len(others)} data sets, {names}: name one after the run")
+    return data
+
+
+def run_data_sets(run: Path | str) -> list[Path]:
+    """Return the data sets that a run was trained on. Raises DataError if its config.json names none."""
     data = read_config(run).get("resolved", {}).get("data")
-    if not isinstance(data, str):
+    if isinstance(data, str):
+        return [folder_at(data)]
+    if not isinstance(data, list) or not data:
         raise DataError(f"{Path(run) / CONFIG_NAME} names no data set: name one after the run")
-    return folder_at(data)
+    return [folder_at(each.place) for each in named_sources(data)]
 
 
 def other_format(path: Path, number: int) -> str:

@@ -65,6 +65,7 @@ def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
         **config.identity(),
         "--schedule": config.schedule,
         "--init's weights": resolved.init_digest,
+        **({"the mix of the data sets": ":".join(map(str, resolved.weights))} if resolved.weights else {}),
         "the data's fingerprint": resolved.fingerprint,
         "the number of steps": resolved.steps,
         "the number of warm-up steps": segment.warmup_steps,

@@ -114,7 +114,7 @@ def read_displayed(manifest: Manifest, row: int, px: int) -> Image.Image | None:
     A JPEG may be decoded at a reduced size, with sides of at least `px` pixels. Raises DataError if its shard cannot
     be read.
     """
-    path = manifest.folder / manifest.shards[manifest.shard_id[row]]
+    path = manifest.shard_path(int(manifest.shard_id[row]))
     try:
         with store_errors_as_oserror(path), path.open("rb") as file:
             file.seek(int(manifest.offset[row]))
