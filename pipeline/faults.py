@@ -75,8 +75,8 @@ class Ledger:
             DataError: the budget is exceeded; the lines are written first.
         """
         for entry in substitutions:
-            samples = [entry.sample, entry.substitute]
-            key, substitute = self.manifest.keys(samples)
+            both = [entry.sample, entry.substitute]
+            key, substitute = self.manifest.keys(both)
             shard = int(self.manifest.shard_id[entry.sample])
             line = {
                 "step": entry.step,
@@ -86,7 +86,7 @@ class Ledger:
                 "reason": entry.reason,
                 "substitute": substitute,
             }
-            named, instead = self.manifest.named(samples)
+            named, instead = self.manifest.named(both)
             words = (entry.step, named, self.manifest.shards[shard], entry.reason, instead)
             log.warning("step %d: sample %s of %s: %s; showing %s instead", *words)
             if self._path is not None:
