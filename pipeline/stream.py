@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from coma.errors import ComaError, DataError, UsageError
+from coma.pipeline.arrays import check_decode
 from coma.pipeline.crops import CROP_SCALE, Crops
 from coma.pipeline.faults import Ledger, default_budget
 from coma.pipeline.loader import Loader, LoaderOptions
 from coma.pipeline.order import Planner, SampleOrder, Step, mixed
 from coma.pipeline.plain import shown, whole_number
-from coma.pipeline.preprocessing import DEFAULT, Preprocessing
+from coma.pipeline.preprocessing import Preprocessing, check_fits, of_data
 from coma.pipeline.sizes import CropSizes
 from coma.pipeline.views import view_sizes
 from coma.shards.files import folder_at, is_remote, without_credentials
@@ -41,8 +42,8 @@ class Batch:
     """
 
     images: Tensor
-    """[B, 3, H, W] float32 in channels-last order, normalised with `coma.pipeline.MEAN` and `STD`
-    unless the stream was given others."""
+    """[B, C, H, W] float32 in channels-last order, normalised: 8-bit RGB with `coma.pipeline.MEAN` and `STD`,
+    others with mean and deviation of the data, unless the stream was given others."""
     units: Tensor
     """[B, U] int64: a permutation of 0..U-1 that lays the K views side by side."""
     view_sizes: tuple[int, ...]
@@ -88,8 +89,8 @@ class Stream(IterableDataset[Batch]):
         windows: for `training=False`, a window of each sample in pixels, in place of its centre crop.
         workers: decoder threads; by default this process's share of the machine's cores.
         prefetch: batches kept ready ahead of the consumer.
-        preprocessing: mean, deviation, filter and centre crop that a network wants; by default `Preprocessing()`. Of
-            the crops it says evaluation's.
+        preprocessing: mean, deviation, filter and centre crop that a network wants; by default `Preprocessing()` for
+            8-bit RGB images, and mean and deviation of the data for others. Of the crops it says evaluation's.
         ledger: JSON-lines file that substitutions are appended to (step, key, shard, reason, substitute).
         mark_damaged: leave damaged samples to the caller: no others are shown in their place, and neither ledger nor
             budget counts them. `Batch.damaged` names them, and their images mean nothing.
@@ -151,7 +152,7 @@ class Stream(IterableDataset[Batch]):
             decode=decode,
             workers=workers if workers is not None else _share_of_cores(world_size),
             prefetch=prefetch,
-            preprocessing=preprocessing or DEFAULT,
+            preprocessing=preprocessing or Preprocessing(),
             mark_damaged=mark_damaged,
             windows=windows,
         )
@@ -160,6 +161,12 @@ class Stream(IterableDataset[Batch]):
         budget = None if fault_budget is None else whole_number("fault_budget", fault_budget, 0)
         self.view_sizes = view_sizes(self.sizes.units(self.sizes.last), plain.views)  # of images of full size
         self.manifest = data if isinstance(data, Manifest) else read_manifest(_folder(data), split)
+        if preprocessing is None:
+            self._options = plain = replace(plain, preprocessing=of_data(self.manifest.pixels))
+        else:
+            place = without_credentials(str(self.manifest.folder))
+            check_fits(preprocessing, self.manifest.pixels, "the preprocessing that is given", place)
+        check_decode(self.manifest.pixels, plain.decode)
         if windows is not None and len(windows) != len(self.manifest):
             raise UsageError(f"{len(windows)} windows for {len(self.manifest)} samples; give one for each")
         order = SampleOrder(self.manifest, plain.seed, mixed=self._mixed()) if plain.training else None

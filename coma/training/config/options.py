@@ -48,6 +48,30 @@ class RunConfig(ABC):
     image_size: int | None = data_option(
         None, help="Side of the square crops, in pixels.", metavar="PX", least=1, identity=True
     )
+    mean: str | None = data_option(
+        None,
+        help="Mean of each channel, by which images are normalised: of 8-bit images for values from 0 to 1, of others "
+        "in their own units.",
+        metavar="X,X,...",
+        identity=True,
+        shown_default="ImageNet's for 8-bit RGB, else the data's",
+    )
+    std: str | None = data_option(
+        None,
+        help="Standard deviation of each channel, as --mean.",
+        metavar="X,X,...",
+        identity=True,
+        shown_default="as --mean",
+    )
+    clip_percentile: float | None = data_option(
+        None,
+        help="P: values below the P-th and above the (100 - P)-th percentile of their channel are clipped there.",
+        metavar="P",
+        least=0.1,
+        below=50,
+        identity=True,
+        shown_default="no clipping",
+    )
     decode: Literal["auto", "cpu", "gpu"] = data_option(
         "auto", help="Where images are decoded; auto: on the device that trains."
     )

@@ -47,6 +47,8 @@ class ResolvedRun:
     deepspeed: DeepSpeedConfig
     init_digest: str | None = None
     """Hash of the weights that the run starts from; None: random ones."""
+    pixels: dict[str, Any] | None = None
+    """Channels, type, mean and deviation of the images (`Preprocessing.to_json`); None: 8-bit RGB, as ImageNet's."""
 
     @property
     def warmup_steps(self) -> int:
@@ -92,6 +94,7 @@ def resolve(
     device: str,
     has_bf16: bool,
     init_digest: str | None = None,
+    pixels: dict[str, Any] | None = None,
 ) -> ResolvedRun:
     """Resolve a run on `samples_per_epoch` images and `world_size` processes.
 
@@ -139,6 +142,7 @@ def resolve(
             betas=deepspeed.betas or config.betas,
         ),
         init_digest=init_digest,
+        pixels=pixels,
     )
 
 

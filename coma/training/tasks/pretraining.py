@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from coma.pipeline import Batch
+from coma.pipeline.preprocessing import of_data
 from coma.runs.read import build_model, training_stream
 from coma.shards.manifest import Manifest
 from coma.training.config.options import PretrainConfig
@@ -33,6 +34,9 @@ class Pretraining(Task):
 
     def __init__(self, config: PretrainConfig, manifest: Manifest) -> None:
         self._config, self._manifest = config, manifest
+        self.preprocessing = of_data(
+            manifest.pixels, mean=config.mean, std=config.std, clip_percentile=config.clip_percentile
+        )
         self._start = recorded_start(config)
         self.lacks_weights = self._start is not None
         source = None
@@ -48,7 +52,8 @@ class Pretraining(Task):
 
     def build(self) -> MaskedAutoencoder:
         """Make another autoencoder with new weights."""
-        return build_model({**self._config.to_json(), "backbone_args": self._args})
+        pixels = self.preprocessing.to_json()
+        return build_model({**self._config.to_json(), "pixels": pixels, "backbone_args": self._args})
 
     def give_start(self) -> None:
         """Load the weights of --init into a network that lacks them, as it was to be resumed and cannot be."""
@@ -64,12 +69,13 @@ class Pretraining(Task):
         return training_stream(self.model, self._config.to_json(), samples)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Return images [B, 3, H, W] and their mask units [B, U]."""
+        """Return images [B, C, H, W] and their mask units [B, U]."""
         return batch.images, batch.units
 
     def example(self, images: int) -> tuple[Tensor, ...]:
-        """Return images [B, 3, H, W] and units [B, U] in raster order."""
-        return torch.zeros(images, 3, *self.model.img_size), torch.arange(self.model.units).repeat(images, 1)
+        """Return images [B, C, H, W] and units [B, U] in raster order."""
+        shape = (images, self.preprocessing.channels, *self.model.img_size)
+        return torch.zeros(shape), torch.arange(self.model.units).repeat(images, 1)
 
     def scorer(self, device: torch.device, decoding: dict[str, Any]) -> FeatureScorer | None:
         """Return what scores frozen features, with --evaluate-every."""
