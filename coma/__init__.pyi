@@ -537,6 +537,8 @@ def shard(
     quality: int = 90,
     check: Literal["full", "header"] = "full",
     max_pixels: int = 67108864,
+    channels: int | None = None,
+    dtype: Literal["uint8", "uint16", "int16", "float32"] | None = None,
     workers: int | None = None,
     engine: Literal["processes", "ray"] = "processes",
     part: str | None = None,
@@ -572,6 +574,9 @@ def shard(
         quality: JPEG quality, 1 to 100, with `resize`.
         check: full: decode every image; header: read its header only, which is faster.
         max_pixels: Number of pixels above which an image is set aside as a decompression bomb.
+        channels: Take TIFF, PNG and .npy of this many channels at their own depth, instead of 8-bit RGB. Default:
+            8-bit RGB.
+        dtype: Type of the values, with `channels`. Default: that of the first image.
         workers: Number of worker processes. Default: one per core.
         engine: Where the workers run: as processes of this machine, or as tasks of a Ray cluster.
         part: Write this part of the shards only, for array jobs; the part that ends last merges them, but not in an
@@ -607,6 +612,8 @@ def shard(
     quality: int = 90,
     check: Literal["full", "header"] = "full",
     max_pixels: int = 67108864,
+    channels: int | None = None,
+    dtype: Literal["uint8", "uint16", "int16", "float32"] | None = None,
     workers: int | None = None,
     engine: Literal["processes", "ray"] = "processes",
     part: str | None = None,
