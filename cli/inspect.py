@@ -40,6 +40,14 @@ def inspect(
             show_default="none; RUN/step-N.png with --step",
         ),
     ] = None,
+    show_channels: Annotated[
+        str | None,
+        typer.Option(
+            help="Channels shown as red, green and blue, counted from 1, or one in grey; for images that are not RGB.",
+            metavar="R,G,B",
+            show_default="1,2,3",
+        ),
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(
@@ -57,7 +65,7 @@ def inspect(
     recorded.
     """
     if step is not None:
-        _inspect_step(data, step, sheet, json=json)
+        _inspect_step(data, step, sheet, show_channels, json=json)
         return
     from coma.shards.describe.contact_sheet import write_contact_sheet
     from coma.shards.describe.describe import as_json, describe
@@ -85,7 +93,7 @@ def inspect(
         console.print_result(_of_split(split), json=False, following=following)
 
 
-def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool) -> None:
+def _inspect_step(run: str | None, step: int, sheet: Path | None, show_channels: str | None, *, json: bool) -> None:
     from coma.shards.files import folder_at
 
     if run is None:
@@ -101,7 +109,7 @@ def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool)
     with console.working(f"drawing step {step:,}"):
         contents = read_step(Path(run), step)
         sheet = step_sheet_path(contents.run, step) if sheet is None else sheet
-        on_sheet = write_step_sheet(contents, sheet)
+        on_sheet = write_step_sheet(contents, sheet, show_channels)
     if json:
         console.print_result({**contents.to_json(), "sheet": str(sheet)}, json=True)
     else:

@@ -234,7 +234,8 @@ def check_decode(pixels: PixelCoding | None, decode: str) -> None:
 
 def _bytes(data: Bytes) -> bytes:
     """Return the bytes under an array, without copying those of a whole file that was read."""
-    return data.base if isinstance(data.base, bytes) and len(data.base) == data.nbytes else data.tobytes()
+    whole: object = data.base
+    return whole if isinstance(whole, bytes) and len(whole) == data.nbytes else data.tobytes()
 
 
 def _format(data: Bytes) -> str:

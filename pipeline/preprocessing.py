@@ -1,10 +1,10 @@
-"""How a network wants its images: what part of them, resized how, clipped where, normalised by which mean and deviation.
+"""How a network wants its images: what part of them, resized how, and clipped and normalised by which numbers.
 
 A network of somebody else brings its own (timm's `pretrained_cfg`). What is trained here on 8-bit RGB images has
 ImageNet's mean and deviation; on images of other channels or types, those of the data (`of_data`).
 
-Values of 8-bit images count from 0 to 1, as ImageNet's are given; those of all other types are in the images' own units.
-So torchvision's and timm's ToTensor see them as well.
+Values of 8-bit images count from 0 to 1, as ImageNet's are given; those of all other types are in the images' own
+units. torchvision's and timm's ToTensor see them so as well.
 
 Legend: C channels.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from coma.errors import UsageError
@@ -177,7 +178,7 @@ def _clipped(quantiles: Values, low: float, high: float) -> tuple[float, float]:
     The quantile function is taken as straight between two of them, so that both integrals are exact.
     """
     ends = [min(max(each, low), high) for each in quantiles]
-    pairs = list(zip(ends[:-1], ends[1:], strict=True))
+    pairs = list(pairwise(ends))
     mean = math.fsum((a + b) / 2 for a, b in pairs) / len(pairs)
     square = math.fsum(((a - mean) ** 2 + (a - mean) * (b - mean) + (b - mean) ** 2) / 3 for a, b in pairs)
     return mean, math.sqrt(square / len(pairs))

@@ -39,7 +39,7 @@ def resized(window: FloatArray, side: int, filter: str = "bilinear", *, mirrored
 
 
 def _triangle(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.maximum(0, 1 - np.abs(x))
+    return (1 - np.abs(x)).clip(0)
 
 
 def _cubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -84,7 +84,7 @@ def _column_matrix(length: int, side: int, filter: str, mirrored: bool) -> csr_m
     places, weights = _taps(length, side, filter)
     if mirrored:
         places, weights = places[::-1], weights[::-1]
-    index = np.int32 if side * max(length, side * places.shape[1]) < 2**31 else np.int64
-    columns = (places.ravel()[None] + np.arange(side, dtype=index)[:, None] * length).ravel()
-    starts = np.arange(side * side + 1, dtype=index) * places.shape[1]
+    index = "int32" if side * max(length, side * places.shape[1]) < 2**31 else "int64"
+    columns = (places.ravel()[None] + np.arange(side).astype(index)[:, None] * length).ravel()
+    starts = np.arange(side * side + 1).astype(index) * places.shape[1]
     return csr_matrix((np.tile(weights.ravel(), side), columns, starts), shape=(side * side, side * length))

@@ -165,7 +165,7 @@ class Stream(IterableDataset[Batch]):
             self._options = plain = replace(plain, preprocessing=of_data(self.manifest.pixels))
         else:
             place = without_credentials(str(self.manifest.folder))
-            check_fits(preprocessing, self.manifest.pixels, "the preprocessing that is given", place)
+            check_fits(preprocessing, self.manifest.pixels, "the network", place)
         check_decode(self.manifest.pixels, plain.decode)
         if windows is not None and len(windows) != len(self.manifest):
             raise UsageError(f"{len(windows)} windows for {len(self.manifest)} samples; give one for each")

@@ -209,7 +209,7 @@ def preprocessing_of(cfg: dict[str, Any] | PretrainedCfg, name: str) -> Preproce
     )
 
 
-def _three(values: Any, fallback: tuple[float, float, float]) -> tuple[float, float, float]:
+def _three(values: Any, fallback: tuple[float, ...]) -> tuple[float, float, float]:
     red, green, blue = map(float, values or fallback)
     return red, green, blue
 

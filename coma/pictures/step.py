@@ -22,10 +22,11 @@ from coma.pipeline import Stream
 from coma.pipeline.crops import CROP_SCALE, random_resized_crops
 from coma.pipeline.faults import candidates
 from coma.pipeline.order import Step, digest, digest_limbs
+from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.pipeline.views import partition_units
 from coma.runs.lines import readable_lines
 from coma.runs.names import CONFIG_NAME, LEDGER_NAME, METRICS_NAME
-from coma.runs.read import build_model, network_of, read_config, training_stream
+from coma.runs.read import build_model, network_of, preprocessing_of, read_config, training_stream
 from coma.shards.describe.contact_sheet import class_captions
 from coma.shards.files import folder_at, is_remote
 from coma.shards.manifest import Manifest, load_manifest
@@ -104,6 +105,8 @@ class StepContents:
     recorded_digest: str | None
     """The digest in metrics.jsonl; None for a step that the run has not taken, or whose line is lost."""
     manifest: Manifest = field(repr=False)
+    preprocessing: Preprocessing = DEFAULT
+    """How the run normalises its images."""
 
     @property
     def view_sizes(self) -> tuple[int, ...]:
@@ -227,6 +230,7 @@ def read_step(run: Path | str, step: int) -> StepContents:
         batch_digest=digest(digest_limbs(plan.samples.tolist())),
         recorded_digest=recorded[-1] if recorded else None,
         manifest=manifest,
+        preprocessing=preprocessing_of({"resolved": resolved}),
     )
 
 
@@ -257,6 +261,7 @@ def _stream_and_views(
             "unit_size": network["unit_size"],
             "image_size": network["image_size"],
             "crop_scale": (config["crop_scale"], 1.0),
+            "preprocessing": preprocessing_of({"resolved": resolved}),
         }
         return options, lambda units: [units]
     with torch.device("meta"):  # its sizes are wanted, not its weights

@@ -2,6 +2,7 @@
 
 import io
 import unicodedata
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from coma.errors import DataError, UsageError
 from coma.shards.describe.masks import class_colours, overlaid, read_mask
 from coma.shards.files import store_errors_as_oserror, write_atomically
+from coma.shards.images.arrays import array_facts, read_array
+from coma.shards.images.false_colour import to_rgb
 from coma.shards.manifest import INFO_NAME, Manifest, read_info, read_manifest
 from coma.shards.manifest.mask_coding import IGNORED
 
@@ -108,7 +111,7 @@ def _with_legend(sheet: Image.Image, manifest: Manifest, pixels: npt.NDArray[np.
     return whole
 
 
-def read_displayed(manifest: Manifest, row: int, px: int) -> Image.Image | None:
+def read_displayed(manifest: Manifest, row: int, px: int, channels: Sequence[int] | None = None) -> Image.Image | None:
     """Read a sample as a person sees it, upright and in RGB; return None if it does not decode.
 
     A JPEG may be decoded at a reduced size, with sides of at least `px` pixels. Raises DataError if its shard cannot
@@ -122,6 +125,8 @@ def read_displayed(manifest: Manifest, row: int, px: int) -> Image.Image | None:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
+        if manifest.pixels is not None:
+            return Image.fromarray(to_rgb(read_array(data, array_facts(data)), manifest.pixels, channels))
         image = Image.open(io.BytesIO(data))
         image.draft("RGB", (px, px))
         return displayed(image)

@@ -308,6 +308,13 @@ class PretrainConfig(RunConfig):
         shown_default="random weights",
     )
     base_lr: float = option_like(RunConfig, "base_lr", 6e-4)
+    show_channels: str | None = run_option(
+        None,
+        help="Channels that previews show as red, green and blue, counted from 1, or one in grey; for images that are "
+        "not RGB.",
+        metavar="R,G,B",
+        shown_default="1,2,3",
+    )
 
     def __post_init__(self) -> None:
         """Refuse what no data and no machine could make right."""

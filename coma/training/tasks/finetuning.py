@@ -61,7 +61,8 @@ class Finetuning(Task):
 
     def _load(self, source: Start | PretrainedBackbone) -> Start:
         assert isinstance(source, PretrainedBackbone)
-        return load_backbone(self.model.backbone, source, source.model, str(self._config.source), "the backbone")
+        given = str(self._config.source)
+        return load_backbone(self.model.backbone, source, source.model, given, "the backbone", self.preprocessing)
 
     def give_start(self) -> None:
         """Load the backbone's weights into a network that lacks them, as it was to be resumed and cannot be."""

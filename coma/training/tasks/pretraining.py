@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from coma.pictures.display import display_of
 from coma.pipeline import Batch
 from coma.pipeline.preprocessing import of_data
 from coma.runs.read import build_model, training_stream
@@ -37,6 +38,7 @@ class Pretraining(Task):
         self.preprocessing = of_data(
             manifest.pixels, mean=config.mean, std=config.std, clip_percentile=config.clip_percentile
         )
+        display_of(self.preprocessing, manifest.pixels, config.show_channels)  # or the reason why not
         self._start = recorded_start(config)
         self.lacks_weights = self._start is not None
         source = None
@@ -86,7 +88,8 @@ class Pretraining(Task):
     def previewer(self, run: Path, device: torch.device, decoding: dict[str, Any]) -> ReconstructionPreviewer:
         """Return what draws reconstructions."""
         options = self.model.stream_options()
-        return ReconstructionPreviewer(run, self.build, self._manifest, options, device, decoding)
+        shown = self._config.show_channels
+        return ReconstructionPreviewer(run, self.build, self._manifest, options, device, decoding, shown)
 
     @property
     def scores_start(self) -> bool:
