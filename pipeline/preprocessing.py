@@ -77,6 +77,16 @@ class Preprocessing:
         """Channels and type in words: `13 channels of uint16`."""
         return pixels_in_words(self.channels, self.dtype)
 
+    def describe(self) -> str:
+        """Return channels, type, mean and deviation in words, for the console."""
+        mean, std = (_numbers(each) for each in (self.mean, self.std))
+        clipped = (
+            ""
+            if self.low is None or self.high is None
+            else (f", clipped at {_numbers(self.low)} and {_numbers(self.high)}")
+        )
+        return f"{self.pixels}{clipped}, of mean {mean} and deviation {std}"
+
     def to_json(self) -> dict[str, Any]:
         """Return what a run and an export keep of it; evaluation's crops are always the same there."""
         clipped = {name: list(values) for name in ("low", "high") if (values := getattr(self, name)) is not None}
@@ -99,6 +109,10 @@ class Preprocessing:
 
 DEFAULT = Preprocessing()
 """That of everything that is trained here on 8-bit RGB images, unless something else is asked for."""
+
+
+def _numbers(values: Values) -> str:
+    return " ".join(f"{each:.4g}" for each in values)
 
 
 def pixels_in_words(channels: int, dtype: str) -> str:
