@@ -57,7 +57,7 @@ def bench_loader(
     if manifest.pixels is not None:
         raise UsageError(
             f"{manifest.folder} has {manifest.pixels.identity}, which ImageFolder and DALI do not read: the stream is "
-            "measured on such samples by python -m benchmarks.bands stream"
+            "measured on such samples by python -m benchmarks.band_stream"
         )
     cores = len(os.sched_getaffinity(0))
     with _scratch() as scratch, one_core():
