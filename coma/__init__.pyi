@@ -539,6 +539,7 @@ def shard(
     max_pixels: int = 67108864,
     channels: int | None = None,
     dtype: Literal["uint8", "uint16", "int16", "float32"] | None = None,
+    uncompressed: bool = False,
     workers: int | None = None,
     engine: Literal["processes", "ray"] = "processes",
     part: str | None = None,
@@ -577,6 +578,7 @@ def shard(
         channels: Take TIFF, PNG and .npy of this many channels at their own depth, instead of 8-bit RGB. Default:
             8-bit RGB.
         dtype: Type of the values, with `channels`. Default: that of the first image.
+        uncompressed: Write samples as .npy, with `channels`: more bytes, and far less time to read.
         workers: Number of worker processes. Default: one per core.
         engine: Where the workers run: as processes of this machine, or as tasks of a Ray cluster.
         part: Write this part of the shards only, for array jobs; the part that ends last merges them, but not in an
@@ -614,6 +616,7 @@ def shard(
     max_pixels: int = 67108864,
     channels: int | None = None,
     dtype: Literal["uint8", "uint16", "int16", "float32"] | None = None,
+    uncompressed: bool = False,
     workers: int | None = None,
     engine: Literal["processes", "ray"] = "processes",
     part: str | None = None,

@@ -26,9 +26,9 @@ class ReconstructOptions(Options):
     seed: int = option(0, help="Random seed for the masks.", panel=_PICTURE, least=0, below=2**63)
     show_channels: str | None = option(
         None,
-        help="Channels shown as red, green and blue, counted from 1, or one in grey; for images that are not RGB.",
+        help="Channels shown as red, green and blue, counted from 1, such as 4,3,2; one alone is shown in grey.",
         panel=_PICTURE,
-        metavar="R,G,B",
+        metavar="N,N,N",
         shown_default="1,2,3",
     )
     device: str | None = option(

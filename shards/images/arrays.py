@@ -3,13 +3,15 @@
 Legend: H, W sides of a picture, h, w of a window in pixels, C channels.
 """
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from coma.shards.images.array_files import npy, png, tiff_layout, tiff_pixels
 from coma.shards.images.array_files.facts import ArrayFacts as ArrayFacts
 from coma.shards.images.array_files.facts import Pixels as Pixels
 from coma.shards.images.array_files.facts import Window
-from coma.shards.images.formats import MAGIC, BadImageError, name_of, refusal
+from coma.shards.images.formats import MAGIC, BadImageError, name_of, one_line, refusal
 from coma.shards.images.png import PNG_SIGNATURE
 
 _WINDOWS: dict[str, Callable[[bytes, Window], Pixels]] = {
@@ -30,12 +32,13 @@ def array_facts(data: bytes, channels: int | None = None) -> ArrayFacts:
     Raises:
         BadImageError: it is none of the formats that are read, or damaged.
     """
-    if data.startswith(npy.MAGIC):
-        return npy.facts(data, channels)
-    if MAGIC["TIFF"].match(data):
-        return tiff_layout.facts(data, channels)
-    if data.startswith(PNG_SIGNATURE):
-        return png.facts(data, channels)
+    with _damage_as_bad_image():
+        if data.startswith(npy.MAGIC):
+            return npy.facts(data, channels)
+        if MAGIC["TIFF"].match(data):
+            return tiff_layout.facts(data, channels)
+        if data.startswith(PNG_SIGNATURE):
+            return png.facts(data, channels)
     raise BadImageError(_refusal(data))
 
 
@@ -58,7 +61,8 @@ def read_window(data: bytes, format: str, top: int, left: int, height: int, widt
         raise BadImageError(f"unsupported format: {format}")
     if min(top, left) < 0 or min(height, width) < 1:
         raise _no_window(window)
-    pixels = _WINDOWS[format](data, window)
+    with _damage_as_bad_image():
+        pixels = _WINDOWS[format](data, window)
     if pixels.shape[:2] != (height, width):
         raise _no_window(window)
     return pixels
@@ -66,9 +70,21 @@ def read_window(data: bytes, format: str, top: int, left: int, height: int, widt
 
 def read_array(data: bytes, facts: ArrayFacts) -> Pixels:
     """Read a whole file [H, W, C], upright, also one whose bytes are not kept. Raises BadImageError."""
-    if facts.format == "npy":
-        return npy.read(data, facts.channels)
-    return tiff_pixels.read(data) if facts.format == "tiff" else png.read(data)
+    with _damage_as_bad_image():
+        if facts.format == "npy":
+            return npy.read(data, facts.channels)
+        return tiff_pixels.read(data, facts.channels) if facts.format == "tiff" else png.read(data)
+
+
+@contextmanager
+def _damage_as_bad_image() -> Iterator[None]:
+    """Raise whatever damaged bytes lead to as a BadImageError."""
+    try:
+        yield
+    except BadImageError:
+        raise
+    except (ValueError, IndexError, OverflowError, MemoryError, struct.error) as error:
+        raise BadImageError(f"unreadable: {one_line(error)}") from None
 
 
 def _no_window(window: Window) -> BadImageError:

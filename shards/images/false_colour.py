@@ -24,6 +24,14 @@ def parse_channels(text: str, flag: str = "--show-channels") -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
+def channels_of(pixels: PixelCoding | None, text: str) -> tuple[int, ...]:
+    """Read the channels of samples that are shown. Raises UsageError if there are none such, or for 8-bit RGB."""
+    channels = parse_channels(text)
+    if pixels is None:
+        raise UsageError(f"--show-channels {text}: the images are 8-bit RGB, and shown as they are")
+    return shown_channels(pixels, channels)
+
+
 def shown_channels(pixels: PixelCoding, channels: Sequence[int] | None = None) -> tuple[int, ...]:
     """Return the channels, from 1 on, that are shown as red, green and blue: those asked for, else 1, 2, 3.
 

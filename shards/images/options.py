@@ -59,12 +59,17 @@ class PixelOptions:
         panel=_PANEL,
         shown_default="that of the first image",
     )
+    uncompressed: bool = option(
+        False, help="Write samples as .npy, with --channels: more bytes, and far less time to read.", panel=_PANEL
+    )
 
     def __post_init__(self) -> None:
         """Check the limits."""
         validate(self)
         if self.channels is None and self.dtype is not None:
             raise UsageError(f"--dtype {self.dtype} only matters with --channels N, the number of channels")
+        if self.channels is None and self.uncompressed:
+            raise UsageError("--uncompressed only matters with --channels N, the number of channels")
         if self.channels is not None and self.resize_px is not None:
             raise UsageError(
                 f"--resize {self.resize_px} makes 8-bit JPEGs, and --channels {self.channels} keeps all values; "

@@ -28,11 +28,12 @@ def prepare_array(data: bytes, options: PixelOptions) -> Prepared:
     _check_size(facts, options.max_pixels)
     array = read_array(data, facts)
     _check_finite(array)
-    kept = data if facts.kept else npy.encode(array)
     height, width, _ = array.shape
-    of_shard = ImageFacts(width, height, facts.format if facts.kept else "npy")
     source = ImageFacts(width, height, facts.format)
-    return Prepared(kept, of_shard, None if facts.kept else facts.why, source, facts.turned, array)
+    why = facts.why or ("uncompressed" if options.uncompressed and facts.format != "npy" else None)
+    if why is None:
+        return Prepared(data, source, None, source, facts.turned, array)
+    return Prepared(npy.encode(array), ImageFacts(width, height, "npy"), why, source, facts.turned, array)
 
 
 def check_array(data: bytes, channels: int, dtype: str, decode: bool = True) -> ImageFacts:

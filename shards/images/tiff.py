@@ -12,6 +12,8 @@ import numpy.typing as npt
 from PIL import TiffTags
 from PIL.TiffImagePlugin import COMPRESSION_INFO
 
+from coma.shards.images.options import MOST_CHANNELS
+
 SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 FILL_ORDER, ORIENTATION, ROWS_PER_STRIP, PREDICTOR = 266, 274, 278, 317
 CHANNELS, PLANES, TILE_WIDTH, TILE_HEIGHT = 277, 284, 322, 323
@@ -35,6 +37,7 @@ _RGB = 2
 _GREYS = (0, 1)
 _WHITE_IS_ZERO = 0
 _UNSIGNED = 1
+_TAKEN = ((1, 8), (1, 16), (2, 16), (3, 32))  # sample formats and bits of the types that samples may have
 FORMATS = {2: "signed", 3: "floating point", 5: "complex", 6: "complex"}
 PHOTOMETRICS = {code: name for name, code in TiffTags.lookup(PHOTOMETRIC).enum.items() if code not in _GREYS} | {
     32844: "LogL",
@@ -63,19 +66,26 @@ def has_separate_planes(data: bytes) -> bool:
 
 def has_several_pictures(data: bytes) -> bool:
     """Whether there are pictures other than the first one, its reduced copies and its masks."""
-    for number, directory in enumerate(_directories(data)):
-        if number == _MOST_DIRECTORIES:
-            return True
+    return len(pictures(data, 2)) > 1
+
+
+def pictures(data: bytes, most: int) -> list[Directory]:
+    """Return the first picture and all others but reduced copies and masks, no more than `most`."""
+    whole: list[Directory] = []
+    for number, directory in enumerate(directories(data)):
         belongs = first_value(directory, SUBFILE, 0) & (_REDUCED | _MASK)
-        if number and not belongs and first_value(directory, _OLD_SUBFILE, 0) != _OLD_REDUCED:
-            return True
-    return False
+        is_whole = not belongs and first_value(directory, _OLD_SUBFILE, 0) != _OLD_REDUCED
+        if number in (0, _MOST_DIRECTORIES) or is_whole:
+            whole.append(directory)
+        if number == _MOST_DIRECTORIES or len(whole) == most:
+            break
+    return whole
 
 
 def unsupported(data: bytes) -> str | None:
     """Say what a TIFF is that has no one agreed look or that PIL shows wrong; None for others, damaged ones too."""
     if data.startswith(b"MM\0+"):
-        return "BigTIFF in big-endian order"
+        return f"BigTIFF in big-endian order{_way_out(first_directory(data))}"
     directory = first_directory(data)
     if DNG_VERSION in directory or first_value(directory, SUBFILE, 0) & _REDUCED:
         return "a camera's raw file, or another TIFF that begins with a preview"
@@ -86,24 +96,24 @@ def unsupported(data: bytes) -> str | None:
     bits, photometric = first_value(directory, BITS, 1), first_value(directory, PHOTOMETRIC, 0)
     channels = first_value(directory, CHANNELS, 1)
     if first_value(directory, SAMPLE_FORMAT, _UNSIGNED) != _UNSIGNED or bits not in (1, 2, 4, 8, 16):
-        return f"{_description(directory)}, which has no agreed brightness"
+        return f"{_description(directory)}, which has no agreed brightness{_way_out(directory)}"
     is_dark_negative = photometric == _WHITE_IS_ZERO and bits == 16  # PIL shows the negative
     if is_dark_negative and channels == 1:
-        return f"{_description(directory)}, in which zero is white"
+        return f"{_description(directory)}, in which zero is white{_way_out(directory)}"
     too_many = first_value(directory, PLANES, 1) == 1 and channels > _PIL_CHANNELS
     # Libtiff takes a nameless fourth plane for alpha that the colours were multiplied with.
     nameless_plane = (
         photometric == _RGB and has_separate_planes(data) and channels > 3 and EXTRA_SAMPLES not in directory
     )
     if too_many or nameless_plane or (photometric in _GREYS and channels > 2):
-        return _description(directory)
+        return _description(directory) + _way_out(directory)
     return None
 
 
 def unopened(data: bytes) -> str | None:
     """Say what a TIFF is that PIL does not open; None if its first directory is damaged."""
     directory = first_directory(data)
-    return _description(directory) if {WIDTH, HEIGHT} <= directory.keys() else None
+    return _description(directory) + _way_out(directory) if {WIDTH, HEIGHT} <= directory.keys() else None
 
 
 def is_cut(data: bytes) -> bool:
@@ -127,6 +137,13 @@ def _description(directory: Directory) -> str:
     return ", ".join([what, *filter(None, kinds)])
 
 
+def _way_out(directory: Directory) -> str:
+    """Return how a TIFF of values that are not 8-bit RGB is taken, nothing for types that are not."""
+    channels = first_value(directory, CHANNELS, 1)
+    kind = (first_value(directory, SAMPLE_FORMAT, _UNSIGNED), first_value(directory, BITS, 1))
+    return f" (--channels {channels} takes it as it is)" if kind in _TAKEN and channels <= MOST_CHANNELS else ""
+
+
 def first_value(directory: Directory, tag: int, default: int) -> int:
     """Return the first value of a tag."""
     values = directory.get(tag)
@@ -135,10 +152,10 @@ def first_value(directory: Directory, tag: int, default: int) -> int:
 
 def first_directory(data: bytes) -> Directory:
     """Return the tags of the first picture, none if they cannot be read."""
-    return next(_directories(data), {})
+    return next(directories(data), {})
 
 
-def _directories(data: bytes) -> Iterator[Directory]:
+def directories(data: bytes) -> Iterator[Directory]:
     """Yield the pictures' tags as long as they can be read, each directory once."""
     order = "<" if data.startswith(b"II") else ">"
     big = data[2:4] in (b"+\0", b"\0+")

@@ -12,7 +12,7 @@ from coma.errors import DataError, UsageError, shell_command
 from coma.shards.manifest import INFO_NAME
 from coma.shards.sources import folders, imagenet, path_list, tars, webdataset
 from coma.shards.sources.folder_names import FEW, WAYS_OUT, split_by_folders
-from coma.shards.sources.kinds import extension, is_image_name, is_packed_name
+from coma.shards.sources.kinds import ARRAY_EXTENSIONS, extension, is_image_name, is_packed_name
 from coma.shards.sources.listing import (
     LAYOUTS,
     ListingBuilder,
@@ -88,6 +88,8 @@ def list_source(
         contents = f"; it has {counted(listing.passed_over.counts())}" if len(listing.passed_over) else ""
         if any(map(is_packed_name, listing.passed_over.paths)):
             contents += "; unpack what is packed (a plain .tar is read where it lies)"
+        if not arrays and any(kind in ARRAY_EXTENSIONS for kind in listing.passed_over.kinds):
+            contents += "; --channels N takes .npy of N channels"
         raise DataError(f"no images in {source}{contents}")
     if [split.name for split in listing.splits] == [lister.only_split] != ["train"] and splits is None:
         log.info("split %s is the source's own name; --splits train=. makes it one to train on", lister.only_split)

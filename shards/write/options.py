@@ -113,6 +113,7 @@ class ShardOptions:
     max_pixels: int = option_like(PixelOptions, "max_pixels")
     channels: int | None = option_like(PixelOptions, "channels")
     dtype: Literal["uint8", "uint16", "int16", "float32"] | None = option_like(PixelOptions, "dtype")
+    uncompressed: bool = option_like(PixelOptions, "uncompressed")
     workers: int | None = option(
         None, help="Number of worker processes.", panel=_RUNNING, least=1, shown_default="one per core"
     )
@@ -145,7 +146,13 @@ class ShardOptions:
     def pixels(self) -> PixelOptions:
         """Options for each image."""
         return PixelOptions(
-            self.resize_px, self.quality, self.check == "full", self.max_pixels, self.channels, self.dtype
+            resize_px=self.resize_px,
+            quality=self.quality,
+            decode=self.check == "full",
+            max_pixels=self.max_pixels,
+            channels=self.channels,
+            dtype=self.dtype,
+            uncompressed=self.uncompressed,
         )
 
     @property

@@ -48,6 +48,7 @@ _FLAGS = {  # field of the record → what the user may have changed
     "dedupe": "--dedupe",
     "channels": "--channels",
     "dtype": "--dtype",
+    "uncompressed": "--uncompressed",
     "index": "an index of",
 }
 

@@ -152,7 +152,9 @@ def _record(listing: SourceListing, options: ShardOptions) -> dict[str, Any]:
             digest.update(b"masks\n" + b"\0".join(map(os.fsencode, split.masks.paths)))
             digest.update(split.masks.sizes.tobytes())
     coding = listing.mask_coding
-    pixels = {} if options.channels is None else {"channels": options.channels, "dtype": options.dtype}
+    pixels: dict[str, Any] = {}
+    if options.channels is not None:
+        pixels = {"channels": options.channels, "dtype": options.dtype, "uncompressed": options.uncompressed}
     return (
         {
             "layout": _LAYOUT_VERSION,

@@ -312,7 +312,7 @@ class PretrainConfig(RunConfig):
         None,
         help="Channels that previews show as red, green and blue, counted from 1, or one in grey; for images that are "
         "not RGB.",
-        metavar="R,G,B",
+        metavar="N,N,N",
         shown_default="1,2,3",
     )
 

@@ -68,8 +68,25 @@ class TiffLayout:
 
 def layout(data: bytes) -> TiffLayout:
     """Read the layout of a TIFF's first picture. Raises BadImageError if it is damaged, or no picture of values."""
-    directory = tiff.first_directory(data)
+    return _layout(data, tiff.first_directory(data))
 
+
+def layouts(data: bytes, channels: int) -> list[TiffLayout]:
+    """Read the layouts of a TIFF's pictures if they are a picture for each of the channels, else that of the first.
+
+    Raises:
+        BadImageError: one is damaged, or there are several that are not the channels.
+    """
+    pictures = [_layout(data, directory) for directory in tiff.pictures(data, channels + 1)]
+    kinds = {(each.width, each.height, each.channels, each.dtype, each.orientation) for each in pictures}
+    if len(pictures) > 1 and (len(pictures) != channels or len(kinds) > 1 or pictures[0].channels > 1):
+        raise BadImageError(
+            "animated: a TIFF of several pictures, which are not one for each channel; save one picture a file"
+        )
+    return pictures
+
+
+def _layout(data: bytes, directory: tiff.Directory) -> TiffLayout:
     def value(tag: int, default: int) -> int:
         return tiff.first_value(directory, tag, default)
 
@@ -148,17 +165,19 @@ def _check_blocks(of: TiffLayout, file_bytes: int) -> None:
 def facts(data: bytes, channels: int | None = None) -> ArrayFacts:
     """Return the facts about a TIFF's first picture.
 
-    With `channels`, which is given for a file of a source, other pictures than reduced copies are refused, and what
-    is stored in another orientation is to be written anew.
+    With `channels`, which is given for a file of a source, its pictures may be the channels; other pictures than
+    reduced copies are refused.
 
     Raises:
         BadImageError: it is damaged, or not of plain values.
     """
-    of = layout(data)
+    pictures = [layout(data)] if channels is None else layouts(data, channels)
+    of = pictures[0]
     turned = of.orientation in range(5, 9)
     why = "orientation" if of.orientation in range(2, 9) else ""
-    if channels is not None and tiff.has_several_pictures(data):
-        raise BadImageError("animated: a TIFF of several pictures; save one picture a file, its channels interleaved")
+    if len(pictures) > 1:
+        why = "TIFF of a picture for each channel"
     width, height = (of.height, of.width) if turned else (of.width, of.height)
     name = of.dtype.newbyteorder("=").name
-    return ArrayFacts(width, height, of.channels, name, "tiff", kept=not why, why=why, turned=turned)
+    count = of.channels * len(pictures)
+    return ArrayFacts(width, height, count, name, "tiff", kept=not why, why=why, turned=turned)
