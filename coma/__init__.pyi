@@ -148,6 +148,9 @@ def finetune(
     ema_decay: float = 0.0,
     layer_decay: float = 0.65,
     image_size: int | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    clip_percentile: float | None = None,
     decode: Literal["auto", "cpu", "gpu"] = "auto",
     workers: int | None = None,
     fault_budget: int | None = None,
@@ -199,6 +202,11 @@ def finetune(
             and exported in their place; 0: none.
         layer_decay: Learning rate of a layer as a share of that of the layer above it.
         image_size: Side of the square crops, in pixels. Default: as in pre-training.
+        mean: Mean of each channel, by which images are normalised: of 8-bit images for values from 0 to 1, of
+            others in their own units. Default: ImageNet's for 8-bit RGB, else the data's.
+        std: Standard deviation of each channel, as `mean`. Default: as `mean`.
+        clip_percentile: P: values below the P-th and above the (100 - P)-th percentile of their channel are clipped
+            there. Default: no clipping.
         decode: Where images are decoded; auto: on the device that trains.
         workers: Number of decoding threads per process. Default: its share of the cores.
         fault_budget: Number of damaged samples that a process replaces by others before the run ends. Default: a
@@ -333,7 +341,11 @@ def pretrain(
     views: int = 2,
     patch_size: int | None = None,
     init: str | PathLike[str] | None = None,
+    show_channels: str | None = None,
     image_size: int = 224,
+    mean: str | None = None,
+    std: str | None = None,
+    clip_percentile: float | None = None,
     decode: Literal["auto", "cpu", "gpu"] = "auto",
     workers: int | None = None,
     fault_budget: int | None = None,
@@ -381,7 +393,14 @@ def pretrain(
         patch_size: Side of a patch, in pixels; small images need small ones. Default: the model's own.
         init: Weights that the run starts from: a run, an export, or a model of timm or the Hub (hf-hub:OWNER/NAME).
             Default: random weights.
+        show_channels: Channels that previews show as red, green and blue, counted from 1, or one in grey; for
+            images that are not RGB. Default: 1,2,3.
         image_size: Side of the square crops, in pixels.
+        mean: Mean of each channel, by which images are normalised: of 8-bit images for values from 0 to 1, of
+            others in their own units. Default: ImageNet's for 8-bit RGB, else the data's.
+        std: Standard deviation of each channel, as `mean`. Default: as `mean`.
+        clip_percentile: P: values below the P-th and above the (100 - P)-th percentile of their channel are clipped
+            there. Default: no clipping.
         decode: Where images are decoded; auto: on the device that trains.
         workers: Number of decoding threads per process. Default: its share of the cores.
         fault_budget: Number of damaged samples that a process replaces by others before the run ends. Default: a
@@ -496,6 +515,7 @@ def reconstruct(
     out: str | PathLike[str] | None = None,
     count: int = 8,
     seed: int = 0,
+    show_channels: str | None = None,
     device: str | None = None,
 ) -> PictureResult:
     """Draw originals, views and reconstructions side by side.
@@ -506,6 +526,8 @@ def reconstruct(
         out: Picture to write. Default: RUN/reconstruction.png.
         count: Number of images, one row each.
         seed: Random seed for the masks.
+        show_channels: Channels shown as red, green and blue, counted from 1, such as 4,3,2; one alone is shown in
+            grey. Default: 1,2,3.
         device: Device to run on. Default: a GPU if there is one.
 
     Returns:

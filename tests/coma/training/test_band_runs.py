@@ -1,6 +1,7 @@
 """Runs on samples of other than 8-bit RGB, from pre-training to exports: 13 bands, 16-bit grey, float32."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from small_runs import course, lines, same_weights, weights_of
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from coma.embedding.embed import embed
 from coma.embedding.images import open_images
@@ -63,18 +63,18 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines(run) if "loss" in line]
 
 
-def prepared(array: NDArray[Any], about: dict[str, Any], side: int = SIDE) -> Tensor:
-    """The pixels of a network as docs/use.md makes them of the centre of an array."""
-    sides = np.array([array.shape[1]]), np.array([array.shape[0]])
-    crop = center_crops(*sides, image_size=side)
+DOC = Path(__file__).parents[3] / "docs" / "use.md"
+
+
+def pixels_of(export: Path, array: NDArray[Any]) -> Tensor:
+    """The pixels of an export's network, as docs/use.md makes them, of the centre of an array."""
+    (code,) = (each for each in re.findall(r"```python\n(.*?)```", DOC.read_text(), re.S) if "def prepare(" in each)
+    names: dict[str, Any] = {}
+    exec(code.replace("exports/scenes", str(export)), names)
+    crop = center_crops(np.array([array.shape[1]]), np.array([array.shape[0]]), image_size=SIDE)
     (top, left), (height, width) = crop.start[0], crop.shape[0]
-    image = torch.from_numpy(array[top : top + height, left : left + width].astype("float32")).permute(2, 0, 1)[None]
-    if "low" in about:
-        low, high = (torch.tensor(about[name]).view(-1, 1, 1) for name in ("low", "high"))
-        image = image.clamp(low, high)
-    image = interpolate(image, (side, side), mode="bilinear", antialias=True)
-    mean, std = (torch.tensor(about[name]).view(-1, 1, 1) for name in ("mean", "std"))
-    return (image - mean) / std
+    image: Tensor = names["prepare"](array[top : top + height, left : left + width])
+    return image
 
 
 def test_the_loss_falls_and_the_run_says_what_its_images_are(run: Path) -> None:
@@ -115,7 +115,7 @@ def test_timm_makes_of_an_export_what_embed_makes_of_it(bands: Path, run: Path, 
     source = bands.parent / "images"
     for row in table[:3]:
         with torch.inference_mode():
-            vector = model(prepared(read_sample(source / row["path"]), about))[0]
+            vector = model(pixels_of(exported, read_sample(source / row["path"])))[0]
         assert np.abs(vector.numpy() - row["vector"]).max() < 1e-4
     again = _embedded(run, bands, tmp_path / "again.parquet")
     assert [row["vector"] for row in again] == [row["vector"] for row in table]
@@ -182,7 +182,7 @@ def test_16_bit_grey_and_float32_go_the_whole_way(kind: str, model: str, tmp_pat
     row = _embedded(tmp_path / "export", data, tmp_path / "table.parquet")[0]
     array = read_sample(tmp_path / "set" / "images" / row["path"])
     with torch.inference_mode():
-        vector = network(prepared(array, content["pretrained_cfg"]))[0]
+        vector = network(pixels_of(tmp_path / "export", array))[0]
     assert np.abs(vector.numpy() - row["vector"]).max() < 1e-4
 
 
