@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,12 @@ def test_what_does_not_fit_is_refused_in_one_line(sets: dict[str, Path]) -> None
         Stream(sets["tiff"], batch_size=2, image_size=SIDE, preprocessing=Preprocessing(), **OPTIONS)
     with pytest.raises(UsageError, match="decoded on the CPU"):
         Stream(sets["tiff"], batch_size=2, image_size=SIDE, device="cuda:0", decode="gpu", **OPTIONS)
+
+
+def test_docs_stream_md_runs_as_it_is_written(sets: dict[str, Path]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "stream.md").read_text()
+    (code,) = (each for each in re.findall(r"```python\n(.*?)```", text, re.S) if "of_data(" in each)
+    names: dict[str, Any] = {"Stream": Stream}
+    exec(code.replace("scenes-shards", str(sets["tiff"])).replace("batch_size=256", "batch_size=4"), names)
+    with names["stream"] as stream:
+        assert next(stream).images.shape == (4, 13, 224, 224)
