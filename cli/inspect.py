@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from coma.pictures.step import StepContents
     from coma.shards.describe.describe import Description, SplitDescription
+    from coma.shards.manifest.pixel_coding import PixelCoding
 
 _WIDTH = 62  # of a line's value, in 80 columns
 _ROWS = 10  # of a batch
@@ -40,6 +41,14 @@ def inspect(
             show_default="none; RUN/step-N.png with --step",
         ),
     ] = None,
+    show_channels: Annotated[
+        str | None,
+        typer.Option(
+            help="Channels shown as red, green and blue, counted from 1, such as 4,3,2; one alone is shown in grey.",
+            metavar="N,N,N",
+            show_default="1,2,3",
+        ),
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(
@@ -57,10 +66,11 @@ def inspect(
     recorded.
     """
     if step is not None:
-        _inspect_step(data, step, sheet, json=json)
+        _inspect_step(data, step, sheet, show_channels, json=json)
         return
     from coma.shards.describe.contact_sheet import write_contact_sheet
     from coma.shards.describe.describe import as_json, describe
+    from coma.shards.images.false_colour import channels_of
     from coma.shards.manifest import chosen_data
 
     folder = chosen_data(data)
@@ -71,7 +81,10 @@ def inspect(
     with console.working("reading the manifest and a sample of the images"):
         description = describe(folder, seed=seed)
         if sheet is not None:
-            write_contact_sheet(folder, sheet, split=description.splits[0].split, seed=seed)
+            split, channels = description.splits[0], None
+            if show_channels is not None:
+                channels = channels_of(split.pixels, show_channels)
+            write_contact_sheet(folder, sheet, split=split.split, seed=seed, channels=channels)
     if json:
         console.print_result(as_json(description), json=True)
         return
@@ -82,10 +95,12 @@ def inspect(
     for split in description.splits:
         console.stdout.print()
         following = command_for(folder) if split is description.splits[-1] else None
-        console.print_result(_of_split(split), json=False, following=following)
+        console.print_result(_of_split(split), json=False, following=None if split.pixels else following)
+        if split.pixels is not None:
+            _print_pixels(split.pixels, following)
 
 
-def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool) -> None:
+def _inspect_step(run: str | None, step: int, sheet: Path | None, show_channels: str | None, *, json: bool) -> None:
     from coma.shards.files import folder_at
 
     if run is None:
@@ -101,7 +116,7 @@ def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool)
     with console.working(f"drawing step {step:,}"):
         contents = read_step(Path(run), step)
         sheet = step_sheet_path(contents.run, step) if sheet is None else sheet
-        on_sheet = write_step_sheet(contents, sheet)
+        on_sheet = write_step_sheet(contents, sheet, show_channels)
     if json:
         console.print_result({**contents.to_json(), "sheet": str(sheet)}, json=True)
     else:
@@ -222,8 +237,28 @@ def _of_split(split: "SplitDescription") -> dict[str, str]:
         of = "all masks" if masks.images == split.samples else f"{masks.images:,} random masks"
         lines["masks"] = f"{_cut(f'{name} {share:.1%}' for name, share in masks.classes.items() if share)}"
         lines["no class"] = f"{masks.ignored:.1%} of the pixels  (of {of})"
+    if split.pixels is not None:
+        lines["pixels"] = split.pixels.identity
     lines["fingerprint"] = split.fingerprint
     return lines
+
+
+def _print_pixels(pixels: "PixelCoding", following: str | None) -> None:
+    """Print the statistics of each channel, a line each."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    names = ("channel", "mean", "std", "least", "median", "greatest")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for channel in range(pixels.channels):
+        least, median, greatest = pixels.least[channel], pixels.quantile(channel, 50), pixels.greatest[channel]
+        values = (pixels.mean[channel], pixels.std[channel], least, median, greatest)
+        table.add_row(str(channel + 1), *(f"{value:.6g}" for value in values))
+    console.stdout.print()
+    console.stdout.print(table)
+    if following is not None:
+        console.print_result({}, json=False, following=following)
 
 
 def _rgb(values: Iterable[float]) -> str:

@@ -22,6 +22,7 @@ def summary_as_json(summary: "ShardSummary") -> dict[str, Any]:
         "passed_over": summary.passed_over,
         "classes": summary.classes,
         "mask_classes": summary.mask_classes,
+        **({} if summary.pixels is None else {"pixels": summary.pixels.summary()}),
         "shards": summary.shards,
         "bytes": summary.shard_bytes,
         "splits": {
@@ -52,6 +53,7 @@ def summary_as_lines(summary: "ShardSummary", set_aside_note: str = "") -> dict[
         "passed over": f"{counted(Counter(summary.passed_over))}, no images: see passed_over.parquet"
         if summary.passed_over
         else "none",
+        **({} if summary.pixels is None else {"pixels": summary.pixels.identity}),
         **({"masks": f"of {summary.mask_classes:,} classes"} if summary.mask_classes else {}),
         "shards": f"{summary.shards:,}, {decimal(summary.shard_bytes)} in all, in {summary.elapsed_s:.1f} s",
         "where": str(summary.out),

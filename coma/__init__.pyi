@@ -150,6 +150,9 @@ def finetune(
     crop_scale: float = 0.08,
     flips: Literal["horizontal", "none", "both"] = "horizontal",
     quarter_turns: bool = False,
+    mean: str | None = None,
+    std: str | None = None,
+    clip_percentile: float | None = None,
     decode: Literal["auto", "cpu", "gpu"] = "auto",
     workers: int | None = None,
     fault_budget: int | None = None,
@@ -203,6 +206,11 @@ def finetune(
         crop_scale: Smallest share of an image's area that a crop shows.
         flips: Flips of crops: left and right (horizontal), none, or also top and bottom (both).
         quarter_turns: Turn crops by quarters at random, for images that have no up.
+        mean: Mean of each channel, by which images are normalised: of 8-bit images for values from 0 to 1, of
+            others in their own units. Default: ImageNet's for 8-bit RGB, else the data's.
+        std: Standard deviation of each channel, as `mean`. Default: as `mean`.
+        clip_percentile: P: values below the P-th and above the (100 - P)-th percentile of their channel are clipped
+            there. Default: no clipping.
         decode: Where images are decoded; auto: on the device that trains.
         workers: Number of decoding threads per process. Default: its share of the cores.
         fault_budget: Number of damaged samples that a process replaces by others before the run ends. Default: a
@@ -338,10 +346,14 @@ def pretrain(
     patch_size: int | None = None,
     init: str | PathLike[str] | None = None,
     evaluate_on: str | PathLike[str] | None = None,
+    show_channels: str | None = None,
     image_size: int = 224,
     crop_scale: float = 0.2,
     flips: Literal["horizontal", "none", "both"] = "horizontal",
     quarter_turns: bool = False,
+    mean: str | None = None,
+    std: str | None = None,
+    clip_percentile: float | None = None,
     decode: Literal["auto", "cpu", "gpu"] = "auto",
     workers: int | None = None,
     fault_budget: int | None = None,
@@ -392,10 +404,17 @@ def pretrain(
             Default: random weights.
         evaluate_on: Data set made by `coma shard` to evaluate on, with `evaluate_every`. Default: the run's own, of
             several the first.
+        show_channels: Channels that previews show as red, green and blue, counted from 1, or one in grey; for
+            images that are not RGB. Default: 1,2,3.
         image_size: Side of the square crops, in pixels.
         crop_scale: Smallest share of an image's area that a crop shows.
         flips: Flips of crops: left and right (horizontal), none, or also top and bottom (both).
         quarter_turns: Turn crops by quarters at random, for images that have no up.
+        mean: Mean of each channel, by which images are normalised: of 8-bit images for values from 0 to 1, of
+            others in their own units. Default: ImageNet's for 8-bit RGB, else the data's.
+        std: Standard deviation of each channel, as `mean`. Default: as `mean`.
+        clip_percentile: P: values below the P-th and above the (100 - P)-th percentile of their channel are clipped
+            there. Default: no clipping.
         decode: Where images are decoded; auto: on the device that trains.
         workers: Number of decoding threads per process. Default: its share of the cores.
         fault_budget: Number of damaged samples that a process replaces by others before the run ends. Default: a
@@ -510,6 +529,7 @@ def reconstruct(
     out: str | PathLike[str] | None = None,
     count: int = 8,
     seed: int = 0,
+    show_channels: str | None = None,
     device: str | None = None,
 ) -> PictureResult:
     """Draw originals, views and reconstructions side by side.
@@ -520,6 +540,8 @@ def reconstruct(
         out: Picture to write. Default: RUN/reconstruction.png.
         count: Number of images, one row each.
         seed: Random seed for the masks.
+        show_channels: Channels shown as red, green and blue, counted from 1, such as 4,3,2; one alone is shown in
+            grey. Default: 1,2,3.
         device: Device to run on. Default: a GPU if there is one.
 
     Returns:
@@ -551,6 +573,9 @@ def shard(
     quality: int = 90,
     check: Literal["full", "header"] = "full",
     max_pixels: int = 67108864,
+    channels: int | None = None,
+    dtype: Literal["uint8", "uint16", "int16", "float32"] | None = None,
+    uncompressed: bool = False,
     workers: int | None = None,
     engine: Literal["processes", "ray"] = "processes",
     part: str | None = None,
@@ -586,6 +611,10 @@ def shard(
         quality: JPEG quality, 1 to 100, with `resize`.
         check: full: decode every image; header: read its header only, which is faster.
         max_pixels: Number of pixels above which an image is set aside as a decompression bomb.
+        channels: Take TIFF, PNG and .npy of this many channels at their own depth, instead of 8-bit RGB. Default:
+            8-bit RGB.
+        dtype: Type of the values, with `channels`. Default: that of the first image.
+        uncompressed: Write samples as .npy, with `channels`: more bytes, and far less time to read.
         workers: Number of worker processes. Default: one per core.
         engine: Where the workers run: as processes of this machine, or as tasks of a Ray cluster.
         part: Write this part of the shards only, for array jobs; the part that ends last merges them, but not in an
@@ -621,6 +650,9 @@ def shard(
     quality: int = 90,
     check: Literal["full", "header"] = "full",
     max_pixels: int = 67108864,
+    channels: int | None = None,
+    dtype: Literal["uint8", "uint16", "int16", "float32"] | None = None,
+    uncompressed: bool = False,
     workers: int | None = None,
     engine: Literal["processes", "ray"] = "processes",
     part: str | None = None,

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from coma.errors import DataError, UsageError
 from coma.pipeline.ahead import FetchAhead, Upcoming
+from coma.pipeline.arrays import NO_BYTES, ArrayDecoder, make_decoder
 from coma.pipeline.cache import ShardCache
 from coma.pipeline.channel import Channel
 from coma.pipeline.crops import Crops, Flips, IntArray, center_crops, random_resized_crops
@@ -126,7 +127,7 @@ class LoaderOptions:
 class Ready:
     """A batch of b samples on the device."""
 
-    images: Tensor  # [b, 3, H, W]
+    images: Tensor  # [b, C, H, W]
     units: Tensor  # [b, U]
     labels: Tensor | None  # [b]
     samples: Tensor  # [b]
@@ -221,7 +222,7 @@ class Loader:
             sample, epoch = int(samples[position]), int(epochs[position])
             if self._options.mark_damaged:
                 substitutions[position] = Substitution(step.number, sample, sample, image.reason)
-                data.append(_BLANK)
+                data.append(_BLANK if self._manifest.pixels is None else NO_BYTES)
                 continue
             substitutions[position], instead = self._substitute(step, sample, epoch, image.reason, reader.read_one)
             shown[position] = substitutions[position].substitute
@@ -282,7 +283,8 @@ class Loader:
             return fetched.encoded
 
         try:
-            decoder = Decoder(
+            decoder = make_decoder(
+                self._manifest.pixels,
                 source,
                 batch_size=self._options.rank_batch_size,
                 device=self._options.device,
@@ -306,7 +308,7 @@ class Loader:
         except BaseException as error:
             self._ready.finish(error)
 
-    def _decode_singly(self, decoder: Decoder, fetched: _Fetched) -> tuple[_Fetched, Tensor]:
+    def _decode_singly(self, decoder: Decoder | ArrayDecoder, fetched: _Fetched) -> tuple[_Fetched, Tensor]:
         """Decode a failed batch again, image by image, with substitutes for those that cannot be decoded."""
         side = fetched.encoded.side
 
@@ -336,7 +338,8 @@ class Loader:
                     cause = f"decoding failed: {error}"
                 if self._options.mark_damaged:
                     substitutions[position] = Substitution(fetched.step.number, sample, sample, cause)
-                    images.append(torch.zeros(1, 3, side, side, device=self._options.device))
+                    channels = self._options.preprocessing.channels
+                    images.append(torch.zeros(1, channels, side, side, device=self._options.device))
                     continue
                 substitutions[position], image = self._substitute(
                     fetched.step, sample, int(fetched.epochs[position]), cause, partial(attempt, position)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import xxhash
 
 from coma.errors import DataError
+from coma.pipeline.arrays import make_header_check
 from coma.pipeline.cache import ShardCache
-from coma.pipeline.decode import HeaderCheck
 from coma.shards.files import without_credentials
 from coma.shards.manifest import Manifest
 
@@ -149,7 +149,7 @@ class SampleReader:
     def __init__(self, manifest: Manifest, batch_size: int, cache: ShardCache | None = None) -> None:
         self._manifest = manifest
         self._reader = ShardReader(manifest, cache=cache)
-        self._headers = HeaderCheck(batch_size)
+        self._headers = make_header_check(manifest.pixels, batch_size)
 
     def read(self, samples: Int64Array) -> list[Bytes | Unreadable]:
         """Read samples as `ShardReader.read` does, at most `batch_size`; faulty headers make them `Unreadable` too."""

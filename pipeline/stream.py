@@ -5,7 +5,7 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
@@ -17,13 +17,14 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from coma.errors import ComaError, DataError, UsageError
 from coma.pipeline.arguments import device_of, manifest_of, position, share_of_cores
+from coma.pipeline.arrays import check_decode
 from coma.pipeline.crops import CROP_SCALE, Crops, Flips
 from coma.pipeline.faults import Ledger, default_budget
 from coma.pipeline.loader import Loader, LoaderOptions
 from coma.pipeline.order import Step
 from coma.pipeline.plain import shown, whole_number
 from coma.pipeline.planning import planner_of
-from coma.pipeline.preprocessing import DEFAULT, Preprocessing
+from coma.pipeline.preprocessing import Preprocessing, check_fits, of_data
 from coma.pipeline.sizes import CropSizes
 from coma.pipeline.views import view_sizes
 from coma.shards.manifest import Manifest
@@ -39,8 +40,8 @@ class Batch:
     """
 
     images: Tensor
-    """[B, 3, H, W] float32 in channels-last order, normalised with `coma.pipeline.MEAN` and `STD`
-    unless the stream was given others."""
+    """[B, C, H, W] float32 in channels-last order, normalised: 8-bit RGB with `coma.pipeline.MEAN` and `STD`,
+    others with mean and deviation of the data, unless the stream was given others."""
     units: Tensor
     """[B, U] int64: a permutation of 0..U-1 that lays the K views side by side."""
     view_sizes: tuple[int, ...]
@@ -89,8 +90,8 @@ class Stream(IterableDataset[Batch]):
         windows: for `training=False`, a window of each sample in pixels, in place of its centre crop.
         workers: decoder threads; by default this process's share of the machine's cores.
         prefetch: batches kept ready ahead of the consumer.
-        preprocessing: mean, deviation, filter and centre crop that a network wants; by default `Preprocessing()`. Of
-            the crops it says evaluation's.
+        preprocessing: mean, deviation, filter and centre crop that a network wants; by default `Preprocessing()` for
+            8-bit RGB images, and mean and deviation of the data for others. Of the crops it says evaluation's.
         ledger: JSON-lines file that substitutions are appended to (step, key, shard, reason, substitute).
         mark_damaged: leave damaged samples to the caller: no others are shown in their place, and neither ledger nor
             budget counts them. `Batch.damaged` names them, and their images mean nothing.
@@ -156,7 +157,7 @@ class Stream(IterableDataset[Batch]):
             decode=decode,
             workers=workers if workers is not None else share_of_cores(world_size),
             prefetch=prefetch,
-            preprocessing=preprocessing or DEFAULT,
+            preprocessing=preprocessing or Preprocessing(),
             mark_damaged=mark_damaged,
             windows=windows,
         )
@@ -165,6 +166,11 @@ class Stream(IterableDataset[Batch]):
         budget = None if fault_budget is None else whole_number("fault_budget", fault_budget, 0)
         self.view_sizes = view_sizes(self.sizes.units(self.sizes.last), plain.views)  # of images of full size
         self.manifest = manifest_of(data, split)
+        if preprocessing is None:
+            self._options = plain = replace(plain, preprocessing=of_data(self.manifest.pixels))
+        else:
+            check_fits(preprocessing, self.manifest.pixels, "the network", self.manifest.place)
+        check_decode(self.manifest.pixels, plain.decode)
         if windows is not None and len(windows) != len(self.manifest):
             raise UsageError(f"{len(windows)} windows for {len(self.manifest)} samples; give one for each")
         self._planner = planner_of(self.manifest, plain.seed, plain.batch_size, training=plain.training)

@@ -26,6 +26,7 @@ from coma.model.encoders import (
     undecayed,
 )
 from coma.model.layout import Grid, from_units, take_units
+from coma.pipeline.preprocessing import Preprocessing
 
 
 class MaskedAutoencoder(nn.Module, ABC):
@@ -45,6 +46,8 @@ class MaskedAutoencoder(nn.Module, ABC):
     """Whether `forward` leaves the loss of each image in `image_losses`; what it returns is the same to the bit."""
     image_losses: Tensor | None = None
     """[B] float32, detached: mean squared error of each image of the last forward pass."""
+    preprocessing: Preprocessing | None = None
+    """How its images are normalised; None: as the stream does by itself."""
     decoder: nn.Module
     """Called with stage features, grid, visible and hidden units, it returns the predictions [B, W·T, P]."""
 
@@ -181,6 +184,7 @@ class MaskedAutoencoder(nn.Module, ABC):
             "views": self.views,
             "unit_size": self.encoder.unit_size,
             "image_size": height if height == width else (height, width),
+            **({} if self.preprocessing is None else {"preprocessing": self.preprocessing}),
         }
 
     def init_weights(self) -> None:

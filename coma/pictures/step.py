@@ -22,10 +22,19 @@ from coma.pipeline import Stream
 from coma.pipeline.crops import random_resized_crops
 from coma.pipeline.faults import candidates
 from coma.pipeline.order import Step, digest, digest_limbs
+from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.pipeline.views import partition_units
 from coma.runs.lines import readable_lines
 from coma.runs.names import CONFIG_NAME, LEDGER_NAME, METRICS_NAME
-from coma.runs.read import augmentation, build_model, network_of, read_config, run_data_sets, training_stream
+from coma.runs.read import (
+    augmentation,
+    build_model,
+    network_of,
+    preprocessing_of,
+    read_config,
+    run_data_sets,
+    training_stream,
+)
 from coma.shards.describe.contact_sheet import class_captions
 from coma.shards.files import is_remote
 from coma.shards.manifest import Manifest, Mixture, load_manifest, read_mixture
@@ -109,6 +118,8 @@ class StepContents:
     recorded_digest: str | None
     """The digest in metrics.jsonl; None for a step that the run has not taken, or whose line is lost."""
     manifest: Manifest = field(repr=False)
+    preprocessing: Preprocessing = DEFAULT
+    """How the run normalises its images."""
 
     @property
     def data(self) -> list[str]:
@@ -241,6 +252,7 @@ def read_step(run: Path | str, step: int) -> StepContents:
         batch_digest=digest(digest_limbs(plan.samples.tolist())),
         recorded_digest=recorded[-1] if recorded else None,
         manifest=manifest,
+        preprocessing=preprocessing_of({"resolved": resolved}),
     )
 
 
@@ -271,6 +283,7 @@ def _stream_and_views(
             "unit_size": network["unit_size"],
             "image_size": network["image_size"],
             **augmentation(config),
+            "preprocessing": preprocessing_of({"resolved": resolved}),
         }
         return options, lambda units: [units]
     with torch.device("meta"):  # its sizes are wanted, not its weights

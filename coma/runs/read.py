@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coma.errors import DataError, DivergedError, UsageError
+from coma.pipeline.preprocessing import Preprocessing
 from coma.pipeline.sizes import CropSizes
 from coma.runs.lines import read_object
 from coma.runs.names import (
@@ -131,9 +132,20 @@ def run_of(run_or_checkpoint: Path | str) -> tuple[Path, Path]:
 def network_of(content: dict[str, Any]) -> dict[str, Any]:
     """Return what `build_model` makes the network of a run of, given `content` (of `read_config`).
 
-    Those are its options, and the arguments of a ViT that has taken over weights of others.
+    Those are its options, what its images are, and the arguments of a ViT that has taken over weights of others.
     """
-    return {**content["config"], "backbone_args": content.get("resolved", {}).get("backbone_args")}
+    resolved = content.get("resolved", {})
+    return {**content["config"], "pixels": resolved.get("pixels"), "backbone_args": resolved.get("backbone_args")}
+
+
+def preprocessing_of(content: dict[str, Any]) -> Preprocessing:
+    """Return how a run prepares its images, given `content` (of `read_config`); an older run's are 8-bit RGB."""
+    return _preprocessing(content.get("resolved", {}))
+
+
+def _preprocessing(section: dict[str, Any]) -> Preprocessing:
+    with _complete("resolved"):
+        return Preprocessing.from_json(section.get("pixels"))
 
 
 def build_model(config: dict[str, Any]) -> CoMA | MAE:
@@ -143,7 +155,12 @@ def build_model(config: dict[str, Any]) -> CoMA | MAE:
     with _complete("config"):
         name, method = config["model"], config["method"]
         options = {option: config[option] for option in ("views", "image_size", "patch_size")}
-    return build(name, method, backbone_args=config.get("backbone_args"), **options)
+    preprocessing = _preprocessing(config)
+    if preprocessing.channels != 3:
+        options["in_chans"] = preprocessing.channels
+    model = build(name, method, backbone_args=config.get("backbone_args"), **options)
+    model.preprocessing = preprocessing
+    return model
 
 
 @contextmanager
@@ -151,7 +168,7 @@ def _complete(section: str) -> Iterator[None]:
     """Raise a DataError where the block looks for something that a run's config.json lacks."""
     try:
         yield
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"the run's {CONFIG_NAME} is damaged: its section {section} lacks {error}") from None
 
 
@@ -227,10 +244,18 @@ def load_classifier(run_or_checkpoint: Path | str) -> Classifier:
     from coma.model.classifier import Classifier
 
     run, checkpoint = run_of(run_or_checkpoint)
-    network = read_config(run)["resolved"]["network"]
+    resolved = read_config(run)["resolved"]
+    network, preprocessing = resolved["network"], _preprocessing(resolved)
     with _complete("network"):
         name, classes, size, patch = (network[key] for key in ("model", "classes", "image_size", "patch_size"))
-    model = Classifier(name, classes, img_size=size, patch_size=patch, args=network.get("backbone_args"))
+    model = Classifier(
+        name,
+        classes,
+        img_size=size,
+        patch_size=patch,
+        preprocessing=preprocessing,
+        args=network.get("backbone_args"),
+    )
     _load_weights(model, run, checkpoint)
     return model.eval()
 

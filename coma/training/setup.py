@@ -13,6 +13,8 @@ import torch
 from coma.cuda import check_cuda
 from coma.errors import UsageError
 from coma.pipeline import Stream
+from coma.pipeline.arrays import check_decode
+from coma.pipeline.preprocessing import DEFAULT
 from coma.runs.names import LEDGER_NAME
 from coma.shards.files import folder_at, without_credentials
 from coma.shards.manifest import Manifest, Mixture, find_data, read_manifest, read_mixture
@@ -68,6 +70,7 @@ def prepare(config: RunConfig, world: World) -> Prepared:
         check_cuda(quiet=not world.is_rank0)
         deepspeed = read_ds_config(config.ds_config)
         data, manifest = read_data(config)
+        check_decode(manifest.pixels, config.decode)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         task = make_task(config, manifest)
         resolved = resolve(
@@ -81,6 +84,7 @@ def prepare(config: RunConfig, world: World) -> Prepared:
             has_bf16=world.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
             init_digest=task.init_digest,
             weights=manifest.weights if isinstance(manifest, Mixture) else (),
+            pixels=None if task.preprocessing == DEFAULT else task.preprocessing.to_json(),
         )
         check_nvme_folder(resolved.deepspeed)
         check_half_precision(resolved)

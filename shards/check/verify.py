@@ -15,6 +15,7 @@ import pyarrow as pa
 from coma.shards.check.one_shard import Decode, Problem, check_shard
 from coma.shards.files import folder_at, store_errors_as_oserror
 from coma.shards.images.prepare import MAX_PIXELS, check_image
+from coma.shards.images.prepare_array import check_array
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, QUARANTINE_NAME, Manifest, load_manifests, read_info
 from coma.shards.manifest.quarantine import PASSED_OVER_NAME, count_reasons
 
@@ -61,7 +62,7 @@ def verify(
     manifests = load_manifests(data)
     root = manifests[0].folder.parent
     plan = _dict(_dict(read_info(root).get("coma")).get("plan")) if (root / INFO_NAME).is_file() else {}
-    check = partial(check_image, max_pixels=plan.get("max_pixels") or MAX_PIXELS)
+    max_pixels = plan.get("max_pixels") or MAX_PIXELS
     problems = [problem for manifest in manifests for problem in _unlisted(manifest)]
     if not (data / MANIFEST_NAME).is_file():
         problems += [*_info_problems(data, manifests), *_quarantine_problems(data)]
@@ -69,7 +70,7 @@ def verify(
     problems += _check_shards(
         manifests,
         "index" in plan,
-        check if decode else None,
+        [_decoder(manifest, max_pixels) if decode else None for manifest in manifests],
         workers or len(os.sched_getaffinity(0)),
         progress,
         len(problems),
@@ -82,17 +83,31 @@ def verify(
     )
 
 
+def _decoder(manifest: Manifest, max_pixels: int) -> Decode:
+    """Return what decodes a sample of a split, and says what its header has."""
+    if manifest.pixels is None:
+        return partial(check_image, max_pixels=max_pixels)
+    return partial(check_array, channels=manifest.pixels.channels, dtype=manifest.pixels.dtype)
+
+
 def _check_shards(
     manifests: list[Manifest],
     indexed: bool,
-    decode: Decode | None,
+    decoders: list[Decode | None],
     workers: int,
     progress: Callable[[VerifyProgress], None] | None,
     known_problems: int,
 ) -> list[Problem]:
-    """Check all shards in threads; `known_problems` are added to the count in the progress."""
+    """Check all shards in threads; `decoders` are those of the manifests.
+
+    `known_problems` are added to the count in the progress.
+    """
     problems: list[Problem] = []
-    jobs = [(manifest, shard) for manifest in manifests for shard in range(len(manifest.shards))]
+    jobs = [
+        (manifest, decode, shard)
+        for manifest, decode in zip(manifests, decoders, strict=True)
+        for shard in range(len(manifest.shards))
+    ]
     sizes = [int(size) for manifest in manifests for size in _shard_image_bytes(manifest)]
     checked = [0] * len(jobs)  # bytes of images; each thread writes its own entry
     stopped = threading.Event()
@@ -103,7 +118,7 @@ def _check_shards(
                 raise _Stopped
             checked[number] += image_bytes
 
-        manifest, shard = jobs[number]
+        manifest, decode, shard = jobs[number]
         foreign = indexed or not manifest.shards[shard].startswith(_OWN_PREFIX)
         return check_shard(manifest, shard, foreign, decode, advance)
 

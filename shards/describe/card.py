@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from coma.shards.describe.describe import Description, describe
+from coma.shards.describe.describe import Description, SplitDescription, describe
 from coma.shards.images.masks import MASK_EXTENSION
 from coma.shards.images.prepare import EXTENSIONS
 from coma.shards.text import as_markdown, visible_lines
@@ -22,6 +22,9 @@ _OPTIONS = {
     "check": "check of every image",
     "max_pixels": "pixels at most",
     "dedupe": "exact duplicates set aside",
+    "channels": "channels",
+    "dtype": "type of the values",
+    "uncompressed": "samples as .npy",
 }
 
 
@@ -29,7 +32,13 @@ def data_card(data: Path) -> str:
     """Return the data card of a data set, which depends on the data only: not on when, where or how they were made."""
     description = describe(data, measured=0)
     blocks = [_front_matter(description), "# Image shards", _opening(description), _table(description)]
-    blocks += [_classes(description), _masks(description), _counts(description), _options(description)]
+    blocks += [
+        _classes(description),
+        _pixels(description),
+        _masks(description),
+        _counts(description),
+        _options(description),
+    ]
     blocks += [_reading(description), _fingerprints(description)]
     return visible_lines("\n\n".join(block for block in blocks if block) + "\n")
 
@@ -53,6 +62,8 @@ def _features(description: Description) -> list[str]:
     """Declare the columns, which `datasets` would guess from five samples, failing if their formats differ."""
     labelled = any(split.labelled for split in description.splits)
     formats = {name for split in description.splits for name in split.formats}
+    if "npy" in formats:  # `datasets` makes arrays of them by itself
+        return []
     lines = ["dataset_info:", "  features:"]
     for extension in sorted(EXTENSIONS.get(name, name) for name in formats):
         lines += [f"  - name: {extension}", "    dtype: image"]
@@ -139,6 +150,26 @@ def _classes(description: Description) -> str:
     return "\n".join(["## Classes", *lines])
 
 
+def _pixels(description: Description) -> str:
+    """Describe samples that are not 8-bit RGB images: channels, type, and the statistics of each channel."""
+    blocks = []
+    for split in description.splits:
+        if (pixels := split.pixels) is None:
+            continue
+        rows = zip(pixels.mean, pixels.std, pixels.least, pixels.greatest, strict=True)
+        lines = [
+            f"{as_markdown(split.split)}: {pixels.channels} {'channel' if pixels.channels == 1 else 'channels'} of "
+            f"{pixels.dtype}, in the units of the source. Mean and deviation are exact, over all values.",
+            "",
+            "| channel | mean | std | least | greatest |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for number, values in enumerate(rows, start=1):
+            lines.append(f"| {number} | " + " | ".join(f"{value:.6g}" for value in values) + " |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(["## Pixels", *blocks]) if blocks else ""
+
+
 def _masks(description: Description) -> str:
     """Describe the masks: their classes, and how much of the pixels each takes."""
     masked = [(split.split, split.masks) for split in description.splits if split.masks is not None]
@@ -207,6 +238,8 @@ def _as_text(value: Any) -> str:
 
 def _reading(description: Description) -> str:
     split = description.splits[0]
+    if split.pixels is not None:
+        return _reading_arrays(split)
     images = ";".join(EXTENSIONS.get(name, name) for name in split.formats)
     fields = f'"{images}", "cls"' if split.labelled else f'"{images}"'
     tars = f'sorted(glob.glob("{split.split}/*.tar")), shardshuffle=False'
@@ -218,6 +251,21 @@ def _reading(description: Description) -> str:
     ]
     if split.labelled:
         lines.append(f'dataset = timm.data.create_dataset("wds/", root=".", split="{split.split}")')
+    return "\n".join(["## Reading", "```python", *lines, "```"])
+
+
+def _reading_arrays(split: SplitDescription) -> str:
+    """Show how samples are read that stock decoders of images do not know."""
+    lines = [
+        "import coma.pipeline, webdataset, glob",
+        "from coma.shards.images.arrays import array_facts, read_window",
+        "",
+        'stream = coma.pipeline.Stream(".", batch_size=8)  # of all channels, cropped and normalised',
+        f'tars = webdataset.WebDataset(sorted(glob.glob("{split.split}/*.tar")), shardshuffle=False)',
+        f'for (data,) in tars.to_tuple("{";".join(EXTENSIONS.get(name, name) for name in split.formats)}"):',
+        "    facts = array_facts(data)",
+        "    pixels = read_window(data, facts.format, 0, 0, facts.height, facts.width)  # [H, W, C]",
+    ]
     return "\n".join(["## Reading", "```python", *lines, "```"])
 
 

@@ -2,6 +2,7 @@
 
 import io
 import unicodedata
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,8 +13,12 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from coma.errors import DataError, UsageError
 from coma.shards.describe.masks import class_colours, overlaid, read_mask
 from coma.shards.files import store_errors_as_oserror, write_atomically
+from coma.shards.images.arrays import array_facts, read_window
+from coma.shards.images.false_colour import legend, to_rgb
+from coma.shards.images.formats import BadImageError
 from coma.shards.manifest import INFO_NAME, Manifest, read_info, read_manifest
 from coma.shards.manifest.mask_coding import IGNORED
+from coma.shards.manifest.pixel_coding import PixelCoding
 
 _MARGIN_PX = 16
 _GAP_PX = 8
@@ -25,12 +30,20 @@ _MOST_ENTRIES = 40
 _PAGE, _MAT, _BORDER, _INK = "#ffffff", "#f4f4f5", "#d4d4d8", "#52525b"
 
 
-def contact_sheet(data: Path, split: str = "train", images: int = 64, seed: int = 0, cell_px: int = 128) -> Image.Image:
+def contact_sheet(
+    data: Path,
+    split: str = "train",
+    images: int = 64,
+    seed: int = 0,
+    cell_px: int = 128,
+    channels: Sequence[int] | None = None,
+) -> Image.Image:
     """Draw a random choice of a split's images in rows of equal length, each image whole in a square cell.
 
     As many classes as there is room for are shown, one image of each before a second of any, in the order of the
     classes and with their names. The cell of an image that does not decode says so. Masks are colours over the images,
-    with a legend below them.
+    with a legend below them. Samples that are not 8-bit RGB are shown in false colour, of the `channels` that
+    `false_colour.to_rgb` takes, which the last line names.
     """
     manifest = read_manifest(data, split)
     rows = balanced_choice(manifest, images, seed)
@@ -38,11 +51,12 @@ def contact_sheet(data: Path, split: str = "train", images: int = 64, seed: int 
     rows = rows[: columns * lines]
     captions = _captions(manifest, rows)
     with ThreadPoolExecutor() as pool:
-        pictures = pool.map(lambda row: _read_with_mask(manifest, int(row), cell_px), rows)
+        pictures = pool.map(lambda row: _read_with_mask(manifest, int(row), cell_px, channels), rows)
         across_px = cell_px + _GAP_PX
         down_px = across_px + (_CAPTION_PX if captions else 0)
         size = (columns * across_px - _GAP_PX, lines * down_px - _GAP_PX)
-        sheet = Image.new("RGB", (size[0] + 2 * _MARGIN_PX, size[1] + 2 * _MARGIN_PX), _PAGE)
+        note_px = 0 if manifest.pixels is None else _CAPTION_PX
+        sheet = Image.new("RGB", (size[0] + 2 * _MARGIN_PX, size[1] + 2 * _MARGIN_PX + note_px), _PAGE)
         draw = ImageDraw.Draw(sheet)
         pixels = np.zeros(IGNORED + 1, np.int64)
         for place, (picture, of_classes) in enumerate(pictures):
@@ -58,23 +72,30 @@ def contact_sheet(data: Path, split: str = "train", images: int = 64, seed: int 
                 sheet.paste(whole, corner)
             if captions:
                 centred(draw, captions[place], left, top + cell_px + 3, cell_px)
+    if manifest.pixels is not None:
+        note = f"{legend(manifest.pixels, channels)}, each from its 2nd to its 98th percentile"
+        _line(draw, note, _MARGIN_PX, sheet.height - _MARGIN_PX - _FONT_PX, size[0])
     return _with_legend(sheet, manifest, pixels) if manifest.has_masks else sheet
 
 
-def write_contact_sheet(data: Path, path: Path | str, split: str = "train", seed: int = 0) -> None:
-    """Write `contact_sheet` as a PNG. Raises UsageError if `path` cannot be written."""
+def write_contact_sheet(
+    data: Path, path: Path | str, split: str = "train", seed: int = 0, channels: Sequence[int] | None = None
+) -> None:
+    """Write `contact_sheet` as a PNG. Raises UsageError if `path` cannot be written, or a channel is not there."""
     path = Path(path)
     png = io.BytesIO()
-    contact_sheet(data, split, seed=seed).save(png, "PNG")
+    contact_sheet(data, split, seed=seed, channels=channels).save(png, "PNG")
     try:
         write_atomically(path, png.getvalue())
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _read_with_mask(manifest: Manifest, row: int, px: int) -> tuple[Image.Image | None, npt.NDArray[np.int64]]:
+def _read_with_mask(
+    manifest: Manifest, row: int, px: int, channels: Sequence[int] | None
+) -> tuple[Image.Image | None, npt.NDArray[np.int64]]:
     """Read a sample with its mask over it, and the number of pixels of each class."""
-    picture = read_displayed(manifest, row, px)
+    picture = read_displayed(manifest, row, px, channels)
     ids = read_mask(manifest, row)
     if ids is None:
         return picture, np.zeros(IGNORED + 1, np.int64)
@@ -108,11 +129,12 @@ def _with_legend(sheet: Image.Image, manifest: Manifest, pixels: npt.NDArray[np.
     return whole
 
 
-def read_displayed(manifest: Manifest, row: int, px: int) -> Image.Image | None:
+def read_displayed(manifest: Manifest, row: int, px: int, channels: Sequence[int] | None = None) -> Image.Image | None:
     """Read a sample as a person sees it, upright and in RGB; return None if it does not decode.
 
-    A JPEG may be decoded at a reduced size, with sides of at least `px` pixels. Raises DataError if its shard cannot
-    be read.
+    A JPEG may be decoded at a reduced size, with sides of at least `px` pixels. A sample that is not 8-bit RGB is
+    shown in false colour, of the `channels` that `false_colour.to_rgb` takes. Raises DataError if its shard cannot be
+    read, UsageError for channels that are not there.
     """
     path = manifest.shard_path(int(manifest.shard_id[row]))
     try:
@@ -121,12 +143,23 @@ def read_displayed(manifest: Manifest, row: int, px: int) -> Image.Image | None:
             data = file.read(int(manifest.size[row]))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    if manifest.pixels is not None:
+        return _in_false_colour(data, manifest.pixels, channels)
     try:
         image = Image.open(io.BytesIO(data))
         image.draft("RGB", (px, px))
         return displayed(image)
     except Exception:
         return None
+
+
+def _in_false_colour(data: bytes, pixels: PixelCoding, channels: Sequence[int] | None) -> Image.Image | None:
+    try:
+        facts = array_facts(data)
+        array = read_window(data, facts.format, 0, 0, facts.height, facts.width)
+    except BadImageError:
+        return None
+    return None if array.shape[2] != pixels.channels else Image.fromarray(to_rgb(array, pixels, channels))
 
 
 def displayed(image: Image.Image) -> Image.Image:

@@ -27,6 +27,7 @@ from coma.shards.manifest import (
     read_info,
     read_manifest,
 )
+from coma.shards.manifest.pixel_coding import PixelCoding
 from coma.shards.manifest.quarantine import count_reasons
 
 MEASURED_IMAGES = 512
@@ -94,6 +95,8 @@ class SplitDescription:
     fingerprint: str
     masks: MaskShares | None = None
     """Classes of the masks; None: the split has none."""
+    pixels: PixelCoding | None = None
+    """Channels, type and statistics of the samples; None: they are 8-bit RGB images."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,9 @@ def as_json(description: Description) -> dict[str, Any]:
         del result["mask_classes"]
         for split in result["splits"]:
             del split["masks"]
+    for split, described in zip(result["splits"], description.splits, strict=True):
+        del split["pixels"]
+        split |= {} if described.pixels is None else {"pixels": described.pixels.summary()}
     result["splits"] = {split.pop("split"): split for split in result["splits"]}
     return result
 
@@ -163,9 +169,10 @@ def _describe_split(manifest: Manifest, measured: int, seed: int) -> SplitDescri
         formats=_formats(manifest),
         labelled=manifest.label is not None,
         classes=None if manifest.label is None else _balance(manifest.label, manifest.class_names),
-        channels=_channels(manifest, measured, seed) if measured else None,
+        channels=_channels(manifest, measured, seed) if measured and manifest.pixels is None else None,
         fingerprint=manifest.fingerprint,
         masks=mask_shares(manifest, measured or _CARD_MASKS, seed) if manifest.has_masks else None,
+        pixels=manifest.pixels,
     )
 
 

@@ -29,7 +29,7 @@ FORMATS = {
 }
 """PIL's name of a format → its name in the manifest; "" is a format that is always converted."""
 
-_MAGIC = {
+MAGIC = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
     "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
     "WEBP": re.compile(rb"RIFF....WEBP", re.S),
@@ -88,7 +88,7 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
         BadImageError: the image has none of the formats in FORMATS, or PIL refuses its size.
         Exception: anything that PIL raises over a damaged header.
     """
-    is_tiff = _MAGIC["TIFF"].match(data)
+    is_tiff = MAGIC["TIFF"].match(data)
     if what := tiff.unsupported(data) if is_tiff else _rare_jpeg(data):
         raise BadImageError(f"unsupported format: {what}")
     try:
@@ -97,20 +97,20 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=_pil_formats())
     except UnidentifiedImageError:
         formats = _pil_formats()
-        name = next((name for name, magic in _MAGIC.items() if name in formats and magic.match(data)), None)
-        raise BadImageError(_unsupported(data) if name is None else _header_fault(name, data)) from None
+        name = next((name for name, magic in MAGIC.items() if name in formats and magic.match(data)), None)
+        raise BadImageError(refusal(data) if name is None else _header_fault(name, data)) from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
         raise BadImageError(f"bomb: {pixels and pixels[0]} pixels, the limit is {max_pixels}") from None
     except OSError:
-        if _MAGIC["WEBP"].match(data) and 8 + int.from_bytes(data[4:8], "little") > len(data):
+        if MAGIC["WEBP"].match(data) and 8 + int.from_bytes(data[4:8], "little") > len(data):
             raise BadImageError("truncated: it is shorter than its header says") from None
         raise
 
 
 def _rare_jpeg(data: bytes) -> str | None:
     """Return the name of a kind of JPEG that is not decoded; None for the usual kinds, and for other formats."""
-    at = 2 if _MAGIC["JPEG"].match(data) else len(data)
+    at = 2 if MAGIC["JPEG"].match(data) else len(data)
     while data[at : at + 1] == b"\xff" and at + 4 <= len(data) and data[at + 1] != 0xDA:  # start of scan
         if data[at + 1] in _RARE_JPEGS:
             return _RARE_JPEGS[data[at + 1]]
@@ -167,7 +167,12 @@ def _pil_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _unsupported(data: bytes) -> str:
+def name_of(data: bytes) -> str | None:
+    """Return the name of a format that is opened, by its first bytes; None for all others."""
+    return next((name for name, magic in MAGIC.items() if magic.match(data)), None)
+
+
+def refusal(data: bytes) -> str:
     """Return the reason for refusing bytes that have none of the formats in FORMATS."""
     kind = next((kind for offset, magic, kind in _UNSUPPORTED if data.startswith(magic, offset)), None)
     if data[4:8] == b"ftyp":

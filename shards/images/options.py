@@ -1,7 +1,9 @@
 """Options of checking and re-encoding one image, light to import."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+from coma.errors import UsageError
 from coma.shards.option import option, validate
 
 MAX_PIXELS = 2**26
@@ -10,6 +12,8 @@ MOST_PIXELS = 178_956_970
 """PIL refuses more by itself."""
 JPEG_SIDE = 65_500
 """Longest side of a JPEG, in pixels."""
+MOST_CHANNELS = 32
+"""Of a sample."""
 _PANEL = "Images"
 
 
@@ -40,6 +44,39 @@ class PixelOptions:
         most=MOST_PIXELS,
     )
 
+    channels: int | None = option(
+        None,
+        help="Take TIFF, PNG and .npy of this many channels at their own depth, instead of 8-bit RGB.",
+        panel=_PANEL,
+        metavar="N",
+        least=1,
+        most=MOST_CHANNELS,
+        shown_default="8-bit RGB",
+    )
+    dtype: Literal["uint8", "uint16", "int16", "float32"] | None = option(
+        None,
+        help="Type of the values, with --channels.",
+        panel=_PANEL,
+        shown_default="that of the first image",
+    )
+    uncompressed: bool = option(
+        False, help="Write samples as .npy, with --channels: more bytes, and far less time to read.", panel=_PANEL
+    )
+
     def __post_init__(self) -> None:
         """Check the limits."""
         validate(self)
+        if self.channels is None and self.dtype is not None:
+            raise UsageError(f"--dtype {self.dtype} only matters with --channels N, the number of channels")
+        if self.channels is None and self.uncompressed:
+            raise UsageError("--uncompressed only matters with --channels N, the number of channels")
+        if self.channels is not None and self.resize_px is not None:
+            raise UsageError(
+                f"--resize {self.resize_px} makes 8-bit JPEGs, and --channels {self.channels} keeps all values; "
+                "leave one out"
+            )
+        if self.channels is not None and not self.decode:
+            raise UsageError(
+                f"--check header does not read the values, whose mean and deviation --channels {self.channels} needs; "
+                "leave one out"
+            )

@@ -36,7 +36,7 @@ def png_chunks(data: bytes, checksums: bool) -> PngChunks:
     late_metadata = palette = pixels = False
     unknown = too_long = None
     name = b""
-    for name, at, end in _chunks(data):
+    for name, at, end in chunks(data):
         if checksums and zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
             raise BadImageError(f"unreadable: the checksum of its {name.decode()} chunk is wrong")
         if name == b"IDAT":
@@ -64,7 +64,7 @@ def without_long_texts(data: bytes) -> bytes:
     """
     kept: list[bytes] = []
     start = text_bytes = 0
-    for name, at, end in _chunks(data):
+    for name, at, end in chunks(data):
         if name not in _TEXTS and name != b"iCCP":
             continue
         length = _text_bytes(name, data[at + 8 : end - 4])
@@ -76,7 +76,7 @@ def without_long_texts(data: bytes) -> bytes:
     return b"".join([*kept, data[start:]]) if kept else data
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield each chunk's name, first byte and end, up to IEND or as far as there are whole ones."""
     at, name = 8, b""
     while name != b"IEND":

@@ -11,8 +11,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from coma.shards.images import tiff
@@ -30,7 +32,10 @@ from coma.shards.images.options import MAX_PIXELS as MAX_PIXELS
 from coma.shards.images.options import PixelOptions as PixelOptions
 from coma.shards.images.png import PNG_SIGNATURE, png_chunks, without_long_texts
 
-EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "bmp": "bmp", "tiff": "tif", "pnm": "ppm"}
+EXTENSIONS = {
+    **{"jpeg": "jpg", "png": "png", "webp": "webp", "bmp": "bmp", "tiff": "tif", "pnm": "ppm"},
+    "npy": "npy",
+}
 """Format of an image's bytes → its extension in a shard, whatever its file was called."""
 
 _HEAVY = frozenset({"WEBP", "JPEG2000", "AVIF"})  # decoding takes 17 to 24 bytes a pixel, others 4 to 12
@@ -71,6 +76,8 @@ class Prepared:
     """Facts about the source's image."""
     turned: bool
     """Whether the source's image is stored with its sides swapped, and shown by its orientation."""
+    array: npt.NDArray[Any] | None = None
+    """Its values [H, W, C], if it is not an 8-bit RGB image."""
 
 
 @dataclass(frozen=True)

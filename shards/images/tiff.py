@@ -12,15 +12,19 @@ import numpy.typing as npt
 from PIL import TiffTags
 from PIL.TiffImagePlugin import COMPRESSION_INFO
 
+from coma.shards.images.options import MOST_CHANNELS
+
 SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+FILL_ORDER, ORIENTATION, ROWS_PER_STRIP, PREDICTOR = 266, 274, 278, 317
 CHANNELS, PLANES, TILE_WIDTH, TILE_HEIGHT = 277, 284, 322, 323
 EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION = 338, 339, 50706
 _OLD_SUBFILE = 255
-_STRIPS, _TILES = (273, 279), (324, 325)  # offsets, byte counts
+STRIPS, TILES = (273, 279), (324, 325)  # offsets, byte counts
 _TAGS = frozenset(
     (
-        *(SUBFILE, _OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, PLANES, *_STRIPS, *_TILES),
-        *(TILE_WIDTH, EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION),
+        *(SUBFILE, _OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, PLANES, *STRIPS, *TILES),
+        *(TILE_WIDTH, TILE_HEIGHT, EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION),
+        *(FILL_ORDER, ORIENTATION, ROWS_PER_STRIP, PREDICTOR),
     )
 )
 _REDUCED, _MASK = 1, 4  # bits of SUBFILE
@@ -33,13 +37,14 @@ _RGB = 2
 _GREYS = (0, 1)
 _WHITE_IS_ZERO = 0
 _UNSIGNED = 1
-_FORMATS = {2: "signed", 3: "floating point", 5: "complex", 6: "complex"}
-_PHOTOMETRICS = {code: name for name, code in TiffTags.lookup(PHOTOMETRIC).enum.items() if code not in _GREYS} | {
+_TAKEN = ((1, 8), (1, 16), (2, 16), (3, 32))  # sample formats and bits of the types that samples may have
+FORMATS = {2: "signed", 3: "floating point", 5: "complex", 6: "complex"}
+PHOTOMETRICS = {code: name for name, code in TiffTags.lookup(PHOTOMETRIC).enum.items() if code not in _GREYS} | {
     32844: "LogL",
     32845: "LogLuv",
 }
 _WEBP = 50001
-_COMPRESSIONS = {
+COMPRESSIONS = {
     **dict.fromkeys((33003, 33005, 34712), "JPEG 2000"),
     **dict.fromkeys((50002, 52546), "JPEG XL"),
     32909: "PixarLog",
@@ -55,59 +60,66 @@ Directory = dict[int, npt.NDArray[np.unsignedinteger[Any]]]
 
 def has_separate_planes(data: bytes) -> bool:
     """Whether the first picture keeps its channels one after the other."""
-    directory = _first(data)
-    return _value(directory, PLANES, 1) == 2 and _value(directory, CHANNELS, 1) > 1
+    directory = first_directory(data)
+    return first_value(directory, PLANES, 1) == 2 and first_value(directory, CHANNELS, 1) > 1
 
 
 def has_several_pictures(data: bytes) -> bool:
     """Whether there are pictures other than the first one, its reduced copies and its masks."""
-    for number, directory in enumerate(_directories(data)):
-        if number == _MOST_DIRECTORIES:
-            return True
-        belongs = _value(directory, SUBFILE, 0) & (_REDUCED | _MASK)
-        if number and not belongs and _value(directory, _OLD_SUBFILE, 0) != _OLD_REDUCED:
-            return True
-    return False
+    return len(pictures(data, 2)) > 1
+
+
+def pictures(data: bytes, most: int) -> list[Directory]:
+    """Return the first picture and all others but reduced copies and masks, no more than `most`."""
+    whole: list[Directory] = []
+    for number, directory in enumerate(directories(data)):
+        belongs = first_value(directory, SUBFILE, 0) & (_REDUCED | _MASK)
+        is_whole = not belongs and first_value(directory, _OLD_SUBFILE, 0) != _OLD_REDUCED
+        if number in (0, _MOST_DIRECTORIES) or is_whole:
+            whole.append(directory)
+        if number == _MOST_DIRECTORIES or len(whole) == most:
+            break
+    return whole
 
 
 def unsupported(data: bytes) -> str | None:
     """Say what a TIFF is that has no one agreed look or that PIL shows wrong; None for others, damaged ones too."""
     if data.startswith(b"MM\0+"):
-        return "BigTIFF in big-endian order"
-    directory = _first(data)
-    if DNG_VERSION in directory or _value(directory, SUBFILE, 0) & _REDUCED:
+        return f"BigTIFF in big-endian order{_way_out(first_directory(data))}"
+    directory = first_directory(data)
+    if DNG_VERSION in directory or first_value(directory, SUBFILE, 0) & _REDUCED:
         return "a camera's raw file, or another TIFF that begins with a preview"
-    compression = _value(directory, COMPRESSION, 1)
+    compression = first_value(directory, COMPRESSION, 1)
     if compression not in COMPRESSION_INFO or compression == _WEBP:  # PIL's own libtiff comes without it
-        name = _COMPRESSIONS.get(compression)
+        name = COMPRESSIONS.get(compression)
         return f"TIFF with compression {compression}{f' ({name})' if name else ''}"
-    bits, photometric = _value(directory, BITS, 1), _value(directory, PHOTOMETRIC, 0)
-    channels = _value(directory, CHANNELS, 1)
-    if _value(directory, SAMPLE_FORMAT, _UNSIGNED) != _UNSIGNED or bits not in (1, 2, 4, 8, 16):
-        return f"{_description(directory)}, which has no agreed brightness"
+    bits, photometric = first_value(directory, BITS, 1), first_value(directory, PHOTOMETRIC, 0)
+    channels = first_value(directory, CHANNELS, 1)
+    if first_value(directory, SAMPLE_FORMAT, _UNSIGNED) != _UNSIGNED or bits not in (1, 2, 4, 8, 16):
+        return f"{_description(directory)}, which has no agreed brightness{_way_out(directory)}"
     is_dark_negative = photometric == _WHITE_IS_ZERO and bits == 16  # PIL shows the negative
     if is_dark_negative and channels == 1:
-        return f"{_description(directory)}, in which zero is white"
-    too_many = _value(directory, PLANES, 1) == 1 and channels > _PIL_CHANNELS
+        return f"{_description(directory)}, in which zero is white{_way_out(directory)}"
+    too_many = first_value(directory, PLANES, 1) == 1 and channels > _PIL_CHANNELS
     # Libtiff takes a nameless fourth plane for alpha that the colours were multiplied with.
     nameless_plane = (
         photometric == _RGB and has_separate_planes(data) and channels > 3 and EXTRA_SAMPLES not in directory
     )
     if too_many or nameless_plane or (photometric in _GREYS and channels > 2):
-        return _description(directory)
+        return _description(directory) + _way_out(directory)
     return None
 
 
 def unopened(data: bytes) -> str | None:
     """Say what a TIFF is that PIL does not open; None if its first directory is damaged."""
-    directory = _first(data)
-    return _description(directory) if {WIDTH, HEIGHT} <= directory.keys() else None
+    directory = first_directory(data)
+    return _description(directory) + _way_out(directory) if {WIDTH, HEIGHT} <= directory.keys() else None
 
 
 def is_cut(data: bytes) -> bool:
     """Whether strips or tiles of the first picture lie beyond the end of the file."""
-    directory = _first(data)
-    for offsets, counts in (_STRIPS, _TILES):
+    directory = first_directory(data)
+    for offsets, counts in (STRIPS, TILES):
         if offsets in directory and counts in directory and len(directory[offsets]) == len(directory[counts]):
             ends = directory[offsets].astype(np.float64) + directory[counts]
             return bool(len(ends) and ends.max() > len(data))
@@ -115,27 +127,35 @@ def is_cut(data: bytes) -> bool:
 
 
 def _description(directory: Directory) -> str:
-    channels, photometric = _value(directory, CHANNELS, 1), _value(directory, PHOTOMETRIC, 0)
-    kinds = [_PHOTOMETRICS.get(photometric), _FORMATS.get(_value(directory, SAMPLE_FORMAT, _UNSIGNED))]
+    channels, photometric = first_value(directory, CHANNELS, 1), first_value(directory, PHOTOMETRIC, 0)
+    kinds = [PHOTOMETRICS.get(photometric), FORMATS.get(first_value(directory, SAMPLE_FORMAT, _UNSIGNED))]
     if photometric == _RGB and channels > 3 and EXTRA_SAMPLES not in directory:
         kinds.append("without ExtraSamples")
     if photometric in _GREYS and channels in (3, 4):
         kinds.append("not marked as RGB")
-    what = f"TIFF of {channels} channel{'s' * (channels != 1)} of {_value(directory, BITS, 1)} bits"
+    what = f"TIFF of {channels} channel{'s' * (channels != 1)} of {first_value(directory, BITS, 1)} bits"
     return ", ".join([what, *filter(None, kinds)])
 
 
-def _value(directory: Directory, tag: int, default: int) -> int:
+def _way_out(directory: Directory) -> str:
+    """Return how a TIFF of values that are not 8-bit RGB is taken, nothing for types that are not."""
+    channels = first_value(directory, CHANNELS, 1)
+    kind = (first_value(directory, SAMPLE_FORMAT, _UNSIGNED), first_value(directory, BITS, 1))
+    return f" (--channels {channels} takes it as it is)" if kind in _TAKEN and channels <= MOST_CHANNELS else ""
+
+
+def first_value(directory: Directory, tag: int, default: int) -> int:
     """Return the first value of a tag."""
     values = directory.get(tag)
     return default if values is None or not len(values) else int(values[0])
 
 
-def _first(data: bytes) -> Directory:
-    return next(_directories(data), {})
+def first_directory(data: bytes) -> Directory:
+    """Return the tags of the first picture, none if they cannot be read."""
+    return next(directories(data), {})
 
 
-def _directories(data: bytes) -> Iterator[Directory]:
+def directories(data: bytes) -> Iterator[Directory]:
     """Yield the pictures' tags as long as they can be read, each directory once."""
     order = "<" if data.startswith(b"II") else ">"
     big = data[2:4] in (b"+\0", b"\0+")

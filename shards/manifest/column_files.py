@@ -37,6 +37,7 @@ from coma.shards.manifest.columns import (
     scan,
 )
 from coma.shards.manifest.mask_coding import coding_from_json
+from coma.shards.manifest.pixel_coding import pixels_from_json
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,8 @@ def _load_mapped(folder: Path) -> Columns | None:
         fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
         if fields.get("masks") is not None:
             fields["masks"] = coding_from_json(fields["masks"])
+        if fields.get("pixels") is not None:
+            fields["pixels"] = pixels_from_json(fields["pixels"])
         summary = ManifestSummary(**fields)
         arrays = {}
         for name, dtype in summary.dtypes.items():

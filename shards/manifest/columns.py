@@ -19,6 +19,7 @@ import xxhash
 from coma.errors import DataError
 from coma.shards.files import is_remote, without_credentials
 from coma.shards.manifest.mask_coding import MASKS_KEY, MaskCoding, coding_from_json
+from coma.shards.manifest.pixel_coding import PIXELS_KEY, PixelCoding, pixels_from_json
 
 CLASS_NAMES_KEY = b"coma.class_names"
 SCHEMA = pa.schema(
@@ -83,6 +84,8 @@ class ManifestSummary:
     class_names: tuple[str, ...] | None
     masks: MaskCoding | None = None
     """Coding of the masks; None: there are none."""
+    pixels: PixelCoding | None = None
+    """Channels, type and statistics of the pixels; None: they are of 8-bit RGB images."""
 
     @property
     def dtypes(self) -> dict[str, np.dtype[Any]]:
@@ -196,6 +199,7 @@ def scan(path: Path, file: pq.ParquetFile, put_rows: PutRows) -> ManifestSummary
         least_bytes=tuple(shards.least_bytes),
         class_names=class_names,
         masks=masks,
+        pixels=_pixels(place, metadata),
     )
 
 
@@ -206,6 +210,15 @@ def _coding(place: str, metadata: Mapping[bytes, bytes]) -> MaskCoding | None:
         return coding_from_json(json.loads(metadata[MASKS_KEY]))
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{place} is damaged: it does not say which classes its masks have; shard again") from None
+
+
+def _pixels(place: str, metadata: Mapping[bytes, bytes]) -> PixelCoding | None:
+    if PIXELS_KEY not in metadata:
+        return None
+    try:
+        return pixels_from_json(json.loads(metadata[PIXELS_KEY]))
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{place} is damaged: it does not say what pixels its images have; shard again") from None
 
 
 def fingerprint(summary: ManifestSummary, read_column: Callable[[str], Iterable[Any]]) -> str:
@@ -219,6 +232,8 @@ def fingerprint(summary: ManifestSummary, read_column: Callable[[str], Iterable[
         for name in MASK_DTYPES:
             for piece in read_column(name):
                 digest.update(piece)
+    if summary.pixels is not None:
+        digest.update(summary.pixels.identity.encode())
     return digest.hexdigest()
 
 

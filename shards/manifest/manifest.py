@@ -23,6 +23,7 @@ from coma.shards.files import folder_at, is_remote, is_there, open_for_arrow, re
 from coma.shards.manifest.column_files import load_columns
 from coma.shards.manifest.columns import CLASS_NAMES_KEY, MASK_FIELDS, SCHEMA, columns_of, open_parquet
 from coma.shards.manifest.mask_coding import IGNORED, MASKS_KEY, MaskCoding
+from coma.shards.manifest.pixel_coding import PIXELS_KEY, PixelCoding
 
 MANIFEST_NAME = "manifest.parquet"
 INFO_NAME = "_info.json"
@@ -73,6 +74,8 @@ class Manifest:
     """[N] how many bytes the mask has."""
     mask_xxh3_64: npt.NDArray[np.uint64] | None = None
     """[N] hash of the mask's bytes."""
+    pixels: PixelCoding | None = None
+    """Channels, type and statistics of the samples; None: they are 8-bit RGB images."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -177,9 +180,12 @@ class Manifest:
         return strings
 
 
-def schema(class_names: Sequence[str] | None, masks: MaskCoding | None = None) -> pa.Schema:
-    """Return the manifest's schema, with class names and the coding of masks in its metadata if there are any."""
+def schema(
+    class_names: Sequence[str] | None, masks: MaskCoding | None = None, pixels: PixelCoding | None = None
+) -> pa.Schema:
+    """Return the manifest's schema, with class names and the codings of masks and pixels in its metadata, if any."""
     metadata = {} if class_names is None else {CLASS_NAMES_KEY: json.dumps(list(class_names)).encode()}
+    metadata |= {} if pixels is None else {PIXELS_KEY: pixels.to_metadata()}
     if masks is None:
         return SCHEMA.with_metadata(metadata or None)
     return pa.schema([*SCHEMA, *MASK_FIELDS], metadata | {MASKS_KEY: masks.to_metadata()})
@@ -226,6 +232,7 @@ def load_manifest(data: Path, split: str = "train") -> Manifest:
         least_bytes=np.array(summary.least_bytes, np.int64),
         **{name: arrays.get(name) for name in columns_of(True)},  # type: ignore[arg-type]
         mask_coding=summary.masks,
+        pixels=summary.pixels,
         class_names=summary.class_names,
         fingerprint=columns.fingerprint,
     )

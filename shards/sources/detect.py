@@ -12,7 +12,7 @@ from coma.errors import DataError, UsageError, shell_command
 from coma.shards.manifest import INFO_NAME
 from coma.shards.sources import folders, imagenet, path_list, tars, webdataset
 from coma.shards.sources.folder_names import FEW, WAYS_OUT, split_by_folders
-from coma.shards.sources.kinds import extension, is_image_name, is_packed_name
+from coma.shards.sources.kinds import ARRAY_EXTENSIONS, extension, is_image_name, is_packed_name
 from coma.shards.sources.listing import (
     LAYOUTS,
     ListingBuilder,
@@ -46,6 +46,7 @@ def list_source(
     masks: MaskOptions | None = None,
     exclude: Path | None = None,
     progress: Callable[[int], None] | None = None,
+    arrays: bool = False,
 ) -> SourceListing:
     """List the images of a source, and log its layout and contents.
 
@@ -60,6 +61,7 @@ def list_source(
         masks: what is said of segmentation masks; by default nothing.
         exclude: a folder that is no part of the source.
         progress: called now and then with the number of images so far.
+        arrays: whether images need not be 8-bit RGB, so that .npy are images, too.
 
     Raises:
         UsageError: there is no such source, it does not have the layout asked for, or its layout, splits or classes
@@ -71,19 +73,23 @@ def list_source(
     if not source.exists():
         raise UsageError(f"no such file or folder: {source}")
     masks = masks or MaskOptions()
-    lister = _Lister(source, layout is not None, image_column, label_column, root, splits, masks, exclude, progress)
-    detected = layout or (_layout_of_folder(source) if source.is_dir() else _layout_of_file(source))
+    lister = _Lister(
+        source, layout is not None, image_column, label_column, root, splits, masks, exclude, progress, arrays
+    )
+    detected = layout or (_layout_of_folder(source) if source.is_dir() else _layout_of_file(source, arrays))
     if root is not None and detected != "list":
         raise UsageError(f"--root {root} is for a list of paths; {source} holds {LAYOUTS[detected]}")
     listing = lister.list_as(detected)
     if layout is None and detected == "folder":
-        containers = _containers(source, listing)
+        containers = _containers(source, listing, arrays)
         if containers is not None:
             listing = lister.list_as(containers)
     if not len(listing):
         contents = f"; it has {counted(listing.passed_over.counts())}" if len(listing.passed_over) else ""
         if any(map(is_packed_name, listing.passed_over.paths)):
             contents += "; unpack what is packed (a plain .tar is read where it lies)"
+        if not arrays and any(kind in ARRAY_EXTENSIONS for kind in listing.passed_over.kinds):
+            contents += "; --channels N takes .npy of N channels"
         raise DataError(f"no images in {source}{contents}")
     if [split.name for split in listing.splits] == [lister.only_split] != ["train"] and splits is None:
         log.info("split %s is the source's own name; --splits train=. makes it one to train on", lister.only_split)
@@ -109,6 +115,7 @@ class _Lister:
     masks: MaskOptions
     exclude: Path | None
     progress: Callable[[int], None] | None
+    arrays: bool
 
     @property
     def only_split(self) -> str:
@@ -141,7 +148,7 @@ class _Lister:
             if not imagenet.is_kaggle(source):
                 raise UsageError(f"--layout kaggle: there is no ILSVRC/Data/CLS-LOC in {source}")
             return imagenet.list_kaggle(source, self.progress, self.exclude)
-        listing, others = folders.list_folder(source, self.exclude, self.progress)
+        listing, others = folders.list_folder(source, self.exclude, self.progress, self.arrays)
         if layout in ("ade20k", "voc"):
             list_layout = masks_layouts.list_ade20k if layout == "ade20k" else masks_layouts.list_voc
             return list_layout(source, listing, others, self.masks, self.splits)
@@ -154,9 +161,11 @@ class _Lister:
         if not paths:
             raise UsageError(f"--layout {layout}: there is no .tar in {self.source}")
         if layout == "webdataset":
-            listing = webdataset.list_webdataset(folder, paths, self.progress, self.splits, self.only_split)
+            listing = webdataset.list_webdataset(
+                folder, paths, self.progress, self.splits, self.only_split, self.arrays
+            )
         else:
-            listing = self._named(folder, layout, *tars.list_tars(folder, paths, self.progress))
+            listing = self._named(folder, layout, *tars.list_tars(folder, paths, self.progress, self.arrays))
         listing.passed_over.add_all(others)
         return listing
 
@@ -193,18 +202,18 @@ def _layout_of_folder(folder: Path) -> str:
     return "folder" if masks_layouts.voc_folder(folder) is None else "voc"
 
 
-def _layout_of_file(file: Path) -> str:
+def _layout_of_file(file: Path, arrays: bool) -> str:
     """Detect the layout of a file by its name, and of a tar by its members. Raises UsageError if it has none."""
     extension = file.suffix.lower()
     if extension == ".tar":
         if imagenet.is_official(file):
             return "imagenet"
-        return "webdataset" if webdataset.is_webdataset(file.parent, [file.name]) else "tar"
+        return "webdataset" if webdataset.is_webdataset(file.parent, [file.name], arrays) else "tar"
     if extension == ".parquet":
         return "parquet" if path_list.holds_images(file) else "list"
     if extension in (".csv", ".tsv", ".txt"):
         return "list"
-    if is_image_name(file.name):
+    if is_image_name(file.name, arrays):
         raise UsageError(f"{file} is one image; give the folder that holds it")
     if is_packed_name(file.name):
         raise UsageError(f"{file} is packed; unpack it first (a plain .tar is read where it lies)")
@@ -213,7 +222,7 @@ def _layout_of_file(file: Path) -> str:
     )
 
 
-def _containers(folder: Path, images: SourceListing) -> str | None:
+def _containers(folder: Path, images: SourceListing, arrays: bool) -> str | None:
     """Return the layout of a folder's tars or parquet files if they, not its image files, are the data set.
 
     Where both are there, nearly all bytes decide. Raises UsageError if they do not.
@@ -246,7 +255,8 @@ def _containers(folder: Path, images: SourceListing) -> str | None:
     if layout == "folder":
         return None
     if layout == "tar":
-        return "webdataset" if webdataset.is_webdataset(folder, sorted(files[".tar"], key=os.fsencode)) else "tar"
+        in_order = sorted(files[".tar"], key=os.fsencode)
+        return "webdataset" if webdataset.is_webdataset(folder, in_order, arrays) else "tar"
     return "parquet"
 
 

@@ -11,15 +11,19 @@ from coma.shards.sources.walk import FoundFile, walk
 
 
 def list_folder(
-    root: Path, exclude: Path | None = None, progress: Callable[[int], None] | None = None
+    root: Path,
+    exclude: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+    arrays: bool = False,
 ) -> tuple[ListingBuilder, PassedOver]:
     """List the images under `root` but not in the folder `exclude`, and the files that are none.
 
-    An image is what has the extension or the first bytes of one. Raises DataError if a folder cannot be read.
+    An image is what has the extension or the first bytes of one; with `arrays` a .npy is one, too. Raises DataError if
+    a folder cannot be read.
     """
     listing, passed_over = ListingBuilder(progress), PassedOver()
     for file in walk(root, exclude, passed_over):
-        if is_image(file.name, file.size if file.is_regular else 0, partial(_head, root, file)):
+        if is_image(file.name, file.size if file.is_regular else 0, partial(_head, root, file), arrays):
             listing.add(file.path, file.size, file.mtime_ns, refused=refused_by_name(file.name))
         else:
             passed_over.add(file.path, kind(file.name), file.size)

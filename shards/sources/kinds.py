@@ -13,6 +13,9 @@ IMAGE_EXTENSIONS = frozenset(
 )
 """Extensions that make a file an image by name, so that it ends up in a shard or in the quarantine."""
 
+ARRAY_EXTENSIONS = frozenset((".npy",))
+"""Further ones, if images may have any number of channels and any depth."""
+
 RAW_EXTENSIONS = frozenset(
     (
         *(".3fr", ".arw", ".cr2", ".cr3", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw"),
@@ -40,9 +43,9 @@ _HEAD = re.compile(
 _PACKED = (".zip", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".tzst", ".lz4", ".7z", ".rar")
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file is an image by its name."""
-    return extension(name) in IMAGE_EXTENSIONS
+def is_image_name(name: str, arrays: bool = False) -> bool:
+    """Whether a file is an image by its name; `arrays` says that it need not be one of 8-bit RGB."""
+    return extension(name) in IMAGE_EXTENSIONS or (arrays and extension(name) in ARRAY_EXTENSIONS)
 
 
 def refused_by_name(name: str) -> str | None:
@@ -50,13 +53,13 @@ def refused_by_name(name: str) -> str | None:
     return "unsupported format: camera raw (convert it to JPEG or PNG first)" if is_raw_name(name) else None
 
 
-def is_image(name: str, size: int, head: Callable[[], bytes]) -> bool:
+def is_image(name: str, size: int, head: Callable[[], bytes], arrays: bool = False) -> bool:
     """Whether a file ends up in a shard or in the quarantine: as an image or camera raw file by name, or by its bytes.
 
     `head` returns the file's first HEAD_BYTES; it is called only where the name says nothing and `size` suffices.
     """
     return (
-        is_image_name(name)
+        is_image_name(name, arrays)
         or is_raw_name(name)
         or (size >= HEAD_BYTES and may_hide_an_image(name) and is_image_head(head()))
     )

@@ -151,7 +151,7 @@ def _read_csv(source: Path, path_column: str | None, label_column: str | None) -
         if len(header) > _MAX_COLUMNS:
             raise DataError(f"{source} has {len(header):,} columns; the limit is {_MAX_COLUMNS:,}")
         rows: Iterator[list[str]] = reader
-        if header and is_image_name(header[0]):
+        if header and is_image_name(header[0], arrays=True):
             if len(header) > 3:
                 raise UsageError(f"{source} has {len(header)} columns, no header; name them in a first line")
             rows = chain([header], reader)
@@ -188,7 +188,8 @@ def _read_text(source: Path, path_column: str | None, label_column: str | None) 
             continue
         head, separator, tail = text.rpartition("\t" if "\t" in text else " ")
         labelled = separator == "\t" or (
-            not is_image_name(text) and (is_image_name(head.rstrip()) or _INTEGER.fullmatch(tail) is not None)
+            not is_image_name(text, arrays=True)
+            and (is_image_name(head.rstrip(), arrays=True) or _INTEGER.fullmatch(tail) is not None)
         )
         paths.append(head.rstrip() if labelled else text)
         labels.append(tail if labelled else "")

@@ -8,6 +8,7 @@ from pathlib import Path
 from coma.errors import ComaError, DataError
 from coma.shards.images.formats import BadImageError
 from coma.shards.images.prepare import PixelOptions, Prepared, prepare_image
+from coma.shards.images.prepare_array import prepare_array
 from coma.shards.sources.listing import MAX_IMAGE_BYTES, WHOLE_FILE, SourceImage, clamped, printable
 
 _OPEN_CONTAINERS = 16
@@ -49,11 +50,12 @@ class SourceReader:
         return data
 
     def prepare(self, image: SourceImage, options: PixelOptions) -> Prepared:
-        """Read one image, check it, and convert or re-encode it as `prepare_image` does.
+        """Read one image, check it, and convert or re-encode it as `prepare_image` or `prepare_array` does.
 
         Raises as `read_or_set_aside`, and BadImageError if it is no good image.
         """
-        return prepare_image(self.read_or_set_aside(image), options)
+        prepare = prepare_image if options.channels is None else prepare_array
+        return prepare(self.read_or_set_aside(image), options)
 
     def read_or_set_aside(self, image: SourceImage) -> bytes:
         """Read one image or mask.

@@ -36,7 +36,7 @@ class TarFile:
 
 
 def list_tars(
-    root: Path, tars: list[str], progress: Callable[[int], None] | None = None
+    root: Path, tars: list[str], progress: Callable[[int], None] | None = None, arrays: bool = False
 ) -> tuple[ListingBuilder, PassedOver]:
     """List the images in `tars` (paths below `root`), and the members that are none.
 
@@ -45,7 +45,7 @@ def list_tars(
     folder, is left out. Raises DataError that names all damaged tars.
     """
     listing, passed_over = ListingBuilder(progress), PassedOver()
-    for tar, mtime_ns, member in walk_tars(root, tars, files_in):
+    for tar, mtime_ns, member in walk_tars(root, tars, partial(files_in, arrays=arrays)):
         if member.kind is None:
             listing.add(member.path, member.size, mtime_ns, tar, member.offset, member.refused)
         else:
@@ -85,10 +85,12 @@ def walk_tars(root: Path, tars: Iterable[str], walk: Callable[[int], Iterable[T]
         )
 
 
-def files_in(descriptor: int, start: int = 0, stop: int | None = None, folder: str = "") -> Iterator[TarFile]:
+def files_in(
+    descriptor: int, start: int = 0, stop: int | None = None, folder: str = "", arrays: bool = False
+) -> Iterator[TarFile]:
     """Yield the files in a tar and in the tars within it, each of which counts as a folder of its name.
 
-    Raises TarError.
+    With `arrays` a .npy is an image. Raises TarError.
     """
     for member in members(descriptor, start, stop):
         parts = [part for part in member.name.split("/") if part not in ("", ".")]
@@ -105,10 +107,12 @@ def files_in(descriptor: int, start: int = 0, stop: int | None = None, folder: s
                 continue
             try:
                 inner = "/".join([*parts[:-1], stem, ""])
-                yield from files_in(descriptor, member.offset, member.offset + member.size, inner)
+                yield from files_in(descriptor, member.offset, member.offset + member.size, inner, arrays)
             except TarError as error:
                 raise type(error)(f"in {printable(member.name)}: {error}") from None
-        elif not is_image(name, member.size if member.kind == "file" else 0, partial(_head, descriptor, member)):
+        elif not is_image(
+            name, member.size if member.kind == "file" else 0, partial(_head, descriptor, member), arrays
+        ):
             yield TarFile(path, member.offset, member.size, None, kind(name))
         elif refused is not None:
             yield TarFile(folder + member.name, member.offset, member.size, refused)

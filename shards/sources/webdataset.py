@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ OTHER_PICTURE = "other picture of its sample"
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
 _FIRST_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_FIRST_ARRAYS = ("npy", "tif", "tiff", "png")
 _NO_PICTURE = re.compile(r"(?:.*\.)?(?:seg|segmentation|masks?|depth|labels?|annotations?|alpha)\.[^.]+", re.IGNORECASE)
 _LABELS = ("cls", "label", "target")  # extensions of members, and names in .json
 _LABEL_NAMES = ("label", "cls", "class_id", "category_id", "target", "class")
@@ -74,8 +76,12 @@ class WdsSample:
     """Members that are no part of what is read, with what they are: other pictures; all if there is no image."""
 
 
-def is_webdataset(root: Path, tars: list[str]) -> bool:
-    """Whether tars hold samples, not image folders, judged by the first members of the first tar and its name."""
+def is_webdataset(root: Path, tars: list[str], arrays: bool = False) -> bool:
+    """Whether tars hold samples, not image folders, judged by the first members of the first tar and its name.
+
+    With `arrays` a .npy is an image.
+    """
+    is_image = partial(_is_image, arrays=arrays)
     if not tars:
         return False
     path = root / tars[0]
@@ -92,7 +98,7 @@ def is_webdataset(root: Path, tars: list[str]) -> bool:
     except (TarError, OSError):
         pass  # listing the tar will raise it
     if any(
-        not {"cls", "json", "txt"}.isdisjoint(of_key) and any(map(_is_image, of_key)) for of_key in extensions.values()
+        not {"cls", "json", "txt"}.isdisjoint(of_key) and any(map(is_image, of_key)) for of_key in extensions.values()
     ):
         return True
     return bool(extensions) and flat and _SHARD_NAME.search(tars[0]) is not None
@@ -104,8 +110,9 @@ def list_webdataset(
     progress: Callable[[int], None] | None = None,
     rules: SplitRules | None = None,
     only_split: str = "train",
+    arrays: bool = False,
 ) -> SourceListing:
-    """List the images of the samples in `tars` (paths below `root`), with their labels.
+    """List the images of the samples in `tars` (paths below `root`), with their labels; with `arrays`, .npy as well.
 
     The split is what `rules` say, or the word train, val, test, ... in a tar's path or a key's folders, else
     `only_split`. Raises DataError that names all damaged tars.
@@ -115,7 +122,7 @@ def list_webdataset(
     labels: list[int | str | None] = []
     names = ClassNames()
     unusable: list[str] = []
-    for tar, mtime_ns, sample in walk_tars(root, tars, samples):
+    for tar, mtime_ns, sample in walk_tars(root, tars, partial(samples, arrays=arrays)):
         for member, what in sample.passed_over:
             passed_over.add(f"{tar}/{member.name}", what, member.size)
         if sample.image is None:
@@ -149,11 +156,12 @@ def list_webdataset(
     return SourceListing(root, "webdataset", splits, numbered.class_names, passed_over=passed_over)
 
 
-def samples(descriptor: int) -> Iterator[WdsSample]:
+def samples(descriptor: int, arrays: bool = False) -> Iterator[WdsSample]:
     """Yield the samples of a tar, including those without an image. Raises TarError as `tar.members` does.
 
     Links and other members without bytes are not part of a sample, nor are those past the first thousand. Such a
     member is yielded as a sample of its own: a refused one if it is an image by name, else one without an image.
+    With `arrays` a .npy is an image, too.
     """
     key: str | None = None
     group: list[tuple[str, Member]] = []
@@ -167,11 +175,11 @@ def samples(descriptor: int) -> Iterator[WdsSample]:
         its_key, extension = named
         if its_key != key and member.kind == "file":
             if key is not None:
-                yield from _samples(descriptor, key, group)
+                yield from _samples(descriptor, key, group, arrays)
             key, group = its_key, []
         if member.kind == "file" and len(group) < _MAX_MEMBERS:
             group.append((extension, member))
-        elif _is_image(extension):
+        elif _is_image(extension, arrays):
             refused = f"{member.kind}: it has no bytes in the tar"
             if member.kind == "file":
                 refused = f"unreadable: its sample has more than {_MAX_MEMBERS:,} members"
@@ -179,7 +187,7 @@ def samples(descriptor: int) -> Iterator[WdsSample]:
         else:
             yield _no_sample(member, f".{extension}" if member.kind == "file" else member.kind)
     if key is not None:
-        yield from _samples(descriptor, key, group)
+        yield from _samples(descriptor, key, group, arrays)
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -222,25 +230,26 @@ class ClassNames:
         return known if known and len(known) == len(self.names) == len(set(known)) else None
 
 
-def _is_image(extension: str) -> bool:
-    return is_image_name(f"x.{extension}")
+def _is_image(extension: str, arrays: bool) -> bool:
+    return is_image_name(f"x.{extension}", arrays)
 
 
-def _samples(descriptor: int, key: str, group: list[tuple[str, Member]]) -> Iterator[WdsSample]:
+def _samples(descriptor: int, key: str, group: list[tuple[str, Member]], arrays: bool) -> Iterator[WdsSample]:
     """Yield the sample that is made of adjacent members, and its other images if they may be samples as well."""
     by_extension: dict[str, Member] = {}
     refused = None
     for extension, member in group:
         if by_extension.setdefault(extension.lower(), member) is not member:
             refused = f"duplicate: the sample has two members .{printable(extension)[:20].lower()}"
-    images = _images(descriptor, by_extension)
+    images = _images(descriptor, by_extension, arrays)
     image = by_extension[images[0]] if images else None
     if image is None:
         beside = tuple((member, NO_IMAGE) for _, member in group)
         yield WdsSample(key, tuple(group), None, None, None, None, passed_over=beside)
         return
     alike = [by_extension[extension] for extension in images[1:] if "." in images[0]]
-    others = [member for extension, member in group if _is_image(extension) and member not in (image, *alike)]
+    pictures = [member for extension, member in group if _is_image(extension, arrays)]
+    others = [member for member in pictures if member not in (image, *alike)]
     if refused is None:
         refused = refused_by_name(image.name) or unsafe(image.name)
     label, class_name, unusable = _read_label(descriptor, by_extension) if refused is None else (None, None, None)
@@ -275,27 +284,24 @@ def _no_sample(member: Member, what: str) -> WdsSample:
     return WdsSample("", (), None, None, None, None, passed_over=((member, printable(what)),))
 
 
-def _images(descriptor: int, by_extension: dict[str, Member]) -> list[str]:
+def _images(descriptor: int, by_extension: dict[str, Member], arrays: bool) -> list[str]:
     """Return the extensions of the images of a sample, best first.
 
     They are image extensions; if there is none, what ends in one ("v2.jpg") and is no mask; else what has an image's
     first bytes; else a camera's raw file.
     """
-    images = [extension for extension in by_extension if _is_image(extension) and "." not in extension]
+    is_image = partial(_is_image, arrays=arrays)
+    images = [extension for extension in by_extension if is_image(extension) and "." not in extension]
     if not images:
-        dotted = filter(_is_image, by_extension)
+        dotted = filter(is_image, by_extension)
         images = [extension for extension in dotted if _NO_PICTURE.fullmatch(extension) is None]
-    if not images and not any(map(_is_image, by_extension)):
+    if not images and not any(map(is_image, by_extension)):
         for extension, member in by_extension.items():
             if member.size >= HEAD_BYTES and may_hide_an_image(f"x.{extension}"):
                 images += [extension] if is_image_head(os.pread(descriptor, HEAD_BYTES, member.offset)) else []
         images = images[:1] or [extension for extension in by_extension if is_raw_name(f"x.{extension}")][:1]
-    return sorted(images, key=_preference)
-
-
-def _preference(extension: str) -> tuple[int, str]:
-    known = extension in _FIRST_EXTENSIONS
-    return _FIRST_EXTENSIONS.index(extension) if known else len(_FIRST_EXTENSIONS), extension
+    first = _FIRST_ARRAYS if arrays else _FIRST_EXTENSIONS
+    return sorted(images, key=lambda name: (first.index(name) if name in first else len(first), name))
 
 
 def _sidecar(descriptor: int, member: Member | None) -> bytes | None:

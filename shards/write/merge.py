@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,11 +16,15 @@ import pyarrow.parquet as pq
 
 from coma.errors import DataError
 from coma.shards.files import is_remote, open_for_arrow, replacing, write_atomically
+from coma.shards.images.options import PixelOptions
+from coma.shards.images.pixel_counts import PixelCounts
 from coma.shards.manifest import INFO_NAME, MANIFEST_NAME, load_manifest, schema
 from coma.shards.manifest.mask_coding import MaskCoding
+from coma.shards.manifest.pixel_coding import PixelCoding
 from coma.shards.manifest.quarantine import PASSED_OVER_NAME, QUARANTINE_NAME, QUARANTINE_SCHEMA, reason_kind
 from coma.shards.sources.listing import PassedOver, printable
 from coma.shards.write.layout import ShardLayout
+from coma.shards.write.one_shard import counts_file
 from coma.shards.write.resume import parts_folder
 from coma.versions import coma_version
 
@@ -39,6 +43,8 @@ class SplitParts:
     """Class names of its labels; None if it has no labels."""
     masks: MaskCoding | None = None
     """Classes of its masks, which the masks themselves say if the coding does not; None if it has none."""
+    pixels: PixelOptions = field(default_factory=PixelOptions)
+    """What its images are."""
 
 
 class _ParquetFile:
@@ -156,7 +162,7 @@ def _merge(out: Path, splits: list[SplitParts], beside: _Beside) -> tuple[Counte
     converted: Counter[str] = Counter()
     with replacing(out / QUARANTINE_NAME) as file, _ParquetFile(file, QUARANTINE_SCHEMA) as quarantine:
         for split in splits:
-            kept, manifest_schema = 0, schema(split.class_names, split.masks)
+            kept, manifest_schema = 0, schema(split.class_names, split.masks, _pixel_coding(out, split))
             with (
                 replacing(out / split.name / MANIFEST_NAME) as manifest_file,
                 _ParquetFile(manifest_file, manifest_schema) as manifest,
@@ -186,6 +192,17 @@ def _merge(out: Path, splits: list[SplitParts], beside: _Beside) -> tuple[Counte
     return reasons, converted
 
 
+def _pixel_coding(out: Path, split: SplitParts) -> PixelCoding | None:
+    """Return channels, type and statistics of a split's values; None for 8-bit RGB, or without a good image."""
+    if split.pixels.channels is None or split.pixels.dtype is None:
+        return None
+    counts = PixelCounts(split.pixels.channels, split.pixels.dtype)
+    for shard in split.shards:
+        with open_for_arrow(counts_file(parts_folder(out), shard.name)) as file:
+            counts.add_table(pq.read_table(file))
+    return counts.coding() if counts.counts.any() else None
+
+
 def _write_info(
     out: Path,
     splits: list[SplitParts],
@@ -212,6 +229,7 @@ def _write_info(
             "fingerprint": manifest.fingerprint,
             "labelled": manifest.label is not None,
             "bytes": sum((out / split.name / shard).stat().st_size for shard in manifest.shards),
+            **({} if manifest.pixels is None else {"pixels": manifest.pixels.summary()}),
         }
     class_names = next((split.class_names for split in splits if split.class_names is not None), None)
     masks = next((split.masks for split in splits if split.masks is not None), None)

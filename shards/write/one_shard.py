@@ -2,7 +2,8 @@
 
 A shard is three files: the tar, its DALI index, and a part file, which holds the shard's rows of manifest and
 quarantine until the end of the run. The part file is renamed into place before the tar, so that a tar that is there
-always has one.
+always has one. Samples that are not 8-bit RGB have a fourth file, of the counts of their values, which is there before
+the part file.
 """
 
 import json
@@ -20,6 +21,7 @@ from coma.errors import ComaError
 from coma.shards import tar
 from coma.shards.files import replacing, write_atomically
 from coma.shards.images.masks import MASK_EXTENSION, PreparedMask, prepare_mask
+from coma.shards.images.pixel_counts import PixelCounts
 from coma.shards.images.prepare import EXTENSIONS, BadImageError, PixelOptions, Prepared
 from coma.shards.manifest.columns import MASK_FIELDS, SCHEMA
 from coma.shards.manifest.mask_coding import MaskCoding
@@ -75,9 +77,10 @@ def write_shard(job: ShardJob, report: Callable[[Tally], None]) -> None:
     source folder as a whole has gone.
     """
     tar_path = job.split_folder / f"{job.name}.tar"
+    counts_of_values = _empty_counts(job.pixels)
     try:
         with replacing(tar_path) as file:
-            rows, index_lines = _write_tar(job, file, report)
+            rows, index_lines = _write_tar(job, file, counts_of_values, report)
             tar_bytes = file.tell()
             if index_lines:
                 index = "\n".join([f"v1.2 {len(index_lines)}", *index_lines, ""])
@@ -86,6 +89,9 @@ def write_shard(job: ShardJob, report: Callable[[Tally], None]) -> None:
             set_aside = sum("reason" in row for row in rows)
             counts = {"kept": kept, "set_aside": set_aside, "tar_bytes": tar_bytes if kept else 0}
             table = pa.Table.from_pylist(rows, PART_SCHEMA.with_metadata({PART_KEY: json.dumps(counts)}))
+            if counts_of_values is not None:
+                with replacing(counts_file(job.parts_folder, job.name)) as file_of_counts:
+                    pq.write_table(counts_of_values.to_table(), file_of_counts, compression="zstd")
             with replacing(job.parts_folder / f"{job.name}.parquet") as part:
                 pq.write_table(table, part)
             if not index_lines:
@@ -103,8 +109,20 @@ class _NoImagesError(Exception):
     """Leaves the `replacing` block without a tar."""
 
 
+def counts_file(parts_folder: Path, name: str) -> Path:
+    """Return the file of the counts of a shard's values."""
+    return parts_folder / f"{name}.values.parquet"
+
+
+def _empty_counts(pixels: PixelOptions) -> PixelCounts | None:
+    if pixels.channels is None:
+        return None
+    assert pixels.dtype is not None, "the type is resolved before shards are written"
+    return PixelCounts(pixels.channels, pixels.dtype)
+
+
 def _write_tar(
-    job: ShardJob, file: BinaryIO, report: Callable[[Tally], None]
+    job: ShardJob, file: BinaryIO, counts: PixelCounts | None, report: Callable[[Tally], None]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Write the members of a tar; return the rows of the part file and the lines of the index."""
     rows: list[dict[str, Any]] = []
@@ -122,6 +140,8 @@ def _write_tar(
             else:
                 key = f"{job.layout.start + i:09d}"
                 rows.append(_add_sample(file, key, image, prepared, mask, job, index_lines))
+                if counts is not None and prepared.array is not None:
+                    counts.add(prepared.array)
             tally += Tally(1, _bytes_of(image))
             if time.monotonic() - reported_s > REPORT_EVERY_S:
                 report(tally)

@@ -111,6 +111,9 @@ class ShardOptions:
         "full", help="full: decode every image; header: read its header only, which is faster.", panel=_IMAGES
     )
     max_pixels: int = option_like(PixelOptions, "max_pixels")
+    channels: int | None = option_like(PixelOptions, "channels")
+    dtype: Literal["uint8", "uint16", "int16", "float32"] | None = option_like(PixelOptions, "dtype")
+    uncompressed: bool = option_like(PixelOptions, "uncompressed")
     workers: int | None = option(
         None, help="Number of worker processes.", panel=_RUNNING, least=1, shown_default="one per core"
     )
@@ -133,6 +136,7 @@ class ShardOptions:
         validate(self)
         if self.resize_px is None and self.quality != PixelOptions.quality:
             raise UsageError(f"--quality {self.quality} only matters when images are re-encoded; add --resize PX")
+        _ = self.pixels  # checks them
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise UsageError(
                 f"--part {self.part_name} is not between 1/{self.part[1]} and {self.part[1]}/{self.part[1]}"
@@ -141,7 +145,15 @@ class ShardOptions:
     @property
     def pixels(self) -> PixelOptions:
         """Options for each image."""
-        return PixelOptions(self.resize_px, self.quality, self.check == "full", self.max_pixels)
+        return PixelOptions(
+            resize_px=self.resize_px,
+            quality=self.quality,
+            decode=self.check == "full",
+            max_pixels=self.max_pixels,
+            channels=self.channels,
+            dtype=self.dtype,
+            uncompressed=self.uncompressed,
+        )
 
     @property
     def mask_options(self) -> MaskOptions:

@@ -24,11 +24,12 @@ from coma.shards.files import (
     store_errors_as_oserror,
     write_atomically,
 )
+from coma.shards.images.pixel_counts import PixelCounts
 from coma.shards.locks import take_lock
 from coma.shards.manifest import INFO_NAME, WORK_FOLDER, read_info
 from coma.shards.sources.parquet.spool import remove_spool
 from coma.shards.write.layout import ShardLayout
-from coma.shards.write.one_shard import PART_KEY
+from coma.shards.write.one_shard import PART_KEY, counts_file
 from coma.shards.write.source_times import TIMES_NAME
 
 _RECORD_NAME = "plan.json"
@@ -45,6 +46,9 @@ _FLAGS = {  # field of the record → what the user may have changed
     "check": "--check",
     "max_pixels": "--max-pixels",
     "dedupe": "--dedupe",
+    "channels": "--channels",
+    "dtype": "--dtype",
+    "uncompressed": "--uncompressed",
     "index": "an index of",
 }
 
@@ -117,9 +121,9 @@ def _other_names(out: Path) -> Iterator[str]:
 def _require_same(out: Path, what: str, previous: dict[str, Any], record: dict[str, Any]) -> None:
     if previous == record:
         return
-    changed = [name for name in record if previous.get(name) != record[name]]
+    changed = [name for name in {**previous, **record} if previous.get(name) != record.get(name)]
     differences = [
-        f"{flag} {previous.get(name)}, not {record[name]}" for name, flag in _FLAGS.items() if name in changed
+        f"{flag} {previous.get(name)}, not {record.get(name)}" for name, flag in _FLAGS.items() if name in changed
     ]
     if previous.get("masks") != record.get("masks"):
         differences.insert(0, "other masks, or other classes of them")
@@ -179,6 +183,15 @@ def finished_counts(out: Path, shard: ShardLayout) -> dict[str, int] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return counts
+
+
+def counted_type(out: Path, shard: ShardLayout) -> str | None:
+    """Return the type of the values that a finished shard counted; None if it is not finished."""
+    try:
+        with open_for_arrow(counts_file(parts_folder(out), shard.name)) as file:
+            return PixelCounts.type_of(pq.read_schema(file).metadata)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def clear_work(out: Path) -> None:

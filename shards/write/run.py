@@ -1,21 +1,27 @@
 """One run of `coma shard`: the source's listing, the layout of its shards, and the record that identifies it."""
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from coma.errors import UsageError
+from coma.errors import DataError, UsageError
 from coma.shards.files import is_remote, reaching
+from coma.shards.images.formats import BadImageError
 from coma.shards.sources.detect import list_source
-from coma.shards.sources.listing import SourceListing, SplitListing
+from coma.shards.sources.listing import SourceListing, SplitListing, printable
+from coma.shards.sources.reader import SourceReader
 from coma.shards.write.layout import ShardLayout, SplitLayout, lay_out
 from coma.shards.write.options import ShardOptions
+from coma.shards.write.resume import counted_type
 from coma.shards.write.summary import ShardProgress
+
+log = logging.getLogger(__name__)
 
 _LAYOUT_VERSION = 2  # increase it whenever the same source and options would give other bytes
 
@@ -71,9 +77,50 @@ def prepare_run(
         masks=options.mask_options,
         exclude=None if is_remote(out) else out,
         progress=lambda images: progress(ShardProgress(images=images)),
+        arrays=options.channels is not None,
     )
+    if listing.image_column is not None and options.part is not None and options.channels and options.dtype is None:
+        raise UsageError(
+            f"--channels {options.channels} --part {options.part_name}: a part does not read all of the parquet files, "
+            "so say with --dtype which type the values have"
+        )
     splits = lay_out(source, listing, options)
     return ShardRun(source, listing, splits, out, options, _record(listing, options), progress)
+
+
+def with_type(run: ShardRun) -> ShardRun:
+    """Return a run whose images can be read by now, with the type of values of its samples, if it has to be found.
+
+    It is that of the finished shards, else of the first image, in the source's order, that has the channels asked
+    for. Raises DataError if none has.
+    """
+    if run.options.channels is None or run.options.dtype is not None:
+        return run
+    finished = (counted_type(run.out, layout) for split in run.splits for layout in split.shards)
+    dtype = next(filter(None, finished), None) or _first_type(run)
+    return replace(run, options=replace(run.options, dtype=dtype))  # type: ignore[arg-type]
+
+
+def _first_type(run: ShardRun) -> str:
+    reader, first = SourceReader(run.listing.root), ""
+    try:
+        for split in run.listing.splits:
+            for i in range(len(split)):
+                image = split.image(i)
+                try:
+                    array = reader.prepare(image, run.options.pixels).array
+                except BadImageError as error:
+                    first = first or f"{printable(image.path)} is set aside: {error}"
+                else:
+                    assert array is not None
+                    log.info("samples are of %s, as %s is; --dtype says otherwise", array.dtype, printable(image.path))
+                    return array.dtype.name
+    finally:
+        reader.close()
+    raise DataError(
+        f"none of the {len(run.listing):,} images of {run.source} has {run.options.channels} channels (--channels); "
+        f"{first}"
+    )
 
 
 def default_out(source: Path) -> Path:
@@ -105,16 +152,23 @@ def _record(listing: SourceListing, options: ShardOptions) -> dict[str, Any]:
             digest.update(b"masks\n" + b"\0".join(map(os.fsencode, split.masks.paths)))
             digest.update(split.masks.sizes.tobytes())
     coding = listing.mask_coding
-    return {
-        "layout": _LAYOUT_VERSION,
-        "sources": digest.hexdigest(),
-        "images": len(listing),
-        "seed": options.seed,
-        "shard_bytes": options.shard_bytes,
-        "resize_px": options.resize_px,
-        "quality": options.quality if options.resize_px is not None else None,
-        "val_fraction": options.val_fraction,
-        "check": options.check,
-        "max_pixels": options.max_pixels,
-        "dedupe": options.dedupe,
-    } | ({} if coding is None else {"masks": coding.to_json()})
+    pixels: dict[str, Any] = {}
+    if options.channels is not None:
+        pixels = {"channels": options.channels, "dtype": options.dtype, "uncompressed": options.uncompressed}
+    return (
+        {
+            "layout": _LAYOUT_VERSION,
+            "sources": digest.hexdigest(),
+            "images": len(listing),
+            "seed": options.seed,
+            "shard_bytes": options.shard_bytes,
+            "resize_px": options.resize_px,
+            "quality": options.quality if options.resize_px is not None else None,
+            "val_fraction": options.val_fraction,
+            "check": options.check,
+            "max_pixels": options.max_pixels,
+            "dedupe": options.dedupe,
+        }
+        | ({} if coding is None else {"masks": coding.to_json()})
+        | pixels
+    )

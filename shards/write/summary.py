@@ -11,6 +11,7 @@ from coma.errors import DataError
 from coma.shards.describe.card import data_card
 from coma.shards.files import write_atomically
 from coma.shards.manifest import CARD_NAME, read_info, read_manifest
+from coma.shards.manifest.pixel_coding import PixelCoding
 from coma.shards.write.resume import clear_work
 
 
@@ -65,6 +66,8 @@ class ShardSummary:
     elapsed_s: float
     part: str | None = None
     """Set if this is a part ("3/16") of a data set that is not complete yet."""
+    pixels: PixelCoding | None = None
+    """Channels and type of the samples, with the statistics of the first split; None: they are 8-bit RGB images."""
 
     @property
     def shards(self) -> int:
@@ -90,8 +93,10 @@ def complete(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary
     about = info["coma"]
     splits = []
     labels: set[int] = set()
+    pixels = None
     for name, split in info["splits"].items():
         manifest = read_manifest(out, name)
+        pixels = pixels or manifest.pixels
         if manifest.label is not None:
             labels.update(np.unique(manifest.label).tolist())
         splits.append(
@@ -121,4 +126,5 @@ def complete(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary
         splits=tuple(splits),
         kept_shards=kept_shards if kept_shards is not None else sum(split.shards for split in splits),
         elapsed_s=time.monotonic() - begun_s,
+        pixels=pixels,
     )

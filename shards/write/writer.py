@@ -28,7 +28,7 @@ from coma.shards.write.one_shard import ShardJob
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.pool import run_jobs
 from coma.shards.write.resume import OutState, finished_counts, inspect_out, locked_run, parts_folder, spool_folder
-from coma.shards.write.run import ShardRun, free_bytes, prepare_run
+from coma.shards.write.run import ShardRun, free_bytes, prepare_run, with_type
 from coma.shards.write.source_times import changed_since, write_times
 from coma.shards.write.summary import ShardProgress, ShardSummary, SplitSummary, complete
 from coma.shards.write.worker import Job, Tally
@@ -120,7 +120,7 @@ def _write_shards(run: ShardRun) -> int:
         return kept_shards
     names = {layout.name for _, layout in missing}
     with ExitStack() as stack:
-        run = _make_readable(run, missing, stack)
+        run = with_type(_make_readable(run, missing, stack))
 
         def report() -> None:
             images, source_bytes = (done.images, total.images), (done.source_bytes, total.source_bytes)
@@ -208,11 +208,12 @@ def _jobs(run: ShardRun, missing: list[tuple[SplitLayout, ShardLayout]]) -> Iter
 
 def _finish(run: ShardRun) -> None:
     parts = []
+    pixels = with_type(run).options.pixels
     for split in run.splits:
         listing = run.listing_of(split)
         names = None if listing.labels is None else run.listing.class_names
         masks = None if listing.masks is None else run.listing.mask_coding
-        parts.append(SplitParts(split.name, split.shards, names, masks))
+        parts.append(SplitParts(split.name, split.shards, names, masks, pixels))
     finish(run.out, run.listing.root, parts, run.record, run.listing.class_words, run.listing.passed_over)
 
 

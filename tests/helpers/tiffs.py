@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,23 +25,27 @@ def tiff_bytes(
     big: bool = False,
     more: Sequence[tuple[npt.NDArray[Any], int]] = (),
     tags: dict[int, int] | None = None,
+    pack: Callable[[npt.NDArray[Any]], bytes] | None = None,
+    rows: int | None = None,
 ) -> bytes:
     """Return `pixels` [H, W] or [H, W, C] as a TIFF.
 
     `extra` is ExtraSamples (by default, unspecified ones as far as needed), `more` are further pages and the
-    NewSubfileType of each, `tags` are further tags of one number each.
+    NewSubfileType of each, `tags` are further tags of one number each. `pack` makes the bytes of a block [h, w, c],
+    which is in the file's byte order; `rows` are those of a strip.
     """
     out = bytearray((b"II" if order == "<" else b"MM") + struct.pack(order + ("HHHQ" if big else "HI"), *_head(big)))
     pages = [(pixels, 0), *more]
     for number, (page, subfile) in enumerate(pages):
         page = page if page.ndim == 3 else page[..., None]
         height, width, channels = page.shape
-        blocks = [
-            np.ascontiguousarray(block).astype(page.dtype.newbyteorder(order)).tobytes()  # type: ignore[call-overload]
+        arrays = [
+            np.ascontiguousarray(block).astype(page.dtype.newbyteorder(order))  # type: ignore[call-overload]
             for plane in ([page] if planes == 1 else np.split(page, channels, axis=2))
-            for block in (_tiles(plane, tile) if tile else [plane])
+            for block in (_tiles(plane, tile) if tile else _strips(plane, rows or height))
         ]
-        if compression == _DEFLATE:
+        blocks = [array.tobytes() if pack is None else pack(array) for array in arrays]
+        if compression == _DEFLATE and pack is None:
             blocks = [zlib.compress(block) for block in blocks]
         unnamed = [0] * (channels - _COLOURS.get(photometric, 1)) if extra is None else list(extra)
         wide = "Q" if big else "I"
@@ -54,7 +58,7 @@ def tiff_bytes(
             284: ("H", [planes]),
             (324 if tile else 273): (wide, [0] * len(blocks)),
             (325 if tile else 279): ("I", [len(block) for block in blocks]),
-            **({322: ("I", [tile]), 323: ("I", [tile])} if tile else {278: ("I", [height])}),
+            **({322: ("I", [tile]), 323: ("I", [tile])} if tile else {278: ("I", [rows or height])}),
             **({338: ("H", unnamed)} if unnamed else {}),
             339: ("H", [_KINDS[page.dtype.kind]] * channels),
         }
@@ -82,6 +86,10 @@ def tiff_bytes(
 
 def _head(big: bool) -> tuple[int, ...]:
     return (43, 8, 0, 16) if big else (42, 8)
+
+
+def _strips(plane: npt.NDArray[Any], rows: int) -> list[npt.NDArray[Any]]:
+    return [plane[top : top + rows] for top in range(0, len(plane), rows)]
 
 
 def _tiles(plane: npt.NDArray[Any], side: int) -> list[npt.NDArray[Any]]:

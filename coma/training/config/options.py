@@ -60,6 +60,30 @@ class RunConfig(ABC):
     quarter_turns: bool = data_option(
         False, help="Turn crops by quarters at random, for images that have no up.", identity=True
     )
+    mean: str | None = data_option(
+        None,
+        help="Mean of each channel, by which images are normalised: of 8-bit images for values from 0 to 1, of others "
+        "in their own units.",
+        metavar="X,X,...",
+        identity=True,
+        shown_default="ImageNet's for 8-bit RGB, else the data's",
+    )
+    std: str | None = data_option(
+        None,
+        help="Standard deviation of each channel, as --mean.",
+        metavar="X,X,...",
+        identity=True,
+        shown_default="as --mean",
+    )
+    clip_percentile: float | None = data_option(
+        None,
+        help="P: values below the P-th and above the (100 - P)-th percentile of their channel are clipped there.",
+        metavar="P",
+        least=0.1,
+        below=50,
+        identity=True,
+        shown_default="no clipping",
+    )
     decode: Literal["auto", "cpu", "gpu"] = data_option(
         "auto", help="Where images are decoded; auto: on the device that trains."
     )
@@ -308,6 +332,13 @@ class PretrainConfig(RunConfig):
         help="Data set made by `coma shard` to evaluate on, with --evaluate-every.",
         metavar="DATA",
         shown_default="the run's own, of several the first",
+    )
+    show_channels: str | None = run_option(
+        None,
+        help="Channels that previews show as red, green and blue, counted from 1, or one in grey; for images that are "
+        "not RGB.",
+        metavar="N,N,N",
+        shown_default="1,2,3",
     )
 
     def __post_init__(self) -> None:

@@ -50,6 +50,8 @@ class ResolvedRun:
     """Hash of the weights that the run starts from; None: random ones."""
     weights: tuple[int, ...] = ()
     """Shares of several data sets, as whole numbers; empty for one."""
+    pixels: dict[str, Any] | None = None
+    """Channels, type, mean and deviation of the images (`Preprocessing.to_json`); None: 8-bit RGB, as ImageNet's."""
 
     @property
     def warmup_steps(self) -> int:
@@ -96,6 +98,7 @@ def resolve(
     has_bf16: bool,
     init_digest: str | None = None,
     weights: tuple[int, ...] = (),
+    pixels: dict[str, Any] | None = None,
 ) -> ResolvedRun:
     """Resolve a run on `samples_per_epoch` images and `world_size` processes.
 
@@ -144,6 +147,7 @@ def resolve(
         ),
         init_digest=init_digest,
         weights=weights,
+        pixels=pixels,
     )
 
 

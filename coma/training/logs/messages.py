@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from pathlib import Path
 
 import torch
@@ -16,6 +17,9 @@ from coma.training.run_folder import RunFolder
 from coma.training.setup import Prepared
 
 logger = logging.getLogger(__name__)
+
+_WIDTH = 70
+"""Columns of a line, beside its subject."""
 
 
 def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
@@ -32,6 +36,8 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
             _log("", line)
     else:
         _log("data", f"{resolved.data}: {resolved.samples_per_epoch} images{detected}")
+    if resolved.pixels is not None:
+        _wrapped("pixels", prepared.task.preprocessing.describe())
     before = ""
     for subject, text in prepared.task.describe():
         before = subject or before
@@ -112,6 +118,12 @@ def log_end(result: dict[str, object], prepared: Prepared) -> None:
             _log(subject, result[subject])
     _log("metrics", f"{run}/{METRICS_NAME}, {shell_command('tensorboard', '--logdir', run / TENSORBOARD_NAME)}")
     _log("next", following if result["finished"] else "the same command resumes from here")
+
+
+def _wrapped(subject: str, text: str) -> None:
+    """Log a line as several that fit into 80 columns."""
+    for number, line in enumerate(textwrap.wrap(text, _WIDTH)):
+        _log("" if number else subject, line)
 
 
 def _log(subject: str, text: object) -> None:

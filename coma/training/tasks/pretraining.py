@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from coma.pictures.display import display_of
 from coma.pipeline import Batch
+from coma.pipeline.preprocessing import of_data
 from coma.runs.read import build_model, training_stream
 from coma.shards.files import folder_at
 from coma.shards.manifest import Manifest, Mixture, read_manifest
@@ -37,6 +39,10 @@ class Pretraining(Task):
 
     def __init__(self, config: PretrainConfig, manifest: Manifest) -> None:
         self._config, self._manifest = config, manifest
+        self.preprocessing = of_data(
+            manifest.pixels, mean=config.mean, std=config.std, clip_percentile=config.clip_percentile
+        )
+        display_of(self.preprocessing, manifest.pixels, config.show_channels)  # or the reason why not
         self._start = recorded_start(config)
         self.lacks_weights = self._start is not None
         source = None
@@ -53,7 +59,8 @@ class Pretraining(Task):
 
     def build(self) -> MaskedAutoencoder:
         """Make another autoencoder with new weights."""
-        return build_model({**self._config.to_json(), "backbone_args": self._args})
+        pixels = self.preprocessing.to_json()
+        return build_model({**self._config.to_json(), "pixels": pixels, "backbone_args": self._args})
 
     def image_losses(self) -> Tensor:
         """Return the loss of each image [B] of the last forward pass on a mixture."""
@@ -74,12 +81,13 @@ class Pretraining(Task):
         return training_stream(self.model, self._config.to_json(), samples)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Return images [B, 3, H, W] and their mask units [B, U]."""
+        """Return images [B, C, H, W] and their mask units [B, U]."""
         return batch.images, batch.units
 
     def example(self, images: int) -> tuple[Tensor, ...]:
-        """Return images [B, 3, H, W] and units [B, U] in raster order."""
-        return torch.zeros(images, 3, *self.model.img_size), torch.arange(self.model.units).repeat(images, 1)
+        """Return images [B, C, H, W] and units [B, U] in raster order."""
+        shape = (images, self.preprocessing.channels, *self.model.img_size)
+        return torch.zeros(shape), torch.arange(self.model.units).repeat(images, 1)
 
     def scorer(self, device: torch.device, decoding: dict[str, Any]) -> FeatureScorer | None:
         """Return what scores frozen features, with --evaluate-every."""
@@ -96,7 +104,8 @@ class Pretraining(Task):
     def previewer(self, run: Path, device: torch.device, decoding: dict[str, Any]) -> ReconstructionPreviewer:
         """Return what draws reconstructions."""
         options = self.model.stream_options()
-        return ReconstructionPreviewer(run, self.build, self._manifest, options, device, decoding)
+        shown = self._config.show_channels
+        return ReconstructionPreviewer(run, self.build, self._manifest, options, device, decoding, shown)
 
     @property
     def scores_start(self) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from coma.errors import DivergedError
+from coma.pictures.display import display_of
 from coma.pictures.reconstruct import picture
 from coma.pipeline import Stream
 from coma.runs.names import preview_path
@@ -57,12 +58,14 @@ class ReconstructionPreviewer:
         stream_options: dict[str, Any],
         device: torch.device,
         decoding: dict[str, Any],
+        show_channels: str | None = None,
     ) -> None:
         self._run, self._build, self._device = run, build, device
         with Stream(
             _spread(data), batch_size=IMAGES, training=False, seed=0, device=device, **stream_options, **decoding
         ) as stream:
             batch = next(iter(stream))
+        self._display = display_of(stream_options.get("preprocessing"), data.pixels, show_channels)
         self._images, self._units = batch.images.clone(), batch.units.clone()
 
     def preview(self, weights: dict[str, Tensor], step: int) -> Path | None:
@@ -70,7 +73,7 @@ class ReconstructionPreviewer:
         path = preview_path(self._run, step)
         try:
             with network_with(self._build, weights, self._device) as model:
-                image = picture(model, self._images, self._units)
+                image = picture(model, self._images, self._units, self._display)
             path.parent.mkdir(exist_ok=True)
             data = io.BytesIO()
             image.save(data, "PNG")

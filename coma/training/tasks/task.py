@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coma.evaluation.features import Features
-from coma.pipeline import Batch
+from coma.pipeline import Batch, Preprocessing
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -49,6 +49,8 @@ class Task(ABC):
 
     model: nn.Module
     """Takes `inputs` and returns a loss; has the same initial weights on every rank."""
+    preprocessing: Preprocessing
+    """How images are normalised."""
     init_digest: str | None = None
     """A hash of the weights that the run starts from; None: random ones."""
     lacks_weights: bool = False
