@@ -19,6 +19,7 @@ from coma.errors import DataError
 from coma.shards.files import folder_at
 from coma.shards.manifest.columns import DTYPES
 from coma.shards.manifest.manifest import Manifest, read_manifest
+from coma.shards.manifest.pixel_coding import PixelCoding, mixed_pixels
 from coma.shards.shares import named_sources, whole_weights
 
 
@@ -120,7 +121,7 @@ def read_mixture(
 
 def mix(members: Sequence[Manifest], weights: Sequence[int]) -> Mixture:
     """Return several manifests as one. Raises DataError if their images are of different kinds."""
-    _check_alike(members)
+    pixels = _pixels_of(members, weights)
     names = _names(members)
     shards, samples = [len(member.shards) for member in members], [len(member) for member in members]
     labelled = all(member.label is not None and member.class_names == members[0].class_names for member in members)
@@ -140,6 +141,7 @@ def mix(members: Sequence[Manifest], weights: Sequence[int]) -> Mixture:
         **{"label": None, **columns},
         class_names=members[0].class_names if labelled else None,
         fingerprint=fingerprint_of([member.fingerprint for member in members], weights),
+        pixels=pixels,
         members=tuple(members),
         weights=tuple(weights),
         names=names,
@@ -187,13 +189,24 @@ class JoinedColumn:
         return values
 
 
-def _check_alike(members: Sequence[Manifest]) -> None:
-    """Raise DataError unless all images are of one kind, as a network takes one: of 8-bit RGB."""
-    for member in members:
-        if (pixels := getattr(member, "pixels", None)) is not None:
+def _pixels_of(members: Sequence[Manifest], weights: Sequence[int]) -> PixelCoding | None:
+    """Return channels and statistics of all images together, each data set with its share; None for 8-bit RGB.
+
+    Raises:
+        DataError: the images are of different kinds, as a network takes one.
+    """
+    first, *others = members
+    for other in others:
+        if _kind(other) != _kind(first):
             raise DataError(
-                f"{member.place} has {pixels.identity}, and mixtures are of 8-bit RGB images: train on it alone"
+                f"{other.place} has {_kind(other)}, and {first.place} has {_kind(first)}: a mixture is of one kind"
             )
+    codings = [member.pixels for member in members if member.pixels is not None]
+    return mixed_pixels(codings, weights) if codings else None
+
+
+def _kind(manifest: Manifest) -> str:
+    return "8-bit RGB images" if manifest.pixels is None else manifest.pixels.identity
 
 
 def _names(members: Sequence[Manifest]) -> tuple[str, ...]:
