@@ -47,6 +47,7 @@ PURE = {
     "shards/splitmix64.py",
     "pipeline/counter.py",
     "pipeline/order.py",
+    "pipeline/mixture.py",
     "pipeline/crops.py",
     "pipeline/views.py",
 }
