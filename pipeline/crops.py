@@ -24,8 +24,6 @@ CROP_SCALE = (0.2, 1.0)
 Flips = Literal["horizontal", "none", "both"]
 """Mirrorings of a training crop, each of a half of them: left and right, none, or also top and bottom."""
 _TRIES = 10
-EVAL_FRACTION = 224 / 256
-"""Side of the evaluated centre square over the resized shorter side, as ImageNet is evaluated since AlexNet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +108,7 @@ def random_resized_crops(
     return replace(crops, flip=flip, quarters=quarters)
 
 
-def center_crops(
-    width: IntArray, height: IntArray, *, image_size: int, fraction: float = EVAL_FRACTION, squash: bool = False
-) -> Crops:
+def center_crops(width: IntArray, height: IntArray, *, image_size: int, fraction: float, squash: bool = False) -> Crops:
     """Evaluation windows: those of resizing the shorter side to image_size / fraction and cutting the centre square.
 
     Each is expressed as a window of the original, image_size / resized_shorter of its shorter side, so that training

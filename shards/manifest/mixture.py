@@ -19,7 +19,8 @@ from coma.errors import DataError
 from coma.shards.files import folder_at
 from coma.shards.manifest.columns import DTYPES
 from coma.shards.manifest.manifest import Manifest, read_manifest
-from coma.shards.manifest.pixel_coding import PixelCoding, mixed_pixels
+from coma.shards.manifest.mixed_pixels import mixed_pixels
+from coma.shards.manifest.pixel_coding import PixelCoding
 from coma.shards.shares import named_sources, whole_weights
 
 
