@@ -19,6 +19,7 @@ from coma.errors import DataError
 from coma.shards.files import folder_at
 from coma.shards.manifest.columns import DTYPES
 from coma.shards.manifest.manifest import Manifest, read_manifest
+from coma.shards.manifest.pixel_coding import PixelCoding, mixed_pixels
 from coma.shards.shares import named_sources, whole_weights
 
 
@@ -120,8 +121,7 @@ def read_mixture(
 
 def mix(members: Sequence[Manifest], weights: Sequence[int]) -> Mixture:
     """Return several manifests as one. Raises DataError if their images are of different kinds."""
-    _check_alike(members)
-    names = _names(members)
+    pixels, names = _pixels(members, weights), _names(members)
     shards, samples = [len(member.shards) for member in members], [len(member) for member in members]
     labelled = all(member.label is not None and member.class_names == members[0].class_names for member in members)
     columns: dict[str, Any] = {
@@ -139,6 +139,7 @@ def mix(members: Sequence[Manifest], weights: Sequence[int]) -> Mixture:
         least_bytes=np.concatenate([member.least_bytes for member in members]),
         **{"label": None, **columns},
         class_names=members[0].class_names if labelled else None,
+        pixels=pixels,
         fingerprint=fingerprint_of([member.fingerprint for member in members], weights),
         members=tuple(members),
         weights=tuple(weights),
@@ -187,13 +188,21 @@ class JoinedColumn:
         return values
 
 
-def _check_alike(members: Sequence[Manifest]) -> None:
-    """Raise DataError unless all images are of one kind, as a network takes one: of 8-bit RGB."""
-    for member in members:
-        if (pixels := getattr(member, "pixels", None)) is not None:
+def _pixels(members: Sequence[Manifest], weights: Sequence[int]) -> PixelCoding | None:
+    """Return the pixels of all data sets. Raises DataError unless they are of one kind, as a network takes one."""
+    first, *others = members
+    for member in others:
+        if _kind(member) != _kind(first):
             raise DataError(
-                f"{member.place} has {pixels.identity}, and mixtures are of 8-bit RGB images: train on it alone"
+                f"{member.place} has {_kind(member)} and {first.place} {_kind(first)}, and a network takes images of "
+                "one kind: shard them alike (coma shard --channels), or train on one"
             )
+    codings = [member.pixels for member in members if member.pixels is not None]
+    return mixed_pixels(codings, weights) if codings else None
+
+
+def _kind(member: Manifest) -> str:
+    return "8-bit RGB" if member.pixels is None else member.pixels.identity
 
 
 def _names(members: Sequence[Manifest]) -> tuple[str, ...]:

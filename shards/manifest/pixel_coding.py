@@ -4,8 +4,11 @@ Legend: C channels.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 PIXELS_KEY = b"coma.pixels"
 """Key of the coding in a manifest's metadata; a manifest of 8-bit RGB images has none."""
@@ -60,6 +63,35 @@ class PixelCoding:
     def to_metadata(self) -> bytes:
         """Return the coding as it stands in a manifest's metadata."""
         return json.dumps(self.to_json()).encode()
+
+
+def mixed_pixels(codings: Sequence[PixelCoding], weights: Sequence[int]) -> PixelCoding:
+    """Return the coding of a mixture of data sets of the same channels and type.
+
+    Mean and deviation are exact for images drawn by the weights; the quantiles are within 0.1% of the values.
+    """
+    share = np.array(weights)[:, None] / sum(weights)  # [M, 1]
+    mean, std = (np.array([getattr(each, name) for each in codings]) for name in ("mean", "std"))  # [M, C]
+    whole = (share * mean).sum(axis=0)  # [C]
+    variance = (share * (std**2 + (mean - whole) ** 2)).sum(axis=0)
+    least = tuple(map(min, zip(*(each.least for each in codings), strict=True)))
+    greatest = tuple(map(max, zip(*(each.greatest for each in codings), strict=True)))
+    quantiles, levels = [], np.linspace(0, 1, QUANTILES)
+    for channel in range(codings[0].channels):
+        values = np.concatenate([each.quantiles[channel] for each in codings])  # [M * 1001]
+        order, mass = np.argsort(values, kind="stable"), np.repeat(share[:, 0] / QUANTILES, QUANTILES)
+        below = np.cumsum(mass[order]) - mass[order] / 2
+        inner = np.interp(levels, below, values[order])[1:-1].tolist()
+        quantiles.append((least[channel], *inner, greatest[channel]))
+    return PixelCoding(
+        channels=codings[0].channels,
+        dtype=codings[0].dtype,
+        mean=tuple(whole.tolist()),
+        std=tuple(np.sqrt(variance).tolist()),
+        least=least,
+        greatest=greatest,
+        quantiles=tuple(quantiles),
+    )
 
 
 def pixels_from_json(about: dict[str, Any]) -> PixelCoding:
