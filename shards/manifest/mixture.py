@@ -200,7 +200,8 @@ def _pixels_of(members: Sequence[Manifest], weights: Sequence[int]) -> PixelCodi
     for other in others:
         if _kind(other) != _kind(first):
             raise DataError(
-                f"{other.place} has {_kind(other)}, and {first.place} has {_kind(first)}: a mixture is of one kind"
+                f"{other.place} has {_kind(other)} and {first.place} {_kind(first)}, and a network takes images of "
+                "one kind: shard them alike (coma shard --channels), or train on one"
             )
     codings = [member.pixels for member in members if member.pixels is not None]
     return mixed_pixels(codings, weights) if codings else None

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bands import band_set, read_sample
 from drawn import sharded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -264,6 +265,27 @@ def test_labels_are_given_where_all_have_the_same_classes(three: Path) -> None:
     if label is not None:
         assert batch.labels is not None
         assert batch.labels.tolist() == label[batch.samples.numpy() % 40].tolist()
+
+
+def test_images_of_other_kinds_mix_among_themselves(three: Path, tmp_path: Path) -> None:
+    """Mean, deviation and quantiles are those of the pixels of both; another kind is refused."""
+    one, other = (band_set(tmp_path / name, "npy", count, sides=(40,)) for name, count in (("one", 6), ("other", 3)))
+    with Stream([one, other], **OPTIONS) as stream:
+        pixels, batch = stream.manifest.pixels, next(stream)
+        assert stream.manifest.names == ("data", "data-2")
+    assert batch.images.shape == (12, 2, 32, 32)
+    assert pixels is not None
+    values = np.concatenate([read_sample(path) for path in sorted(tmp_path.rglob("images/*/*"))]).reshape(-1, 2)
+    np.testing.assert_allclose(pixels.mean, values.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(pixels.std, values.std(axis=0), rtol=1e-5)
+    assert (pixels.least, pixels.greatest) == (tuple(values.min(axis=0)), tuple(values.max(axis=0)))
+    for channel in range(2):
+        for percent in (2.0, 50.0, 98.0):
+            below = (values[:, channel] <= pixels.quantile(channel, percent)).mean()
+            assert 100 * below == pytest.approx(percent, abs=1.0)
+    told = "red-shards/train has 8-bit RGB and .* 2 channels of float32, and a network takes images of one kind"
+    with pytest.raises(DataError, match=told):
+        Stream([one, three / "red-shards"], **OPTIONS)
 
 
 @pytest.mark.parametrize(

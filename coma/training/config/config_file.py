@@ -207,8 +207,9 @@ def _unknown(key: str, name: str, options: type[RunConfig]) -> str:
 def _value(each: Option, value: Any, source: str) -> Any:
     """Return the value of an option that a file gives, read as from the command line."""
     if each.several:
-        several = value if isinstance(value, list) and value else [value]
-        return [_value(replace(each, several=False), single, source) for single in several]
+        if isinstance(value, list) and value:
+            return [_value(replace(each, several=False), single, source) for single in value]
+        return _value(replace(each, several=False), value, source)
     text = str(value).lower() if isinstance(value, bool) else str(value)
     made: Any = str(Path(text).expanduser()) if text.startswith("~/") else text  # as a shell does
     try:

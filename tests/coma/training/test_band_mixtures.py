@@ -25,6 +25,6 @@ def test_they_are_normalised_by_the_statistics_of_both(tmp_path: Path) -> None:
 
 def test_other_images_are_refused(tmp_path: Path) -> None:
     bands, photographs = band_set(tmp_path / "a", "tiff", count=4), sharded(tmp_path / "b", 4)
-    with pytest.raises(DataError, match=r"b/data.* has 8-bit RGB images, and .*a/data.* has 13 channels of uint16"):
+    with pytest.raises(DataError, match=r"b/data.* has 8-bit RGB images and .*a/data.* 13 channels of uint16"):
         pretrain([(bands, 1), (photographs, 1)], out=tmp_path / "run", **SMALL)
     assert not (tmp_path / "run").exists()
