@@ -36,7 +36,13 @@ from coma.versions import coma_version, library_versions
 _LENGTH = ("the number of steps", "the number of warm-up steps", "the number of cooldown steps")
 """What --extend may change of a run's identity."""
 _RGB = pixels_in_words(3, "uint8")
-_OLDER: dict[str, Any] = {"--schedule": "cosine", "the data's images": _RGB}
+_OLDER: dict[str, Any] = {
+    "--schedule": "cosine",
+    "--crop-scale": 0.2,
+    "--flips": "horizontal",
+    "--quarter-turns": False,
+    "the data's images": _RGB,
+}
 """What the identity of an older run lacks."""
 _LIBRARIES = ("torch", "deepspeed", "timm", "numpy")
 
