@@ -46,7 +46,7 @@ def inspect(
         typer.Option(
             help="Channels shown as red, green and blue, counted from 1, such as 4,3,2; one alone is shown in grey.",
             metavar="N,N,N",
-            show_default="1,2,3",
+            show_default="the run's, else 1,2,3",
         ),
     ] = None,
     seed: Annotated[

@@ -120,6 +120,8 @@ class StepContents:
     manifest: Manifest = field(repr=False)
     preprocessing: Preprocessing = DEFAULT
     """How the run normalises its images."""
+    show_channels: str | None = None
+    """Channels that its previews show as red, green and blue; None: the first ones."""
 
     @property
     def data(self) -> list[str]:
@@ -253,6 +255,7 @@ def read_step(run: Path | str, step: int) -> StepContents:
         recorded_digest=recorded[-1] if recorded else None,
         manifest=manifest,
         preprocessing=preprocessing_of({"resolved": resolved}),
+        show_channels=config.get("show_channels"),
     )
 
 

@@ -58,7 +58,7 @@ def write_step_sheet(contents: StepContents, path: Path | str, show_channels: st
 def step_sheet(contents: StepContents, show_channels: str | None = None) -> Image.Image:
     """Lay out the first images of a batch: original, crop as the network got it, each view."""
     rows = contents.rows[:SHEET_IMAGES]
-    display = display_of(contents.preprocessing, contents.manifest.pixels, show_channels)
+    display = display_of(contents.preprocessing, contents.manifest.pixels, show_channels or contents.show_channels)
     grid = math.isqrt(contents.units)
     tile = grid * max(1, round(_TILE_PX / grid))
     titles = ["original", "crop", *(f"view {k}" for k in range(1, len(contents.view_sizes) + 1))]

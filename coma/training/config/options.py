@@ -258,6 +258,15 @@ class RunConfig(ABC):
         }
         return cls(**{**fields, **paths})
 
+    @property
+    def crops_in_words(self) -> list[str]:
+        """What is done to crops: their least size, and flips and turns that are not the usual ones."""
+        return [
+            f"crops of {self.crop_scale:.0%} or more",
+            *([f"flips: {self.flips}"] if self.flips != "horizontal" else []),
+            *(["quarter turns"] if self.quarter_turns else []),
+        ]
+
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a configuration that `save` wrote."""

@@ -153,9 +153,7 @@ class Finetuning(Task):
         """Return the network, where its weights are from, and how images are augmented."""
         config = self._config
         changes = [
-            f"crops of {config.crop_scale:.0%} or more",
-            *([f"flips: {config.flips}"] if config.flips != "horizontal" else []),
-            *(["quarter turns"] if config.quarter_turns else []),
+            *config.crops_in_words,
             *(
                 [f"RandAugment {config.rand_augment}"]
                 if config.rand_augment and takes_colours(self.preprocessing)

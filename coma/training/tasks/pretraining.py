@@ -131,6 +131,7 @@ class Pretraining(Task):
         config, facts = self._config, self.facts()
         sizes = facts["view_sizes"]
         views = "1 view" if len(sizes) == 1 else f"{len(sizes)} views"
+        usual = [f"crops of {PretrainConfig.crop_scale:.0%} or more"]
         start = config.start_size or config.image_size
         size = f"{start} to {config.image_size}" if start < config.image_size else config.image_size
         return [
@@ -140,5 +141,6 @@ class Pretraining(Task):
                 f"units of {self.model.encoder.unit_size} px, images of {size} px; "
                 f"{facts['parameters'] / 1e6:.1f} M parameters",
             ),
+            *([("images", ", ".join(config.crops_in_words))] if config.crops_in_words != usual else []),
             *(self._start.describe() if self._start else []),
         ]
