@@ -36,7 +36,7 @@ from coma.versions import coma_version, library_versions
 _LENGTH = ("the number of steps", "the number of warm-up steps", "the number of cooldown steps")
 """What --extend may change of a run's identity."""
 _RGB = pixels_in_words(3, "uint8")
-_OLDER: dict[str, Any] = {"--schedule": "cosine", "the data's images": _RGB}
+_OLDER: dict[str, Any] = {"--schedule": "cosine", "the kind of images": _RGB}
 """What the identity of an older run lacks."""
 _LIBRARIES = ("torch", "deepspeed", "timm", "numpy")
 
@@ -64,10 +64,10 @@ def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
     segment = plan_segment(config, resolved.samples_per_epoch / resolved.batch_size, end=resolved.steps)
     return {
         "format": FORMAT,
+        "the kind of images": pixels_in_words(**_kind(resolved.pixels)) if resolved.pixels else _RGB,
         **config.identity(),
         "--schedule": config.schedule,
         "--init's weights": resolved.init_digest,
-        "the data's images": pixels_in_words(**_kind(resolved.pixels)) if resolved.pixels else _RGB,
         "the data's fingerprint": resolved.fingerprint,
         "the number of steps": resolved.steps,
         "the number of warm-up steps": segment.warmup_steps,
