@@ -41,7 +41,7 @@ _OLDER: dict[str, Any] = {
     "--crop-scale": 0.2,
     "--flips": "horizontal",
     "--quarter-turns": False,
-    "the data's images": _RGB,
+    "the kind of images": _RGB,
 }
 """What the identity of an older run lacks."""
 _LIBRARIES = ("torch", "deepspeed", "timm", "numpy")
@@ -70,11 +70,11 @@ def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
     segment = plan_segment(config, resolved.samples_per_epoch / resolved.batch_size, end=resolved.steps)
     return {
         "format": FORMAT,
+        "the kind of images": pixels_in_words(**_kind(resolved.pixels)) if resolved.pixels else _RGB,
         **config.identity(),
         "--schedule": config.schedule,
         "--init's weights": resolved.init_digest,
         **({"the mix of the data sets": ":".join(map(str, resolved.weights))} if resolved.weights else {}),
-        "the data's images": pixels_in_words(**_kind(resolved.pixels)) if resolved.pixels else _RGB,
         "the data's fingerprint": resolved.fingerprint,
         "the number of steps": resolved.steps,
         "the number of warm-up steps": segment.warmup_steps,
