@@ -13,10 +13,15 @@ from coma.shards.images import tiff
 from coma.shards.images.array_files.facts import ArrayFacts
 from coma.shards.images.array_files.inflate import COMPRESSIONS
 from coma.shards.images.formats import BadImageError
+from coma.shards.images.readable import Readable
 
 _KINDS = {1: "u", 2: "i", 3: "f"}
 _NATIVE = {"u": (8, 16, 32, 64), "i": (8, 16, 32, 64), "f": (16, 32, 64)}
 _TAKEN_AS_THEY_ARE = (0, 1, 2, 5)  # photometric: white is zero, black is zero, RGB, CMYK
+YCBCR = 6
+"""Photometric of JPEGs."""
+JPEG = 7
+"""Compression of JPEGs."""
 _PREDICTORS = (1, 2, 3)
 _MOST_BLOCK_BYTES = 2**30
 _MOST_SIDE = 2**31
@@ -43,6 +48,9 @@ class TiffLayout:
     """Bytes of each block, plane after plane, row after row."""
     orientation: int
     """1 to 8; 1 is upright."""
+    photometric: int = 1
+    jpeg_tables: bytes = b""
+    """What the JPEGs of its blocks share."""
 
     @property
     def across(self) -> int:
@@ -66,8 +74,11 @@ class TiffLayout:
         return min(self.block_height, self.height - row * self.block_height)
 
 
-def layout(data: bytes) -> TiffLayout:
-    """Read the layout of a TIFF's first picture. Raises BadImageError if it is damaged, or no picture of values."""
+def layout(data: Readable, jpeg: bool = False) -> TiffLayout:
+    """Read the layout of a TIFF's first picture; with `jpeg` its blocks may be JPEGs of 8 bits.
+
+    Raises BadImageError if it is damaged, or no picture of values.
+    """
     directory = tiff.first_directory(data)
 
     def value(tag: int, default: int) -> int:
@@ -83,7 +94,8 @@ def layout(data: bytes) -> TiffLayout:
     if not {*tags} <= directory.keys():
         raise BadImageError("truncated: the header does not say where its pixels are")
     compression, predictor = value(tiff.COMPRESSION, 1), value(tiff.PREDICTOR, 1)
-    if compression not in COMPRESSIONS:
+    is_jpeg = jpeg and compression == JPEG
+    if compression not in COMPRESSIONS and not is_jpeg:
         name = tiff.COMPRESSIONS.get(compression)
         raise BadImageError(
             f"unsupported format: TIFF with compression {compression}{f' ({name})' if name else ''}; write it with "
@@ -94,7 +106,7 @@ def layout(data: bytes) -> TiffLayout:
     if value(tiff.FILL_ORDER, 1) != 1:
         raise BadImageError("unsupported format: TIFF whose bits are in reversed order")
     photometric = value(tiff.PHOTOMETRIC, 1)
-    if photometric not in _TAKEN_AS_THEY_ARE:
+    if photometric not in _TAKEN_AS_THEY_ARE and not (is_jpeg and photometric == YCBCR):
         name = tiff.PHOTOMETRICS.get(photometric) or f"photometric {photometric}"
         raise BadImageError(f"unsupported format: TIFF whose values are not plain ones ({name})")
     whole = TiffLayout(
@@ -111,12 +123,14 @@ def layout(data: bytes) -> TiffLayout:
         offsets=directory[tags[0]],
         sizes=directory[tags[1]],
         orientation=value(tiff.ORIENTATION, 1),
+        photometric=photometric,
+        jpeg_tables=directory[tiff.JPEG_TABLES].tobytes() if tiff.JPEG_TABLES in directory else b"",
     )
     _check_blocks(whole, len(data))
     return whole
 
 
-def _dtype(data: bytes, directory: tiff.Directory) -> np.dtype[Any]:
+def _dtype(data: Readable, directory: tiff.Directory) -> np.dtype[Any]:
     """Return the type of the values, which all channels share."""
     bits, kinds = directory.get(tiff.BITS), directory.get(tiff.SAMPLE_FORMAT)
     bit, kind = tiff.first_value(directory, tiff.BITS, 1), tiff.first_value(directory, tiff.SAMPLE_FORMAT, 1)
