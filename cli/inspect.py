@@ -73,6 +73,8 @@ def inspect(
     from coma.shards.images.false_colour import channels_of
     from coma.shards.manifest import chosen_data
 
+    if show_channels is not None and sheet is None:
+        raise UsageError(f"--show-channels {show_channels} only matters with a picture: add --sheet PNG")
     folder = chosen_data(data)
     if _is_run(folder):
         from coma.pictures.step import steps_of

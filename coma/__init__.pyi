@@ -575,9 +575,10 @@ def shard(
         quality: JPEG quality, 1 to 100, with `resize`.
         check: full: decode every image; header: read its header only, which is faster.
         max_pixels: Number of pixels above which an image is set aside as a decompression bomb.
-        channels: Take TIFF, PNG and .npy of this many channels at their own depth, instead of 8-bit RGB. Default:
-            8-bit RGB.
-        dtype: Type of the values, with `channels`. Default: that of the first image.
+        channels: Take TIFF, PNG, .npy and DICOM of this many channels, 1 to 32, at their own depth. Default: 8-bit
+            RGB.
+        dtype: Type of the values, with `channels`: uint8, uint16, int16 or float32. Default: that of the first
+            image.
         uncompressed: Write samples as .npy, with `channels`: more bytes, and far less time to read.
         workers: Number of worker processes. Default: one per core.
         engine: Where the workers run: as processes of this machine, or as tasks of a Ray cluster.

@@ -11,8 +11,8 @@ from coma.shards.images.options import PixelOptions
 from coma.shards.images.prepare import BadImageError, ImageFacts, Prepared
 from coma.shards.manifest.pixel_coding import DTYPES
 
-_BYTES_PER_PIXEL = 12
-"""Of an 8-bit RGB image while it is decoded: what `--max-pixels` allows in memory, whatever the channels."""
+_BYTES_PER_PIXEL = 4
+"""What a sample may have for each pixel of `--max-pixels`: with its file and its re-encoding, under 1 GiB a worker."""
 
 
 def prepare_array(data: bytes, options: PixelOptions) -> Prepared:

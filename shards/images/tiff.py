@@ -32,6 +32,7 @@ _TAGS = frozenset(
 _REDUCED, _MASK = 1, 4  # bits of SUBFILE
 _OLD_REDUCED = 2  # value of _OLD_SUBFILE
 _TYPES = {1: "u1", 7: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
+_DTYPES = {(order, kind): np.dtype(order + code) for order in "<>" for kind, code in _TYPES.items()}
 _MOST_ENTRIES = 2**16
 MOST_DIRECTORIES = 64  # an image of 2^26 pixels has at most 26 reduced copies, each with a mask
 _PIL_CHANNELS = 6
@@ -39,6 +40,8 @@ _RGB = 2
 _GREYS = (0, 1)
 _WHITE_IS_ZERO = 0
 _UNSIGNED = 1
+PLAIN = (0, 1, 2, 5)
+"""Photometric interpretations of plain values: white is zero, black is zero, RGB, CMYK."""
 _TAKEN = ((1, 8), (1, 16), (2, 16), (3, 32))  # sample formats and bits of the types that samples may have
 FORMATS = {2: "signed", 3: "floating point", 5: "complex", 6: "complex"}
 PHOTOMETRICS = {code: name for name, code in TiffTags.lookup(PHOTOMETRIC).enum.items() if code not in _GREYS} | {
@@ -68,12 +71,18 @@ def has_separate_planes(data: Readable) -> bool:
 
 def has_several_pictures(data: Readable) -> bool:
     """Whether there are pictures other than the first one, its reduced copies and its masks."""
+    return len(pictures(data, 2)) > 1
+
+
+def pictures(data: Readable, most: int) -> list[Directory]:
+    """Return the first picture and all others but reduced copies and masks, no more than `most`."""
+    whole: list[Directory] = []
     for number, directory in enumerate(directories(data)):
-        if number == MOST_DIRECTORIES:
-            return True
-        if number and not belongs(directory):
-            return True
-    return False
+        if number in (0, MOST_DIRECTORIES) or not belongs(directory):
+            whole.append(directory)
+        if number == MOST_DIRECTORIES or len(whole) == most:
+            break
+    return whole
 
 
 def belongs(directory: "Directory") -> bool:
@@ -141,7 +150,8 @@ def _way_out(directory: Directory) -> str:
     """Return how a TIFF of values that are not 8-bit RGB is taken, nothing for types that are not."""
     channels = first_value(directory, CHANNELS, 1)
     kind = (first_value(directory, SAMPLE_FORMAT, _UNSIGNED), first_value(directory, BITS, 1))
-    return f" (--channels {channels} takes it as it is)" if kind in _TAKEN and channels <= MOST_CHANNELS else ""
+    is_plain = first_value(directory, PHOTOMETRIC, 1) in PLAIN and kind in _TAKEN
+    return f" (coma shard --channels {channels} takes it as it is)" if is_plain and channels <= MOST_CHANNELS else ""
 
 
 def first_value(directory: Directory, tag: int, default: int) -> int:
@@ -170,30 +180,27 @@ def directories(data: Readable) -> Iterator[Directory]:
                 return
             first = at + struct.calcsize("=" + count_code)
             stop = first + entries * entry_bytes
-            yield {
-                tag: values
-                for entry in range(first, stop, entry_bytes)
-                for tag, values in _tag(data, entry, order, wide)
-            }
+            if stop > len(data):
+                return
+            yield dict(_tags(data, first, stop, order, wide))
             at = _number(data, stop, order + wide)
     except struct.error:
         return
 
 
-def _tag(data: Readable, entry: int, order: str, wide: str) -> Iterator[tuple[int, Any]]:
-    """Yield the tag at an entry of a directory and its values, if it is one of _TAGS and its values are there."""
-    form = struct.Struct(f"{order}HH{wide}")
-    tag, kind, count = form.unpack(data[entry : entry + form.size])
-    if tag not in _TAGS or kind not in _TYPES:
-        return
-    dtype = np.dtype(order + _TYPES[kind])
+def _tags(data: Readable, first: int, stop: int, order: str, wide: str) -> Iterator[tuple[int, Any]]:
+    """Yield those of _TAGS among the entries of a directory whose values are there, with their values."""
     inline_bytes = struct.calcsize("=" + wide)
-    place = entry + 4 + inline_bytes
-    if count * dtype.itemsize > inline_bytes:
-        place = _number(data, place, order + wide)
-    end = place + count * dtype.itemsize
-    if end <= len(data):
-        yield tag, np.frombuffer(data[place:end], dtype)
+    entries = struct.iter_unpack(f"{order}HH{wide}{wide}", data[first:stop])
+    for number, (tag, kind, count, place) in enumerate(entries):
+        if tag not in _TAGS or kind not in _TYPES:
+            continue
+        dtype = _DTYPES[order, kind]
+        size = count * dtype.itemsize
+        if size <= inline_bytes:
+            place = first + (number + 1) * (4 + 2 * inline_bytes) - inline_bytes
+        if place + size <= len(data):
+            yield tag, np.frombuffer(data[place : place + size], dtype)
 
 
 def _number(data: Readable, at: int, form: str) -> int:

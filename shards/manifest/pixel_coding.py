@@ -26,13 +26,13 @@ class PixelCoding:
     dtype: str
     """One of `DTYPES`."""
     mean: tuple[float, ...]
-    """[C]"""
+    """[C] mean of all values."""
     std: tuple[float, ...]
     """[C] standard deviation; 0 for a channel that has one value everywhere."""
     least: tuple[float, ...]
-    """[C]"""
+    """[C] smallest value."""
     greatest: tuple[float, ...]
-    """[C]"""
+    """[C] largest value."""
     quantiles: tuple[tuple[float, ...], ...]
     """[C][1001] value at 0.0%, 0.1%, ..., 100.0%."""
 

@@ -13,7 +13,7 @@ IMAGE_EXTENSIONS = frozenset(
 )
 """Extensions that make a file an image by name, so that it ends up in a shard or in the quarantine."""
 
-ARRAY_EXTENSIONS = frozenset((".npy",))
+ARRAY_EXTENSIONS = frozenset((".npy", ".dcm", ".dicom"))
 """Further ones, if images may have any number of channels and any depth."""
 
 RAW_EXTENSIONS = frozenset(

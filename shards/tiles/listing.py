@@ -22,7 +22,7 @@ from coma.shards.tiles.grid import Grid
 from coma.shards.tiles.options import TileOptions
 from coma.shards.tiles.pictures import open_picture
 from coma.shards.tiles.reader import opened
-from coma.shards.tiles.tiff_windows import TiffPicture
+from coma.shards.tiles.tiff_windows import TiffPages, TiffPicture
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ def _measure(listing: SourceListing, image: SourceImage, pixels: PixelOptions, t
             if pixels.channels is not None:
                 assert name in DTYPES
             windowed = picture.is_read_by_window(tiles.tile)
-            by_bands = not windowed and isinstance(picture, TiffPicture)
+            by_bands = not windowed and isinstance(picture, TiffPicture | TiffPages)
             return _Measure(picture.width, picture.height, name, windowed, by_bands)
     except BadImageError as error:
         return _Measure(refused=f"{error}{lost}")

@@ -144,7 +144,7 @@ def _by_windows(data: Readable, options: PixelOptions) -> Picture | None:
     if options.channels is not None and data.startswith(npy.MAGIC):
         return None if npy.NpyHeader(data).fortran else NpyPicture(data, options.channels)
     if MAGIC["TIFF"].match(data[:16]):
-        return open_tiff(data, as_rgb=options.channels is None)
+        return open_tiff(data, options.channels)
     return None
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from coma.shards.images import tiff
 from coma.shards.images.array_files.facts import Pixels, Window
-from coma.shards.images.array_files.tiff_layout import JPEG, YCBCR, TiffLayout, layout
+from coma.shards.images.array_files.tiff_layout import JPEG, YCBCR, TiffLayout, layout, layouts
 from coma.shards.images.array_files.tiff_pixels import decode_part
 from coma.shards.images.formats import BadImageError, fault
 from coma.shards.images.readable import Readable
@@ -120,33 +120,67 @@ def _jpeg(data: bytes, of: TiffLayout, part: Window) -> Pixels:
     return pixels[part.top : part.bottom, part.left : part.right]
 
 
-def open_tiff(data: Readable, as_rgb: bool) -> TiffPicture | None:
+@dataclass(frozen=True, eq=False)
+class TiffPages:
+    """A TIFF of a picture for each channel."""
+
+    pages: tuple[TiffPicture, ...]
+
+    @property
+    def width(self) -> int:
+        """Pixels, upright."""
+        return self.pages[0].width
+
+    @property
+    def height(self) -> int:
+        """Pixels, upright."""
+        return self.pages[0].height
+
+    @property
+    def channels(self) -> int:
+        """Channels of a window."""
+        return len(self.pages)
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Type of the values."""
+        return self.pages[0].dtype
+
+    def is_read_by_window(self, tile: int) -> bool:
+        """Whether tiles are read one by one in any order."""
+        return all(page.is_read_by_window(tile) for page in self.pages)
+
+    def read(self, window: Window) -> Pixels:
+        """Read a window [h, w, C]. Raises BadImageError."""
+        return np.concatenate([page.read(window) for page in self.pages], axis=2)
+
+
+def open_tiff(data: Readable, channels: int | None) -> TiffPicture | TiffPages | None:
     """Open the first picture of a TIFF; None if it is not read by windows but has to be decoded whole.
 
     Args:
         data: the file.
-        as_rgb: whether it is to be shown as 8-bit RGB; otherwise with the values that it has.
+        channels: how many channels there should be, with the values that they have; None shows 8-bit RGB.
 
     Raises:
         BadImageError: it is damaged, or not of plain values.
     """
+    as_rgb = channels is None
     if has_other_pictures(data):
-        raise BadImageError("animated: a TIFF of several pictures; save one picture a file")
+        if channels is None:
+            raise BadImageError("animated: a TIFF of several pictures; save one picture a file")
+        pages = layouts(data, channels)
+        for page in pages:
+            _check_block(page)
+        upright = all(page.orientation not in range(_UPRIGHT + 1, 9) for page in pages)
+        return TiffPages(tuple(TiffPicture(data, page, 1) for page in pages)) if upright else None
     try:
         of = layout(data, jpeg=True)
     except BadImageError as error:
         if as_rgb and str(error).startswith("unsupported format"):
             return None
         raise
-    block_bytes = of.block_width * of.block_height * of.block_channels * of.dtype.itemsize
-    if of.compression == _STORED and of.predictor == 1:
-        block_bytes = 0  # of which no more is read than a window needs
-    if block_bytes > _MOST_BLOCK_BYTES:
-        what = "tile" if of.tiled else "strip"
-        raise BadImageError(
-            f"unsupported format: a TIFF with a {what} of {block_bytes:,} bytes, the limit is {_MOST_BLOCK_BYTES:,}; "
-            "write it in tiles"
-        )
+    _check_block(of)
     if of.orientation in range(_UPRIGHT + 1, 9):
         return None
     if not as_rgb:
@@ -157,6 +191,19 @@ def open_tiff(data: Readable, as_rgb: bool) -> TiffPicture | None:
     plain = (of.photometric == _GREY and shown == 1) or (of.photometric in (_RGB, YCBCR) and shown == 3)
     is_plain = plain and of.dtype == np.uint8 and of.channels == shown + has_alpha
     return TiffPicture(data, of, shown) if is_plain and not (of.planar and of.photometric == YCBCR) else None
+
+
+def _check_block(of: TiffLayout) -> None:
+    """Refuse strips and tiles that a worker cannot hold. Raises BadImageError."""
+    if of.compression == _STORED and of.predictor == 1:
+        return  # no more is read than a window needs
+    block_bytes = of.block_width * of.block_height * of.block_channels * of.dtype.itemsize
+    if block_bytes > _MOST_BLOCK_BYTES:
+        what = "tile" if of.tiled else "strip"
+        raise BadImageError(
+            f"unsupported format: a TIFF with a {what} of {block_bytes:,} bytes, the limit is {_MOST_BLOCK_BYTES:,}; "
+            "write it in tiles"
+        )
 
 
 def has_other_pictures(data: Readable) -> bool:

@@ -81,6 +81,8 @@ def inflate(compression: int, block: memoryview, whole: int, wanted: int) -> mem
     """Return the first `wanted` bytes of a block that holds `whole`. Raises BadImageError if it holds fewer."""
     try:
         inflated = COMPRESSIONS[compression](block, whole, wanted)
+    except Image.DecompressionBombError:
+        raise BadImageError(f"bomb: a strip or tile of {whole:,} bytes") from None
     except (zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, pa.ArrowException) as error:
         raise BadImageError(f"unreadable: {one_line(error)}") from None
     if len(inflated) < wanted:

@@ -116,7 +116,7 @@ def encode(array: Pixels) -> bytes:
     header = io.BytesIO()
     about: dict[str, Any] = {"descr": contiguous.dtype.str, "fortran_order": False, "shape": contiguous.shape}
     np.lib.format.write_array_header_1_0(header, about)
-    return header.getvalue() + contiguous.tobytes()
+    return b"".join([header.getvalue(), contiguous.data])
 
 
 def _shown(shape: tuple[int, ...]) -> str:

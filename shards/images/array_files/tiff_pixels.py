@@ -9,15 +9,16 @@ import numpy as np
 
 from coma.shards.images.array_files.facts import Pixels, Window
 from coma.shards.images.array_files.inflate import inflate
-from coma.shards.images.array_files.tiff_layout import TiffLayout, layout
+from coma.shards.images.array_files.tiff_layout import TiffLayout, layout, layouts
 
 _STORED = 1
 
 
-def read(data: bytes) -> Pixels:
-    """Read the first picture of a TIFF whole, upright. Raises BadImageError."""
-    of = layout(data)
-    return upright(_read(data, of, Window(0, 0, of.height, of.width)), of.orientation)
+def read(data: bytes, channels: int) -> Pixels:
+    """Read the first picture of a TIFF whole, upright, or the pictures that are its channels. Raises BadImageError."""
+    pictures = layouts(data, channels)
+    pixels = [upright(_read(data, of, Window(0, 0, of.height, of.width)), of.orientation) for of in pictures]
+    return pixels[0] if len(pixels) == 1 else np.concatenate(pixels, axis=2)
 
 
 def read_window(data: bytes, window: Window) -> Pixels:

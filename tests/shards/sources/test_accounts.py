@@ -58,6 +58,7 @@ FILES = (
     "raw.dng",
     "photo",
     "x.jpg~",
+    "5.npy",
 )
 
 paths = st.builds(
@@ -79,11 +80,10 @@ def write(root: Path, tree: dict[str, bytes], links: list[tuple[str, str]]) -> N
             place.symlink_to(root / target if target in tree else root)
 
 
-def found_by_name(path: str) -> bool:
+def found_by_name(path: str, arrays: bool) -> bool:
     """Whether a file of the trees above is an image by its name, and not hidden."""
-    return (
-        path.endswith((".jpg", ".PNG", ".png", ".mpo", ".dng")) and "/." not in f"/{path}" and "__MACOSX/" not in path
-    )
+    endings = (".jpg", ".PNG", ".png", ".mpo", ".dng", *((".npy",) if arrays else ()))
+    return path.endswith(endings) and "/." not in f"/{path}" and "__MACOSX/" not in path
 
 
 def everything_below(root: Path) -> Counter[str]:
@@ -102,9 +102,13 @@ def everything_below(root: Path) -> Counter[str]:
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tree=trees, links=st.lists(st.tuples(st.sampled_from(("link", "l.jpg", "gone.png")), paths), max_size=2))
+@given(
+    tree=trees,
+    links=st.lists(st.tuples(st.sampled_from(("link", "l.jpg", "gone.png")), paths), max_size=2),
+    arrays=st.booleans(),
+)
 def test_each_file_is_in_one_account_and_none_that_is_held_out_is_trained_on(
-    tree: dict[str, bytes], links: list[tuple[str, str]], caplog: pytest.LogCaptureFixture
+    tree: dict[str, bytes], links: list[tuple[str, str]], arrays: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "coma")
     caplog.clear()
@@ -116,12 +120,12 @@ def test_each_file_is_in_one_account_and_none_that_is_held_out_is_trained_on(
             return
         told = False
         try:
-            found = list_source(root)
+            found = list_source(root, arrays=arrays)
         except UsageError:
             told = True
-            found = list_source(root, splits=parse_splits("train=."), layout="flat")
+            found = list_source(root, splits=parse_splits("train=."), layout="flat", arrays=arrays)
         except DataError:
-            assert not any(found_by_name(path) for path in tree)
+            assert not any(found_by_name(path, arrays) for path in tree)
             return
         accounts = Counter(path for split in found.splits for path in split.paths) + Counter(found.passed_over.paths)
         masks = [split.masks.paths for split in found.splits if split.masks is not None]
@@ -148,9 +152,14 @@ def packed(path: Path, members: dict[str, bytes]) -> Path:
     tars=st.dictionaries(st.sampled_from(("train-0.tar", "val.tar", "a/b.tar", "photos.tar")), trees, min_size=1),
     beside=st.dictionaries(paths, st.just(b"x"), max_size=3),
     layout=st.sampled_from(("tar", "webdataset")),
+    arrays=st.booleans(),
 )
 def test_each_member_of_a_tar_is_in_one_account(
-    tars: dict[str, dict[str, bytes]], beside: dict[str, bytes], layout: str, caplog: pytest.LogCaptureFixture
+    tars: dict[str, dict[str, bytes]],
+    beside: dict[str, bytes],
+    layout: str,
+    arrays: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "coma")
     caplog.clear()
@@ -161,12 +170,12 @@ def test_each_member_of_a_tar_is_in_one_account(
         write(root, {path: data for path, data in beside.items() if path not in ("a", "a/b.tar")}, [])
         told = False
         try:
-            found = list_source(root, layout=layout)
+            found = list_source(root, layout=layout, arrays=arrays)
         except UsageError:
             told = True
-            found = list_source(root, layout=layout, splits=parse_splits("train=."))
+            found = list_source(root, layout=layout, splits=parse_splits("train=."), arrays=arrays)
         except DataError:
-            assert not any(found_by_name(path) for members in tars.values() for path in members)
+            assert not any(found_by_name(path, arrays) for members in tars.values() for path in members)
             return
         files = Counter(path for split in found.splits for path in split.files) + Counter(
             path.partition(".tar/")[0] + ".tar" for path in found.passed_over.paths if ".tar/" in path

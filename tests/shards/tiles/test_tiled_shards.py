@@ -35,7 +35,9 @@ def write_rgb(source: Path) -> dict[str, npt.NDArray[Any]]:
     def tiff(path: str, height: int, width: int, **how: Any) -> None:
         made[path] = noise(height, width, 3, seed=len(made))
         is_planar = "planarconfig" in how
-        tifffile.imwrite(source / path, np.moveaxis(made[path], 2, 0) if is_planar else made[path], photometric="rgb", **how)
+        tifffile.imwrite(
+            source / path, np.moveaxis(made[path], 2, 0) if is_planar else made[path], photometric="rgb", **how
+        )
 
     tiff("a/tiled.tif", 150, 200, tile=(32, 48), compression="deflate", predictor=True)
     tiff("a/strips.tif", 130, 900, rowsperstrip=100, compression="deflate")

@@ -1,6 +1,5 @@
 """`coma shard --channels N`: samples at their own depth, with exact statistics, through every way to shards."""
 
-import io
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from arrays import write_arrays
 from drawn import encoded
+from masked import as_png, draw_ids
 
 from coma.errors import DataError, UsageError
 from coma.shards.check.verify import verify
@@ -108,8 +108,8 @@ def test_statistics_are_those_of_all_values(scenes):
 def test_any_number_of_workers_and_of_parts_gives_the_same_bytes(scenes, tmp_path, contents):
     source, _, out, _ = scenes
     shard(source, tmp_path / "two", ShardOptions(channels=5, shard_bytes=20_000, workers=2))
-    for number in (2, 1, 3):
-        shard(source, tmp_path / "parts", ShardOptions(channels=5, shard_bytes=20_000, workers=1, part=(number, 3)))
+    for number in (2, 1):
+        shard(source, tmp_path / "parts", ShardOptions(channels=5, shard_bytes=20_000, workers=1, part=(number, 2)))
     assert contents(tmp_path / "two") == contents(tmp_path / "parts") == contents(out)
 
 
@@ -153,25 +153,29 @@ def test_killed_at_any_instant_a_run_goes_on(scenes, tmp_path, contents, instant
     assert contents(tmp_path / "out") == contents(expected)
 
 
-def test_tars_lists_and_parquet_give_the_same_samples(scenes, tmp_path):
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name", ["scenes.tar", pytest.param("list.csv", marks=SLOW), pytest.param("rows.parquet", marks=SLOW)]
+)
+def test_tars_lists_and_parquet_give_the_same_samples(scenes, tmp_path, name):
     source, good, _, _ = scenes
     paths = sorted(good)
-    with tarfile.open(tmp_path / "scenes.tar", "w") as tar:
-        for path in paths:
-            tar.add(source / path, path)
-    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{path},{path[0]}\n" for path in paths))
-    rows = [{"bytes": (source / path).read_bytes(), "path": path} for path in paths]
-    pq.write_table(pa.table({"image": rows, "label": [path[0] for path in paths]}), tmp_path / "rows.parquet")
-    reference = {path: array.tobytes() for path, array in good.items()}
-    for name, options in (
-        ("scenes.tar", {}),
-        ("list.csv", {"root": source}),
-        ("rows.parquet", {}),
-    ):
-        out = tmp_path / f"{name}-out"
-        summary = shard(tmp_path / name, out, ShardOptions(channels=5, workers=1, **options))
-        assert (summary.kept, summary.set_aside, summary.classes) == (len(paths), 0, 2)
-        assert sorted(array.tobytes() for array in stored(out).values()) == sorted(reference.values())
+    if name == "scenes.tar":
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for path in paths:
+                tar.add(source / path, path)
+    elif name == "list.csv":
+        (tmp_path / name).write_text("path,label\n" + "".join(f"{path},{path[0]}\n" for path in paths))
+    else:
+        rows = [{"bytes": (source / path).read_bytes(), "path": path} for path in paths]
+        pq.write_table(pa.table({"image": rows, "label": [path[0] for path in paths]}), tmp_path / name)
+    root = {"root": source} if name == "list.csv" else {}
+    summary = shard(tmp_path / name, tmp_path / "out", ShardOptions(channels=5, workers=1, **root))
+    assert (summary.kept, summary.set_aside, summary.classes) == (len(paths), 0, 2)
+    expected = sorted(array.tobytes() for array in good.values())
+    assert sorted(array.tobytes() for array in stored(tmp_path / "out").values()) == expected
 
 
 def test_the_shards_are_a_source_themselves(scenes, tmp_path):
@@ -252,40 +256,34 @@ def test_descriptions_name_channels_and_statistics(scenes):
     assert "5 channels of uint16" in card
     assert f"| 5 | {pixels.mean[4]:.6g} | {pixels.std[4]:.6g} |" in card
     sheet = contact_sheet(out, channels=(4, 3, 2))
-    assert len(set(sheet.getdata())) > 100
+    assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 100
     with pytest.raises(UsageError, match="there is no channel 6; the samples have 5"):
         contact_sheet(out, channels=(6, 2, 1))
 
 
 def test_masks_go_with_samples_of_any_channels(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / "s" / folder).mkdir(parents=True)
     for number in range(4):
-        array = np.full((12, 15, 2), 7 * number, np.int16)
-        for kind, name in (("images", f"{number}.npy"), ("masks", f"{number}.png")):
-            (tmp_path / "s" / kind).mkdir(parents=True, exist_ok=True)
-            if kind == "images":
-                np.save(tmp_path / "s/images" / name, array)
-            else:
-                from masked import as_png, draw_ids
-
-                (tmp_path / "s/masks" / name).write_bytes(as_png(draw_ids(number, 12, 15)))
+        np.save(tmp_path / f"s/images/{number}.npy", np.full((12, 15, 2), 7 * number, np.int16))
+        (tmp_path / f"s/masks/{number}.png").write_bytes(as_png(draw_ids(number, 15, 12)))
     summary = shard(tmp_path / "s", tmp_path / "out", ShardOptions(channels=2, workers=1))
     assert summary.kept == 4
     assert read_manifest(tmp_path / "out").has_masks
     assert verify(tmp_path / "out", decode=True).problems == ()
 
 
-def test_without_channels_nothing_is_taken_otherwise(tmp_path):
+def test_without_channels_nothing_is_taken_otherwise(tmp_path, caplog):
     """A .npy is passed over, a TIFF of five channels is set aside, and both are told the way out."""
     write_arrays(tmp_path / "s", per_class=1, classes=("a",))
-    with pytest.raises(DataError, match=r"no images in .*1 \.npy.*--channels N takes \.npy of N channels"):
+    with pytest.raises(DataError, match=r"no images in .*1 \.npy.*--channels N takes \.npy and DICOM of N channels"):
         shard(tmp_path / "s", tmp_path / "out")
     write_arrays(tmp_path / "t", per_class=2, classes=("a",))
     (tmp_path / "t/a/photo.jpg").write_bytes(encoded(0, 16, 16))
     summary = shard(tmp_path / "t", tmp_path / "out-t", ShardOptions(workers=1))
     assert (summary.kept, summary.pixels, summary.passed_over) == (1, None, {".npy": 1})
+    assert "1 image is set aside for channels or depth; --channels 5 takes such as they are" in caplog.text
     assert reasons(tmp_path / "out-t") == {
-        "a/1.tif": "unsupported format: TIFF of 5 channels of 16 bits (--channels 5 takes it as it is)"
+        "a/1.tif": "unsupported format: TIFF of 5 channels of 16 bits (coma shard --channels 5 takes it as it is)"
     }
-    manifest = tmp_path / "out-t/train/manifest.parquet"
-    assert b"coma.pixels" not in manifest.read_bytes()
-    assert io.BytesIO(manifest.read_bytes())
+    assert b"coma.pixels" not in (tmp_path / "out-t/train/manifest.parquet").read_bytes()
