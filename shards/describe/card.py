@@ -209,24 +209,14 @@ def _counts(description: Description) -> str:
     if aside:
         lines[-1] += "; `quarantine.parquet` names each and says why"
     changed = sum(description.converted.values())
-    if (tiles := tiles_in_words(description)) is not None:
-        lines += [f"- {tiles}; the manifest names each by its image and place"]
+    if description.tiles is not None:
+        lines += [f"- tiles: {description.tiles}; the manifest names each by its image and place"]
     elif changed:
         lines += [f"- converted: {changed:,}{_kinds(description.converted)}; the others byte for byte as they were"]
     else:
         each = "every image and mask" if description.mask_classes else "every image"
         lines += [f"- converted: none, {each} is byte for byte what it was"]
     return "\n".join(lines)
-
-
-def tiles_in_words(description: Description) -> str | None:
-    """Say how the samples were cut from larger images: "Tiles of 512 px of 3 images"; None if they were not."""
-    record = description.info.get("plan")
-    if not isinstance(record, dict) or record.get("tile") is None:
-        return None
-    images = int(record["tiled_images"])
-    overlap = f" that share {record['overlap']} px" if record["overlap"] else ""
-    return f"Tiles of {record['tile']} px{overlap}, of {images:,} {'image' if images == 1 else 'images'}"
 
 
 def _kinds(counts: dict[str, int]) -> str:

@@ -13,7 +13,7 @@ from coma.shards.write.options import ShardOptions
 from coma.shards.write.resume import OutState, finished_counts, inspect_out
 from coma.shards.write.run import free_bytes, prepare_run
 from coma.shards.write.source_times import changed_since
-from coma.shards.write.summary import ShardProgress
+from coma.shards.write.summary import ShardProgress, TiledImages
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ class DryRun:
     """Free space on the disk of OUT; None in an object store."""
     done_shards: int
     """Shards that an earlier run has finished."""
+    tiled: TiledImages | None = None
+    """The images that the samples would be cut from; None: the samples are whole images."""
 
 
 def dry_run(
@@ -83,4 +85,5 @@ def dry_run(
         spool_bytes=bytes_of_tiles(run.listing) if run.listing.image_column is None else spool_bytes(run.listing, None),
         free_bytes=free_bytes(out),
         done_shards=done_shards,
+        tiled=TiledImages.of_record(run.record),
     )

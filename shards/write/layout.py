@@ -79,7 +79,7 @@ def lay_out(source: Path, listing: SourceListing, options: ShardOptions) -> list
         if not held_out:
             orders.append((split.name, number, order))
             continue
-        log.info("holding out %s of them as split val", f"{held_out:,}")
+        log.info("holding out %s%s as split val", f"{held_out:,}", " of them" if group_of is None else " of the images")
         if group_of is None:
             orders += [(split.name, number, order[held_out:]), ("val", number, order[:held_out])]
             continue

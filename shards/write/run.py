@@ -159,6 +159,7 @@ def _record_of_tiles(listing: SourceListing, options: ShardOptions) -> dict[str,
     return {
         "images": len(listing),
         "tiled_images": sum(int((split.sides[:, 0] > 0).sum()) for split in tiled_splits(listing)),
+        "images_set_aside": sum(int((split.sides[:, 0] == 0).sum()) for split in tiled_splits(listing)),
         "sides": sides.hexdigest(),
         "tile": options.tile,
         "overlap": options.overlap,

@@ -32,7 +32,7 @@ from coma.shards.write.pool import run_jobs
 from coma.shards.write.resume import OutState, finished_counts, inspect_out, locked_run, parts_folder, spool_folder
 from coma.shards.write.run import ShardRun, free_bytes, prepare_run, with_type
 from coma.shards.write.source_times import changed_since, write_times
-from coma.shards.write.summary import ShardProgress, ShardSummary, SplitSummary, complete
+from coma.shards.write.summary import ShardProgress, ShardSummary, SplitSummary, TiledImages, complete
 from coma.shards.write.worker import Job, Tally
 
 log = logging.getLogger(__name__)
@@ -280,4 +280,5 @@ def _part_summary(run: ShardRun, kept_shards: int, elapsed_s: float) -> ShardSum
         kept_shards=kept_shards,
         elapsed_s=elapsed_s,
         part=run.options.part_name,
+        tiled=TiledImages.of_record(run.record),
     )

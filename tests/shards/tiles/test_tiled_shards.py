@@ -270,7 +270,7 @@ def test_the_data_set_says_that_it_is_of_tiles(rgb: tuple[Path, dict[str, npt.ND
     plan: Any = read_info(out)["coma"]["plan"]  # type: ignore[index]
     assert (plan["tile"], plan["overlap"], plan["tiled_images"]) == (TILE, 0, 7)
     card = (out / "README.md").read_text()
-    assert "Tiles of 64 px" in card
+    assert "tiles: of 64 px, cut from 7 images" in card
     assert len(load_manifests(out)) == 1
 
 
