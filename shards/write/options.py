@@ -142,7 +142,10 @@ class ShardOptions:
         _ = self.tiles  # checks them
         self._check_tiles()
         if self.resize_px is None and self.tile_format != "jpeg" and self.quality != PixelOptions.quality:
-            raise UsageError(f"--quality {self.quality} only matters when images are re-encoded; add --resize PX")
+            raise UsageError(
+                f"--quality {self.quality} only matters when images are re-encoded; add "
+                + ("--resize PX" if self.tile is None else "--tile-format jpeg")
+            )
         _ = self.pixels  # checks them
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise UsageError(
