@@ -66,7 +66,7 @@ def inspect(
     recorded.
     """
     if step is not None:
-        _inspect_step(data, step, sheet, json=json)
+        _inspect_step(data, step, sheet, show_channels, json=json)
         return
     from coma.shards.describe.contact_sheet import write_contact_sheet
     from coma.shards.describe.describe import as_json, describe
@@ -102,7 +102,7 @@ def inspect(
             _print_pixels(split.pixels, following)
 
 
-def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool) -> None:
+def _inspect_step(run: str | None, step: int, sheet: Path | None, show_channels: str | None, *, json: bool) -> None:
     from coma.shards.files import folder_at
 
     if run is None:
@@ -118,7 +118,7 @@ def _inspect_step(run: str | None, step: int, sheet: Path | None, *, json: bool)
     with console.working(f"drawing step {step:,}"):
         contents = read_step(Path(run), step)
         sheet = step_sheet_path(contents.run, step) if sheet is None else sheet
-        on_sheet = write_step_sheet(contents, sheet)
+        on_sheet = write_step_sheet(contents, sheet, show_channels)
     if json:
         console.print_result({**contents.to_json(), "sheet": str(sheet)}, json=True)
     else:
@@ -160,7 +160,7 @@ def _of_step(contents: "StepContents") -> dict[str, str]:
     return {
         "run": str(contents.run),
         "step": f"{contents.step:,} of {contents.steps:,}, epoch {contents.epochs:.4g}",
-        "data": str(contents.manifest.folder),
+        **{f"data {number}" if number > 1 else "data": each for number, each in enumerate(contents.data, 1)},
         "images": f"{len(contents.rows):,}{replaced}",
         "crops": f"{contents.image_size} px",
         "views": f"{' + '.join(map(str, contents.view_sizes))} of {contents.units} mask units",
@@ -180,7 +180,8 @@ def _table(contents: "StepContents") -> "Table":
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("sample", justify="right", no_wrap=True)
     table.add_column("key", max_width=12, no_wrap=True)
-    table.add_column("class", max_width=14, no_wrap=True)
+    mixture = len(contents.manifest.parts) > 1
+    table.add_column("data set" if mixture else "class", max_width=14, no_wrap=True)
     table.add_column("crop px", no_wrap=True)
     table.add_column("flip", no_wrap=True)
     table.add_column("source", no_wrap=True, max_width=24)
@@ -189,9 +190,9 @@ def _table(contents: "StepContents") -> "Table":
         cells = (
             str(shown.sample),
             shown.key,
-            shown.class_text or "-",
+            (shown.data_set if mixture else shown.class_text) or "-",
             f"{crop.width}x{crop.height} at {crop.x},{crop.y}",
-            "yes" if row.flipped else "-",
+            " ".join([*(["yes"] if row.flipped else []), *([f"{row.turned}°"] if row.turned else [])]) or "-",
             PurePosixPath(shown.source).name,
         )
         table.add_row(*map(Text, map(visible, cells)))

@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Thread, current_thread
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from torch import Tensor
 
 from coma.errors import DataError, UsageError
 from coma.pipeline.ahead import FetchAhead, Upcoming
+from coma.pipeline.arrays import NO_BYTES, ArrayDecoder, make_decoder
 from coma.pipeline.cache import ShardCache
 from coma.pipeline.channel import Channel
-from coma.pipeline.crops import Crops, IntArray, center_crops, random_resized_crops
+from coma.pipeline.crops import Crops, Flips, IntArray, center_crops, random_resized_crops
 from coma.pipeline.decode import DecodeError, Decoder, Encoded
 from coma.pipeline.faults import Substitution, candidates
 from coma.pipeline.order import Int64Array, Planner, Step, rank_slice
@@ -35,8 +36,9 @@ from coma.pipeline.plain import flag, shown, whole_number
 from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.pipeline.reader import Bytes, SampleReader, Unreadable
 from coma.pipeline.sizes import CropSizes
+from coma.pipeline.squares import turned
 from coma.pipeline.views import partition_units
-from coma.shards.files import is_remote, without_credentials
+from coma.shards.files import without_credentials
 from coma.shards.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,8 @@ class LoaderOptions:
     device: torch.device
     training: bool
     crop_scale: tuple[float, float]
+    flips: Flips
+    quarter_turns: bool
     decode: str  # "cpu" or "gpu": where images are decoded; or "auto"
     workers: int  # decoder threads
     prefetch: int  # ready batches
@@ -77,7 +81,8 @@ class LoaderOptions:
         """Turn numpy's and torch's numbers into Python's and validate the options; raise UsageError."""
         for name in ("batch_size", "views", "seed", "rank", "world_size", "workers", "prefetch"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name)))
-        object.__setattr__(self, "training", flag("training", self.training))
+        for name in ("training", "quarter_turns"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
         object.__setattr__(self, "decode", str(self.decode))
         try:
             low, high = map(float, self.crop_scale)
@@ -96,6 +101,8 @@ class LoaderOptions:
             raise UsageError(f"{self.views} views of {units} mask units; give 1 to {units} views")
         if not 0 < low <= high <= 1:
             raise UsageError(f"crop scale {low} to {high} is no part of an image; keep 0 < low <= high <= 1")
+        if self.flips not in get_args(Flips):
+            raise UsageError(f"flips is {shown(self.flips)}; it must be horizontal, none or both")
         if self.decode not in ("auto", "cpu", "gpu"):
             raise UsageError(f"decode is {self.decode!r}; it must be auto, cpu or gpu")
         if self.decode == "gpu" and self.device.type == "cpu":
@@ -120,7 +127,7 @@ class LoaderOptions:
 class Ready:
     """A batch of b samples on the device."""
 
-    images: Tensor  # [b, 3, H, W]
+    images: Tensor  # [b, C, H, W]
     units: Tensor  # [b, U]
     labels: Tensor | None  # [b]
     samples: Tensor  # [b]
@@ -152,7 +159,7 @@ class Loader:
         self._ready: Channel[Ready] = Channel(options.prefetch)
         self._closing = False
         self._process = os.getpid()
-        self._cache = ShardCache(manifest) if is_remote(manifest.folder) else None
+        self._cache = ShardCache(manifest) if manifest.is_remote else None
         self._ahead = (
             None
             if self._cache is None
@@ -215,7 +222,7 @@ class Loader:
             sample, epoch = int(samples[position]), int(epochs[position])
             if self._options.mark_damaged:
                 substitutions[position] = Substitution(step.number, sample, sample, image.reason)
-                data.append(_BLANK)
+                data.append(_BLANK if self._manifest.pixels is None else NO_BYTES)
                 continue
             substitutions[position], instead = self._substitute(step, sample, epoch, image.reason, reader.read_one)
             shown[position] = substitutions[position].substitute
@@ -234,7 +241,7 @@ class Loader:
         for candidate in candidates(self._manifest, self._options.seed, epoch, sample):
             if (made := attempt(candidate)) is not None:
                 return Substitution(step.number, sample, candidate, reason), made
-        shard = self._manifest.folder / self._manifest.shards[int(self._manifest.shard_id[sample])]
+        shard = self._manifest.shard_path(int(self._manifest.shard_id[sample]))
         raise DataError(
             f"shard {without_credentials(str(shard))}: {reason}; none of the samples tried in its place is good"
         )
@@ -248,7 +255,14 @@ class Loader:
             like = self._options.preprocessing
             return center_crops(width, height, image_size=side, fraction=like.crop_fraction, squash=like.squash)
         return random_resized_crops(
-            samples, epochs, width, height, seed=self._options.seed, scale=self._options.crop_scale
+            samples,
+            epochs,
+            width,
+            height,
+            seed=self._options.seed,
+            scale=self._options.crop_scale,
+            flips=self._options.flips,
+            quarter_turns=self._options.quarter_turns,
         )
 
     # The decoding thread
@@ -269,7 +283,8 @@ class Loader:
             return fetched.encoded
 
         try:
-            decoder = Decoder(
+            decoder = make_decoder(
+                self._manifest.pixels,
                 source,
                 batch_size=self._options.rank_batch_size,
                 device=self._options.device,
@@ -293,7 +308,7 @@ class Loader:
         except BaseException as error:
             self._ready.finish(error)
 
-    def _decode_singly(self, decoder: Decoder, fetched: _Fetched) -> tuple[_Fetched, Tensor]:
+    def _decode_singly(self, decoder: Decoder | ArrayDecoder, fetched: _Fetched) -> tuple[_Fetched, Tensor]:
         """Decode a failed batch again, image by image, with substitutes for those that cannot be decoded."""
         side = fetched.encoded.side
 
@@ -323,7 +338,8 @@ class Loader:
                     cause = f"decoding failed: {error}"
                 if self._options.mark_damaged:
                     substitutions[position] = Substitution(fetched.step.number, sample, sample, cause)
-                    images.append(torch.zeros(1, 3, side, side, device=self._options.device))
+                    channels = self._options.preprocessing.channels
+                    images.append(torch.zeros(1, channels, side, side, device=self._options.device))
                     continue
                 substitutions[position], image = self._substitute(
                     fetched.step, sample, int(fetched.epochs[position]), cause, partial(attempt, position)
@@ -337,6 +353,7 @@ class Loader:
     def _assemble(self, fetched: _Fetched, images: Tensor, stream: "torch.cuda.Stream | None") -> Ready:
         manifest, device = self._manifest, self._options.device
         with torch.cuda.stream(stream):  # no effect on a CPU, where the stream is None
+            images = turned(images, fetched.encoded.crops)
             samples = torch.from_numpy(fetched.samples).to(device)
             epochs = torch.from_numpy(fetched.epochs).to(device)
             in_all = self._options.sizes.units(fetched.encoded.side)

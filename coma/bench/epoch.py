@@ -180,6 +180,8 @@ def bench_epoch(
     """
     progress = progress or (lambda *_: None)
     manifest = data if isinstance(data, Manifest) else read_manifest(data)
+    if manifest.pixels is not None:
+        raise UsageError(f"{manifest.folder} has {manifest.pixels.identity}: an epoch is measured on 8-bit RGB images")
     device = torch.device(choose_device())
     gpu = device.type == "cuda"
     batch_size = options.batch_size or (GPU_BATCH if gpu else CPU_BATCH)

@@ -25,7 +25,7 @@ from coma.bench.image_loaders import DECODING_ALONE, LOADERS, Sample
 from coma.bench.loader_result import PARALLEL, REFERENCE, STREAM, Images, LoaderResult
 from coma.bench.options import LoaderOptions
 from coma.bench.timing import Loading, Timing, one_core, take_turns
-from coma.errors import DataError, shell_command
+from coma.errors import DataError, UsageError, shell_command
 from coma.pipeline.reader import ShardReader, Unreadable
 from coma.shards.manifest import Manifest, read_manifest
 from coma.shards.write.options import ShardOptions
@@ -54,6 +54,11 @@ def bench_loader(
         UsageError: an absurd number.
     """
     manifest = read_manifest(data)
+    if manifest.pixels is not None:
+        raise UsageError(
+            f"{manifest.folder} has {manifest.pixels.identity}, which ImageFolder and DALI do not read: the stream is "
+            "measured on such samples by python -m benchmarks.band_stream"
+        )
     cores = len(os.sched_getaffinity(0))
     with _scratch() as scratch, one_core():
         sample, storage_s, memory_s = copy_sample(manifest, scratch, options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from coma.errors import ComaError, UsageError, in_words
 from coma.evaluation.extraction.processes import BackboneName, Processes, choose_processes, lending, run_on, shares
 from coma.evaluation.maps import map_size, vectors, vectors_and_maps
 from coma.exports.backbone import Backbone
+from coma.pipeline.preprocessing import DEFAULT, check_fits
 from coma.shards.files import without_credentials
 from coma.shards.manifest.quarantine import reason_kind
 from coma.shards.sources.listing import counted_images
@@ -32,6 +33,9 @@ from coma.shards.sources.parquet.spool import remove_spool, spool
 from coma.versions import coma_version
 
 logger = logging.getLogger(__name__)
+
+_PREPARED = ("mean", "std", "crop_fraction", "interpolation", "squash")
+"""What a table keeps of how its images were prepared."""
 
 Progress = Callable[[int, int], None]
 """Called with the images done and the images in all."""
@@ -71,6 +75,7 @@ def embed(options: EmbedOptions, images: ImageSet, progress: Progress | None = N
     processes = choose_processes(options.devices, options.device)
     name = BackboneName(options.model, options.image_size, options.untrained)
     backbone = name.load("cpu" if len(processes) > 1 else processes.devices[0])
+    _check_images(backbone, images)
     shape = _shape_of(backbone, options)
     settings = _settings(options, images, backbone, shape, processes)
     out = default_out(images, backbone) if options.out is None else options.out
@@ -221,7 +226,7 @@ def _shape_of(backbone: Backbone, options: EmbedOptions) -> Shape:
     if options.stride is not None:
         map_size(size, options.stride)
     device = next(backbone.module.parameters()).device
-    empty = torch.zeros(1, 3, size, size, device=device)
+    empty = torch.zeros(1, backbone.preprocessing.channels, size, size, device=device)
     if not options.patches:
         return Shape(vectors(backbone.module, empty).shape[1], None, options.half)
     pooled, maps = vectors_and_maps(backbone.module, empty, options.stride)
@@ -229,10 +234,25 @@ def _shape_of(backbone: Backbone, options: EmbedOptions) -> Shape:
     return Shape(pooled.shape[1], (height, width, channels), options.half)
 
 
+def _check_images(backbone: Backbone, images: ImageSet) -> None:
+    """Refuse images of another kind than the backbone's. Raises UsageError."""
+    wanted = backbone.preprocessing
+    for section in images.sections:
+        if section.manifest is not None:
+            place = without_credentials(str(section.manifest.folder))
+            check_fits(wanted, section.manifest.pixels, backbone.origin, place)
+        elif wanted.pixels != DEFAULT.pixels:
+            raise UsageError(
+                f"{backbone.origin} takes images of {wanted.pixels}, and those that are not sharded are read as 8-bit "
+                f"RGB: shard them with --channels {wanted.channels}, and embed the shards"
+            )
+
+
 def _settings(
     options: EmbedOptions, images: ImageSet, backbone: Backbone, shape: Shape, processes: Processes
 ) -> dict[str, Any]:
     """Return all that the features depend on."""
+    like = backbone.preprocessing
     return {
         "model": backbone.name,
         "weights": "untrained" if options.untrained else backbone.origin,
@@ -243,7 +263,8 @@ def _settings(
         "changed": images.state,
         "splits": {section.split: len(section) for section in images.sections},
         "image_size": backbone.image_size,
-        **{name: _plain(value) for name, value in asdict(backbone.preprocessing).items()},
+        **{name: _plain(getattr(like, name)) for name in _PREPARED},
+        **({} if like.pixels == DEFAULT.pixels else {"pixels": like.to_json()}),
         "dtype": shape.dtype,
         "channels": shape.channels,
         "map_shape": _plain(shape.map_shape),

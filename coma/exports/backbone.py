@@ -29,6 +29,7 @@ from coma.runs.read import (
     require_finite,
     run_of,
 )
+from coma.runs.read import preprocessing_of as preprocessing_of_run
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Backbone:
     """A network without classifier, in evaluation mode, and how it wants its images."""
 
     module: nn.Module
-    """A timm model: images [B, 3, H, W] become vectors [B, C]; `forward_features` gives its tokens."""
+    """A timm model: images [B, C, H, W] become vectors [B, C]; `forward_features` gives its tokens."""
     name: str
     """Name of its architecture in timm."""
     origin: str
@@ -116,26 +117,27 @@ def _has(folder: Path, key: str) -> bool:
 
 def _from_run(path: Path, image_size: int | None) -> Backbone:
     run, checkpoint = run_of(path)
-    if is_finetuned(read_config(run)):
+    content = read_config(run)
+    if is_finetuned(content):
         module: Any = load_classifier(checkpoint).backbone
         module.reset_classifier(0)
     else:
         module = load_autoencoder(checkpoint).backbone
-    return _own(module, str(checkpoint), checkpoint_step(checkpoint), image_size)
+    return _own(module, str(checkpoint), checkpoint_step(checkpoint), image_size, preprocessing_of_run(content))
 
 
 def _from_export(folder: Path, image_size: int | None) -> Backbone:
     network, step = load_export(folder)
-    return _own(network.backbone, str(folder), step, image_size)
+    return _own(network.backbone, str(folder), step, image_size, network.preprocessing or DEFAULT)
 
 
-def _own(module: Any, origin: str, step: int, image_size: int | None) -> Backbone:
+def _own(module: Any, origin: str, step: int, image_size: int | None, preprocessing: Preprocessing) -> Backbone:
     """Describe a backbone that was trained here."""
     cfg = module.pretrained_cfg
     if image_size is not None:
         set_image_size(module, image_size)
     size = image_size or _square(cfg["input_size"], origin)
-    return Backbone(module, str(cfg["architecture"]), origin, step, size, DEFAULT)
+    return Backbone(module, str(cfg["architecture"]), origin, step, size, preprocessing)
 
 
 def _from_timm(name: str, image_size: int | None, *, untrained: bool) -> Backbone:
@@ -153,6 +155,10 @@ def _from_timm(name: str, image_size: int | None, *, untrained: bool) -> Backbon
     module.reset_classifier(0)
     require_finite(module.state_dict(), Path(name))
     cfg = module.pretrained_cfg
+    if (channels := int(cfg["input_size"][0])) != 3:
+        raise UsageError(
+            f"{name} takes images of {channels} channels, of a type that timm does not tell: name a run or an export"
+        )
     size = image_size or _square(cfg["input_size"], name)
     preprocessing = DEFAULT if isinstance(module, DyViT) else preprocessing_of(cfg, name)  # as it is trained here
     return Backbone(module, str(cfg["architecture"]), name, None, size, preprocessing)
@@ -203,16 +209,14 @@ def preprocessing_of(cfg: dict[str, Any] | PretrainedCfg, name: str) -> Preproce
     )
 
 
-def _three(values: Any, fallback: tuple[float, float, float]) -> tuple[float, float, float]:
+def _three(values: Any, fallback: tuple[float, ...]) -> tuple[float, float, float]:
     red, green, blue = map(float, values or fallback)
     return red, green, blue
 
 
 def _square(input_size: Any, name: str) -> int:
     """Return the side of the square images that a model takes; UsageError for others."""
-    channels, height, width = map(int, input_size)
-    if channels != 3:
-        raise UsageError(f"{name} takes images of {channels} channels; the stream gives red, green and blue")
+    _, height, width = map(int, input_size)
     if height != width:
         raise UsageError(f"{name} takes images of {height}x{width} pixels, which are no squares: give --image-size")
     return height

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from coma.exports.folder import CURVES_NAME, DECODER_NAME, ONNX_NAME, SECTION
+from coma.pipeline.preprocessing import pixels_in_words
 from coma.runs.lines import is_number, readable_lines
 from coma.runs.names import METRICS_NAME
 from coma.shards.files import without_credentials
@@ -42,6 +43,7 @@ _ACCURACIES = {
     "accuracy": "classification",
 }
 """Scores that the Hub shows as accuracies, each with the task that it calls them results of."""
+_TRANSFORM = "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
 _OWN = "its own"
 """The data that a run was trained on, in a table of scores."""
 
@@ -167,7 +169,9 @@ def _training(content: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str,
     asked, resolved = content["config"], content.get("resolved", {})
     size = resolved.get("network", asked)["image_size"]
     facts: dict[str, Any] = {
-        "images": f"{size} x {size} px" + (f", from {asked['start_size']} px on" if asked.get("start_size") else ""),
+        "images": f"{size} x {size} px"
+        + (f", from {asked['start_size']} px on" if asked.get("start_size") else "")
+        + (f", {pixels_in_words(pixels['channels'], pixels['dtype'])}" if (pixels := resolved.get("pixels")) else ""),
         "views of an image": asked.get("views") if asked.get("method") != "mae" else None,
         "batch": resolved.get("batch_size"),
         "peak learning rate": resolved.get("peak_lr"),
@@ -199,10 +203,11 @@ def _start(start: dict[str, Any]) -> str:
 
 
 def _loading(config: dict[str, Any], onnx: bool, repository: str | None = None) -> str:
-    size = config["pretrained_cfg"]["input_size"][-1]
+    channels, _, size = config["pretrained_cfg"]["input_size"]
+    pixels = config[SECTION].get("pixels") or {"channels": 3, "dtype": "uint8"}
     ours = config["architecture"].startswith("dyvit_")
     needs = "With torch, timm 1.0.26 or newer" + (f" and {DISTRIBUTION} installed" if ours else " installed")
-    classes, images = config["num_classes"], f"torch.zeros(1, 3, {size}, {size})"
+    classes, images = config["num_classes"], f"torch.zeros(1, {channels}, {size}, {size})"
     outputs = (
         f"logits = model({images})  # [1, {classes}]"
         if classes
@@ -224,7 +229,7 @@ the same network with random weights.
 import torch
 
 model = timm.create_model("local-dir:PATH", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+{_TRANSFORM if _is_rgb(pixels) else _preparing(pixels)}
 {outputs}
 maps = timm.create_model("local-dir:PATH", pretrained=True, features_only=True)
 {other} = timm.create_model("local-dir:PATH", pretrained=True, num_classes={0 if classes else 10})
@@ -232,8 +237,34 @@ maps = timm.create_model("local-dir:PATH", pretrained=True, features_only=True)
     if config[SECTION]["decoder"]:
         text += f"\n\n`{DECODER_NAME}` is for continued pre-training: `coma pretrain --init PATH`."
     if onnx:
-        text += f"\n\n`{ONNX_NAME}` takes `images` [any number, 3, {size}, {size}] and gives `{given}` and `map`."
+        text += (
+            f"\n\n`{ONNX_NAME}` takes `images` [any number, {channels}, {size}, {size}] and gives `{given}` and `map`."
+        )
     return text if repository is None else text.replace('local-dir:PATH"', f'hf-hub:{repository}"')
+
+
+def _is_rgb(pixels: dict[str, Any]) -> bool:
+    return (pixels["channels"], pixels["dtype"]) == (3, "uint8")
+
+
+def _preparing(pixels: dict[str, Any]) -> str:
+    """Return the code that makes the network's images of arrays, which timm's transforms do not take."""
+    unit = " / 255" if pixels["dtype"] == "uint8" else ""
+    limits = clamp = ""
+    if pixels.get("low"):
+        low, high = ([float(f"{each:.7g}") for each in pixels[name]] for name in ("low", "high"))
+        limits = f"low, high = (torch.tensor(each).view(-1, 1, 1) for each in ({low}, {high}))\n"
+        clamp = ".clamp(low, high)"
+    return f"""cfg = model.pretrained_cfg
+mean, std = (torch.tensor(cfg[name]).view(-1, 1, 1) for name in ("mean", "std"))
+{limits}
+
+def prepare(array):  # [H, W, {pixels["channels"]}] of {pixels["dtype"]}, the square to be seen
+    image = torch.from_numpy(array.astype("float32")).permute(2, 0, 1)[None]{unit}{clamp}
+    image = torch.nn.functional.interpolate(image, cfg["input_size"][1:], mode="bilinear", antialias=True)
+    return (image - mean) / std
+
+"""
 
 
 def _scores(lines: list[dict[str, Any]]) -> str:
@@ -251,7 +282,8 @@ def _newest(lines: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, i
     for line in sorted(lines, key=lambda line: line.get("step", 0)):
         for name in _SCORES:
             if is_number(line.get(name)):
-                newest[name, _data(line["data"]) if line.get("data") else _OWN] = (line[name], line["step"])
+                place = line.get("data") or line.get("evaluated_on")
+                newest[name, _data(place) if place else _OWN] = (line[name], line["step"])
     return newest
 
 
@@ -266,6 +298,8 @@ def metrics_until(run: Path, step: int) -> list[dict[str, Any]]:
 
 def _data(place: object) -> str:
     """Name a data set: by its URL, or by its folder's own name, as others need not know where it lay."""
+    if isinstance(place, list) and place:  # several, each with its share
+        return ", ".join(map(_data, place))
     if not isinstance(place, str) or not place:
         return "unknown"
     if "://" in place:

@@ -25,6 +25,7 @@ from coma.exports.folder import (
 )
 from coma.exports.onnx import check_onnx, write_onnx
 from coma.exports.push import check_push, push_folder
+from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.runs.names import checkpoint_step
 from coma.runs.read import is_finetuned, load_autoencoder, load_classifier, network_of, read_config, run_of
 from coma.versions import coma_version
@@ -84,7 +85,8 @@ def export_run(
     content, step = read_config(run), checkpoint_step(checkpoint)
     network, decoder = _networks(run, checkpoint, content, with_decoder=with_decoder)
     backbone, model = network.backbone, content.get("resolved", {}).get("network", network_of(content))
-    config = timm_config(backbone, network.img_size, model, license)
+    preprocessing = network.preprocessing or DEFAULT
+    config = timm_config(backbone, network.img_size, model, license, preprocessing)
     config[SECTION] = {
         "version": coma_version(),
         "model": model["model"],
@@ -92,6 +94,7 @@ def export_run(
         "views": content["config"].get("views", 1),
         "patch_size": patch_size(backbone),
         **({"backbone_args": model["backbone_args"]} if model.get("backbone_args") else {}),
+        **({"pixels": preprocessing.to_json()} if preprocessing != DEFAULT else {}),
         "step": step,
         "decoder": with_decoder,
     }
@@ -107,7 +110,7 @@ def export_run(
             tensors = {name: value.contiguous() for name, value in decoder.state_dict().items()}
             save_file(tensors, place / DECODER_NAME, metadata={"format": "pt"})
         if onnx:
-            write_onnx(backbone, network.img_size, place / ONNX_NAME)
+            write_onnx(backbone, (preprocessing.channels, *network.img_size), place / ONNX_NAME)
         (place / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
         (place / CARD_NAME).write_text(text, encoding="utf-8")
         if drawn is not None:
@@ -142,7 +145,13 @@ def _networks(
     return load_classifier(checkpoint), None
 
 
-def timm_config(backbone: nn.Module, img_size: tuple[int, int], model: dict[str, Any], license: str) -> dict[str, Any]:
+def timm_config(
+    backbone: nn.Module,
+    img_size: tuple[int, int],
+    model: dict[str, Any],
+    license: str,
+    preprocessing: Preprocessing = DEFAULT,
+) -> dict[str, Any]:
     """Return config.json as timm reads it: the network's arguments, and how its images were prepared.
 
     Args:
@@ -151,9 +160,8 @@ def timm_config(backbone: nn.Module, img_size: tuple[int, int], model: dict[str,
         model: its name, patch size and further arguments, and a classifier's class names, as the run's config.json has
             them.
         license: name of a license for the Hub.
+        preprocessing: mean and deviation of its images' channels.
     """
-    from coma.pipeline import MEAN, STD
-
     height, width = img_size
     classes: int = backbone.num_classes  # type: ignore[assignment]
     names = model.get("class_names")
@@ -161,6 +169,9 @@ def timm_config(backbone: nn.Module, img_size: tuple[int, int], model: dict[str,
     args: dict[str, Any] = {"img_size": height if height == width else [height, width]}
     if model["patch_size"] is not None:
         args["patch_size"] = model["patch_size"]
+    channels = preprocessing.channels
+    if channels != 3:
+        args["in_chans"] = channels
     pool_size = None
     if _is_vit(backbone):  # as `build_backbone` makes them, and at any size
         own = model.get("backbone_args") or {"class_token": False, "fc_norm": False}
@@ -178,16 +189,17 @@ def timm_config(backbone: nn.Module, img_size: tuple[int, int], model: dict[str,
         "pretrained_cfg": {
             "tag": "coma",
             "custom_load": False,
-            "input_size": [3, height, width],
+            "input_size": [channels, height, width],
             "fixed_input_size": False,
             "interpolation": "bilinear",
             "crop_pct": 0.875,
             "crop_mode": "center",
-            "mean": list(MEAN),
-            "std": list(STD),
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
             "num_classes": classes,
             "pool_size": pool_size,
-            "first_conv": cfg["first_conv"],
+            # timm would adapt this convolution to other channels, and takes the weights for those of three.
+            "first_conv": cfg["first_conv"] if channels == 3 else [],
             "classifier": cfg["classifier"],
             "license": license,
         },

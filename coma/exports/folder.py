@@ -22,6 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from coma.errors import ComaError, DataError, UsageError
+from coma.pipeline.preprocessing import Preprocessing
 from coma.runs.read import require_finite
 from coma.shards.files import hash_file
 
@@ -48,6 +49,8 @@ class Export:
     """Side of the backbone's patches in pixels."""
     image_size: int
     """Shorter side in pixels of the images that the backbone was trained on."""
+    preprocessing: Preprocessing
+    """How its images are normalised."""
     decoder: bool
     """Whether the decoder's weights are there."""
 
@@ -99,6 +102,7 @@ def read_export(folder: Path | str) -> Export:
             method=str(section["method"]),
             patch_size=int(section["patch_size"]),
             image_size=int(min(sizes) if isinstance(sizes, list) else sizes),
+            preprocessing=Preprocessing.from_json(section.get("pixels")),
             decoder=bool(section["decoder"]),
         )
     except (KeyError, TypeError, ValueError):

@@ -33,6 +33,7 @@ def load_export(folder: Path | str, device: str = "cpu") -> tuple[CoMA | MAE, in
             "image_size": size if isinstance(size, int) else tuple(size),
             "patch_size": model_args.get("patch_size"),
             "backbone_args": section.get("backbone_args"),
+            "pixels": section.get("pixels"),
         }
         step = int(section["step"])
     except (KeyError, TypeError, ValueError):

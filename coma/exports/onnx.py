@@ -18,7 +18,7 @@ OPSET = 18
 
 
 class Outputs(nn.Module):
-    """Images [B, 3, H, W] to pooled features [B, C], or a classifier's logits, and a last feature map [B, C, h, w]."""
+    """Images [B, C, H, W] to pooled features [B, C], or a classifier's logits, and a last feature map [B, C, h, w]."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -30,17 +30,17 @@ class Outputs(nn.Module):
         return self.backbone.forward_head(last), maps[-1]  # type: ignore[operator]
 
 
-def write_onnx(backbone: nn.Module, size: tuple[int, int], path: Path) -> None:
+def write_onnx(backbone: nn.Module, size: tuple[int, int, int], path: Path) -> None:
     """Write the backbone to `path`.
 
-    Its input is `images` [any number, 3, H, W] of this one size; its outputs are `features` (`logits` of a
+    Its input is `images` [any number, C, H, W] of this one size (C, H, W); its outputs are `features` (`logits` of a
     classifier) and `map`.
 
     Raises:
         UsageError: onnx or onnxscript is not installed.
     """
     check_onnx()
-    images = torch.zeros(2, 3, *size)
+    images = torch.zeros(2, *size)
     with _quiet():
         program = torch.onnx.export(
             Outputs(backbone).eval(),

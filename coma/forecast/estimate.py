@@ -112,7 +112,7 @@ class Forecast:
         """Return plain values, with their units in their names."""
         resolved, memory, step_s = self.resolved, self.footprint.state, self.step_s
         return {
-            "data": resolved.data,
+            "data": list(resolved.data) if isinstance(resolved.data, tuple) else resolved.data,
             "images": resolved.samples_per_epoch,
             "run": self.run,
             "model": self.config.model,
@@ -268,7 +268,7 @@ def _measure(prepared: Prepared, model: MaskedAutoencoder, world: World) -> Meas
 
     def take_step(count: int) -> tuple[float, float]:
         """Return the seconds of forward and backward passes on so many images, and those of the update."""
-        images = torch.randn(count, 3, *model.img_size, device=device)
+        images = torch.randn(count, model.encoder.in_chans, *model.img_size, device=device)
         samples = torch.arange(count, device=device)
         units = partition_units(samples, torch.zeros_like(samples), seed=0, units=model.units)
         began_s = _now_s(device)

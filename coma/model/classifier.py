@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coma.model.encoders import build_backbone
+from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 
 _HEAD_DEVIATION = 2e-5
 
@@ -24,6 +25,7 @@ class Classifier(nn.Module):
         img_size: side of the images in pixels.
         patch_size: side of a patch in pixels; None: the model's own.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+        preprocessing: how its images are normalised, and how many channels they have.
         args: of a ViT that takes the weights of others, see `build_backbone`.
 
     Raises:
@@ -38,11 +40,15 @@ class Classifier(nn.Module):
         img_size: int = 224,
         patch_size: int | None = None,
         drop_path_rate: float = 0.0,
+        preprocessing: Preprocessing = DEFAULT,
         args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.img_size = (img_size, img_size)
+        self.preprocessing = preprocessing
         options: dict[str, Any] = {} if patch_size is None else {"patch_size": patch_size}
+        if preprocessing.channels != 3:
+            options["in_chans"] = preprocessing.channels
         self.backbone = build_backbone(model, img_size, args, drop_path_rate=drop_path_rate, **options)
         self.backbone.reset_classifier(classes)
         head: Any = self.backbone.get_classifier()

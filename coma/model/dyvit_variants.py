@@ -7,6 +7,8 @@ from typing import Any
 from timm.models import adapt_input_conv, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor
 
+from coma.errors import UsageError
+
 # The module, not its class: where `coma.model.dyvit` is what imports timm first, it is only half there by now.
 from coma.model import dyvit
 
@@ -41,6 +43,11 @@ def _fit_channels(weights: dict[str, Tensor], model: dyvit.DyViT) -> dict[str, T
     kernel = kernel.permute(0, 3, 1, 2)  # [dim, channels, side, side]
     if kernel.shape[1] == model.in_chans:
         return weights
+    if kernel.shape[1] != 3:
+        raise UsageError(
+            f"these weights are for images of {kernel.shape[1]} channels, and in_chans is {model.in_chans}: only those "
+            "for RGB fit other channels, so leave in_chans out"
+        )
     fitted = adapt_input_conv(model.in_chans, kernel)
     return {**weights, name: fitted.permute(0, 2, 3, 1).flatten(1)}
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from coma.errors import UsageError
-from coma.pictures.images import Pixels
+from coma.pictures.display import Pixels
 
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 TILE_PX = 176

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from coma.errors import DataError, UsageError
+from coma.pictures.display import RGB, Display, Pixels, display_of
+from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.pipeline.views import partition_units
 from coma.runs.read import run_data
 from coma.shards.describe.contact_sheet import displayed
@@ -31,8 +32,6 @@ from coma.shards.sources.kinds import is_image_name
 
 if TYPE_CHECKING:
     from coma.model.autoencoder import MaskedAutoencoder
-
-Pixels = NDArray[np.uint8]
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +48,16 @@ def images_to_show(
     seed: int = 0,
     image_size: int | None = None,
     device: str = "cpu",
-) -> tuple[Tensor, Tensor]:
+    show_channels: str | None = None,
+) -> tuple[Tensor, Tensor, Display]:
     """Take images from `sources`, as `coma.pictures.reconstruct.reconstruct_run` describes them.
 
     Returns:
-        images [B, 3, H, W], normalised, and their mask units in a random order, [B, U] int64.
+        images [B, C, H, W], normalised, their mask units in a random order, [B, U] int64, and how they are shown.
 
     Raises:
         DataError: no such data or image.
-        UsageError: `count` is not positive.
+        UsageError: `count` is not positive, there are no such channels, or the images are not of the network's kind.
     """
     if count < 1:
         raise UsageError(f"{count} images to show: give 1 or more")
@@ -67,18 +67,25 @@ def images_to_show(
         autoencoder.encoder.unit_grid(image_size, image_size)
         options["image_size"] = image_size
     if len(places) == 1 and _is_data(places[0]):
-        return _from_shards(places[0], options, count, seed, device)
+        return _from_shards(places[0], options, count, seed, device, show_channels)
+    wanted = autoencoder.preprocessing or DEFAULT
+    if wanted.pixels != DEFAULT.pixels:
+        raise UsageError(
+            f"{without_credentials(str(places[0]))} is no data set made by `coma shard`: files are shown as 8-bit RGB, "
+            f"and {run} takes {wanted.pixels}: shard them with --channels {wanted.channels}"
+        )
     for place in places:
         if is_remote(place):
             raise UsageError(
                 f"{without_credentials(str(place))} is no data set made by `coma shard`: images themselves are shown "
                 "from folders of this machine only"
             )
-    images = load_images(places, options["image_size"], limit=count).to(device)
+    images = load_images(places, options["image_size"], limit=count, preprocessing=wanted).to(device)
     height, width = images.shape[-2:]
     in_all = (height // options["unit_size"]) * (width // options["unit_size"])
     samples = torch.arange(len(images), device=device)
-    return images, partition_units(samples, torch.zeros_like(samples), seed=seed, units=in_all)
+    units = partition_units(samples, torch.zeros_like(samples), seed=seed, units=in_all)
+    return images, units, display_of(wanted, None, show_channels)
 
 
 def _is_data(place: Path) -> bool:
@@ -88,16 +95,25 @@ def _is_data(place: Path) -> bool:
         raise DataError(f"{without_credentials(str(place))} cannot be read: {error.strerror or error}") from None
 
 
-def _from_shards(data: Path, options: dict[str, Any], count: int, seed: int, device: str) -> tuple[Tensor, Tensor]:
+def _from_shards(
+    data: Path, options: dict[str, Any], count: int, seed: int, device: str, show_channels: str | None
+) -> tuple[Tensor, Tensor, Display]:
     from coma.pipeline import Stream
 
     split = "val" if is_there(data / "val" / MANIFEST_NAME) else "train"
     with Stream(data, split=split, batch_size=count, seed=seed, device=device, training=False, **options) as stream:
+        display = display_of(options.get("preprocessing"), stream.manifest.pixels, show_channels)
         batch = next(stream)
-        return batch.images.clone(), batch.units.clone()
+        return batch.images.clone(), batch.units.clone(), display
 
 
-def load_images(paths: Sequence[Path | str], image_size: int | tuple[int, int], *, limit: int) -> Tensor:
+def load_images(
+    paths: Sequence[Path | str],
+    image_size: int | tuple[int, int],
+    *,
+    limit: int,
+    preprocessing: Preprocessing = DEFAULT,
+) -> Tensor:
     """Read image files, and images spread over folders, as evaluation sees them.
 
     The shorter side is resized to 256/224 of the image size and the centre is cut out. Files that are damaged or of
@@ -124,7 +140,7 @@ def load_images(paths: Sequence[Path | str], image_size: int | tuple[int, int], 
         raise DataError(f"none of {len(bad)} image files can be shown: {_first(bad)}")
     if bad:
         logger.warning("passed over %d of the images: %s", len(bad), _first(bad))
-    return from_pixels(np.stack(images))
+    return from_pixels(np.stack(images), preprocessing)
 
 
 def _first(texts: Sequence[str]) -> str:
@@ -169,18 +185,12 @@ def _cropped(file: Path, size: tuple[int, int]) -> Pixels:
 
 
 def to_pixels(images: Tensor) -> Pixels:
-    """Undo the normalisation: [B, 3, H, W] float → [B, H, W, 3] uint8, clipped to what a screen can show."""
-    from coma.pipeline import MEAN, STD
-
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
-    shown = ((images.float() * std + mean) * 255).round().clamp(0, 255)
-    return shown.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    """Undo ImageNet's normalisation: [B, 3, H, W] float → [B, H, W, 3] uint8, clipped to what a screen can show."""
+    return RGB.shown(images)
 
 
-def from_pixels(pixels: Pixels) -> Tensor:
+def from_pixels(pixels: Pixels, preprocessing: Preprocessing = DEFAULT) -> Tensor:
     """Normalise [B, H, W, 3] uint8 → [B, 3, H, W] float32, as the stream does."""
-    from coma.pipeline import MEAN, STD
-
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    return (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (preprocessing.mean, preprocessing.std))
+    return (images - mean) / std

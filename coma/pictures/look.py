@@ -21,7 +21,8 @@ from coma.model.attention import MultiWindowAttention
 from coma.model.dyvit import DyViT
 from coma.model.layout import Grid, to_map
 from coma.pictures.columns import TILE_PX, Column, check_picture_name, enlarge, lay_out, save_picture
-from coma.pictures.images import Pixels, images_to_show, to_pixels
+from coma.pictures.display import RGB, Display, Pixels
+from coma.pictures.images import images_to_show
 from coma.runs.names import LOOK_NAME
 from coma.runs.read import load_autoencoder, naming_the_weights, run_of
 
@@ -124,10 +125,10 @@ def principal_colours(features: Tensor) -> Tensor:
     return nn.functional.pad(colours, (0, 3 - colours.shape[1])).reshape(b, h, w, 3)
 
 
-def columns_of(backbone: DyViT, images: Tensor, sight: Sight) -> list[Column]:
+def columns_of(backbone: DyViT, images: Tensor, sight: Sight, display: Display = RGB) -> list[Column]:
     """Return the picture's columns: the original, features of the last stages, window preferences, attention."""
     scale = max(1, -(-TILE_PX // max(images.shape[-2:])))
-    original = enlarge(to_pixels(images), scale)
+    original = enlarge(display.shown(images), scale)
     height, width = original.shape[1:3]
     columns = [Column("original", original)]
     for s in range(max(0, len(sight.features) - 3), len(sight.features)):
@@ -171,10 +172,10 @@ def look_at(
     backbone = autoencoder.backbone
     if not isinstance(backbone, DyViT):
         raise UsageError(f"{run} has trained a {type(backbone).__name__}: only a DyViT has windows to look at")
-    images, _ = images_to_show(run, autoencoder, sources, count=count, image_size=image_size, device=device)
+    images, _, display = images_to_show(run, autoencoder, sources, count=count, image_size=image_size, device=device)
     with naming_the_weights(checkpoint):
         sight = look(backbone, images)
-    save_picture(lay_out(columns_of(backbone, images, sight)), out)
+    save_picture(lay_out(columns_of(backbone, images, sight, display)), out)
     return out, sight.gates
 
 

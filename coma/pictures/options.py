@@ -24,6 +24,13 @@ class ReconstructOptions(Options):
     )
     count: int = option(8, help="Number of images, one row each.", panel=_PICTURE, least=1)
     seed: int = option(0, help="Random seed for the masks.", panel=_PICTURE, least=0, below=2**63)
+    show_channels: str | None = option(
+        None,
+        help="Channels shown as red, green and blue, counted from 1, such as 4,3,2; one alone is shown in grey.",
+        panel=_PICTURE,
+        metavar="N,N,N",
+        shown_default="1,2,3",
+    )
     device: str | None = option(
         None, help="Device to run on.", panel="Running", metavar="cpu|cuda", shown_default="a GPU if there is one"
     )

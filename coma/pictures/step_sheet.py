@@ -16,11 +16,13 @@ from torch import Tensor
 
 from coma.errors import UsageError
 from coma.pictures.columns import hidden_pixels
-from coma.pictures.images import to_pixels
-from coma.pictures.step import Row, StepContents, Window
+from coma.pictures.display import Display, display_of
+from coma.pictures.step import Row, StepContents
+from coma.pipeline.arrays import make_decoder
 from coma.pipeline.crops import Crops
-from coma.pipeline.decode import DecodeError, Decoder
+from coma.pipeline.decode import DecodeError
 from coma.pipeline.reader import SampleReader
+from coma.pipeline.squares import turned
 from coma.shards.describe.contact_sheet import read_displayed
 from coma.shards.files import write_atomically
 from coma.shards.manifest import Manifest
@@ -37,11 +39,15 @@ HIDDEN_GREY = 160
 """Grey of hidden units; lighter than in `coma.pictures.columns`, as this page has no reconstructions."""
 
 
-def write_step_sheet(contents: StepContents, path: Path | str) -> int:
-    """Write the page as a PNG and return the number of images on it; UsageError if it cannot be written."""
+def write_step_sheet(contents: StepContents, path: Path | str, show_channels: str | None = None) -> int:
+    """Write the page as a PNG and return the number of images on it.
+
+    Raises:
+        UsageError: it cannot be written, or has no such channels to show.
+    """
     path = Path(path)
     png = io.BytesIO()
-    step_sheet(contents).save(png, "PNG")
+    step_sheet(contents, show_channels).save(png, "PNG")
     try:
         write_atomically(path, png.getvalue())
     except OSError as error:
@@ -49,9 +55,10 @@ def write_step_sheet(contents: StepContents, path: Path | str) -> int:
     return min(SHEET_IMAGES, len(contents.rows))
 
 
-def step_sheet(contents: StepContents) -> Image.Image:
+def step_sheet(contents: StepContents, show_channels: str | None = None) -> Image.Image:
     """Lay out the first images of a batch: original, crop as the network got it, each view."""
     rows = contents.rows[:SHEET_IMAGES]
+    display = display_of(contents.preprocessing, contents.manifest.pixels, show_channels)
     grid = math.isqrt(contents.units)
     tile = grid * max(1, round(_TILE_PX / grid))
     titles = ["original", "crop", *(f"view {k}" for k in range(1, len(contents.view_sizes) + 1))]
@@ -68,7 +75,7 @@ def step_sheet(contents: StepContents) -> Image.Image:
         _PAGE,
     )
     draw = ImageDraw.Draw(page)
-    _head(draw, contents, len(rows), page.width - 2 * _MARGIN_PX)
+    _head(draw, contents, len(rows), page.width - 2 * _MARGIN_PX, display)
     for group in range(groups):
         left = _MARGIN_PX + group * (across + _GROUP_GAP_PX)
         for column, title in enumerate(titles):
@@ -77,11 +84,11 @@ def step_sheet(contents: StepContents) -> Image.Image:
     for place, (row, image) in enumerate(zip(rows, network_images(contents, len(rows)), strict=True)):
         left = _MARGIN_PX + place % groups * (across + _GROUP_GAP_PX)
         upper = top + place // groups * down
-        tiles = [_original(contents.manifest, row, tile)]
+        tiles = [_original(contents.manifest, row, tile, display)]
         if image is None:
             tiles += [_empty(tile)] * (len(titles) - 1)
         else:
-            crop = Image.fromarray(to_pixels(image[None])[0])
+            crop = Image.fromarray(display.shown(image[None])[0])
             tiles += view_tiles(crop, row.views, grid, tile)
         for column, shown in enumerate(tiles):
             page.paste(shown, (left + column * (tile + _GAP_PX), upper))
@@ -93,28 +100,39 @@ def network_images(contents: StepContents, count: int) -> Iterator[Tensor | None
     """The first `count` images of a batch as the network got them, through the stream's decoder, on the CPU.
 
     Yields:
-        [3, image_size, image_size] float32, normalised; None for one that cannot be read any more.
+        [C, image_size, image_size] float32, normalised; None for one that cannot be read any more.
 
     Raises:
         DataError: a shard is gone.
     """
     manifest, device = contents.manifest, torch.device("cpu")
-    decoder = Decoder(lambda: None, batch_size=1, device=device, decode_on_gpu=False, threads=1, depth=1)
-    with closing(SampleReader(manifest, 1)) as reader:
+    decoder = make_decoder(
+        manifest.pixels,
+        lambda: None,
+        batch_size=1,
+        device=device,
+        decode_on_gpu=False,
+        threads=1,
+        depth=1,
+        preprocessing=contents.preprocessing,
+    )
+    with closing(decoder), closing(SampleReader(manifest, 1)) as reader:
         for row in contents.rows[:count]:
             data = reader.read_one(row.shown.sample)
-            crop, side = _crops(row.crop, row.flipped), contents.image_size
+            crop, side = _crops(row), contents.image_size
             try:
-                yield None if data is None else decoder.decode_one(data, crop, side)[0]
+                yield None if data is None else turned(decoder.decode_one(data, crop, side), crop)[0]
             except DecodeError:
                 yield None
 
 
-def _crops(crop: Window, flipped: bool) -> Crops:
+def _crops(row: Row) -> Crops:
+    crop = row.crop
     return Crops(
         np.array([[crop.y, crop.x]], np.int32),
         np.array([[crop.height, crop.width]], np.int32),
-        np.array([flipped], np.int32),
+        np.array([row.flipped], np.int32),
+        np.array([row.turned // 90], np.int32),
     )
 
 
@@ -127,7 +145,7 @@ def _groups(images: int, across: int, down: int) -> int:
     return min(range(1, images + 1), key=distance)
 
 
-def _head(draw: ImageDraw.ImageDraw, contents: StepContents, images: int, width: int) -> None:
+def _head(draw: ImageDraw.ImageDraw, contents: StepContents, images: int, width: int, display: Display) -> None:
     words = [
         f"{images:,} of {len(contents.rows):,} images" if images < len(contents.rows) else f"{images:,} images",
         f"epoch {contents.epochs:.2f}",
@@ -137,6 +155,7 @@ def _head(draw: ImageDraw.ImageDraw, contents: StepContents, images: int, width:
             False: "THE RUN RECORDED OTHER SAMPLES",
             None: "the run has no record of this step",
         }[contents.matches],
+        *([display.legend] if display.legend else []),
     ]
     title = f"Step {contents.step:,} of {contents.steps:,}"
     _text(draw, f"{title}  -  {contents.run.resolve().name}", _MARGIN_PX, _MARGIN_PX - 4, width, _INK, 20)
@@ -147,11 +166,14 @@ def _head(draw: ImageDraw.ImageDraw, contents: StepContents, images: int, width:
 def _caption(draw: ImageDraw.ImageDraw, row: Row, place: int, left: int, top: int, width: int) -> None:
     crop, sample = row.crop, row.shown
     window = f"{crop.width}x{crop.height} at {crop.x},{crop.y}{', flipped' if row.flipped else ''}"
+    if row.turned:
+        window += f", turned {row.turned}°"
     right = draw.textlength(window, _font(12))
     draw.text((left + width - right, top), window, _SOFT, _font(12))
     words = [
         f"{place + 1}.",
         sample.key,
+        sample.data_set,
         sample.class_text,
         PurePosixPath(sample.source).name,
     ]
@@ -161,9 +183,9 @@ def _caption(draw: ImageDraw.ImageDraw, row: Row, place: int, left: int, top: in
     _text(draw, "  ".join(filter(None, words)), left, top, int(width - right) - 12, colour, 12)
 
 
-def _original(manifest: Manifest, row: Row, tile: int) -> Image.Image:
+def _original(manifest: Manifest, row: Row, tile: int, display: Display) -> Image.Image:
     """Return the whole image in a square, faded outside the crop window."""
-    whole = read_displayed(manifest, row.shown.sample, tile)
+    whole = read_displayed(manifest, row.shown.sample, tile, display.channels)
     if whole is None:
         return _empty(tile)
     small = ImageOps.contain(whole, (tile, tile), Image.Resampling.LANCZOS)

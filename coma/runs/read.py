@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coma.errors import DataError, DivergedError, UsageError
+from coma.pipeline.preprocessing import Preprocessing
 from coma.pipeline.sizes import CropSizes
 from coma.runs.lines import read_object
 from coma.runs.names import (
@@ -21,7 +22,8 @@ from coma.runs.names import (
     WEIGHTS_NAME,
     checkpoints,
 )
-from coma.shards.files import folder_at, hash_file
+from coma.shards.files import folder_at, hash_file, without_credentials
+from coma.shards.shares import named_sources
 
 if TYPE_CHECKING:
     import torch
@@ -63,11 +65,22 @@ def read_config(run: Path | str) -> dict[str, Any]:
 
 
 def run_data(run: Path | str) -> Path:
-    """Return the data set that a run was trained on. Raises DataError if its config.json names none."""
+    """Return the one data set that a run was trained on. Raises DataError if its config.json names none, or several."""
+    data, *others = run_data_sets(run)
+    if others:
+        names = " and ".join(without_credentials(str(each)) for each in (data, *others))
+        raise DataError(f"{run} was trained on {1 + len(others)} data sets, {names}: name one after the run")
+    return data
+
+
+def run_data_sets(run: Path | str) -> list[Path]:
+    """Return the data sets that a run was trained on. Raises DataError if its config.json names none."""
     data = read_config(run).get("resolved", {}).get("data")
-    if not isinstance(data, str):
+    if isinstance(data, str):
+        return [folder_at(data)]
+    if not isinstance(data, list) or not data:
         raise DataError(f"{Path(run) / CONFIG_NAME} names no data set: name one after the run")
-    return folder_at(data)
+    return [folder_at(each.place) for each in named_sources(data)]
 
 
 def other_format(path: Path, number: int) -> str:
@@ -119,9 +132,20 @@ def run_of(run_or_checkpoint: Path | str) -> tuple[Path, Path]:
 def network_of(content: dict[str, Any]) -> dict[str, Any]:
     """Return what `build_model` makes the network of a run of, given `content` (of `read_config`).
 
-    Those are its options, and the arguments of a ViT that has taken over weights of others.
+    Those are its options, what its images are, and the arguments of a ViT that has taken over weights of others.
     """
-    return {**content["config"], "backbone_args": content.get("resolved", {}).get("backbone_args")}
+    resolved = content.get("resolved", {})
+    return {**content["config"], "pixels": resolved.get("pixels"), "backbone_args": resolved.get("backbone_args")}
+
+
+def preprocessing_of(content: dict[str, Any]) -> Preprocessing:
+    """Return how a run prepares its images, given `content` (of `read_config`); an older run's are 8-bit RGB."""
+    return _preprocessing(content.get("resolved", {}))
+
+
+def _preprocessing(section: dict[str, Any]) -> Preprocessing:
+    with _complete("resolved"):
+        return Preprocessing.from_json(section.get("pixels"))
 
 
 def build_model(config: dict[str, Any]) -> CoMA | MAE:
@@ -131,7 +155,12 @@ def build_model(config: dict[str, Any]) -> CoMA | MAE:
     with _complete("config"):
         name, method = config["model"], config["method"]
         options = {option: config[option] for option in ("views", "image_size", "patch_size")}
-    return build(name, method, backbone_args=config.get("backbone_args"), **options)
+    preprocessing = _preprocessing(config)
+    if preprocessing.channels != 3:
+        options["in_chans"] = preprocessing.channels
+    model = build(name, method, backbone_args=config.get("backbone_args"), **options)
+    model.preprocessing = preprocessing
+    return model
 
 
 @contextmanager
@@ -139,7 +168,7 @@ def _complete(section: str) -> Iterator[None]:
     """Raise a DataError where the block looks for something that a run's config.json lacks."""
     try:
         yield
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"the run's {CONFIG_NAME} is damaged: its section {section} lacks {error}") from None
 
 
@@ -152,6 +181,15 @@ def as_data_error(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
 
 
+def augmentation(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's arguments of `Stream` for random crops; a run that is older than one of them has its default."""
+    return {
+        "crop_scale": (config.get("crop_scale", 0.2), 1.0),
+        "flips": config.get("flips", "horizontal"),
+        "quarter_turns": config.get("quarter_turns", False),
+    }
+
+
 def training_stream(model: MaskedAutoencoder, config: dict[str, Any], samples: int) -> dict[str, Any]:
     """Return the arguments of a run's `Stream`: those of its model, and the schedule of crops that grow.
 
@@ -162,7 +200,7 @@ def training_stream(model: MaskedAutoencoder, config: dict[str, Any], samples: i
     Raises:
         UsageError: the first crops are not a multiple of the mask unit, or too small for the views.
     """
-    options = model.stream_options()
+    options = {**model.stream_options(), **augmentation(config)}
     if (start := config.get("start_size")) is None:
         return options
     sizes = CropSizes(start, options["image_size"], options["unit_size"], samples)
@@ -206,10 +244,18 @@ def load_classifier(run_or_checkpoint: Path | str) -> Classifier:
     from coma.model.classifier import Classifier
 
     run, checkpoint = run_of(run_or_checkpoint)
-    network = read_config(run)["resolved"]["network"]
+    resolved = read_config(run)["resolved"]
+    network, preprocessing = resolved["network"], _preprocessing(resolved)
     with _complete("network"):
         name, classes, size, patch = (network[key] for key in ("model", "classes", "image_size", "patch_size"))
-    model = Classifier(name, classes, img_size=size, patch_size=patch, args=network.get("backbone_args"))
+    model = Classifier(
+        name,
+        classes,
+        img_size=size,
+        patch_size=patch,
+        preprocessing=preprocessing,
+        args=network.get("backbone_args"),
+    )
     _load_weights(model, run, checkpoint)
     return model.eval()
 

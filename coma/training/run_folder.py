@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from coma.errors import DataError, UsageError, shell_command
+from coma.pipeline.preprocessing import pixels_in_words
 from coma.runs.lines import read_object
 from coma.runs.names import (
     CHECKPOINTS_NAME,
@@ -34,7 +35,8 @@ from coma.versions import coma_version, library_versions
 
 _LENGTH = ("the number of steps", "the number of warm-up steps", "the number of cooldown steps")
 """What --extend may change of a run's identity."""
-_OLDER: dict[str, Any] = {"--schedule": "cosine"}
+_RGB = pixels_in_words(3, "uint8")
+_OLDER: dict[str, Any] = {"--schedule": "cosine", "the data's images": _RGB}
 """What the identity of an older run lacks."""
 _LIBRARIES = ("torch", "deepspeed", "timm", "numpy")
 
@@ -65,6 +67,8 @@ def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
         **config.identity(),
         "--schedule": config.schedule,
         "--init's weights": resolved.init_digest,
+        **({"the mix of the data sets": ":".join(map(str, resolved.weights))} if resolved.weights else {}),
+        "the data's images": pixels_in_words(**_kind(resolved.pixels)) if resolved.pixels else _RGB,
         "the data's fingerprint": resolved.fingerprint,
         "the number of steps": resolved.steps,
         "the number of warm-up steps": segment.warmup_steps,
@@ -73,6 +77,10 @@ def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
         "the precision": resolved.precision,
         "--ds-config's content": resolved.deepspeed.identity(),
     }
+
+
+def _kind(pixels: dict[str, Any]) -> dict[str, Any]:
+    return {name: pixels[name] for name in ("channels", "dtype")}
 
 
 def choose_run(config: RunConfig, resolved: ResolvedRun) -> RunFolder:

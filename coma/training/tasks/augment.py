@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode, RandAugment  # type: ignore[import-untyped]
 
-from coma.pipeline import MEAN, STD
+from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.training.config.finetune_options import FinetuneConfig
 
 _OPERATIONS = 2
@@ -48,17 +48,27 @@ class BatchRandAugment(RandAugment):  # type: ignore[misc]
         return changed
 
 
-class Augment:
-    """Augments a batch of crops and turns its labels into soft targets over N classes."""
+def takes_colours(preprocessing: Preprocessing) -> bool:
+    """Whether images are 8-bit RGB, on which alone RandAugment's operations are defined."""
+    return preprocessing.pixels == DEFAULT.pixels
 
-    def __init__(self, config: FinetuneConfig, classes: int, device: torch.device) -> None:
+
+class Augment:
+    """Augments a batch of crops and turns its labels into soft targets over N classes.
+
+    RandAugment is left out for images that are not 8-bit RGB; erasing, mixup and CutMix are the same for all.
+    """
+
+    def __init__(
+        self, config: FinetuneConfig, classes: int, device: torch.device, preprocessing: Preprocessing = DEFAULT
+    ) -> None:
         self._classes, self._smoothing = classes, config.label_smoothing
-        self._mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1)
-        self._deviation = torch.tensor(STD, device=device).view(1, 3, 1, 1)
-        grey = [round(255 * value) for value in MEAN]  # outside the image, when it is turned or shifted
+        self._mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
+        self._deviation = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
+        grey = [round(255 * value) for value in preprocessing.mean]  # outside the image, when it is turned or shifted
         self._change = (
             BatchRandAugment(_OPERATIONS, config.rand_augment, interpolation=InterpolationMode.BILINEAR, fill=grey)
-            if config.rand_augment
+            if config.rand_augment and takes_colours(preprocessing)
             else None
         )
         self._erase = RandomErasing(config.erasing, mode="pixel", device=str(device)) if config.erasing else None
@@ -72,11 +82,11 @@ class Augment:
         """Return augmented images and soft targets.
 
         Args:
-            images: [B, 3, H, W], normalised; left unchanged.
+            images: [B, C, H, W], normalised; left unchanged.
             labels: [B] int64.
 
         Returns:
-            images: [B, 3, H, W], normalised.
+            images: [B, C, H, W], normalised.
             targets: [B, N] float32, the share of each class.
         """
         images = self._changed(images)

@@ -15,9 +15,11 @@ from coma.evaluation.score import has_split
 from coma.model.classifier import Classifier
 from coma.model.encoders import checkpoint_stages, undecayed
 from coma.pipeline import Batch
+from coma.pipeline.preprocessing import of_data
+from coma.runs.read import augmentation
 from coma.shards.manifest import Manifest, read_manifest
 from coma.training.config.finetune_options import FinetuneConfig
-from coma.training.tasks.augment import Augment
+from coma.training.tasks.augment import Augment, takes_colours
 from coma.training.tasks.pretrained import PretrainedBackbone, read_backbone
 from coma.training.tasks.scorer import AccuracyScorer
 from coma.training.tasks.start_from import Start, check_same, load_backbone, recorded_start
@@ -43,6 +45,15 @@ class Finetuning(Task):
         self.lacks_weights = recorded is not None
         self._pretrained: Start | PretrainedBackbone = recorded or read_backbone(config.source)
         self._image_size = config.image_size or self._pretrained.image_size
+        before = self._pretrained.preprocessing
+        alike = before.pixels == of_data(manifest.pixels).pixels
+        self.preprocessing = of_data(
+            manifest.pixels,
+            mean=config.mean,
+            std=config.std,
+            clip_percentile=config.clip_percentile,
+            base=before if alike else None,
+        )
         self.model = self.build()
         checkpoint_stages(self.model.backbone, config.checkpointed_stages)
         self._start = recorded or self._load(self._pretrained)
@@ -51,7 +62,8 @@ class Finetuning(Task):
 
     def _load(self, source: Start | PretrainedBackbone) -> Start:
         assert isinstance(source, PretrainedBackbone)
-        return load_backbone(self.model.backbone, source, source.model, str(self._config.source), "the backbone")
+        given = str(self._config.source)
+        return load_backbone(self.model.backbone, source, source.model, given, "the backbone", self.preprocessing)
 
     def give_start(self) -> None:
         """Load the backbone's weights into a network that lacks them, as it was to be resumed and cannot be."""
@@ -66,29 +78,38 @@ class Finetuning(Task):
             img_size=self._image_size,
             patch_size=self._pretrained.patch_size,
             drop_path_rate=self._config.drop_path,
+            preprocessing=self.preprocessing,
             args=self._pretrained.backbone_args,
         )
 
     def stream_options(self, samples: int) -> dict[str, Any]:
         """Return the arguments of a stream of random crops without masks."""
-        return {**self._evaluation_options, "crop_scale": (self._config.crop_scale, 1.0)}
+        return {**self._evaluation_options, **augmentation(self._config.to_json())}
 
     @property
     def _evaluation_options(self) -> dict[str, Any]:
-        return {"views": 1, "unit_size": self.model.crop_unit, "image_size": self._image_size}
+        return {
+            "views": 1,
+            "unit_size": self.model.crop_unit,
+            "image_size": self._image_size,
+            "preprocessing": self.preprocessing,
+        }
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Return augmented images [B, 3, H, W] and their soft labels [B, N]."""
+        """Return augmented images [B, C, H, W] and their soft labels [B, N]."""
         assert batch.labels is not None
         return self._augment(batch.images, batch.labels)
 
     def example(self, images: int) -> tuple[Tensor, ...]:
-        """Return images [B, 3, H, W] and soft labels [B, N]."""
-        return torch.zeros(images, 3, *self.model.img_size), torch.zeros(images, self._classes)
+        """Return images [B, C, H, W] and soft labels [B, N]."""
+        return torch.zeros(images, self.preprocessing.channels, *self.model.img_size), torch.zeros(
+            images, self._classes
+        )
 
     @cached_property
     def _augment(self) -> Augment:
-        return Augment(self._config, self._classes, next(self.model.parameters()).device)
+        device = next(self.model.parameters()).device
+        return Augment(self._config, self._classes, device, self.preprocessing)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return two groups for each layer: matrices, which decay, and other parameters."""
@@ -133,7 +154,13 @@ class Finetuning(Task):
         config = self._config
         changes = [
             f"crops of {config.crop_scale:.0%} or more",
-            *([f"RandAugment {config.rand_augment}"] if config.rand_augment else []),
+            *([f"flips: {config.flips}"] if config.flips != "horizontal" else []),
+            *(["quarter turns"] if config.quarter_turns else []),
+            *(
+                [f"RandAugment {config.rand_augment}"]
+                if config.rand_augment and takes_colours(self.preprocessing)
+                else []
+            ),
             *([f"erasing {config.erasing:g}"] if config.erasing else []),
             *([f"mixup {config.mixup:g}"] if config.mixup else []),
             *([f"CutMix {config.cutmix:g}"] if config.cutmix else []),
@@ -147,6 +174,11 @@ class Finetuning(Task):
             ),
             *self._start.describe(),
             ("images", ", ".join(changes)),
+            *(
+                [("", f"no RandAugment, whose colours are of 8-bit RGB: these are {self.preprocessing.pixels}")]
+                if config.rand_augment and not takes_colours(self.preprocessing)
+                else []
+            ),
             ("layers", f"each at {config.layer_decay:g} of the rate above it, drop path {config.drop_path:g}"),
         ]
 

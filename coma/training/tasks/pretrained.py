@@ -21,8 +21,9 @@ from coma.exports.folder import WEIGHTS_NAME as EXPORT_WEIGHTS_NAME
 from coma.exports.timm_models import HUB, LOCAL, asking, check_hub, plain
 from coma.model.dyvit import DyViT
 from coma.model.encoders import model_names
+from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.runs.names import CONFIG_NAME, checkpoint_step
-from coma.runs.read import as_data_error, read_config, read_weights, require_finite, run_of
+from coma.runs.read import as_data_error, preprocessing_of, read_config, read_weights, require_finite, run_of
 from coma.shards.files import local_path
 
 _BACKBONE, _DECODER = "backbone.", "decoder."
@@ -56,8 +57,10 @@ class PretrainedBackbone:
     """Arguments of a ViT with learned positions, see `coma.model.encoders.build_backbone`; None: as coma makes it."""
     grid: tuple[int, int] | None = None
     """Patches down and across, for which learned positions were trained."""
+    preprocessing: Preprocessing = DEFAULT
+    """How the images of a run were normalised, or those of an export's."""
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """Mean and deviation by which its pixels are normalised; None: coma's."""
+    """Mean and deviation by which a model of timm takes its pixels; None: it is one of coma's."""
     export: Export | None = None
     """The export that it is, if it is one."""
     windows: tuple[Any, ...] = ()
@@ -132,6 +135,7 @@ def read_backbone(given: Path | str) -> PretrainedBackbone:
         decoder=export.decoder_weights() if export.decoder else None,
         backbone_args=export.config[SECTION].get("backbone_args"),
         grid=_grid(export.config["model_args"]["img_size"], export.patch_size),
+        preprocessing=export.preprocessing,
         export=export,
     )
 
@@ -158,6 +162,7 @@ def _of_run(path: Path) -> PretrainedBackbone:
         decoder=_under(_DECODER, weights) or None,
         backbone_args=args,
         grid=_grid(size, patch or own_patch(model)) if args else None,
+        preprocessing=preprocessing_of(content),
     )
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from coma.errors import DataError, UsageError
 from coma.exports.export import patch_size
 from coma.model.encoders import check_model_name, give_weights
+from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.runs.lines import read_object
 from coma.runs.names import CONFIG_NAME, DEFAULT_RUNS, checkpoint_step
 from coma.runs.read import latest_checkpoint
@@ -53,6 +54,8 @@ class Start:
     """Side in pixels of the images that it was trained on."""
     backbone_args: dict[str, Any] | None = None
     """Arguments of a ViT that takes over its class token, registers and positions."""
+    images: dict[str, Any] | None = None
+    """What images it was trained on, and how they were normalised (`Preprocessing.to_json`); None: RGB as ImageNet."""
     taken: str = ""
     resized: list[str] = field(default_factory=list)
     pixels: list[str] = field(default_factory=list)
@@ -61,6 +64,11 @@ class Start:
     """Parts of the source that this network has no place for."""
     new: list[str] = field(default_factory=list)
     """Parts of this network that start from random weights."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the images that it was trained on were normalised."""
+        return Preprocessing.from_json(self.images)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -118,10 +126,13 @@ def load_init(model: MaskedAutoencoder, source: PretrainedBackbone, config: Pret
             f"--init {config.init} has patches of {there} pixels, and this run's are {here}: give --patch-size "
             f"{there}, or --patch-size {here} to have the patch embedding resized"
         )
-    start = load_backbone(model.backbone, source, config.model, str(config.init), "--init")
+    preprocessing = model.preprocessing or DEFAULT
+    start = load_backbone(model.backbone, source, config.model, str(config.init), "--init", preprocessing)
     start = dataclasses.replace(start, digest=source.digest(with_decoder=True))
     if source.decoder is None:
         return dataclasses.replace(start, new=[*start.new, "decoder"])
+    if source.preprocessing.channels != preprocessing.channels:  # it predicts pixels
+        return dataclasses.replace(start, left=[*start.left, "decoder"], new=[*start.new, "decoder"])
     try:
         model.decoder.load_state_dict(source.decoder)
     except RuntimeError:
@@ -134,7 +145,14 @@ def load_init(model: MaskedAutoencoder, source: PretrainedBackbone, config: Pret
     return dataclasses.replace(start, taken=f"{start.taken}; the decoder")
 
 
-def load_backbone(backbone: nn.Module, source: PretrainedBackbone, model: str, given: str, flag: str) -> Start:
+def load_backbone(
+    backbone: nn.Module,
+    source: PretrainedBackbone,
+    model: str,
+    given: str,
+    flag: str,
+    preprocessing: Preprocessing = DEFAULT,
+) -> Start:
     """Load those weights of a source that fit into a backbone of `build_backbone`.
 
     Args:
@@ -143,15 +161,17 @@ def load_backbone(backbone: nn.Module, source: PretrainedBackbone, model: str, g
         model: timm name of the backbone.
         given: what was named as the source.
         flag: what the command calls the source.
+        preprocessing: how the backbone's images are normalised.
 
     Raises:
         UsageError: hardly anything fits.
         DataError: the weights are damaged.
     """
     same = source.model == model and (source.patch_size or own_patch(model)) == patch_size(backbone)
+    same = same and source.preprocessing.channels == preprocessing.channels
     if same and source.backbone_args is None and source.pixels is None:  # nothing may be missing then
         give_weights(backbone, source.weights, Path(source.path))
-    done = transfer(backbone, source, flag)
+    done = transfer(backbone, source, flag, preprocessing)
     return Start(
         source=given,
         words=source.words,
@@ -160,6 +180,7 @@ def load_backbone(backbone: nn.Module, source: PretrainedBackbone, model: str, g
         patch_size=source.patch_size,
         image_size=source.image_size,
         backbone_args=source.backbone_args,
+        images=None if source.preprocessing == DEFAULT else source.preprocessing.to_json(),
         **vars(done),
     )
 

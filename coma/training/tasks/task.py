@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coma.evaluation.features import Features
-from coma.pipeline import Batch
+from coma.pipeline import Batch, Preprocessing
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -49,6 +49,8 @@ class Task(ABC):
 
     model: nn.Module
     """Takes `inputs` and returns a loss; has the same initial weights on every rank."""
+    preprocessing: Preprocessing
+    """How images are normalised."""
     init_digest: str | None = None
     """A hash of the weights that the run starts from; None: random ones."""
     lacks_weights: bool = False
@@ -63,6 +65,10 @@ class Task(ABC):
 
     def give_start(self) -> None:  # noqa: B027
         """Load the weights that the run starts from, where that was put off as it seemed to be resumed."""
+
+    def image_losses(self) -> Tensor:
+        """Return the loss of each image [B] of the last forward pass; only for a task that can be given a mixture."""
+        raise NotImplementedError
 
     @property
     def scores_start(self) -> bool:

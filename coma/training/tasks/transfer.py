@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
-from timm.models import VisionTransformer
+from timm.models import VisionTransformer, adapt_input_conv
 from torch import Tensor, nn
 
 from coma.errors import UsageError
 from coma.model.dyvit import DyViT
 from coma.model.encoders import has_own_positions
-from coma.pipeline import MEAN, STD
+from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.training.tasks.pretrained import PretrainedBackbone, kind_of_blocks, windows_of
 
 LEAST_SHARE = 0.5
@@ -57,13 +57,16 @@ class Transfer:
 
 
 @torch.no_grad()
-def transfer(backbone: nn.Module, source: PretrainedBackbone, flag: str) -> Transfer:
+def transfer(
+    backbone: nn.Module, source: PretrainedBackbone, flag: str, preprocessing: Preprocessing = DEFAULT
+) -> Transfer:
     """Load those weights of the source into a backbone of `build_backbone` that fit it.
 
     Args:
         backbone: what to load them into; what does not fit stays as it is.
         source: the weights.
         flag: what the command calls the source, for errors.
+        preprocessing: how the backbone's images are normalised.
 
     Raises:
         UsageError: the source is too different.
@@ -81,9 +84,10 @@ def transfer(backbone: nn.Module, source: PretrainedBackbone, flag: str) -> Tran
             f"{windows_of(backbone)[-1]}: take weights of a {type(backbone).__name__} with the same windows"
         )
     weights, blocks = _matched_depth(weights, own)
-    resized += _resize_patches(backbone, weights, own)
+    resized += _resize_patches(backbone, weights, own, source.preprocessing.channels)
     resized += _resize_positions(backbone, weights, source)
-    pixels = _fold_pixels(backbone, weights, source)
+    pixels = _fold_pixels(backbone, weights, source, preprocessing)
+    resized += _fit_channels(backbone, weights, source.preprocessing.channels, preprocessing.channels)
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     _check_share(fitting, weights, own, source, flag)
     if source.kind and source.kind != kind_of_blocks(backbone):
@@ -167,25 +171,54 @@ def _depth(names: Mapping[str, Tensor], sequence: str) -> int:
     return max((found[1] + 1 for name in names if (found := _block(name)) and found[0] == sequence), default=0)
 
 
-def _resize_patches(backbone: Any, weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Resize the embedding of patches of another side."""
-    name = "patch_embed.proj.weight"
-    if name not in weights or weights[name].shape == own[name].shape:
+_EMBEDDING = "patch_embed.proj.weight"
+
+
+def _kernel(value: Tensor, channels: int) -> Tensor | None:
+    """Return the weights of a patch embedding as those of a convolution, [D, channels, side, side]; None: it is none.
+
+    A DyViT's are [D, side · side · channels].
+    """
+    if value.ndim == 4:
+        return value
+    side = round((value.shape[1] / channels) ** 0.5)
+    if value.shape[1] != side**2 * channels:
+        return None
+    return value.reshape(len(value), side, side, channels).permute(0, 3, 1, 2)
+
+
+def _as_before(kernel: Tensor, value: Tensor) -> Tensor:
+    """Return a convolution's weights in the layout of the patch embedding that they are for."""
+    return kernel if value.ndim == 4 else kernel.permute(0, 2, 3, 1).flatten(1)
+
+
+def _resize_patches(backbone: Any, weights: dict[str, Tensor], own: Mapping[str, Tensor], channels: int) -> list[str]:
+    """Resize the embedding of patches of another side, whose pixels have so many channels."""
+    if _EMBEDDING not in weights or weights[_EMBEDDING].shape == own[_EMBEDDING].shape:
         return []
-    value = weights[name]
-    if value.ndim == 4:  # [C, 3, side, side]
-        side, before = own[name].shape[-1], value.shape[-1]
-        kernel = value
-    else:  # a DyViT's: [C, side · side · 3]
-        side, before = backbone.patch_size, round((value.shape[1] / backbone.in_chans) ** 0.5)
-        if value.shape[1] != before**2 * backbone.in_chans:
-            return []
-        kernel = value.reshape(len(value), before, before, backbone.in_chans).permute(0, 3, 1, 2)
-    if side == before:
+    value = weights[_EMBEDDING]
+    side = own[_EMBEDDING].shape[-1] if value.ndim == 4 else backbone.patch_size
+    kernel = _kernel(value, channels)
+    if kernel is None or side == (before := kernel.shape[-1]):
         return []
-    kernel = resample_patch_embed(kernel, [side, side])
-    weights[name] = kernel if value.ndim == 4 else kernel.permute(0, 2, 3, 1).flatten(1)
+    weights[_EMBEDDING] = _as_before(resample_patch_embed(kernel, [side, side]), value)
     return [f"patch embedding, {before} to {side} pixels"]
+
+
+def _fit_channels(backbone: Any, weights: dict[str, Tensor], before: int, channels: int) -> list[str]:
+    """Fit the embedding of RGB patches to other channels as timm does: repeated and scaled, or summed up for one.
+
+    Between other numbers of channels nothing says which is which, so that the embedding begins anew.
+    """
+    if _EMBEDDING not in weights or before == channels or before != 3:
+        return []
+    value = weights[_EMBEDDING]
+    kernel = _kernel(value, before)
+    if kernel is None:
+        return []
+    weights[_EMBEDDING] = _as_before(adapt_input_conv(channels, kernel), value)
+    how = "summed up" if channels == 1 else "repeated and scaled, as timm does"
+    return [f"patch embedding, {before} to {channels} channel{'s' if channels > 1 else ''}, {how}"]
 
 
 def _resize_positions(backbone: Any, weights: dict[str, Tensor], source: PretrainedBackbone) -> list[str]:
@@ -202,20 +235,27 @@ def _resize_positions(backbone: Any, weights: dict[str, Tensor], source: Pretrai
     return [f"positions, {source.grid[0]}x{source.grid[1]} to {grid[0]}x{grid[1]}"]
 
 
-def _fold_pixels(backbone: Any, weights: dict[str, Tensor], source: PretrainedBackbone) -> list[str]:
-    """Change the patch embedding so that it takes pixels normalised as coma's are, and gives what it gave.
+def _fold_pixels(
+    backbone: Any, weights: dict[str, Tensor], source: PretrainedBackbone, preprocessing: Preprocessing
+) -> list[str]:
+    """Change the patch embedding so that it takes pixels normalised as this network's are, and gives what it gave.
 
     A pixel is p = x · STD + MEAN here and p = y · std + mean there, so that the source's y is x · STD / std +
     (MEAN - mean) / std: the kernel is scaled, and a constant is added after it.
+
+    Where images are of another kind, no pixel is the same here and there. What is taken for alike are normalised
+    values: those of RGB by ImageNet's mean and deviation, and those of others by their own.
     """
-    name, bias = "patch_embed.proj.weight", "patch_embed.proj.bias"
-    if source.pixels is None or name not in weights:
+    name, bias = _EMBEDDING, "patch_embed.proj.bias"
+    alike = source.preprocessing.pixels == preprocessing.pixels
+    if name not in weights or not (alike or source.pixels):
         return []
-    mean, std = (torch.tensor(each) for each in source.pixels)
-    ours, deviation = torch.tensor(MEAN), torch.tensor(STD)
+    here = preprocessing if alike else DEFAULT
+    mean, std = (torch.tensor(each) for each in source.pixels or (source.preprocessing.mean, source.preprocessing.std))
+    ours, deviation = torch.tensor(here.mean), torch.tensor(here.std)
     if mean.shape not in ((1,), ours.shape) or std.shape not in ((1,), ours.shape):
-        raise UsageError(f"{source.path} was trained on pixels of {len(mean)} channels, and coma trains on 3")
-    if torch.allclose(mean, ours, atol=1e-4) and torch.allclose(std, deviation, atol=1e-4):
+        raise UsageError(f"{source.path} was trained on pixels of {len(mean)} channels, and timm made it for 3")
+    if torch.allclose(mean, ours, rtol=1e-4, atol=1e-4) and torch.allclose(std, deviation, rtol=1e-4, atol=1e-4):
         return []
     value = weights[name]
     scale, shift = (deviation / std).expand_as(ours), ((ours - mean) / std).expand_as(ours)

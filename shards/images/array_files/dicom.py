@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from coma.errors import UsageError
 from coma.shards.images.array_files.facts import ArrayFacts, Pixels
 from coma.shards.images.formats import BadImageError, one_line
 
@@ -71,12 +72,13 @@ def _rescale(header: Any) -> tuple[float, float]:
 
 
 def _read(data: bytes, stop_before_pixels: bool = False) -> Any:
+    """Read a file. Raises UsageError, which ends the run, if pydicom is missing: the same command resumes it."""
     try:
         import pydicom
     except ImportError:
-        raise BadImageError(
-            "unsupported format: DICOM, which `pip install 'coma-vision[dicom]'` makes readable"
-        ) from None
+        from coma.installation import installation  # only where something is missing
+
+        raise UsageError(f"--channels needs pydicom to read DICOM: {installation().extra('dicom')}") from None
     try:
         return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop_before_pixels)
     except Exception as error:  # damage leads to many kinds

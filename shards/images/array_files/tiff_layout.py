@@ -88,7 +88,7 @@ def layouts(data: Readable, channels: int) -> list[TiffLayout]:
     Raises:
         BadImageError: one is damaged, or there are several that are not the channels.
     """
-    pictures = [_layout(data, directory) for directory in tiff.pictures(data, channels + 1)]
+    pictures = [_layout(data, directory) for directory in tiff.pictures(data, channels + 1) or [{}]]
     kinds = {(each.width, each.height, each.channels, each.dtype, each.orientation) for each in pictures}
     if len(pictures) > 1 and (len(pictures) != channels or len(kinds) > 1 or pictures[0].channels > 1):
         raise BadImageError(

@@ -10,6 +10,7 @@ from arrays import drawn_array
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
+from coma.errors import UsageError
 from coma.shards.images.arrays import array_facts, read_window
 from coma.shards.images.formats import BadImageError
 from coma.shards.images.options import PixelOptions
@@ -89,5 +90,5 @@ def test_reasons_of_dicoms_that_are_set_aside(tags, reason):
 
 def test_without_pydicom_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(BadImageError, match=r"DICOM, which `pip install 'coma-vision\[dicom\]'` makes readable"):
+    with pytest.raises(UsageError, match=r"--channels needs pydicom to read DICOM: .*dicom"):
         array_facts(dicom(np.zeros((4, 4), np.uint8)), 1)

@@ -22,6 +22,8 @@ from coma.shards.describe.contact_sheet import contact_sheet
 from coma.shards.describe.describe import as_json, describe
 from coma.shards.images.arrays import read_window
 from coma.shards.manifest import read_info, read_manifest
+from coma.shards.sources.folders import list_folder
+from coma.shards.sources.tars import list_tars
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.writer import shard
 
@@ -208,6 +210,21 @@ def test_values_that_are_not_finite_are_set_aside_by_name(tmp_path):
     summary = shard(tmp_path / "s", tmp_path / "out", ShardOptions(channels=1, workers=1))
     assert (summary.kept, summary.reasons) == (1, {"not finite": 2})
     assert reasons(tmp_path / "out")["s/1.npy".removeprefix("s/")].startswith("not finite: 3 of 64 values are NaN")
+
+
+def test_files_without_an_extension_are_told_by_their_first_bytes(tmp_path):
+    (tmp_path / "s").mkdir()
+    np.save(tmp_path / "s/0.npy", np.ones((8, 8), np.float32))
+    (tmp_path / "s/0.npy").rename(tmp_path / "s/IM0001")
+    (tmp_path / "s/IM0002").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "s/other").write_bytes(bytes(200))
+    for arrays, images in ((True, {"IM0001", "IM0002"}), (False, set())):
+        listing, beside = list_folder(tmp_path / "s", arrays=arrays)
+        assert set(listing.paths) == images
+        assert set(beside.paths) == {"IM0001", "IM0002", "other"} - images
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        tar.add(tmp_path / "s", "s")
+    assert len(list_tars(tmp_path, ["s.tar"], arrays=True)[0]) == 2
 
 
 def test_a_change_of_the_options_is_refused_by_name(scenes):

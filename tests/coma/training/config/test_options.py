@@ -78,7 +78,9 @@ def test_names_of_before_are_read(tmp_path: Path) -> None:
 
 def test_the_identity_is_that_of_run_folders_written_before() -> None:
     """These names and no others are compared with a run folder's."""
-    common = {"--image-size": 224, "--seed": 0, "--weight-decay": 0.05}
+    # The latter three are None in those that lack them.
+    later = {"--mean": None, "--std": None, "--clip-percentile": None}
+    common = {"--image-size": 224, "--seed": 0, "--weight-decay": 0.05, **later}
     assert PretrainConfig().identity() == {
         **common, "--model": "dyvit_base", "--method": "coma", "--views": 2, "--start-size": None,
         "--patch-size": None, "--base-lr": 6e-4,
