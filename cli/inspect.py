@@ -203,8 +203,10 @@ def _of_data(description: "Description") -> dict[str, str]:
     classes = description.classes
     masks = description.mask_classes
     aside, changed = sum(description.set_aside.values()), sum(description.converted.values())
+    tiles = description.tiles
     return {
         "data": str(description.data),
+        **({} if tiles is None else {"tiles": tiles}),
         "classes": f"{len(classes):,}: {_cut(classes)}" if classes else "none: unlabelled",
         **({"mask classes": f"{len(masks):,}: {_cut(masks)}"} if masks else {}),
         "set aside": f"{aside:,} ({console.counts_in_words(description.set_aside)})" if aside else "none",

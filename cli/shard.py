@@ -79,19 +79,24 @@ class _Bar:
 def _plan_as_json(plan: "DryRun") -> dict[str, Any]:
     from dataclasses import asdict
 
-    return {"dry_run": True} | asdict(plan)
+    described = {"dry_run": True} | asdict(plan)
+    if plan.tiled is None:
+        del described["tiled"]
+    return described
 
 
 def _plan_as_lines(plan: "DryRun") -> dict[str, str]:
     from rich.filesize import decimal
 
-    lines = {"found": f"{plan.found:,} images in {plan.source} ({plan.layout})"}
+    what = f"{plan.found:,} images" if plan.tiled is None else plan.tiled.in_words(plan.found)
+    lines = {"found": f"{what} in {plan.source} ({plan.layout})"}
     for split in plan.splits:
         classes = f" of {split.classes:,} classes" if split.classes else ", no labels"
         shards = "1 shard" if split.shards == 1 else f"{split.shards:,} shards"
         lines[split.name] = f"{split.images:,} images{classes}: {shards}, about {decimal(split.bytes)}"
     if plan.refused:
-        lines["set aside"] = f"{plan.refused:,} by their names alone, more when they are read"
+        by = "their names alone" if plan.tiled is None else "their names and headers"
+        lines["set aside"] = f"{plan.refused:,} by {by}, more when they are read"
     if plan.passed_over:
         from collections import Counter
 
@@ -99,7 +104,8 @@ def _plan_as_lines(plan: "DryRun") -> dict[str, str]:
 
         lines["passed over"] = f"{counted(Counter(plan.passed_over))}, no images"
     if plan.spool_bytes:
-        lines["meanwhile"] = f"{decimal(plan.spool_bytes)} of disk for the images of parquet rows"
+        what = "the images of parquet rows" if plan.tiled is None else "tiles that are cut in one go"
+        lines["meanwhile"] = f"{decimal(plan.spool_bytes)} of disk for {what}"
     if plan.free_bytes is not None:
         lines["free"] = decimal(plan.free_bytes)
     if plan.done_shards:

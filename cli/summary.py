@@ -20,6 +20,7 @@ def summary_as_json(summary: "ShardSummary") -> dict[str, Any]:
         "reasons": summary.reasons,
         "converted": summary.converted,
         "passed_over": summary.passed_over,
+        **({} if summary.tiled is None else {"tiled_images": summary.tiled.images}),
         "classes": summary.classes,
         "mask_classes": summary.mask_classes,
         **({} if summary.pixels is None else {"pixels": summary.pixels.summary()}),
@@ -46,7 +47,7 @@ def summary_as_lines(summary: "ShardSummary", set_aside_note: str = "") -> dict[
     aside = f" ({counts_in_words(summary.reasons)}): see quarantine.parquet{set_aside_note}" if summary.reasons else ""
     lines = {} if summary.part is None else {"part": f"{summary.part}, of the shards"}
     lines |= {
-        "found": f"{summary.found:,} images",
+        "found": f"{summary.found:,} images" if summary.tiled is None else summary.tiled.in_words(summary.found),
         "kept": (f"{summary.kept:,} ({kept})" if len(summary.splits) > 1 else f"{summary.kept:,}, split {kept}")
         + (converted if summary.converted else ""),
         "set aside": f"{summary.set_aside:,}{aside}" if summary.set_aside else "none",

@@ -576,6 +576,10 @@ def shard(
     channels: int | None = None,
     dtype: Literal["uint8", "uint16", "int16", "float32"] | None = None,
     uncompressed: bool = False,
+    tile: int | None = None,
+    overlap: int = 0,
+    empty_below: float | None = None,
+    tile_format: Literal["png", "jpeg"] = "png",
     workers: int | None = None,
     engine: Literal["processes", "ray"] = "processes",
     part: str | None = None,
@@ -616,6 +620,11 @@ def shard(
         dtype: Type of the values, with `channels`: uint8, uint16, int16 or float32. Default: that of the first
             image.
         uncompressed: Write samples as .npy, with `channels`: more bytes, and far less time to read.
+        tile: Cut each image into tiles of this many pixels a side, which are the samples. Default: images whole.
+        overlap: Pixels that neighbouring tiles share, with `tile`.
+        empty_below: Leave out tiles in which every channel's standard deviation is below this, in the image's own
+            units. Default: all tiles are kept.
+        tile_format: Format of 8-bit RGB tiles: png keeps every value, jpeg is far smaller (`quality`).
         workers: Number of worker processes. Default: one per core.
         engine: Where the workers run: as processes of this machine, or as tasks of a Ray cluster.
         part: Write this part of the shards only, for array jobs; the part that ends last merges them, but not in an
@@ -654,6 +663,10 @@ def shard(
     channels: int | None = None,
     dtype: Literal["uint8", "uint16", "int16", "float32"] | None = None,
     uncompressed: bool = False,
+    tile: int | None = None,
+    overlap: int = 0,
+    empty_below: float | None = None,
+    tile_format: Literal["png", "jpeg"] = "png",
     workers: int | None = None,
     engine: Literal["processes", "ray"] = "processes",
     part: str | None = None,

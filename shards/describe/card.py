@@ -25,6 +25,10 @@ _OPTIONS = {
     "channels": "channels",
     "dtype": "type of the values",
     "uncompressed": "samples as .npy",
+    "tile": "side of a tile, px",
+    "overlap": "pixels that neighbouring tiles share",
+    "empty_below": "deviation below which a tile is empty",
+    "tile_format": "format of the tiles",
 }
 
 
@@ -205,7 +209,9 @@ def _counts(description: Description) -> str:
     if aside:
         lines[-1] += "; `quarantine.parquet` names each and says why"
     changed = sum(description.converted.values())
-    if changed:
+    if description.tiles is not None:
+        lines += [f"- tiles: {description.tiles}; the manifest names each by its image and place"]
+    elif changed:
         lines += [f"- converted: {changed:,}{_kinds(description.converted)}; the others byte for byte as they were"]
     else:
         each = "every image and mask" if description.mask_classes else "every image"

@@ -118,6 +118,16 @@ class Description:
     info: dict[str, Any]
     """The entry "coma" of `_info.json`; empty if there is none."""
 
+    @property
+    def tiles(self) -> str | None:
+        """How the samples were cut from larger images: "of 512 px, cut from 3 images"; None if they were not."""
+        record = self.info.get("plan")
+        if not isinstance(record, dict) or record.get("tile") is None:
+            return None
+        images = int(record["tiled_images"])
+        overlap = f" that share {record['overlap']} px" if record["overlap"] else ""
+        return f"of {record['tile']} px{overlap}, cut from {images:,} {'image' if images == 1 else 'images'}"
+
 
 def describe(data: Path, measured: int = MEASURED_IMAGES, seed: int = 0) -> Description:
     """Describe a data set, or one split's folder of it; `measured` images of each split are decoded for its colours.
@@ -146,6 +156,9 @@ def as_json(description: Description) -> dict[str, Any]:
     """Return the description as plain JSON types."""
     result: dict[str, Any] = json.loads(json.dumps(asdict(description), default=str))
     del result["info"]
+    if description.tiles is not None:
+        names = ("tile", "overlap", "tiled_images")
+        result["tiles"] = {name: description.info["plan"][name] for name in names}
     if not description.mask_classes:
         del result["mask_classes"]
         for split in result["splits"]:

@@ -153,6 +153,30 @@ def open_decoded(data: bytes, max_pixels: int) -> tuple[Image.Image, str, str | 
         return _upright(header.image, header), name, reason
 
 
+class WholeImage:
+    """An image as people see it, upright and in 8-bit RGB or grey, which is decoded when it is first needed."""
+
+    def __init__(self, header: _Header, data: bytes) -> None:
+        self.facts = header.facts
+        self._header = header
+        self._data = data
+        self._decoded: Image.Image | None = None
+
+    def decoded(self) -> Image.Image:
+        """Return the pixels. Raises BadImageError."""
+        if self._decoded is None:
+            with _quiet, _bad_image_errors():
+                _decode(self._header.image, self._data)
+                self._decoded = _upright(_eight_bits(self._header.image), self._header)
+        return self._decoded
+
+
+def whole_image(data: bytes, max_pixels: int) -> WholeImage:
+    """Open an image and check its header. Raises BadImageError."""
+    with _quiet, _bad_image_errors():
+        return WholeImage(_read_header(data, max_pixels, True), data)
+
+
 def _read_header(data: bytes, max_pixels: int, checksums: bool) -> _Header:
     if not data:
         raise BadImageError("empty")

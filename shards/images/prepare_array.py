@@ -24,10 +24,10 @@ def prepare_array(data: bytes, options: PixelOptions) -> Prepared:
     if not data:
         raise BadImageError("empty")
     facts = array_facts(data, options.channels)
-    check_fit(facts, options)
+    check_fit(facts.channels, facts.dtype, options)
     _check_size(facts, options.max_pixels)
     array = read_array(data, facts)
-    _check_finite(array)
+    check_finite(array)
     height, width, _ = array.shape
     source = ImageFacts(width, height, facts.format)
     why = facts.why or ("uncompressed" if options.uncompressed and facts.format != "npy" else None)
@@ -44,21 +44,21 @@ def check_array(data: bytes, channels: int, dtype: str, decode: bool = True) -> 
     if not facts.kept:
         raise BadImageError(f"unsupported format: {facts.why} (`coma shard` converts such a sample)")
     if decode:
-        _check_finite(read_window(data, facts.format, 0, 0, facts.height, facts.width))
+        check_finite(read_window(data, facts.format, 0, 0, facts.height, facts.width))
     return ImageFacts(facts.width, facts.height, facts.format)
 
 
-def check_fit(facts: ArrayFacts, options: PixelOptions) -> None:
+def check_fit(channels: int, dtype: str, options: PixelOptions) -> None:
     """Raise BadImageError, with what it is and the way out, for a sample of other channels or another type."""
-    if facts.dtype not in DTYPES:
+    if dtype not in DTYPES:
         raise BadImageError(
-            f"unsupported format: values of {facts.dtype}, where coma reads {', '.join(DTYPES)}; save it as one of them"
+            f"unsupported format: values of {dtype}, where coma reads {', '.join(DTYPES)}; save it as one of them"
         )
-    if options.channels is not None and facts.channels != options.channels:
-        channels = "1 channel" if facts.channels == 1 else f"{facts.channels} channels"
-        raise BadImageError(f"other channels: {channels}, where --channels says {options.channels}")
-    if options.dtype is not None and facts.dtype != options.dtype:
-        raise BadImageError(f"other type: {facts.dtype}, where the data set has {options.dtype} (--dtype)")
+    if options.channels is not None and channels != options.channels:
+        count = "1 channel" if channels == 1 else f"{channels} channels"
+        raise BadImageError(f"other channels: {count}, where --channels says {options.channels}")
+    if options.dtype is not None and dtype != options.dtype:
+        raise BadImageError(f"other type: {dtype}, where the data set has {options.dtype} (--dtype)")
 
 
 def _check_size(facts: ArrayFacts, max_pixels: int) -> None:
@@ -71,7 +71,8 @@ def _check_size(facts: ArrayFacts, max_pixels: int) -> None:
         )
 
 
-def _check_finite(array: Pixels) -> None:
+def check_finite(array: Pixels) -> None:
+    """Raise BadImageError, with their number, if there are values that are not finite."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         count = array.size - int(np.isfinite(array).sum())
         raise BadImageError(

@@ -13,26 +13,28 @@ from PIL import TiffTags
 from PIL.TiffImagePlugin import COMPRESSION_INFO
 
 from coma.shards.images.options import MOST_CHANNELS
+from coma.shards.images.readable import Readable
 
 SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 FILL_ORDER, ORIENTATION, ROWS_PER_STRIP, PREDICTOR = 266, 274, 278, 317
 CHANNELS, PLANES, TILE_WIDTH, TILE_HEIGHT = 277, 284, 322, 323
 EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION = 338, 339, 50706
+JPEG_TABLES = 347
 _OLD_SUBFILE = 255
 STRIPS, TILES = (273, 279), (324, 325)  # offsets, byte counts
 _TAGS = frozenset(
     (
         *(SUBFILE, _OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, PLANES, *STRIPS, *TILES),
         *(TILE_WIDTH, TILE_HEIGHT, EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION),
-        *(FILL_ORDER, ORIENTATION, ROWS_PER_STRIP, PREDICTOR),
+        *(FILL_ORDER, ORIENTATION, ROWS_PER_STRIP, PREDICTOR, JPEG_TABLES),
     )
 )
 _REDUCED, _MASK = 1, 4  # bits of SUBFILE
 _OLD_REDUCED = 2  # value of _OLD_SUBFILE
-_TYPES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
+_TYPES = {1: "u1", 7: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 _DTYPES = {(order, kind): np.dtype(order + code) for order in "<>" for kind, code in _TYPES.items()}
 _MOST_ENTRIES = 2**16
-_MOST_DIRECTORIES = 64  # an image of 2^26 pixels has at most 26 reduced copies, each with a mask
+MOST_DIRECTORIES = 64  # an image of 2^26 pixels has at most 26 reduced copies, each with a mask
 _PIL_CHANNELS = 6
 _RGB = 2
 _GREYS = (0, 1)
@@ -61,31 +63,35 @@ Directory = dict[int, npt.NDArray[np.unsignedinteger[Any]]]
 """The tags of one picture, those that are integers and needed here: tag → values."""
 
 
-def has_separate_planes(data: bytes) -> bool:
+def has_separate_planes(data: Readable) -> bool:
     """Whether the first picture keeps its channels one after the other."""
     directory = first_directory(data)
     return first_value(directory, PLANES, 1) == 2 and first_value(directory, CHANNELS, 1) > 1
 
 
-def has_several_pictures(data: bytes) -> bool:
+def has_several_pictures(data: Readable) -> bool:
     """Whether there are pictures other than the first one, its reduced copies and its masks."""
     return len(pictures(data, 2)) > 1
 
 
-def pictures(data: bytes, most: int) -> list[Directory]:
+def pictures(data: Readable, most: int) -> list[Directory]:
     """Return the first picture and all others but reduced copies and masks, no more than `most`."""
     whole: list[Directory] = []
     for number, directory in enumerate(directories(data)):
-        belongs = first_value(directory, SUBFILE, 0) & (_REDUCED | _MASK)
-        is_whole = not belongs and first_value(directory, _OLD_SUBFILE, 0) != _OLD_REDUCED
-        if number in (0, _MOST_DIRECTORIES) or is_whole:
+        if number in (0, MOST_DIRECTORIES) or not belongs(directory):
             whole.append(directory)
-        if number == _MOST_DIRECTORIES or len(whole) == most:
+        if number == MOST_DIRECTORIES or len(whole) == most:
             break
     return whole
 
 
-def unsupported(data: bytes) -> str | None:
+def belongs(directory: "Directory") -> bool:
+    """Whether a picture is marked as a reduced copy or a mask of another one."""
+    marked = first_value(directory, SUBFILE, 0) & (_REDUCED | _MASK)
+    return bool(marked) or first_value(directory, _OLD_SUBFILE, 0) == _OLD_REDUCED
+
+
+def unsupported(data: Readable) -> str | None:
     """Say what a TIFF is that has no one agreed look or that PIL shows wrong; None for others, damaged ones too."""
     if data.startswith(b"MM\0+"):
         return f"BigTIFF in big-endian order{_way_out(first_directory(data))}"
@@ -113,13 +119,13 @@ def unsupported(data: bytes) -> str | None:
     return None
 
 
-def unopened(data: bytes) -> str | None:
+def unopened(data: Readable) -> str | None:
     """Say what a TIFF is that PIL does not open; None if its first directory is damaged."""
     directory = first_directory(data)
     return _description(directory) + _way_out(directory) if {WIDTH, HEIGHT} <= directory.keys() else None
 
 
-def is_cut(data: bytes) -> bool:
+def is_cut(data: Readable) -> bool:
     """Whether strips or tiles of the first picture lie beyond the end of the file."""
     directory = first_directory(data)
     for offsets, counts in (STRIPS, TILES):
@@ -154,22 +160,22 @@ def first_value(directory: Directory, tag: int, default: int) -> int:
     return default if values is None or not len(values) else int(values[0])
 
 
-def first_directory(data: bytes) -> Directory:
+def first_directory(data: Readable) -> Directory:
     """Return the tags of the first picture, none if they cannot be read."""
     return next(directories(data), {})
 
 
-def directories(data: bytes) -> Iterator[Directory]:
+def directories(data: Readable) -> Iterator[Directory]:
     """Yield the pictures' tags as long as they can be read, each directory once."""
     order = "<" if data.startswith(b"II") else ">"
     big = data[2:4] in (b"+\0", b"\0+")
     wide, count_code, entry_bytes = ("Q", "Q", 20) if big else ("I", "H", 12)
     try:
-        (at,) = struct.unpack_from(order + wide, data, 8 if big else 4)
+        at = _number(data, 8 if big else 4, order + wide)
         seen: set[int] = set()
         while at and at not in seen:
             seen.add(at)
-            (entries,) = struct.unpack_from(order + count_code, data, at)
+            entries = _number(data, at, order + count_code)
             if entries > _MOST_ENTRIES:
                 return
             first = at + struct.calcsize("=" + count_code)
@@ -177,15 +183,15 @@ def directories(data: bytes) -> Iterator[Directory]:
             if stop > len(data):
                 return
             yield dict(_tags(data, first, stop, order, wide))
-            (at,) = struct.unpack_from(order + wide, data, stop)
+            at = _number(data, stop, order + wide)
     except struct.error:
         return
 
 
-def _tags(data: bytes, first: int, stop: int, order: str, wide: str) -> Iterator[tuple[int, Any]]:
+def _tags(data: Readable, first: int, stop: int, order: str, wide: str) -> Iterator[tuple[int, Any]]:
     """Yield those of _TAGS among the entries of a directory whose values are there, with their values."""
     inline_bytes = struct.calcsize("=" + wide)
-    entries = struct.iter_unpack(f"{order}HH{wide}{wide}", memoryview(data)[first:stop])
+    entries = struct.iter_unpack(f"{order}HH{wide}{wide}", data[first:stop])
     for number, (tag, kind, count, place) in enumerate(entries):
         if tag not in _TAGS or kind not in _TYPES:
             continue
@@ -194,4 +200,10 @@ def _tags(data: bytes, first: int, stop: int, order: str, wide: str) -> Iterator
         if size <= inline_bytes:
             place = first + (number + 1) * (4 + 2 * inline_bytes) - inline_bytes
         if place + size <= len(data):
-            yield tag, np.frombuffer(data, dtype, count, place)
+            yield tag, np.frombuffer(data[place : place + size], dtype)
+
+
+def _number(data: Readable, at: int, form: str) -> int:
+    """Return the integer at a place. Raises struct.error if it is not there."""
+    number: int = struct.unpack(form, data[at : at + struct.calcsize(form)])[0]
+    return number

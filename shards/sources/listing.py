@@ -18,6 +18,7 @@ import numpy.typing as npt
 from coma.shards.manifest.mask_coding import MaskCoding
 from coma.shards.sources.kinds import is_packed_name
 from coma.shards.text import printable as printable
+from coma.shards.tiles.grid import Tile
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,13 @@ class SourceImage:
     """Why it is set aside unread, or None."""
     mask: "SourceImage | None" = None
     """Its segmentation mask, which is itself an image."""
+    tile: Tile | None = None
+    """The tile of it that is meant; None: all of it."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that stand for it in progress and quarantine."""
+        return max(0, self.size) if self.tile is None else self.tile.bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +84,11 @@ class SplitListing:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.paths)
+
+    @property
+    def group_of(self) -> npt.NDArray[np.int64] | None:
+        """[n] number of the group that an image belongs to, none of which is torn apart; None: there are none."""
+        return None
 
     @property
     def source_bytes(self) -> npt.NDArray[np.int64]:

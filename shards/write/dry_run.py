@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from coma.shards.sources.parquet.spool import spool_bytes
+from coma.shards.tiles.spool import spool_bytes as bytes_of_tiles
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.resume import OutState, finished_counts, inspect_out
 from coma.shards.write.run import free_bytes, prepare_run
 from coma.shards.write.source_times import changed_since
-from coma.shards.write.summary import ShardProgress
+from coma.shards.write.summary import ShardProgress, TiledImages
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class DryRun:
     """Free space on the disk of OUT; None in an object store."""
     done_shards: int
     """Shards that an earlier run has finished."""
+    tiled: TiledImages | None = None
+    """The images that the samples would be cut from; None: the samples are whole images."""
 
 
 def dry_run(
@@ -79,7 +82,8 @@ def dry_run(
         refused=sum(len(split.refused) for split in run.listing.splits),
         passed_over=dict(sorted(run.listing.passed_over.counts().items())),
         splits=tuple(splits),
-        spool_bytes=0 if run.listing.image_column is None else spool_bytes(run.listing, None),
+        spool_bytes=bytes_of_tiles(run.listing) if run.listing.image_column is None else spool_bytes(run.listing, None),
         free_bytes=free_bytes(out),
         done_shards=done_shards,
+        tiled=TiledImages.of_record(run.record),
     )

@@ -71,13 +71,20 @@ def lay_out(source: Path, listing: SourceListing, options: ShardOptions) -> list
     orders: list[tuple[str, int, npt.NDArray[np.int64]]] = []
     for number, split in enumerate(listing.splits):
         order = shuffled_order(len(split), options.seed, split.name)
-        held_out = round(options.val_fraction * len(order)) if split.name == "train" else 0
-        if split.name == "train" and options.val_fraction and not 0 < held_out < len(order):
-            raise UsageError(f"--val-fraction {options.val_fraction} of {len(order)} leaves a split empty")
-        orders.append((split.name, number, order[held_out:]))
-        if held_out:
-            log.info("holding out %s of them as split val", f"{held_out:,}")
-            orders.append(("val", number, order[:held_out]))
+        group_of = split.group_of
+        images = order if group_of is None else shuffled_order(int(group_of[-1]) + 1, options.seed, split.name)
+        held_out = round(options.val_fraction * len(images)) if split.name == "train" else 0
+        if split.name == "train" and options.val_fraction and not 0 < held_out < len(images):
+            raise UsageError(f"--val-fraction {options.val_fraction} of {len(images)} leaves a split empty")
+        if not held_out:
+            orders.append((split.name, number, order))
+            continue
+        log.info("holding out %s%s as split val", f"{held_out:,}", " of them" if group_of is None else " of the images")
+        if group_of is None:
+            orders += [(split.name, number, order[held_out:]), ("val", number, order[:held_out])]
+            continue
+        in_val = np.isin(group_of[order], images[:held_out])  # an image's tiles stay together
+        orders += [(split.name, number, order[~in_val]), ("val", number, order[in_val])]
     splits = []
     for name, number, order in orders:
         sizes, masks = listing.splits[number].sizes[order], listing.splits[number].masks

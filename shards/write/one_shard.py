@@ -9,7 +9,7 @@ the part file.
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +27,8 @@ from coma.shards.manifest.columns import MASK_FIELDS, SCHEMA
 from coma.shards.manifest.mask_coding import MaskCoding
 from coma.shards.sources.listing import SourceImage, printable
 from coma.shards.sources.reader import SourceReader
+from coma.shards.tiles.options import TileOptions
+from coma.shards.tiles.reader import TileReader
 from coma.shards.write.layout import ShardLayout
 from coma.shards.write.worker import REPORT_EVERY_S, Tally
 
@@ -59,6 +61,7 @@ class ShardJob:
     pixels: PixelOptions
     mask_coding: MaskCoding | None = None
     """Classes of the masks; None: the images have none."""
+    tiles: TileOptions = field(default_factory=TileOptions)
 
     @property
     def name(self) -> str:
@@ -128,17 +131,20 @@ def _write_tar(
     rows: list[dict[str, Any]] = []
     index_lines: list[str] = []
     tally, reported_s = Tally(), time.monotonic()
-    reader = SourceReader(job.root)
+    reader, tile_reader = SourceReader(job.root), TileReader(job.root, job.pixels, job.tiles)
     try:
         for i, image in enumerate(job.images):
             try:
-                prepared = reader.prepare(image, job.pixels)
+                if image.tile is None:
+                    prepared = reader.prepare(image, job.pixels)
+                else:
+                    prepared = tile_reader.prepare(image)
                 mask = _read_mask(job, reader, image, prepared)
             except BadImageError as error:
                 rows += _set_aside(image, str(error))
                 tally += Tally(set_aside=1)
             else:
-                key = f"{job.layout.start + i:09d}"
+                key = f"{job.layout.start + i:09d}{'' if image.tile is None else image.tile.key}"
                 rows.append(_add_sample(file, key, image, prepared, mask, job, index_lines))
                 if counts is not None and prepared.array is not None:
                     counts.add(prepared.array)
@@ -148,18 +154,19 @@ def _write_tar(
                 tally, reported_s = Tally(), time.monotonic()
     finally:
         reader.close()
+        tile_reader.close()
     file.write(tar.ending(file.tell()))
     report(tally)
     return rows, index_lines
 
 
 def _bytes_of(image: SourceImage) -> int:
-    return max(0, image.size) + (0 if image.mask is None else max(0, image.mask.size))
+    return image.bytes + (0 if image.mask is None else max(0, image.mask.size))
 
 
 def _set_aside(image: SourceImage, reason: str) -> Iterator[dict[str, Any]]:
     """Yield the row of an image that is set aside, and that of its mask, which is then of no use."""
-    yield {"source": printable(image.path), "reason": reason, "bytes": max(0, image.size)}
+    yield {"source": printable(image.path), "reason": reason, "bytes": image.bytes}
     if image.mask is not None:
         yield {
             "source": printable(image.mask.path),

@@ -11,6 +11,7 @@ from coma.shards.images.options import PixelOptions
 from coma.shards.option import option, option_like, validate
 from coma.shards.sources.masks.options import MaskOptions
 from coma.shards.sources.splits import SplitRules, parse_splits
+from coma.shards.tiles.options import TileOptions
 
 _SOURCE, _SHARDS, _IMAGES, _RUNNING = "Source", "Shards", "Images", "Running"
 
@@ -114,6 +115,10 @@ class ShardOptions:
     channels: int | None = option_like(PixelOptions, "channels")
     dtype: Literal["uint8", "uint16", "int16", "float32"] | None = option_like(PixelOptions, "dtype")
     uncompressed: bool = option_like(PixelOptions, "uncompressed")
+    tile: int | None = option_like(TileOptions, "tile")
+    overlap: int = option_like(TileOptions, "overlap")
+    empty_below: float | None = option_like(TileOptions, "empty_below")
+    tile_format: Literal["png", "jpeg"] = option_like(TileOptions, "tile_format")
     workers: int | None = option(
         None, help="Number of worker processes.", panel=_RUNNING, least=1, shown_default="one per core"
     )
@@ -134,13 +139,39 @@ class ShardOptions:
     def __post_init__(self) -> None:
         """Check the limits."""
         validate(self)
-        if self.resize_px is None and self.quality != PixelOptions.quality:
-            raise UsageError(f"--quality {self.quality} only matters when images are re-encoded; add --resize PX")
+        _ = self.tiles  # checks them
+        self._check_tiles()
+        if self.resize_px is None and self.tile_format != "jpeg" and self.quality != PixelOptions.quality:
+            raise UsageError(
+                f"--quality {self.quality} only matters when images are re-encoded; add "
+                + ("--resize PX" if self.tile is None else "--tile-format jpeg")
+            )
         _ = self.pixels  # checks them
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise UsageError(
                 f"--part {self.part_name} is not between 1/{self.part[1]} and {self.part[1]}/{self.part[1]}"
             )
+
+    def _check_tiles(self) -> None:
+        """Raise UsageError for options that tiles do not go with."""
+        if self.tile is None:
+            return
+        for flag, is_set, why in (
+            (f"--resize {self.resize_px}", self.resize_px is not None, "tiles keep the image's own pixels"),
+            ("--check header", self.check == "header", "every tile is decoded"),
+            ("--dedupe", self.dedupe, "large images are not compared"),
+            ("--uncompressed", self.uncompressed, "tiles of --channels are .npy already"),
+            ("--tile-format jpeg", self.tile_format == "jpeg" and self.channels is not None, "it keeps 8-bit RGB only"),
+        ):
+            if is_set:
+                raise UsageError(f"{flag} does not go with --tile {self.tile}: {why}; leave one out")
+
+    @property
+    def tiles(self) -> TileOptions:
+        """Options of cutting images into tiles."""
+        return TileOptions(
+            tile=self.tile, overlap=self.overlap, empty_below=self.empty_below, tile_format=self.tile_format
+        )
 
     @property
     def pixels(self) -> PixelOptions:

@@ -49,6 +49,10 @@ _FLAGS = {  # field of the record → what the user may have changed
     "channels": "--channels",
     "dtype": "--dtype",
     "uncompressed": "--uncompressed",
+    "tile": "--tile",
+    "overlap": "--overlap",
+    "empty_below": "--empty-below",
+    "tile_format": "--tile-format",
     "index": "an index of",
 }
 

@@ -16,6 +16,7 @@ from coma.shards.images.formats import BadImageError
 from coma.shards.sources.detect import list_source
 from coma.shards.sources.listing import SourceListing, SplitListing, printable
 from coma.shards.sources.reader import SourceReader
+from coma.shards.tiles.listing import list_tiles, tiled_splits
 from coma.shards.write.layout import ShardLayout, SplitLayout, lay_out
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.resume import counted_type
@@ -84,8 +85,15 @@ def prepare_run(
             f"--channels {options.channels} --part {options.part_name}: a part does not read all of the parquet files, "
             "so say with --dtype which type the values have"
         )
+    record = _record(listing, options)
+    if options.tile is not None:
+        listing, pixels = list_tiles(
+            listing, options.pixels, options.tiles, lambda images: progress(ShardProgress(images=images))
+        )
+        record |= _record_of_tiles(listing, options)
+        options = replace(options, dtype=pixels.dtype)
     splits = lay_out(source, listing, options)
-    return ShardRun(source, listing, splits, out, options, _record(listing, options), progress)
+    return ShardRun(source, listing, splits, out, options, record, progress)
 
 
 def with_type(run: ShardRun) -> ShardRun:
@@ -102,6 +110,8 @@ def with_type(run: ShardRun) -> ShardRun:
 
 
 def _first_type(run: ShardRun) -> str:
+    if run.options.tile is not None:  # it is known from the headers, unless none fits
+        raise DataError(_none_fits(run, run.listing.splits[0].refused.get(0, "")))
     reader, first = SourceReader(run.listing.root), ""
     try:
         for split in run.listing.splits:
@@ -117,7 +127,11 @@ def _first_type(run: ShardRun) -> str:
                     return array.dtype.name
     finally:
         reader.close()
-    raise DataError(
+    raise DataError(_none_fits(run, first))
+
+
+def _none_fits(run: ShardRun, first: str) -> str:
+    return (
         f"none of the {len(run.listing):,} images of {run.source} has {run.options.channels} channels (--channels); "
         f"{first}"
     )
@@ -137,6 +151,22 @@ def free_bytes(out: Path) -> int | None:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def _record_of_tiles(listing: SourceListing, options: ShardOptions) -> dict[str, Any]:
+    """Return what the bytes of the shards depend on besides, if images are cut."""
+    sides = xxhash.xxh3_128(b"".join(split.sides.tobytes() for split in tiled_splits(listing)))
+    return {
+        "images": len(listing),
+        "tiled_images": sum(int((split.sides[:, 0] > 0).sum()) for split in tiled_splits(listing)),
+        "images_set_aside": sum(int((split.sides[:, 0] == 0).sum()) for split in tiled_splits(listing)),
+        "sides": sides.hexdigest(),
+        "tile": options.tile,
+        "overlap": options.overlap,
+        "empty_below": options.empty_below,
+        "tile_format": options.tile_format if options.channels is None else None,
+        "quality": options.quality if options.tile_format == "jpeg" else None,
+    }
 
 
 def _record(listing: SourceListing, options: ShardOptions) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from coma.shards.describe.card import data_card
 from coma.shards.files import write_atomically
 from coma.shards.manifest import CARD_NAME, read_info, read_manifest
 from coma.shards.manifest.pixel_coding import PixelCoding
+from coma.shards.sources.listing import counted_images
 from coma.shards.write.resume import clear_work
 
 
@@ -43,6 +44,28 @@ class SplitSummary:
 
 
 @dataclass(frozen=True)
+class TiledImages:
+    """Images that tiles were cut from."""
+
+    images: int
+    set_aside: int
+    """Further images, which are set aside whole and counted among the tiles."""
+
+    @staticmethod
+    def of_record(record: dict[str, Any]) -> "TiledImages | None":
+        """Return what the record of a run says of them; None if images were not cut."""
+        if record.get("tile") is None:
+            return None
+        return TiledImages(record["tiled_images"], record["images_set_aside"])
+
+    def in_words(self, entries: int) -> str:
+        """Say how many there are: "4,661 tiles of 3 images, and 1 image set aside whole"."""
+        tiles = entries - self.set_aside
+        words = f"{tiles:,} {'tile' if tiles == 1 else 'tiles'} of {counted_images(self.images)}"
+        return f"{words}, and {counted_images(self.set_aside)} set aside whole" if self.set_aside else words
+
+
+@dataclass(frozen=True)
 class ShardSummary:
     """A finished data set, or a part of one: found = kept + set aside."""
 
@@ -68,6 +91,9 @@ class ShardSummary:
     """Set if this is a part ("3/16") of a data set that is not complete yet."""
     pixels: PixelCoding | None = None
     """Channels and type of the samples, with the statistics of the first split; None: they are 8-bit RGB images."""
+
+    tiled: "TiledImages | None" = None
+    """The images that the samples were cut from; None: the samples are whole images."""
 
     @property
     def shards(self) -> int:
@@ -127,4 +153,5 @@ def complete(out: Path, kept_shards: int | None, begun_s: float) -> ShardSummary
         kept_shards=kept_shards if kept_shards is not None else sum(split.shards for split in splits),
         elapsed_s=time.monotonic() - begun_s,
         pixels=pixels,
+        tiled=TiledImages.of_record(about["plan"]),
     )

@@ -20,7 +20,9 @@ import numpy.typing as npt
 
 from coma.errors import ComaError, UsageError, in_words
 from coma.shards.files import folder_at, is_remote, make_folder, remove_temporaries
+from coma.shards.sources.listing import SourceListing
 from coma.shards.sources.parquet.spool import remove_spool, spool, spool_bytes
+from coma.shards.tiles.spool import needs_spool, spool_tiles
 from coma.shards.write.duplicates import refuse_duplicates
 from coma.shards.write.layout import ShardLayout, SplitLayout
 from coma.shards.write.merge import SplitParts, finish
@@ -30,7 +32,7 @@ from coma.shards.write.pool import run_jobs
 from coma.shards.write.resume import OutState, finished_counts, inspect_out, locked_run, parts_folder, spool_folder
 from coma.shards.write.run import ShardRun, free_bytes, prepare_run, with_type
 from coma.shards.write.source_times import changed_since, write_times
-from coma.shards.write.summary import ShardProgress, ShardSummary, SplitSummary, complete
+from coma.shards.write.summary import ShardProgress, ShardSummary, SplitSummary, TiledImages, complete
 from coma.shards.write.worker import Job, Tally
 
 log = logging.getLogger(__name__)
@@ -167,6 +169,8 @@ def _make_readable(run: ShardRun, missing: list[tuple[SplitLayout, ShardLayout]]
             run.progress(ShardProgress("spooling", 0, len(listing), done, total))
 
         listing = spool(listing, folder, wanted, report_spooled)
+    if needs_spool(listing):
+        listing = _spool_tiles(run, missing, stack)
     if options.dedupe:
         hashed = Tally()
         total_bytes = sum(int(np.maximum(split.sizes, 0).sum()) for split in listing.splits)
@@ -180,6 +184,27 @@ def _make_readable(run: ShardRun, missing: list[tuple[SplitLayout, ShardLayout]]
         listing, duplicates = refuse_duplicates(listing, options.workers, options.engine, report_hashed)
         log.info("found %s exact duplicates", f"{duplicates:,}" if duplicates else "no")
     return replace(run, listing=listing)
+
+
+def _spool_tiles(run: ShardRun, missing: list[tuple[SplitLayout, ShardLayout]], stack: ExitStack) -> SourceListing:
+    """Cut the tiles of images from which they cannot be read one by one."""
+    options = run.options
+    folder = spool_folder(run.out, options.part_name)
+    if is_remote(run.out):
+        if options.engine == "ray":
+            raise UsageError(
+                f"--engine ray cannot cut tiles of such images into {run.out}: they lie on this machine meanwhile; "
+                "shard into a folder that all machines see, then copy it there"
+            )
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coma-spool-")))
+    elif options.part is not None:
+        stack.callback(remove_spool, folder)
+
+    def report(done: int, total: int) -> None:
+        run.progress(ShardProgress("cutting", done, total, done, total))
+
+    wanted = _images_of(run, missing)
+    return spool_tiles(run.listing, folder, wanted, options.pixels, options.workers, options.engine, report)
 
 
 def _images_of(run: ShardRun, shards: list[tuple[SplitLayout, ShardLayout]]) -> dict[str, npt.NDArray[np.bool_]]:
@@ -203,6 +228,7 @@ def _jobs(run: ShardRun, missing: list[tuple[SplitLayout, ShardLayout]]) -> Iter
             split_folder=out / split.name,
             parts_folder=parts_folder(out),
             pixels=run.options.pixels,
+            tiles=run.options.tiles,
         )
 
 
@@ -254,4 +280,5 @@ def _part_summary(run: ShardRun, kept_shards: int, elapsed_s: float) -> ShardSum
         kept_shards=kept_shards,
         elapsed_s=elapsed_s,
         part=run.options.part_name,
+        tiled=TiledImages.of_record(run.record),
     )

@@ -79,6 +79,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     drawing = {"classes": ("class0", "class1"), "size": lambda number: (80 + number, 72), "smooth": True}
     for seed, source in enumerate(("imagenet", "photos")):
         draw_images(tmp_path / source, 24, seed=seed, **drawing)
+    draw_images(tmp_path / "slides", 2, classes=("class0",), size=lambda _: (600, 530), smooth=True)
     draw_pairs(tmp_path / "scenes", 12, size=(80, 72))
     (tmp_path / "tars").mkdir()
     for label in (0, 1):

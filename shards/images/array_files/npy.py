@@ -11,6 +11,7 @@ import numpy as np
 
 from coma.shards.images.array_files.facts import ArrayFacts, Pixels, Window
 from coma.shards.images.formats import BadImageError, one_line
+from coma.shards.images.readable import Readable
 
 MAGIC = b"\x93NUMPY"
 _HEADER_READERS = {
@@ -25,7 +26,7 @@ class NpyHeader:
     Raises BadImageError if it is damaged, or says that the file holds something else than a picture.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: Readable) -> None:
         file = io.BytesIO(data[: 1 << 16])
         try:
             version = np.lib.format.read_magic(file)

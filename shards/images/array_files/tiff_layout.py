@@ -13,10 +13,15 @@ from coma.shards.images import tiff
 from coma.shards.images.array_files.facts import ArrayFacts
 from coma.shards.images.array_files.inflate import COMPRESSIONS
 from coma.shards.images.formats import BadImageError
+from coma.shards.images.readable import Readable
 
 _KINDS = {1: "u", 2: "i", 3: "f"}
 _NAMES = {"u": "uint", "i": "int", "f": "float"}  # dtype.name takes 5 us
 _NATIVE = {"u": (8, 16, 32, 64), "i": (8, 16, 32, 64), "f": (16, 32, 64)}
+YCBCR = 6
+"""Photometric of JPEGs."""
+JPEG = 7
+"""Compression of JPEGs."""
 _PREDICTORS = (1, 2, 3)
 _MOST_BLOCK_BYTES = 2**30
 _MOST_SIDE = 2**31
@@ -43,6 +48,9 @@ class TiffLayout:
     """Bytes of each block, plane after plane, row after row."""
     orientation: int
     """1 to 8; 1 is upright."""
+    photometric: int = 1
+    jpeg_tables: bytes = b""
+    """What the JPEGs of its blocks share."""
 
     @property
     def across(self) -> int:
@@ -66,12 +74,15 @@ class TiffLayout:
         return min(self.block_height, self.height - row * self.block_height)
 
 
-def layout(data: bytes) -> TiffLayout:
-    """Read the layout of a TIFF's first picture. Raises BadImageError if it is damaged, or no picture of values."""
-    return _layout(data, tiff.first_directory(data))
+def layout(data: Readable, jpeg: bool = False) -> TiffLayout:
+    """Read the layout of a TIFF's first picture; with `jpeg` its blocks may be JPEGs of 8 bits.
+
+    Raises BadImageError if it is damaged, or no picture of values.
+    """
+    return _layout(data, tiff.first_directory(data), jpeg)
 
 
-def layouts(data: bytes, channels: int) -> list[TiffLayout]:
+def layouts(data: Readable, channels: int) -> list[TiffLayout]:
     """Read the layouts of a TIFF's pictures if they are a picture for each of the channels, else that of the first.
 
     Raises:
@@ -86,7 +97,7 @@ def layouts(data: bytes, channels: int) -> list[TiffLayout]:
     return pictures
 
 
-def _layout(data: bytes, directory: tiff.Directory) -> TiffLayout:
+def _layout(data: Readable, directory: tiff.Directory, jpeg: bool = False) -> TiffLayout:
     def value(tag: int, default: int) -> int:
         return tiff.first_value(directory, tag, default)
 
@@ -100,7 +111,8 @@ def _layout(data: bytes, directory: tiff.Directory) -> TiffLayout:
     if not {*tags} <= directory.keys():
         raise BadImageError("truncated: the header does not say where its pixels are")
     compression, predictor = value(tiff.COMPRESSION, 1), value(tiff.PREDICTOR, 1)
-    if compression not in COMPRESSIONS:
+    is_jpeg = jpeg and compression == JPEG
+    if compression not in COMPRESSIONS and not is_jpeg:
         name = tiff.COMPRESSIONS.get(compression)
         raise BadImageError(
             f"unsupported format: TIFF with compression {compression}{f' ({name})' if name else ''}; write it with "
@@ -111,7 +123,7 @@ def _layout(data: bytes, directory: tiff.Directory) -> TiffLayout:
     if value(tiff.FILL_ORDER, 1) != 1:
         raise BadImageError("unsupported format: TIFF whose bits are in reversed order")
     photometric = value(tiff.PHOTOMETRIC, 1)
-    if photometric not in tiff.PLAIN:
+    if photometric not in tiff.PLAIN and not (is_jpeg and photometric == YCBCR):
         name = tiff.PHOTOMETRICS.get(photometric) or f"photometric {photometric}"
         raise BadImageError(f"unsupported format: TIFF whose values are not plain ones ({name})")
     whole = TiffLayout(
@@ -128,12 +140,14 @@ def _layout(data: bytes, directory: tiff.Directory) -> TiffLayout:
         offsets=directory[tags[0]],
         sizes=directory[tags[1]],
         orientation=value(tiff.ORIENTATION, 1),
+        photometric=photometric,
+        jpeg_tables=directory[tiff.JPEG_TABLES].tobytes() if tiff.JPEG_TABLES in directory else b"",
     )
     _check_blocks(whole, len(data))
     return whole
 
 
-def _dtype(data: bytes, directory: tiff.Directory) -> np.dtype[Any]:
+def _dtype(data: Readable, directory: tiff.Directory) -> np.dtype[Any]:
     """Return the type of the values, which all channels share."""
     bits, kinds = directory.get(tiff.BITS), directory.get(tiff.SAMPLE_FORMAT)
     bit, kind = tiff.first_value(directory, tiff.BITS, 1), tiff.first_value(directory, tiff.SAMPLE_FORMAT, 1)
@@ -162,7 +176,7 @@ def _check_blocks(of: TiffLayout, file_bytes: int) -> None:
         raise BadImageError("unsupported format: TIFF with tiles left out, whose value is not agreed on; write them")
 
 
-def facts(data: bytes, channels: int | None = None) -> ArrayFacts:
+def facts(data: Readable, channels: int | None = None) -> ArrayFacts:
     """Return the facts about a TIFF's first picture.
 
     With `channels`, which is given for a file of a source, its pictures may be the channels; other pictures than

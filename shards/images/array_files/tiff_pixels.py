@@ -74,10 +74,14 @@ def _stored(data: bytes, of: TiffLayout) -> Pixels | None:
 
 
 def _part_of_block(data: bytes, of: TiffLayout, number: int, rows: int, part: Window) -> Pixels:
-    """Decode a part [h, w, c] of a block."""
+    """Decode a part [h, w, c] of a block by its number."""
     start, size = int(of.offsets[number]), int(of.sizes[number])
+    return decode_part(memoryview(data)[start : start + size], of, rows, part)
+
+
+def decode_part(block: memoryview, of: TiffLayout, rows: int, part: Window) -> Pixels:
+    """Decode a part [h, w, c] of a block of so many rows. Raises BadImageError."""
     row_bytes = of.block_width * of.block_channels * of.dtype.itemsize
-    block = memoryview(data)[start : start + size]
     raw = inflate(of.compression, block, rows * row_bytes, part.bottom * row_bytes)[part.top * row_bytes :]
     if of.predictor == 3:
         return _summed_floats(raw, of, part)
