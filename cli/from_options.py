@@ -49,7 +49,8 @@ def from_options(options: type, *, file: bool = False) -> Callable[[Command], Co
 
 def _parameter(each: Option) -> inspect.Parameter:
     """Return the parameter that Typer makes a flag or a positional argument of."""
-    kind: Any = str if each.parse is not None or each.choices else list[str] if each.kind is list else each.kind
+    many = each.kind is list or each.several
+    kind: Any = str if each.parse is not None or each.choices else list[str] if many else each.kind
     default = inspect.Parameter.empty if each.default is ... else _as_text(each.default)
     how: dict[str, Any] = {"help": each.help, "show_default": each.shown_default or True, "rich_help_panel": each.panel}
     if each.argument:
@@ -68,8 +69,10 @@ def _as_text(default: Any) -> Any:
 
 def _value(each: Option, given: Any) -> Any:
     """Return the field's value for what was typed."""
-    if given is None:
+    if given is None or (each.several and not given):
         return None
+    if each.several:
+        return tuple(given)
     if each.parse is not None:
         return each.parse(given, each.flag)
     if each.choices and each.kind is not str and given not in each.choices:

@@ -73,6 +73,8 @@ def inspect(
     from coma.shards.images.false_colour import channels_of
     from coma.shards.manifest import chosen_data
 
+    if show_channels is not None and sheet is None:
+        raise UsageError(f"--show-channels {show_channels} only matters with a picture: add --sheet PNG")
     folder = chosen_data(data)
     if _is_run(folder):
         from coma.pictures.step import steps_of
@@ -158,7 +160,7 @@ def _of_step(contents: "StepContents") -> dict[str, str]:
     return {
         "run": str(contents.run),
         "step": f"{contents.step:,} of {contents.steps:,}, epoch {contents.epochs:.4g}",
-        "data": str(contents.manifest.folder),
+        **{f"data {number}" if number > 1 else "data": each for number, each in enumerate(contents.data, 1)},
         "images": f"{len(contents.rows):,}{replaced}",
         "crops": f"{contents.image_size} px",
         "views": f"{' + '.join(map(str, contents.view_sizes))} of {contents.units} mask units",
@@ -178,7 +180,8 @@ def _table(contents: "StepContents") -> "Table":
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("sample", justify="right", no_wrap=True)
     table.add_column("key", max_width=12, no_wrap=True)
-    table.add_column("class", max_width=14, no_wrap=True)
+    mixture = len(contents.manifest.parts) > 1
+    table.add_column("data set" if mixture else "class", max_width=14, no_wrap=True)
     table.add_column("crop px", no_wrap=True)
     table.add_column("flip", no_wrap=True)
     table.add_column("source", no_wrap=True, max_width=24)
@@ -187,9 +190,9 @@ def _table(contents: "StepContents") -> "Table":
         cells = (
             str(shown.sample),
             shown.key,
-            shown.class_text or "-",
+            (shown.data_set if mixture else shown.class_text) or "-",
             f"{crop.width}x{crop.height} at {crop.x},{crop.y}",
-            "yes" if row.flipped else "-",
+            " ".join([*(["yes"] if row.flipped else []), *([f"{row.turned}°"] if row.turned else [])]) or "-",
             PurePosixPath(shown.source).name,
         )
         table.add_row(*map(Text, map(visible, cells)))

@@ -20,11 +20,17 @@ _OPTIONS: dict[str, Any] = {"pretrain": PretrainConfig, "plan": PretrainConfig, 
 _PANEL = "Options from a file"
 
 
+def _defaults(values: dict[str, Any], command: str) -> dict[str, Any]:
+    """Return the options of a file as defaults of a command's parameters, of which some take a list."""
+    several = {each.name for each in options_of(_OPTIONS[command]) if each.several}
+    return {name: [it] if name in several and isinstance(it, str) else it for name, it in values.items()}
+
+
 def _read_config(context: typer.Context, file: str | None) -> str | None:
     from coma.training.config.config_file import read_options
 
     if file is not None and context.info_name:
-        context.default_map = read_options(file, _OPTIONS[context.info_name])
+        context.default_map = _defaults(read_options(file, _OPTIONS[context.info_name]), context.info_name)
     return file
 
 
@@ -34,7 +40,7 @@ def _read_run(context: typer.Context, run: Path | None) -> Path | None:
     if run is not None and context.info_name:
         if context.default_map:
             raise UsageError("--config and --like exclude each other: give one")
-        context.default_map = options_like(run, _OPTIONS[context.info_name])
+        context.default_map = _defaults(options_like(run, _OPTIONS[context.info_name]), context.info_name)
     return run
 
 

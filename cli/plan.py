@@ -64,8 +64,9 @@ def _as_lines(forecast: "Forecast") -> dict[str, str]:
     devices = f"{resolved.world_size} device{'s' if resolved.world_size > 1 else ''}"
     init = forecast.init
     start = {} if init is None else {"start": f"{init['source']}: {init['taken'].partition(';')[0]}"}
+    data = resolved.data if isinstance(resolved.data, str) else " ".join(resolved.data)
     lines = {
-        "data": f"{resolved.data}: {resolved.samples_per_epoch:,} images",
+        "data": f"{data}: {resolved.samples_per_epoch:,} images",
         "run": f"{forecast.run}, {f'resumed at step {forecast.begun_at + 1:,}' if forecast.begun_at else 'new'}",
         "model": f"{config.model}, {config.method}: {forecast.parameters / 1e6:.1f} M parameters, "
         f"{forecast.backbone_parameters / 1e6:.1f} M of them the backbone's",

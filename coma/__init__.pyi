@@ -138,7 +138,6 @@ def finetune(
     source: str | PathLike[str],
     data: str | PathLike[str] | None = None,
     *,
-    crop_scale: float = 0.08,
     rand_augment: int = 9,
     erasing: float = 0.25,
     mixup: float = 0.8,
@@ -148,6 +147,9 @@ def finetune(
     ema_decay: float = 0.0,
     layer_decay: float = 0.65,
     image_size: int | None = None,
+    crop_scale: float = 0.08,
+    flips: Literal["horizontal", "none", "both"] = "horizontal",
+    quarter_turns: bool = False,
     mean: str | None = None,
     std: str | None = None,
     clip_percentile: float | None = None,
@@ -191,7 +193,6 @@ def finetune(
     Args:
         source: Backbone to fine-tune: a run, a checkpoint, an export, or a model of timm or the Hub (hf-hub:NAME).
         data: Data set made by `coma shard`: a folder, or a URL (s3://...). Default: the one in the current folder.
-        crop_scale: Smallest share of an image's area that a crop shows.
         rand_augment: Magnitude of RandAugment, two operations per image, up to 30; 0: none.
         erasing: Share of images of which a random rectangle is erased.
         mixup: Alpha of mixup; 0: none.
@@ -202,6 +203,9 @@ def finetune(
             and exported in their place; 0: none.
         layer_decay: Learning rate of a layer as a share of that of the layer above it.
         image_size: Side of the square crops, in pixels. Default: as in pre-training.
+        crop_scale: Smallest share of an image's area that a crop shows.
+        flips: Flips of crops: left and right (horizontal), none, or also top and bottom (both).
+        quarter_turns: Turn crops by quarters at random, for images that have no up.
         mean: Mean of each channel, by which images are normalised: of 8-bit images for values from 0 to 1, of
             others in their own units. Default: ImageNet's for 8-bit RGB, else the data's.
         std: Standard deviation of each channel, as `mean`. Default: as `mean`.
@@ -306,7 +310,7 @@ def knn(
         patches: Number of patches to learn from, at most: the same number of each image. Default: 100000.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
-        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. Segmentation takes one.
             Default: 1.
         progress: Function that is called as the work goes on, such as print.
 
@@ -333,7 +337,7 @@ def knn(
     progress: Callable[[int, int], None] | None = None,
 ) -> SegmentationResult: ...
 def pretrain(
-    data: str | PathLike[str] | None = None,
+    data: str | PathLike[str] | Sequence[str | PathLike[str] | tuple[str | PathLike[str], float]] | None = None,
     *,
     start_size: int | None = None,
     model: str = "dyvit_base",
@@ -341,8 +345,12 @@ def pretrain(
     views: int = 2,
     patch_size: int | None = None,
     init: str | PathLike[str] | None = None,
+    evaluate_on: str | PathLike[str] | None = None,
     show_channels: str | None = None,
     image_size: int = 224,
+    crop_scale: float = 0.2,
+    flips: Literal["horizontal", "none", "both"] = "horizontal",
+    quarter_turns: bool = False,
     mean: str | None = None,
     std: str | None = None,
     clip_percentile: float | None = None,
@@ -384,7 +392,8 @@ def pretrain(
     The same call resumes where it stopped. Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
 
     Args:
-        data: Data set made by `coma shard`: a folder, or a URL (s3://...). Default: the one in the current folder.
+        data: Data set made by `coma shard`: a folder, or a URL (s3://...). Several are mixed, by the share after a
+            colon (a-shards:0.7 b-shards:0.3), else as they have images. Default: the one in the current folder.
         start_size: Side of the first crops, in pixels; they grow to `image_size`, so that early steps cost less.
             Default: `image_size`.
         model: Network: dyvit_nano, _tiny, _small, _base, _large, or a timm ViT.
@@ -393,9 +402,14 @@ def pretrain(
         patch_size: Side of a patch, in pixels; small images need small ones. Default: the model's own.
         init: Weights that the run starts from: a run, an export, or a model of timm or the Hub (hf-hub:OWNER/NAME).
             Default: random weights.
+        evaluate_on: Data set made by `coma shard` to evaluate on, with `evaluate_every`. Default: the run's own, of
+            several the first.
         show_channels: Channels that previews show as red, green and blue, counted from 1, or one in grey; for
             images that are not RGB. Default: 1,2,3.
         image_size: Side of the square crops, in pixels.
+        crop_scale: Smallest share of an image's area that a crop shows.
+        flips: Flips of crops: left and right (horizontal), none, or also top and bottom (both).
+        quarter_turns: Turn crops by quarters at random, for images that have no up.
         mean: Mean of each channel, by which images are normalised: of 8-bit images for values from 0 to 1, of
             others in their own units. Default: ImageNet's for 8-bit RGB, else the data's.
         std: Standard deviation of each channel, as `mean`. Default: as `mean`.
@@ -481,7 +495,7 @@ def probe(
         patches: Number of patches to learn from, at most: the same number of each image. Default: 100000.
         batch_size: Number of images per batch.
         device: Device to run on. Default: a GPU if there is one.
-        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.
+        devices: Number of processes, one per GPU if there are GPUs; auto: one on each. Segmentation takes one.
             Default: 1.
         progress: Function that is called as the work goes on, such as print.
 
@@ -597,9 +611,10 @@ def shard(
         quality: JPEG quality, 1 to 100, with `resize`.
         check: full: decode every image; header: read its header only, which is faster.
         max_pixels: Number of pixels above which an image is set aside as a decompression bomb.
-        channels: Take TIFF, PNG and .npy of this many channels at their own depth, instead of 8-bit RGB. Default:
-            8-bit RGB.
-        dtype: Type of the values, with `channels`. Default: that of the first image.
+        channels: Take TIFF, PNG, .npy and DICOM of this many channels, 1 to 32, at their own depth. Default: 8-bit
+            RGB.
+        dtype: Type of the values, with `channels`: uint8, uint16, int16 or float32. Default: that of the first
+            image.
         uncompressed: Write samples as .npy, with `channels`: more bytes, and far less time to read.
         workers: Number of worker processes. Default: one per core.
         engine: Where the workers run: as processes of this machine, or as tasks of a Ray cluster.

@@ -24,6 +24,7 @@ import xxhash
 from coma.errors import DataError, UsageError
 from coma.pipeline.download import RetryPolicy, Stopped, download
 from coma.shards.byte_sizes import parse_bytes
+from coma.shards.files import is_remote
 from coma.shards.locks import file_lock
 from coma.shards.manifest import Manifest
 from coma.shards.manifest.column_files import default_folder
@@ -38,10 +39,10 @@ _ROOM = re.compile(r"(?P<name>[0-9a-f]{16}-[0-9a-f]{16})\.(?P<size>\d+)\.[0-9a-f
 
 
 class ShardCache:
-    """The shards of one remote split as local files; thread-safe.
+    """The shards of a remote split, or of the remote ones in a mixture, as local files; thread-safe.
 
     Args:
-        manifest: the split; its folder is a UPath.
+        manifest: the split; its folder is a UPath. Of a mixture, local shards are left where they are.
         folder: where the shards go; by default $COMA_CACHE, $XDG_CACHE_HOME/coma or ~/.cache/coma.
         budget_bytes: the most that all shards in the folder may take together, of this and of other data sets; by
             default $COMA_CACHE_BYTES, or 64 GiB but no more than half of what the disk has room for. The
@@ -64,10 +65,10 @@ class ShardCache:
         self._stopped = threading.Event()
         self._failures: dict[int, tuple[float, DataError]] = {}  # by shard, the time and the error
         root = default_folder() if folder is None else folder
-        self._shards = root / "shards" / manifest.fingerprint
-        self._all_shards, self._partial, self._locks = self._shards.parent, root / "partial", root / "locks"
+        self._all_shards, self._partial, self._locks = root / "shards", root / "partial", root / "locks"
+        of_parts = [part for part in manifest.parts if self._holds_shards_of(part)]
         try:
-            for made in (self._shards, self._partial, self._locks):
+            for made in (*(self._all_shards / part.fingerprint for part in of_parts), self._partial, self._locks):
                 made.mkdir(parents=True, exist_ok=True)
             with suppress(OSError):  # a read-only folder
                 self._under_way()  # removes what killed processes have left
@@ -78,8 +79,14 @@ class ShardCache:
             ) from error
         if self.budget_bytes < 1:
             raise UsageError(f"a cache of {self.budget_bytes} bytes holds nothing; give COMA_CACHE_BYTES=64GiB")
-        self.least_bytes = manifest.least_bytes.tolist()
-        """[S] bytes that each shard has at least: its tar's end marks come on top."""
+        self.least_bytes = [
+            least if self.holds(shard) else 0 for shard, least in enumerate(manifest.least_bytes.tolist())
+        ]
+        """[S] bytes that each shard has at least, as its tar's end marks come on top; 0 for a local one."""
+
+    def holds(self, shard: int) -> bool:
+        """Whether a shard is read from this cache: not a local one of a mixture."""
+        return self._holds_shards_of(self._manifest.home_of_shard(shard))
 
     def open(self, shard: int) -> int:
         """Return a file descriptor of a shard, which is downloaded first if it is not in the cache.
@@ -111,12 +118,13 @@ class ShardCache:
         Raises:
             DataError, Stopped: as in `open`.
         """
-        if self._path(shard).exists():  # a read-only folder gives no lock, nor is one needed
+        if not self.holds(shard) or self._path(shard).exists():  # a read-only folder gives no lock, nor is one needed
             return True
         with self._lock(self._name(shard)) as lock:
             if lock is None or self._path(shard).exists():
                 return True
-            room = self._reserve(shard, {self._path(other) for other in keep}, ahead=True)
+            kept = {self._path(other) for other in keep if self.holds(other)}
+            room = self._reserve(shard, kept, ahead=True)
             if room is not None:
                 os.close(self._download_into(room, shard))
             return room is not None
@@ -151,6 +159,9 @@ class ShardCache:
         """End all downloads; the cache starts none afterwards."""
         self._stopped.set()
 
+    def _holds_shards_of(self, part: Manifest) -> bool:
+        return len(self._manifest.parts) == 1 or is_remote(part.folder)
+
     def _present(self, shard: int) -> int | None:
         try:
             descriptor = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
@@ -170,7 +181,7 @@ class ShardCache:
         return self._download_into(room, shard)
 
     def _download_into(self, room: Path, shard: int) -> int:
-        source = self._manifest.folder / self._manifest.shards[shard]
+        source = self._manifest.shard_path(shard)
 
         def fresh() -> Path:
             for left in room.iterdir():
@@ -292,11 +303,11 @@ class ShardCache:
             raise Stopped
 
     def _path(self, shard: int) -> Path:
-        return self._shards / self._manifest.shards[shard]
+        return self._all_shards / self._manifest.home_of_shard(shard).fingerprint / self._manifest.shards[shard]
 
     def _name(self, shard: int) -> str:
         name = xxhash.xxh3_64_hexdigest(self._manifest.shards[shard].encode())
-        return f"{self._manifest.fingerprint}-{name}"
+        return f"{self._manifest.home_of_shard(shard).fingerprint}-{name}"
 
 
 def _default_budget(root: Path) -> int:

@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     UNITS = 4
     SUBSTITUTE = 5
     PATCHES = 6
+    SOURCE = 7
 
 
 def hash_numpy(*keys: Key) -> UInt64Array:

@@ -1,4 +1,4 @@
-"""Crop windows and horizontal flips of samples: pure functions of keys and image sizes.
+"""Crop windows, flips and quarter turns of samples: pure functions of keys and image sizes.
 
 Windows are computed from the manifest's width and height, before anything is decoded, so that the decoder decodes
 only what is shown.
@@ -7,7 +7,8 @@ Legend: n samples.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,9 @@ IntArray = npt.NDArray[np.integer]
 RATIO = (3 / 4, 4 / 3)
 CROP_SCALE = (0.2, 1.0)
 """Least and greatest area of a training crop over that of the image, as in MAE's pre-training (arXiv 2111.06377)."""
+Flips = Literal["horizontal", "none", "both"]
+"""Mirrorings of a training crop, each of a half of them: left and right, none, or also top and bottom."""
 _TRIES = 10
-EVAL_FRACTION = 224 / 256
-"""Side of the evaluated centre square over the resized shorter side, as ImageNet is evaluated since AlexNet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,7 @@ class Crops:
     start: npt.NDArray[np.int32]  # [n, 2] top, left
     shape: npt.NDArray[np.int32]  # [n, 2] height, width
     flip: npt.NDArray[np.int32]  # [n] 1: mirror left and right
+    quarters: npt.NDArray[np.int32] | None = None  # [n] quarter turns counter-clockwise, after that; None: no turns
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -39,7 +41,8 @@ class Crops:
 
     def __getitem__(self, index: slice | Int64Array) -> "Crops":
         """Return some of the crops."""
-        return Crops(self.start[index], self.shape[index], self.flip[index])
+        quarters = None if self.quarters is None else self.quarters[index]
+        return Crops(self.start[index], self.shape[index], self.flip[index], quarters)
 
 
 def random_resized_crops(
@@ -51,13 +54,15 @@ def random_resized_crops(
     seed: int,
     scale: tuple[float, float] = CROP_SCALE,
     ratio: tuple[float, float] = RATIO,
+    flips: Flips = "horizontal",
+    quarter_turns: bool = False,
 ) -> Crops:
-    """RandomResizedCrop and horizontal flip, keyed by (seed, epoch, sample).
+    """RandomResizedCrop, flips and quarter turns, keyed by (seed, epoch, sample).
 
     The semantics are torchvision's (`transforms.RandomResizedCrop.get_params`): an area uniform in `scale` of
     the image's, an aspect ratio log-uniform in `ratio`, ten tries for a window that fits, else the largest
-    centred window whose ratio is allowed; any position is as likely as another. Mirrored with probability
-    1/2.
+    centred window whose ratio is allowed; any position is as likely as another. Each flip has probability 1/2, each
+    number of quarter turns, from none to three, 1/4.
 
     Args:
         samples, epochs: [n] keys.
@@ -65,13 +70,16 @@ def random_resized_crops(
         seed: random seed of the run.
         scale: least and greatest part of the area.
         ratio: least and greatest width / height.
+        flips: mirrorings that are drawn.
+        quarter_turns: whether images are turned as well, for those that have no up.
 
     Returns:
-        [n] crops.
+        [n] crops; the window of one does not depend on `flips` and `quarter_turns`.
     """
     keys = hash_numpy(Purpose.CROP, seed, epochs, samples)
-    # One number a column: area and ratio of each try, then top, left and flip.
-    draws = uniform(_columns(keys, 2 * _TRIES + 3))  # [n, 23]
+    # One number a column: area and ratio of each try, then top, left, flip, and for more than that two more.
+    more = flips == "both" or quarter_turns
+    draws = uniform(_columns(keys, 2 * _TRIES + 3 + 2 * more))  # [n, 23 or 25]
     w, h = width.astype(np.int64), height.astype(np.int64)
 
     area = (w * h)[:, None] * (scale[0] + draws[:, :_TRIES] * (scale[1] - scale[0]))  # [n, tries]
@@ -86,15 +94,21 @@ def random_resized_crops(
     whole_w, whole_h = _largest_allowed(w, h, ratio)
     crop_w = np.where(any_fits, tried_w[row, first], whole_w)
     crop_h = np.where(any_fits, tried_h[row, first], whole_h)
-    top_draw, left_draw, flip_draw = draws[:, -3], draws[:, -2], draws[:, -1]
+    top_draw, left_draw, flip_draw = draws[:, 2 * _TRIES : 2 * _TRIES + 3].T
     top = np.where(any_fits, np.floor(top_draw * (h - crop_h + 1)).astype(np.int64), (h - crop_h) // 2)
     left = np.where(any_fits, np.floor(left_draw * (w - crop_w + 1)).astype(np.int64), (w - crop_w) // 2)
-    return _crops(top, left, crop_h, crop_w, flip_draw < 0.5)
+    mirrored = flip_draw < 0.5 if flips != "none" else np.zeros(len(w), bool)
+    crops = _crops(top, left, crop_h, crop_w, mirrored)
+    if not more:
+        return crops
+    quarters = np.floor(4 * draws[:, -1]).astype(np.int32) if quarter_turns else np.zeros(len(w), np.int32)
+    upside_down = draws[:, -2] < 0.5 if flips == "both" else np.zeros(len(w), bool)
+    # Top and bottom mirrored is left and right mirrored and half a turn.
+    flip, quarters = (mirrored ^ upside_down).astype(np.int32), (quarters + 2 * upside_down.astype(np.int32)) % 4
+    return replace(crops, flip=flip, quarters=quarters)
 
 
-def center_crops(
-    width: IntArray, height: IntArray, *, image_size: int, fraction: float = EVAL_FRACTION, squash: bool = False
-) -> Crops:
+def center_crops(width: IntArray, height: IntArray, *, image_size: int, fraction: float, squash: bool = False) -> Crops:
     """Evaluation windows: those of resizing the shorter side to image_size / fraction and cutting the centre square.
 
     Each is expressed as a window of the original, image_size / resized_shorter of its shorter side, so that training

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from coma.errors import ComaError, DataError, shell_command
 from coma.pipeline.counter import Purpose, below, hash_numpy
-from coma.shards.files import without_credentials
 from coma.shards.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -30,15 +29,16 @@ class Substitution:
 def candidates(manifest: Manifest, seed: int, epoch: int, sample: int) -> Iterator[int]:
     """Candidates to substitute for a damaged sample, in the order to try them, the same in every run.
 
-    The first eight are from the sample's own shard, which is open or downloaded already, the others from anywhere.
+    The first eight are from the sample's own shard, which is open or downloaded already, the others from anywhere in
+    its data set.
     """
     shard = int(manifest.shard_id[sample])
     length = int(manifest.shard_lengths[shard])
-    first = int(manifest.shard_lengths[:shard].sum())
+    first, everywhere = int(manifest.shard_lengths[:shard].sum()), manifest.siblings(sample)
     for attempt in range(_TRIES_IN_SHARD + _TRIES_ANYWHERE):
         bits = hash_numpy(Purpose.SUBSTITUTE, seed, epoch, sample, attempt)
         inside = attempt < _TRIES_IN_SHARD
-        candidate = first + int(below(bits, length)) if inside else int(below(bits, len(manifest)))
+        candidate = first + int(below(bits, length)) if inside else everywhere[int(below(bits, len(everywhere)))]
         if candidate != sample:
             yield candidate
 
@@ -75,20 +75,36 @@ class Ledger:
             DataError: the budget is exceeded; the lines are written first.
         """
         for entry in substitutions:
-            key, substitute = self.manifest.keys([entry.sample, entry.substitute])
-            shard = self.manifest.shards[int(self.manifest.shard_id[entry.sample])]
-            line = {"step": entry.step, "key": key, "shard": shard, "reason": entry.reason, "substitute": substitute}
-            log.warning("step %d: sample %s of %s: %s; showing %s instead", *line.values())
+            both = [entry.sample, entry.substitute]
+            key, substitute = self.manifest.keys(both)
+            shard = int(self.manifest.shard_id[entry.sample])
+            line = {
+                "step": entry.step,
+                "key": key,
+                "shard": self.manifest.shards[shard],
+                **self.manifest.source_names(entry.sample),
+                "reason": entry.reason,
+                "substitute": substitute,
+            }
+            named, instead = self.manifest.named(both)
+            words = (entry.step, named, self.manifest.shards[shard], entry.reason, instead)
+            log.warning("step %d: sample %s of %s: %s; showing %s instead", *words)
             if self._path is not None:
                 _append(self._path, json.dumps(line) + "\n")
             self._bad |= {entry.sample}
         if len(self._bad) > self._budget:
-            split = without_credentials(str(self.manifest.folder))
+            homes = (self.manifest.home_of_shard(int(self.manifest.shard_id[sample])) for sample in sorted(self._bad))
+            folders = dict.fromkeys(home.place.rpartition("/")[0] for home in homes)
+            allowed = (
+                f"more than allowed (--fault-budget in coma pretrain and finetune), fault_budget={self._budget}"
+                if self._budget
+                else "and no other may stand in for one here (fault_budget=0)"
+            )
+            samples = f"{len(self._bad)} different samples" if len(self._bad) > 1 else "one sample"
             raise DataError(
-                f"{len(self._bad)} different samples of {split} could not be read or "
-                f"decoded, more than allowed (--fault-budget in coma pretrain and finetune), "
-                f"fault_budget={self._budget}; "
-                f"find them with: {shell_command('coma', 'verify', split.rpartition('/')[0])}"
+                f"{samples} of {self.manifest.place} could not be read or decoded, {allowed}; "
+                f"find {'them' if len(self._bad) > 1 else 'it'} with: "
+                f"{' and '.join(shell_command('coma', 'verify', folder) for folder in folders)}"
             )
 
 

@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Thread, current_thread
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from coma.pipeline.ahead import FetchAhead, Upcoming
 from coma.pipeline.arrays import NO_BYTES, ArrayDecoder, make_decoder
 from coma.pipeline.cache import ShardCache
 from coma.pipeline.channel import Channel
-from coma.pipeline.crops import Crops, IntArray, center_crops, random_resized_crops
+from coma.pipeline.crops import Crops, Flips, IntArray, center_crops, random_resized_crops
 from coma.pipeline.decode import DecodeError, Decoder, Encoded
 from coma.pipeline.faults import Substitution, candidates
 from coma.pipeline.order import Int64Array, Planner, Step, rank_slice
@@ -36,8 +36,9 @@ from coma.pipeline.plain import flag, shown, whole_number
 from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.pipeline.reader import Bytes, SampleReader, Unreadable
 from coma.pipeline.sizes import CropSizes
+from coma.pipeline.squares import turned
 from coma.pipeline.views import partition_units
-from coma.shards.files import is_remote, without_credentials
+from coma.shards.files import without_credentials
 from coma.shards.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ class LoaderOptions:
     device: torch.device
     training: bool
     crop_scale: tuple[float, float]
+    flips: Flips
+    quarter_turns: bool
     decode: str  # "cpu" or "gpu": where images are decoded; or "auto"
     workers: int  # decoder threads
     prefetch: int  # ready batches
@@ -78,7 +81,8 @@ class LoaderOptions:
         """Turn numpy's and torch's numbers into Python's and validate the options; raise UsageError."""
         for name in ("batch_size", "views", "seed", "rank", "world_size", "workers", "prefetch"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name)))
-        object.__setattr__(self, "training", flag("training", self.training))
+        for name in ("training", "quarter_turns"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
         object.__setattr__(self, "decode", str(self.decode))
         try:
             low, high = map(float, self.crop_scale)
@@ -97,6 +101,8 @@ class LoaderOptions:
             raise UsageError(f"{self.views} views of {units} mask units; give 1 to {units} views")
         if not 0 < low <= high <= 1:
             raise UsageError(f"crop scale {low} to {high} is no part of an image; keep 0 < low <= high <= 1")
+        if self.flips not in get_args(Flips):
+            raise UsageError(f"flips is {shown(self.flips)}; it must be horizontal, none or both")
         if self.decode not in ("auto", "cpu", "gpu"):
             raise UsageError(f"decode is {self.decode!r}; it must be auto, cpu or gpu")
         if self.decode == "gpu" and self.device.type == "cpu":
@@ -153,7 +159,7 @@ class Loader:
         self._ready: Channel[Ready] = Channel(options.prefetch)
         self._closing = False
         self._process = os.getpid()
-        self._cache = ShardCache(manifest) if is_remote(manifest.folder) else None
+        self._cache = ShardCache(manifest) if manifest.is_remote else None
         self._ahead = (
             None
             if self._cache is None
@@ -235,7 +241,7 @@ class Loader:
         for candidate in candidates(self._manifest, self._options.seed, epoch, sample):
             if (made := attempt(candidate)) is not None:
                 return Substitution(step.number, sample, candidate, reason), made
-        shard = self._manifest.folder / self._manifest.shards[int(self._manifest.shard_id[sample])]
+        shard = self._manifest.shard_path(int(self._manifest.shard_id[sample]))
         raise DataError(
             f"shard {without_credentials(str(shard))}: {reason}; none of the samples tried in its place is good"
         )
@@ -249,7 +255,14 @@ class Loader:
             like = self._options.preprocessing
             return center_crops(width, height, image_size=side, fraction=like.crop_fraction, squash=like.squash)
         return random_resized_crops(
-            samples, epochs, width, height, seed=self._options.seed, scale=self._options.crop_scale
+            samples,
+            epochs,
+            width,
+            height,
+            seed=self._options.seed,
+            scale=self._options.crop_scale,
+            flips=self._options.flips,
+            quarter_turns=self._options.quarter_turns,
         )
 
     # The decoding thread
@@ -340,6 +353,7 @@ class Loader:
     def _assemble(self, fetched: _Fetched, images: Tensor, stream: "torch.cuda.Stream | None") -> Ready:
         manifest, device = self._manifest, self._options.device
         with torch.cuda.stream(stream):  # no effect on a CPU, where the stream is None
+            images = turned(images, fetched.encoded.crops)
             samples = torch.from_numpy(fetched.samples).to(device)
             epochs = torch.from_numpy(fetched.epochs).to(device)
             in_all = self._options.sizes.units(fetched.encoded.side)

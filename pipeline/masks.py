@@ -16,6 +16,7 @@ import numpy.typing as npt
 from coma.errors import DataError
 from coma.pipeline.cache import ShardCache
 from coma.pipeline.crops import Crops, center_crops
+from coma.pipeline.preprocessing import EVAL_FRACTION
 from coma.pipeline.reader import ShardReader, Unreadable
 from coma.shards.files import without_credentials
 from coma.shards.images.formats import BadImageError
@@ -90,7 +91,9 @@ class MaskReader:
             DataError: as `read`.
         """
         rows = np.asarray(samples, np.int64)
-        crops = center_crops(self._manifest.width[rows], self._manifest.height[rows], image_size=image_size)
+        crops = center_crops(
+            self._manifest.width[rows], self._manifest.height[rows], image_size=image_size, fraction=EVAL_FRACTION
+        )
         squares = np.empty((len(rows), image_size, image_size), np.uint8)
         for at, row in enumerate(rows):  # one by one: whole masks may be large
             squares[at] = cut(self.read([int(row)]), crops[at : at + 1], image_size)[0]

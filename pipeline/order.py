@@ -54,6 +54,13 @@ class HasShardLengths(Protocol):
         """Samples in each shard."""
 
 
+class EndlessOrder(Protocol):
+    """An order without end, which passes over the samples again and again."""
+
+    def global_batch(self, start_sample: int, batch_size: int) -> tuple[Int64Array, Int64Array]:
+        """The ids of the samples after the first `start_sample`, and the epoch of each: both [B]."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Epoch:
     """The shards of one epoch, permuted and cut into windows. S shards, W windows that have samples."""
@@ -234,7 +241,7 @@ class Planner:
         batch_size: samples in a global batch.
     """
 
-    order: SampleOrder | None
+    order: EndlessOrder | None
     samples_per_epoch: int
     batch_size: int
 

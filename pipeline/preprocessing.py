@@ -17,11 +17,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from coma.errors import UsageError
-from coma.pipeline.crops import EVAL_FRACTION
 
 if TYPE_CHECKING:
     from coma.shards.manifest.pixel_coding import PixelCoding
 
+EVAL_FRACTION = 224 / 256
+"""Side of the evaluated centre square over the resized shorter side, as ImageNet is evaluated since AlexNet."""
 MEAN = (0.485, 0.456, 0.406)
 """ImageNet's mean of red, green and blue, for values from 0 to 1."""
 STD = (0.229, 0.224, 0.225)
@@ -64,7 +65,7 @@ class Preprocessing:
 
     @property
     def channels(self) -> int:
-        """C."""
+        """Number of channels."""
         return len(self.mean)
 
     @property

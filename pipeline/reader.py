@@ -16,13 +16,16 @@ import xxhash
 from coma.errors import DataError
 from coma.pipeline.arrays import make_header_check
 from coma.pipeline.cache import ShardCache
-from coma.shards.files import is_remote, without_credentials
+from coma.shards.files import without_credentials
 from coma.shards.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
 Bytes = npt.NDArray[np.uint8]
 Int64Array = npt.NDArray[np.int64]
+
+_MOST_OPEN_FILES = 256
+"""Limit for a mixture; a process may have 1,024 as a rule."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,14 @@ class ShardReader:
 
     Args:
         manifest: the split.
-        open_files: number of shards kept open, at most; the least recently used is closed.
+        open_files: number of shards of each data set kept open, at most; the least recently used is closed.
         cache: of a remote split; by default one in the default folder.
     """
 
     def __init__(self, manifest: Manifest, open_files: int = 64, cache: ShardCache | None = None) -> None:
         self._manifest = manifest
-        self._open_files = open_files
-        self._cache = ShardCache(manifest) if cache is None and is_remote(manifest.folder) else cache
+        self._open_files = min(open_files * len(manifest.parts), max(open_files, _MOST_OPEN_FILES))
+        self._cache = ShardCache(manifest) if cache is None and manifest.is_remote else cache
         self._files: OrderedDict[int, int] = OrderedDict()  # shard number → file descriptor
 
     def read(self, samples: Sequence[int] | Int64Array) -> list[Bytes | Unreadable]:
@@ -86,7 +89,7 @@ class ShardReader:
 
     def _renewed(self, shard: int) -> bool:
         """Download a cached shard again; False if that cannot help or fails."""
-        if self._cache is None:
+        if self._cache is None or not self._cache.holds(shard):
             return False
         try:
             renewed = self._cache.renew(shard, self._descriptor(shard))
@@ -128,12 +131,12 @@ class ShardReader:
         return self._files[shard]
 
     def _open(self, shard: int) -> int:
-        if self._cache is not None:
+        if self._cache is not None and self._cache.holds(shard):
             return self._cache.open(shard)
-        return _open_file(self._manifest.folder / self._manifest.shards[shard])
+        return _open_file(self._manifest.shard_path(shard))
 
     def _place(self, shard: int) -> str:
-        return without_credentials(str(self._manifest.folder / self._manifest.shards[shard]))
+        return without_credentials(str(self._manifest.shard_path(shard)))
 
 
 class _CutShort(DataError):

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from coma.pipeline.crops import Crops
 from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.pipeline.preprocessing import MEAN as MEAN
 from coma.pipeline.preprocessing import STD as STD
@@ -111,3 +112,15 @@ def normalise(squares: Tensor, preprocessing: Preprocessing = DEFAULT) -> Tensor
     both = torch.tensor((preprocessing.mean, preprocessing.std), dtype=torch.float32, device=squares.device)
     mean, std = both.view(2, 3, 1, 1) * 255
     return squares.float().sub_(mean).div_(std)
+
+
+def turned(images: Tensor, crops: Crops) -> Tensor:
+    """Turn mirrored square images [n, C, S, S] in place, as `crops.quarters` says."""
+    if crops.quarters is None:
+        return images
+    for quarters in (1, 2, 3):
+        chosen = np.flatnonzero(crops.quarters == quarters)
+        if len(chosen):
+            at = torch.from_numpy(chosen).to(images.device)
+            images[at] = images[at].rot90(quarters, (2, 3))
+    return images

@@ -2,9 +2,8 @@
 
 import logging
 import os
-import pickle
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,21 +16,20 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from coma.errors import ComaError, DataError, UsageError
+from coma.pipeline.arguments import device_of, manifest_of, position, share_of_cores
 from coma.pipeline.arrays import check_decode
-from coma.pipeline.crops import CROP_SCALE, Crops
+from coma.pipeline.crops import CROP_SCALE, Crops, Flips
 from coma.pipeline.faults import Ledger, default_budget
 from coma.pipeline.loader import Loader, LoaderOptions
-from coma.pipeline.order import Planner, SampleOrder, Step, mixed
+from coma.pipeline.order import Step
 from coma.pipeline.plain import shown, whole_number
+from coma.pipeline.planning import planner_of
 from coma.pipeline.preprocessing import Preprocessing, check_fits, of_data
 from coma.pipeline.sizes import CropSizes
 from coma.pipeline.views import view_sizes
-from coma.shards.files import folder_at, is_remote, without_credentials
-from coma.shards.manifest import Manifest, read_manifest
+from coma.shards.manifest import Manifest
 
 log = logging.getLogger(__name__)
-
-_MOST_SAMPLES = 2**62  # whose positions int64 holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +70,8 @@ class Stream(IterableDataset[Batch]):
 
     Args:
         data: a sharded data set, one split's folder, or its manifest; a URL such as s3://bucket/photos-shards
-            is read by way of a cache on this machine's disk.
+            is read by way of a cache on this machine's disk. Or a mixture: a list of several, each with its share as
+            "photos-shards:0.7" or ("photos-shards", 0.7), or all without, so that each is shown as it has images.
         split: name of the split.
         batch_size: samples in a global batch, over all ranks.
         image_size: side of the images in pixels, or `CropSizes`, which grow over a run and name the unit themselves.
@@ -86,6 +85,8 @@ class Stream(IterableDataset[Batch]):
         start_samples: samples consumed before, by all ranks together.
         training: random crops in an endless shuffled order, or one pass for evaluation.
         crop_scale: least and greatest part of an image's area that a training crop shows.
+        flips: mirrorings of training crops, each of a half of them: "horizontal", "none", or "both".
+        quarter_turns: whether training crops are turned by none to three quarters, for images without an up.
         windows: for `training=False`, a window of each sample in pixels, in place of its centre crop.
         workers: decoder threads; by default this process's share of the machine's cores.
         prefetch: batches kept ready ahead of the consumer.
@@ -111,7 +112,7 @@ class Stream(IterableDataset[Batch]):
 
     def __init__(
         self,
-        data: Path | str | Manifest,
+        data: Path | str | Manifest | Sequence[Path | str | tuple[Path | str, float]],
         *,
         split: str = "train",
         batch_size: int,
@@ -125,6 +126,8 @@ class Stream(IterableDataset[Batch]):
         start_samples: int = 0,
         training: bool = True,
         crop_scale: tuple[float, float] = CROP_SCALE,
+        flips: Flips = "horizontal",
+        quarter_turns: bool = False,
         decode: str = "auto",
         workers: int | None = None,
         prefetch: int = 2,
@@ -146,31 +149,31 @@ class Stream(IterableDataset[Batch]):
             seed=seed,
             rank=rank,
             world_size=world_size,
-            device=_device(device),
+            device=device_of(device),
             training=training,
             crop_scale=crop_scale,
+            flips=flips,
+            quarter_turns=quarter_turns,
             decode=decode,
-            workers=workers if workers is not None else _share_of_cores(world_size),
+            workers=workers if workers is not None else share_of_cores(world_size),
             prefetch=prefetch,
             preprocessing=preprocessing or Preprocessing(),
             mark_damaged=mark_damaged,
             windows=windows,
         )
         plain = self._options
-        self._consumed = _position("start_samples", start_samples)
+        self._consumed = position("start_samples", start_samples)
         budget = None if fault_budget is None else whole_number("fault_budget", fault_budget, 0)
         self.view_sizes = view_sizes(self.sizes.units(self.sizes.last), plain.views)  # of images of full size
-        self.manifest = data if isinstance(data, Manifest) else read_manifest(_folder(data), split)
+        self.manifest = manifest_of(data, split)
         if preprocessing is None:
             self._options = plain = replace(plain, preprocessing=of_data(self.manifest.pixels))
         else:
-            place = without_credentials(str(self.manifest.folder))
-            check_fits(preprocessing, self.manifest.pixels, "the network", place)
+            check_fits(preprocessing, self.manifest.pixels, "the network", self.manifest.place)
         check_decode(self.manifest.pixels, plain.decode)
         if windows is not None and len(windows) != len(self.manifest):
             raise UsageError(f"{len(windows)} windows for {len(self.manifest)} samples; give one for each")
-        order = SampleOrder(self.manifest, plain.seed, mixed=self._mixed()) if plain.training else None
-        self._planner = Planner(order, len(self.manifest), plain.batch_size)
+        self._planner = planner_of(self.manifest, plain.seed, plain.batch_size, training=plain.training)
         self._ledger = Ledger(
             None if ledger is None else Path(ledger).absolute(),
             self.manifest,
@@ -180,18 +183,9 @@ class Stream(IterableDataset[Batch]):
         self._process = os.getpid()
         self._begin_anew()
 
-    def _mixed(self) -> bool:
-        """Whether each shard is a random draw of the data set, judged by the labels."""
-        label = self.manifest.label
-        is_mixed = label is None or mixed(label, self.manifest.shard_lengths)
-        if not is_mixed:
-            folder = without_credentials(str(self.manifest.folder))
-            log.info("the shards of %s are sorted by class: samples are drawn from all of them at a time", folder)
-        return is_mixed
-
     @property
     def samples_per_epoch(self) -> int:
-        """Samples in the split."""
+        """Samples in the split, or in all data sets of a mixture."""
         return len(self.manifest)
 
     @property
@@ -258,10 +252,10 @@ class Stream(IterableDataset[Batch]):
             taken_of, seed, samples = state["fingerprint"], state["seed"], state["samples"]
         except (KeyError, TypeError, IndexError):
             raise UsageError(f"the state is {shown(state)}; give what Stream.state_dict() returned") from None
-        seed, consumed = whole_number("the state's seed", seed), _position("samples of the state", samples)
+        seed, consumed = whole_number("the state's seed", seed), position("samples of the state", samples)
         if taken_of != self.manifest.fingerprint:
             raise DataError(
-                f"{without_credentials(str(self.manifest.folder))} has fingerprint "
+                f"{self.manifest.place} has fingerprint "
                 f"{self.manifest.fingerprint}, the state was taken of data with fingerprint "
                 f"{taken_of}; give the same data set, or start anew"
             )
@@ -325,9 +319,8 @@ class Stream(IterableDataset[Batch]):
                 f"a forked process cannot use {self._options.device}, which the process before it used; "
                 "start it with the method 'spawn'"
             )
-        if self._forked and is_remote(self.manifest.folder):  # whose connections are the other process's
-            self.manifest = replace(self.manifest, folder=pickle.loads(pickle.dumps(self.manifest.folder)))
-            self._ledger.manifest = self.manifest
+        if self._forked:  # the connections are the other process's
+            self.manifest = self._ledger.manifest = self.manifest.reconnected()
         loader = Loader(self.manifest, self._planner, self._options, self._consumed)
         finalizer = weakref.finalize(self, loader.close)  # a forgotten stream ends its threads
         finalizer.atexit = False  # the loader has an exit handler of its own
@@ -376,44 +369,3 @@ def _hand_over(event: torch.cuda.Event, *tensors: Tensor | None) -> None:
             current = torch.cuda.current_stream(tensor.device)
             current.wait_event(event)
             tensor.record_stream(current)
-
-
-def _device(device: torch.device | str) -> torch.device:
-    """Return the device, with its index if it is a GPU, as threads do not inherit the current one."""
-    try:
-        chosen = torch.device(int(device) if hasattr(device, "__index__") else device)
-        if str(chosen) == "cuda":
-            chosen = torch.device("cuda", torch.cuda.current_device())
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise UsageError(
-            f"device {shown(device)} is of no use ({reason}); give 'cpu', or a GPU of this machine"
-        ) from None
-    if chosen.type not in ("cpu", "cuda"):
-        raise UsageError(f"device {chosen} cannot be given batches; give 'cpu' or 'cuda', and move them yourself")
-    return chosen
-
-
-def _position(name: str, value: Any) -> int:
-    if (number := whole_number(name, value, 0)) >= _MOST_SAMPLES:
-        raise UsageError(f"{name} is {number}; give less than 2^62")
-    return number
-
-
-def _folder(data: Any) -> Path:
-    """Return the folder of a data set as an absolute path, which a later change of folder does not move."""
-    try:
-        return folder_at(data if isinstance(data, str) or hasattr(data, "joinpath") else os.fspath(data)).absolute()
-    except TypeError:
-        raise UsageError(f"data is {shown(data)}; give a folder, a URL or a Manifest") from None
-
-
-def _share_of_cores(world_size: int) -> int:
-    """Number of cores that this process may use, divided among the ranks of this machine that share them."""
-    told, cores = os.environ, len(os.sched_getaffinity(0))
-    local_ranks = told.get("LOCAL_WORLD_SIZE") or told.get("LOCAL_SIZE")  # torchrun's, DeepSpeed's launcher's
-    if local_ranks is None and int(told.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        if cores < (os.cpu_count() or 1):
-            return cores  # srun has given each task its own
-        local_ranks = told.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0].split(",")[0]  # 8(x2),4
-    return max(1, cores // max(1, int(local_ranks or world_size)))

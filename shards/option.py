@@ -37,6 +37,8 @@ class Option:
     """Whether runs with different values are different runs."""
     path: bool = False
     """Whether a path may stand for the text in Python."""
+    several: bool = False
+    """Whether several texts may be given, which make a tuple."""
     instead_of: str | None = None
     """Name of an option that excludes this one: either, on the command line, stands in place of a file's other."""
     least: float | None = None
@@ -144,7 +146,9 @@ def words_of(options: object) -> list[str | Path]:
     words: list[str | Path] = []
     for each in sorted(options_of(type(options)), key=lambda each: not each.argument):
         value = getattr(options, each.name)
-        if value != each.default:
+        if value != each.default and isinstance(value, tuple):
+            words += value if each.argument else [each.flag, ",".join(value)]
+        elif value != each.default:
             shown = value if isinstance(value, Path) else str(value)
             words += [shown] if each.argument else [each.flag] if value is True else [each.flag, shown]
     return words

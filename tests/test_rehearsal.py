@@ -24,6 +24,7 @@ def pytest_of(*words: str, **variables: str) -> "subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.slow
 def test_without_a_gpu_its_tests_are_refused_and_not_green() -> None:
     done = pytest_of("tests/pipeline/test_views.py")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR

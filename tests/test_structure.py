@@ -47,6 +47,7 @@ PURE = {
     "shards/splitmix64.py",
     "pipeline/counter.py",
     "pipeline/order.py",
+    "pipeline/mixture.py",
     "pipeline/crops.py",
     "pipeline/views.py",
 }
@@ -54,7 +55,7 @@ PURE = {
 MOST_MODULES = 14
 """In a folder, so that a newcomer takes it in at a glance; `cli/` has a file a command, `pipeline/` is a chain."""
 IN_COMA_ITSELF = {"__init__", "__main__", "cuda", "errors", "installation", "measure", "torch_state", "versions"}
-MOST_LINES = 42_000
+MOST_LINES = 46_000
 """Of source, without tests."""
 
 

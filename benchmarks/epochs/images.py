@@ -17,6 +17,7 @@ from torch import Tensor
 from coma.errors import DataError
 from coma.pipeline.crops import center_crops, random_resized_crops
 from coma.pipeline.order import Planner, SampleOrder
+from coma.pipeline.preprocessing import EVAL_FRACTION
 from coma.pipeline.reader import ShardReader, Unreadable
 from coma.pipeline.squares import Squares, normalise
 from coma.pipeline.stream import Batch
@@ -124,7 +125,7 @@ def evaluation_batches(images: Images, image_size: int) -> Iterator[Batch]:
     squares = Squares(image_size, threads=1)
     for start in range(0, len(images), EVALUATION_BATCH):
         ids = np.arange(start, min(start + EVALUATION_BATCH, len(images)))
-        crops = center_crops(width[ids], height[ids], image_size=image_size)
+        crops = center_crops(width[ids], height[ids], image_size=image_size, fraction=EVAL_FRACTION)
         batch = normalise(squares.raw(_windows(images, ids.tolist(), crops.start, crops.shape), crops.flip))
         rows = torch.from_numpy(ids)
         yield Batch(batch, torch.empty(len(ids), 0, dtype=torch.int64), (), images.labels[rows], rows)

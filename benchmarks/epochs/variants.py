@@ -6,7 +6,6 @@ DyViT of 0.97 M (three stages, patches of 1 px, 64 mask units of 4 px), so both 
 
 import ast
 import dataclasses
-import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -161,7 +160,14 @@ def chosen(name: str) -> Variant:
 
 def _split_changes(text: str) -> list[str]:
     """Cut at the commas that stand outside of brackets."""
-    return re.split(r",(?![^(]*\))", text) if text else []
+    depth, parts = 0, [""]
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts if text else []
 
 
 def _read(value: str) -> Any:

@@ -27,7 +27,7 @@ _SOURCES = {
 }
 """Keyword arguments that stand for all options that are not given, with their documentation."""
 _PATH = str | os.PathLike[str]
-_PATHS = ("data", "out", "ds_config", "init", "source")
+_PATHS = ("data", "evaluate_on", "out", "ds_config", "init", "source")
 """Options that take a path besides other texts, such as URLs and names."""
 
 
@@ -81,8 +81,10 @@ def _signature(described: Sequence[Option], function: Callable[..., object], *, 
 
 def _annotation(option: Option) -> Any:
     """Return the type of an option in Python: a path may be a text, as may a value that the command parses."""
-    if option.kind is list:
-        types: list[Any] = [_PATH, Sequence[_PATH]]
+    if option.several:
+        types: list[Any] = [_PATH, Sequence[_PATH | tuple[_PATH, float]]]
+    elif option.kind is list:
+        types = [_PATH, Sequence[_PATH]]
     elif option.kind is Path or option.path or option.keyword in _PATHS:
         types = [_PATH]
     elif option.parse is not None:
@@ -129,6 +131,8 @@ def _value(option: Option, given: Any) -> Any:
     """Return the field's value for an argument. Raises UsageError for one of another type."""
     if given is None and option.default is None:
         return None
+    if option.several:
+        return _sources(option.keyword, given)
     if isinstance(given, str):
         if option.parse is not None:
             return option.parse(given, option.flag)
@@ -160,6 +164,13 @@ def _text(name: str, given: Any) -> str:
 def _texts(name: str, given: Any) -> list[str]:
     single = isinstance(given, str | os.PathLike) or not isinstance(given, Iterable)
     return [_text(name, each) for each in ([given] if single else given)]
+
+
+def _sources(name: str, given: Any) -> Any:
+    """Return a data set, or several of which each may be a pair with its share."""
+    if not isinstance(given, list | tuple):
+        return _text(name, given)
+    return tuple((_text(name, each[0]), *each[1:]) if isinstance(each, tuple) and each else each for each in given)
 
 
 _CONVERTERS: dict[type, Callable[[str, Any], Any]] = {

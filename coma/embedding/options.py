@@ -95,7 +95,11 @@ class EmbedOptions(Options):
     root: Path | None = option_like(ShardOptions, "root", panel=_SOURCE)
     batch_size: int = option_like(KnnOptions, "batch_size")
     device: str | None = option_like(KnnOptions, "device")
-    devices: int | Literal["auto"] | None = option_like(KnnOptions, "devices")
+    devices: int | Literal["auto"] | None = option_like(
+        KnnOptions,
+        "devices",
+        help="Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.",
+    )
     overwrite: bool = option(False, help="Replace an OUT of other settings, or an unfinished one.", panel=_RUNNING)
 
     def __post_init__(self) -> None:

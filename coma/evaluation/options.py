@@ -62,7 +62,7 @@ class KnnOptions(Options):
     )
     devices: int | Literal["auto"] | None = option(
         None,
-        help="Number of processes, one per GPU if there are GPUs; auto: one on each. The result is the same.",
+        help="Number of processes, one per GPU if there are GPUs; auto: one on each. Segmentation takes one.",
         panel=_RUNNING,
         metavar="N|auto",
         least=1,

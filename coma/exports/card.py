@@ -282,7 +282,8 @@ def _newest(lines: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, i
     for line in sorted(lines, key=lambda line: line.get("step", 0)):
         for name in _SCORES:
             if is_number(line.get(name)):
-                newest[name, _data(line["data"]) if line.get("data") else _OWN] = (line[name], line["step"])
+                place = line.get("data") or line.get("evaluated_on")
+                newest[name, _data(place) if place else _OWN] = (line[name], line["step"])
     return newest
 
 
@@ -297,6 +298,8 @@ def metrics_until(run: Path, step: int) -> list[dict[str, Any]]:
 
 def _data(place: object) -> str:
     """Name a data set: by its URL, or by its folder's own name, as others need not know where it lay."""
+    if isinstance(place, list) and place:  # several, each with its share
+        return ", ".join(map(_data, place))
     if not isinstance(place, str) or not place:
         return "unknown"
     if "://" in place:

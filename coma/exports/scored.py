@@ -11,7 +11,7 @@ from coma.errors import DataError, UsageError
 from coma.exports.folder import is_export
 from coma.runs.lines import append_line
 from coma.runs.names import METRICS_NAME
-from coma.runs.read import run_data, run_of
+from coma.runs.read import run_data, run_data_sets, run_of
 from coma.shards.files import folder_at, is_remote, without_credentials
 
 logger = logging.getLogger(__name__)
@@ -25,8 +25,8 @@ class Scored:
     checkpoint: Path
     """The export itself, for an export."""
     data: Path
-    trained_on: Path | None
-    """Data set of a run; None for an export, which no scores are added to."""
+    trained_on: tuple[Path, ...] | None
+    """Data sets of a run; None for an export, which no scores are added to."""
 
     @property
     def is_export(self) -> bool:
@@ -37,7 +37,7 @@ class Scored:
         """Add a line of scores to a run's metrics; return it with where it was added, and what was scored on what."""
         added = False
         if self.trained_on is not None:
-            if _shown(self.data) != _shown(self.trained_on):
+            if [_shown(self.data)] != [_shown(each) for each in self.trained_on]:
                 line = {**line, "data": without_credentials(str(self.data))}
             added = append_metrics(self.run, line)
         return {
@@ -53,7 +53,7 @@ def what_to_score(run_or_checkpoint: Path | str, data: Path | str | None) -> Sco
     """Find a run's newest checkpoint (or the one named) or an export, and the data set, by default the run's own.
 
     Raises:
-        DataError: no such run, or its data are not there.
+        DataError: no such run, or its data are not there, or several.
         UsageError: an export without data.
     """
     run_or_checkpoint = Path(run_or_checkpoint)
@@ -61,14 +61,13 @@ def what_to_score(run_or_checkpoint: Path | str, data: Path | str | None) -> Sco
     run, checkpoint = (run_or_checkpoint,) * 2 if exported else run_of(run_or_checkpoint)
     if exported and data is None:
         raise UsageError(f"{run} is an export, which names no data set: name one after it")
-    trained_on = None if exported else run_data(run)
     if data is not None:
-        return Scored(run, checkpoint, folder_at(data), trained_on)
-    assert trained_on is not None
+        return Scored(run, checkpoint, folder_at(data), None if exported else tuple(run_data_sets(run)))
+    trained_on = run_data(run)
     if not is_remote(trained_on) and not trained_on.exists():  # a web server has no folders to ask for
         raise DataError(f"{trained_on}, which {run} was trained on, is not there: name the sharded data set")
     logger.info("data: %s, which the run was trained on", trained_on)
-    return Scored(run, checkpoint, trained_on, trained_on)
+    return Scored(run, checkpoint, trained_on, (trained_on,))
 
 
 def append_metrics(run: Path, line: dict[str, Any]) -> bool:

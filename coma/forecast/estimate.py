@@ -112,7 +112,7 @@ class Forecast:
         """Return plain values, with their units in their names."""
         resolved, memory, step_s = self.resolved, self.footprint.state, self.step_s
         return {
-            "data": resolved.data,
+            "data": list(resolved.data) if isinstance(resolved.data, tuple) else resolved.data,
             "images": resolved.samples_per_epoch,
             "run": self.run,
             "model": self.config.model,

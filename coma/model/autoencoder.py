@@ -42,6 +42,10 @@ class MaskedAutoencoder(nn.Module, ABC):
 
     views: int
     """Into how many views the stream cuts the units."""
+    keeps_image_losses = False
+    """Whether `forward` leaves the loss of each image in `image_losses`; what it returns is the same to the bit."""
+    image_losses: Tensor | None = None
+    """[B] float32, detached: mean squared error of each image of the last forward pass."""
     preprocessing: Preprocessing | None = None
     """How its images are normalised; None: as the stream does by itself."""
     decoder: nn.Module
@@ -106,7 +110,10 @@ class MaskedAutoencoder(nn.Module, ABC):
         targets = normalise_patches(self._to_predict(patches.detach()))[0]  # [B, U, T, P]
         targets = take_units(targets, torch.cat(hidden, dim=1))  # [B, W, T, P]
         # As F.mse_loss, which would keep both instead of their difference.
-        loss: Tensor = (predicted.float() - targets.flatten(1, 2)).square().mean()
+        squares = (predicted.float() - targets.flatten(1, 2)).square()
+        loss: Tensor = squares.mean()
+        if self.keeps_image_losses:
+            self.image_losses = squares.detach().mean(dim=(1, 2))
         return loss
 
     def patchify(self, images: Tensor, units: Tensor) -> tuple[Tensor, Grid]:

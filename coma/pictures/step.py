@@ -9,7 +9,7 @@ Legend: B samples of a global batch, K views, U mask units, V_k visible units of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,25 @@ from torch import Tensor
 
 from coma.errors import DataError, UsageError
 from coma.pipeline import Stream
-from coma.pipeline.crops import CROP_SCALE, random_resized_crops
+from coma.pipeline.crops import random_resized_crops
 from coma.pipeline.faults import candidates
 from coma.pipeline.order import Step, digest, digest_limbs
 from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.pipeline.views import partition_units
 from coma.runs.lines import readable_lines
 from coma.runs.names import CONFIG_NAME, LEDGER_NAME, METRICS_NAME
-from coma.runs.read import build_model, network_of, preprocessing_of, read_config, training_stream
+from coma.runs.read import (
+    augmentation,
+    build_model,
+    network_of,
+    preprocessing_of,
+    read_config,
+    run_data_sets,
+    training_stream,
+)
 from coma.shards.describe.contact_sheet import class_captions
-from coma.shards.files import folder_at, is_remote
-from coma.shards.manifest import Manifest, load_manifest
+from coma.shards.files import is_remote
+from coma.shards.manifest import Manifest, Mixture, load_manifest, read_mixture
 
 
 @dataclass(frozen=True)
@@ -37,13 +45,15 @@ class Sample:
     """One image of the data set."""
 
     sample: int
-    """Global id: its row in manifest.parquet."""
+    """Global id: its row in manifest.parquet, after those of the data sets before its own."""
     key: str
     shard: str
     source: str
     """Path in the folder that was sharded."""
     label: int | None
     class_name: str | None
+    data_set: str | None = None
+    """Name of its data set in a mixture; None for a run on one."""
 
     @property
     def class_text(self) -> str:
@@ -72,6 +82,9 @@ class Row:
     crop: Window
     """Crop of the image that was shown."""
     flipped: bool
+    """Whether left and right are swapped."""
+    turned: int
+    """Degrees by which it is turned counter-clockwise after that: 0, 90, 180 or 270."""
     views: tuple[tuple[int, ...], ...]
     """The mask units that each view sees, ascending raster indices from 0."""
     substitute: Sample | None = None
@@ -109,6 +122,11 @@ class StepContents:
     """How the run normalises its images."""
 
     @property
+    def data(self) -> list[str]:
+        """Places of the data sets, one or several."""
+        return [str(part.folder) for part in self.manifest.parts]
+
+    @property
     def view_sizes(self) -> tuple[int, ...]:
         """Mask units that each of the K views sees, in every image: one view for MAE."""
         return tuple(map(len, self.rows[0].views))
@@ -144,7 +162,7 @@ class StepContents:
             "step": self.step,
             "steps": self.steps,
             "epoch": self.epochs,
-            "data": str(self.manifest.folder),
+            "data": self.data if len(self.data) > 1 else self.data[0],
             "fingerprint": self.manifest.fingerprint,
             "batch_size": len(self.rows),
             "image_size": self.image_size,
@@ -160,6 +178,7 @@ class StepContents:
                     "epoch": row.epoch,
                     "crop": asdict(row.crop),
                     "flipped": row.flipped,
+                    "turned": row.turned,
                     "views": row.views,
                     "substitute": asdict(row.substitute) if row.substitute else None,
                     "reason": row.reason,
@@ -199,7 +218,9 @@ def read_step(run: Path | str, step: int) -> StepContents:
         manifest.width[shown],
         manifest.height[shown],
         seed=seed,
-        scale=options.get("crop_scale", CROP_SCALE),
+        scale=options["crop_scale"],
+        flips=options["flips"],
+        quarter_turns=options["quarter_turns"],
     )
     units = partition_units(
         torch.from_numpy(plan.samples), torch.from_numpy(plan.epochs), seed=seed, units=units_in_all
@@ -212,6 +233,7 @@ def read_step(run: Path | str, step: int) -> StepContents:
             int(plan.epochs[place]),
             Window(left, top, width, height),
             bool(crops.flip[place]),
+            0 if crops.quarters is None else 90 * int(crops.quarters[place]),
             tuple(tuple(view[place]) for view in visible),
             *replaced.get(place, (None, None)),
         )
@@ -260,7 +282,7 @@ def _stream_and_views(
             "views": 1,
             "unit_size": network["unit_size"],
             "image_size": network["image_size"],
-            "crop_scale": (config["crop_scale"], 1.0),
+            **augmentation(config),
             "preprocessing": preprocessing_of({"resolved": resolved}),
         }
         return options, lambda units: [units]
@@ -273,21 +295,24 @@ def _stream_and_views(
 
 def _data_of(run: Path, resolved: dict[str, Any]) -> Manifest:
     """The manifest of the run's data; DataError if they are gone or have changed since."""
-    data = folder_at(str(resolved["data"]))
-    if not is_remote(data) and not data.is_dir():
-        raise DataError(
-            f"the data of {run} are not at {data} any more: put them back there, or a link to where they are"
-        )
-    manifest = load_manifest(data)
+    for data in run_data_sets(run):
+        if not is_remote(data) and not data.is_dir():
+            raise DataError(
+                f"the data of {run} are not at {data} any more: put them back there, or a link to where they are"
+            )
+    several = isinstance(resolved["data"], list)
+    manifest = read_mixture(resolved["data"], read=load_manifest) if several else load_manifest(data)
     if manifest.fingerprint != resolved["fingerprint"]:
         raise DataError(
-            f"{manifest.folder} is not what {run} was trained on: its fingerprint is {manifest.fingerprint}, "
+            f"{manifest.place} is not what {run} was trained on: its fingerprint is {manifest.fingerprint}, "
             f"the run's {resolved['fingerprint']}; put the run's data back there"
         )
     return manifest
 
 
 def _samples(manifest: Manifest, ids: Sequence[int] | np.ndarray[Any, Any]) -> list[Sample]:
+    if isinstance(manifest, Mixture):
+        return _of_members(manifest, np.asarray(ids, np.int64))
     names = class_captions(manifest)
     labels = [None] * len(ids) if manifest.label is None else manifest.label[ids].tolist()
     columns = zip(ids, manifest.keys(ids), manifest.sources(ids), labels, strict=True)
@@ -304,6 +329,19 @@ def _samples(manifest: Manifest, ids: Sequence[int] | np.ndarray[Any, Any]) -> l
     ]
 
 
+def _of_members(mixture: Mixture, ids: np.ndarray[Any, Any]) -> list[Sample]:
+    """The samples of a mixture, each with the name of its data set and that one's class."""
+    samples: dict[int, Sample] = {}
+    numbers = mixture.source_of(ids)
+    for number, (member, first) in enumerate(zip(mixture.members, mixture.first_samples, strict=True)):
+        rows = np.unique(ids[numbers == number]) - first
+        for sample in _samples(member, rows) if len(rows) else ():
+            samples[sample.sample + first] = replace(
+                sample, sample=sample.sample + first, data_set=mixture.names[number]
+            )
+    return [samples[sample] for sample in ids.tolist()]
+
+
 def _substitutes(
     manifest: Manifest, seed: int, plan: Step, asked: Sequence[Sample], ledger: Sequence[dict[str, Any]]
 ) -> dict[int, tuple[Sample, str]]:
@@ -314,7 +352,8 @@ def _substitutes(
     substitutes = {}
     for place, sample in enumerate(asked):
         for line in ledger:
-            if (line.get("key"), line.get("shard")) != (sample.key, sample.shard):
+            recorded = tuple(line.get(name) for name in ("key", "shard", "data_set"))
+            if recorded != (sample.key, sample.shard, sample.data_set):
                 continue
             tried = list(candidates(manifest, seed, int(plan.epochs[place]), sample.sample))
             for key, candidate in zip(manifest.keys(tried), tried, strict=True):

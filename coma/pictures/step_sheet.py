@@ -17,11 +17,12 @@ from torch import Tensor
 from coma.errors import UsageError
 from coma.pictures.columns import hidden_pixels
 from coma.pictures.display import Display, display_of
-from coma.pictures.step import Row, StepContents, Window
+from coma.pictures.step import Row, StepContents
 from coma.pipeline.arrays import make_decoder
 from coma.pipeline.crops import Crops
 from coma.pipeline.decode import DecodeError
 from coma.pipeline.reader import SampleReader
+from coma.pipeline.squares import turned
 from coma.shards.describe.contact_sheet import read_displayed
 from coma.shards.files import write_atomically
 from coma.shards.manifest import Manifest
@@ -118,18 +119,20 @@ def network_images(contents: StepContents, count: int) -> Iterator[Tensor | None
     with closing(decoder), closing(SampleReader(manifest, 1)) as reader:
         for row in contents.rows[:count]:
             data = reader.read_one(row.shown.sample)
-            crop, side = _crops(row.crop, row.flipped), contents.image_size
+            crop, side = _crops(row), contents.image_size
             try:
-                yield None if data is None else decoder.decode_one(data, crop, side)[0]
+                yield None if data is None else turned(decoder.decode_one(data, crop, side), crop)[0]
             except DecodeError:
                 yield None
 
 
-def _crops(crop: Window, flipped: bool) -> Crops:
+def _crops(row: Row) -> Crops:
+    crop = row.crop
     return Crops(
         np.array([[crop.y, crop.x]], np.int32),
         np.array([[crop.height, crop.width]], np.int32),
-        np.array([flipped], np.int32),
+        np.array([row.flipped], np.int32),
+        np.array([row.turned // 90], np.int32),
     )
 
 
@@ -163,11 +166,14 @@ def _head(draw: ImageDraw.ImageDraw, contents: StepContents, images: int, width:
 def _caption(draw: ImageDraw.ImageDraw, row: Row, place: int, left: int, top: int, width: int) -> None:
     crop, sample = row.crop, row.shown
     window = f"{crop.width}x{crop.height} at {crop.x},{crop.y}{', flipped' if row.flipped else ''}"
+    if row.turned:
+        window += f", turned {row.turned}°"
     right = draw.textlength(window, _font(12))
     draw.text((left + width - right, top), window, _SOFT, _font(12))
     words = [
         f"{place + 1}.",
         sample.key,
+        sample.data_set,
         sample.class_text,
         PurePosixPath(sample.source).name,
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 _MAX_POINTS = 800  # a curve's, whatever the length of the run
@@ -17,11 +17,15 @@ _WIDE, _HIGH = 1000, 300  # of the drawing, before it is stretched
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart: x and y of equal length; `faint` for raw values behind a smoothed line."""
+    """One line of a chart: x and y of equal length; `faint` for raw values behind a smoothed line.
+
+    Curves of several series, 0 to 5, have colours of their own.
+    """
 
     x: Sequence[float]
     y: Sequence[float]
     faint: bool = False
+    series: int | None = None
 
 
 def smooth(y: Sequence[float], span: int) -> list[float]:
@@ -91,6 +95,7 @@ def chart(curves: Sequence[Curve], *, title: str, x_name: str, y_name: str, from
         x, y = _thin(curve.x, curve.y)
         path = "L".join(f"{across(a) * _WIDE:.1f} {down(b) * _HIGH:.1f}" for a, b in zip(x, y, strict=True))
         kind = ("raw" if curve.faint else "line") + (" dot" if len(x) == 1 else "")
+        kind += "" if curve.series is None else f" s{curve.series}"
         lines.append(f"<path class='{kind}' d='M{path}{'h0' if len(x) == 1 else ''}'/>")
     return (
         f"{head}<div class='plot'><svg viewBox='0 0 {_WIDE} {_HIGH}' preserveAspectRatio='none' role='img' "
@@ -101,7 +106,7 @@ def chart(curves: Sequence[Curve], *, title: str, x_name: str, y_name: str, from
 
 def _finite(curve: Curve) -> Curve:
     pairs = [(a, b) for a, b in zip(curve.x, curve.y, strict=True) if math.isfinite(a) and math.isfinite(b)]
-    return Curve([a for a, _ in pairs], [b for _, b in pairs], curve.faint)
+    return replace(curve, x=[a for a, _ in pairs], y=[b for _, b in pairs])
 
 
 def _thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:

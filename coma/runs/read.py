@@ -22,7 +22,8 @@ from coma.runs.names import (
     WEIGHTS_NAME,
     checkpoints,
 )
-from coma.shards.files import folder_at, hash_file
+from coma.shards.files import folder_at, hash_file, without_credentials
+from coma.shards.shares import named_sources
 
 if TYPE_CHECKING:
     import torch
@@ -64,11 +65,22 @@ def read_config(run: Path | str) -> dict[str, Any]:
 
 
 def run_data(run: Path | str) -> Path:
-    """Return the data set that a run was trained on. Raises DataError if its config.json names none."""
+    """Return the one data set that a run was trained on. Raises DataError if its config.json names none, or several."""
+    data, *others = run_data_sets(run)
+    if others:
+        names = " and ".join(without_credentials(str(each)) for each in (data, *others))
+        raise DataError(f"{run} was trained on {1 + len(others)} data sets, {names}: name one after the run")
+    return data
+
+
+def run_data_sets(run: Path | str) -> list[Path]:
+    """Return the data sets that a run was trained on. Raises DataError if its config.json names none."""
     data = read_config(run).get("resolved", {}).get("data")
-    if not isinstance(data, str):
+    if isinstance(data, str):
+        return [folder_at(data)]
+    if not isinstance(data, list) or not data:
         raise DataError(f"{Path(run) / CONFIG_NAME} names no data set: name one after the run")
-    return folder_at(data)
+    return [folder_at(each.place) for each in named_sources(data)]
 
 
 def other_format(path: Path, number: int) -> str:
@@ -169,6 +181,15 @@ def as_data_error(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
 
 
+def augmentation(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's arguments of `Stream` for random crops; a run that is older than one of them has its default."""
+    return {
+        "crop_scale": (config.get("crop_scale", 0.2), 1.0),
+        "flips": config.get("flips", "horizontal"),
+        "quarter_turns": config.get("quarter_turns", False),
+    }
+
+
 def training_stream(model: MaskedAutoencoder, config: dict[str, Any], samples: int) -> dict[str, Any]:
     """Return the arguments of a run's `Stream`: those of its model, and the schedule of crops that grow.
 
@@ -179,7 +200,7 @@ def training_stream(model: MaskedAutoencoder, config: dict[str, Any], samples: i
     Raises:
         UsageError: the first crops are not a multiple of the mask unit, or too small for the views.
     """
-    options = model.stream_options()
+    options = {**model.stream_options(), **augmentation(config)}
     if (start := config.get("start_size")) is None:
         return options
     sizes = CropSizes(start, options["image_size"], options["unit_size"], samples)

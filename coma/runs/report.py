@@ -24,6 +24,7 @@ from coma.runs.charts import Curve, chart, smooth
 from coma.runs.lines import is_number, read_lines
 from coma.runs.names import LEDGER_NAME, METRICS_NAME, PREVIEWS_NAME, REPORT_NAME
 from coma.runs.read import is_finetuned, read_config
+from coma.runs.report_sources import by_source, span_of
 from coma.runs.report_style import STYLE
 from coma.shards.files import write_atomically
 from coma.shards.text import visible_lines
@@ -59,11 +60,13 @@ def write_report(run: Path | str) -> Path:
     steps = [line for line in metrics if "loss" in line and "step_s" in line]
     scores = [line for line in metrics if any(key in line for key in _SCORES)]
     asked, resolved, name = config["config"], config.get("resolved", {}), escape(run.resolve().name)
-    about = f"{_model_and_method(asked, resolved)}, trained on {resolved.get('data', '?')}"
+    data = resolved.get("data", "?")
+    about = f"{_model_and_method(asked, resolved)}, trained on {' and '.join(data) if isinstance(data, list) else data}"
     body = [
         f"<h1>{name}</h1><p class='soft'>{escape(about)}</p>",
         _tiles(steps, scores, ledger, resolved),
         _curves(steps, scores, is_finetuned(config)),
+        by_source(steps, resolved),
         _reconstructions(_previews(run / PREVIEWS_NAME)),
         _score_table(scores),
         _ledger_table(ledger),
@@ -93,7 +96,7 @@ def write_report(run: Path | str) -> Path:
 
 def _figures(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is a number in a line of metrics, and the data that it was taken on."""
-    return {key: value for key, value in line.items() if is_number(value) or key == "data"}
+    return {key: value for key, value in line.items() if is_number(value) or key in ("data", "evaluated_on")}
 
 
 def _model_and_method(asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
@@ -117,7 +120,7 @@ def _tiles(steps: Lines, scores: Lines, ledger: Lines, resolved: Mapping[str, An
     tiles: list[tuple[str, str]] = []
     if steps:
         last = steps[-1]
-        tail = [line["loss"] for line in steps[-_span(len(steps)) :]]
+        tail = [line["loss"] for line in steps[-span_of(len(steps)) :]]
         spent_s = sum(line["step_s"] for line in steps)
         waited_s = sum(line.get("data_wait_s") or 0.0 for line in steps)
         of = f" of {resolved['steps']:,}" if resolved.get("steps", last["step"]) != last["step"] else ""
@@ -141,16 +144,11 @@ def _tiles(steps: Lines, scores: Lines, ledger: Lines, resolved: Mapping[str, An
     return f"<div class='tiles'>{cells}</div>"
 
 
-def _span(count: int) -> int:
-    """Return the number of steps over which the loss of `count` steps is smoothed."""
-    return max(1, min(100, count // 20))
-
-
 def _curves(steps: Lines, scores: Lines, finetuned: bool) -> str:
     if not steps:
         return "<h2>Training</h2><p class='none'>No step has been logged yet.</p>"
     at = [line["step"] for line in steps]
-    span = _span(len(steps))
+    span = span_of(len(steps))
 
     def column(key: str, scale: float = 1.0) -> list[float]:
         return [float("nan") if line.get(key) is None else line[key] * scale for line in steps]
@@ -220,7 +218,7 @@ def _score_table(scores: Lines) -> str:
     if not scores:
         add = "<code>coma probe</code> and <code>coma knn</code> add them, of labelled data"
         return f"<h2>Scores</h2><p class='none'>None yet: {add}.</p>"
-    with_data = any("data" in line for line in scores)
+    with_data = any("data" in line or "evaluated_on" in line for line in scores)
     columns = [key for key in _SCORES if any(key in line for line in scores)]
     names = ["step", *(_SCORES[key] + ("" if key == "rankme" else ", %") for key in columns)]
     head = "".join(f"<th class='n'>{name}</th>" for name in names)
@@ -229,7 +227,7 @@ def _score_table(scores: Lines) -> str:
         cells = "".join(
             f"<td class='n'>{line[key]:.1f}</td>" if key in line else "<td class='n'></td>" for key in columns
         )
-        where = f"<td>{escape(str(line.get('data', 'its own')))}</td>" if with_data else ""
+        where = f"<td>{escape(str(line.get('data', line.get('evaluated_on', 'its own'))))}</td>" if with_data else ""
         rows.append(f"<tr><td class='n'>{line['step']:,}</td>{cells}{where}</tr>")
     head += "<th>data</th>" if with_data else ""
     table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"

@@ -24,6 +24,9 @@ figure{margin:0;min-width:0}figcaption{margin-bottom:.4rem}
 border-bottom:1px solid var(--rule)}
 .plot path{fill:none;vector-effect:non-scaling-stroke}.rule{stroke:var(--rule)}
 .raw{stroke:var(--raw);stroke-width:1.2}.line{stroke:var(--line);stroke-width:1.6;stroke-linejoin:round}
+.s0{--series:var(--line)}.s1{--series:#d1622b}.s2{--series:#1f9d6b}.s3{--series:#9b59d0}.s4{--series:#b8860b}
+.s5{--series:#c2366b}.line.s0,.line.s1,.line.s2,.line.s3,.line.s4,.line.s5{stroke:var(--series)}
+.key{display:inline-block;width:1.1rem;height:.25rem;margin:0 .6rem .2rem 0;background:var(--series)}
 .dot{stroke-width:8;stroke-linecap:round}
 .plot i{position:absolute;font-style:normal;font-size:.78rem;color:var(--soft);white-space:nowrap;
 font-variant-numeric:tabular-nums}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from coma.errors import Preempted
@@ -25,6 +26,7 @@ from coma.training.engine.checkpoint import TrainingState
 from coma.training.engine.ema import ExponentialMovingAverage
 from coma.training.engine.engine import full_weights, set_learning_rate
 from coma.training.engine.train_step import seed_step, train_step
+from coma.training.logs.by_source import BySource
 from coma.training.logs.metrics import MetricsLog, Pace, Watcher
 from coma.training.logs.trackers import Tracker, open_trackers
 from coma.training.logs.usage import Usage
@@ -89,6 +91,7 @@ class Session:
         self.watchdog, self.stop, self.watch = watchdog, stop, watch
         self.last_step = min(resolved.steps, state.step + (config.stop_after or resolved.steps))
         self.preview_steps = task.preview_steps(resolved.steps)
+        self.by_source = BySource(prepared.manifest)
         self.pace = Pace(resolved.steps, resolved.batch_size)
         self.previewer = task.previewer(run, world.device, prepared.decoding) if world.is_rank0 else None
         self.usage = Usage(task.build, world.device, prepared.facts["device_name"], resolved.precision)
@@ -145,21 +148,31 @@ class Session:
             set_learning_rate(self.engine, lr)
             seed_step(self.config.seed, step, world.rank)
             inputs = self.task.inputs(batch)
-            losses, grad_norm, applied = train_step(self.engine, inputs, resolved.micro_batch_size)
+            of_images: list[Tensor] = []
+            losses, grad_norm, applied = train_step(
+                self.engine,
+                inputs,
+                resolved.micro_batch_size,
+                (lambda: of_images.append(self.task.image_losses())) if self.by_source else None,
+            )
             if self.average and applied:
                 self.average.update(step)
 
         suspects = suspect_samples(batch.samples, losses, resolved.micro_batch_size)
         self.watchdog.enter("summing up", step)
-        loss, nonfinite, preempted, interrupted, *limbs = world.sum(
+        limbs = digest_limbs(batch.samples.tolist())
+        of_sources = self.by_source.sums(batch.samples, torch.cat(of_images)) if self.by_source else []
+        loss, nonfinite, preempted, interrupted, *others = world.sum(
             [
                 sum(losses) / len(losses),
                 len(suspects),
                 self.stop.preempted,
                 self.stop.interrupted,
-                *digest_limbs(batch.samples.tolist()),
+                *limbs,
+                *of_sources,
             ]
         )
+        limbs, of_sources = others[: len(limbs)], others[len(limbs) :]
         # In fp16 DeepSpeed skips steps to find its loss scale, which is no failure.
         failed = nonfinite > 0 or not (applied or resolved.precision == "fp16")
         self.state = replace(
@@ -182,6 +195,7 @@ class Session:
             "image_size": batch.images.shape[-1],
             "batch_digest": digest(limbs),
             **({} if applied else {"skipped": True}),
+            **self.by_source.figures(of_sources, self.state.samples),
         }
         return StepResult(line, inputs, suspects, failed, bool(preempted), bool(interrupted))
 

@@ -39,7 +39,7 @@ def note_nonfinite(state: TrainingState, world: World, run: Path, manifest: Mani
         DivergedError: the last `NONFINITE_WINDOW` steps have `NONFINITE_LIMIT` such steps among them.
     """
     samples = sorted(chain.from_iterable(world.gather(list(suspects))))
-    keys = manifest.keys(samples)
+    keys = manifest.named(samples)
     what, step, path = "the loss" if samples else "the gradient", state.step, run / NONFINITE_NAME
 
     def record() -> int:

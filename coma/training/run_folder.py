@@ -36,7 +36,13 @@ from coma.versions import coma_version, library_versions
 _LENGTH = ("the number of steps", "the number of warm-up steps", "the number of cooldown steps")
 """What --extend may change of a run's identity."""
 _RGB = pixels_in_words(3, "uint8")
-_OLDER: dict[str, Any] = {"--schedule": "cosine", "the kind of images": _RGB}
+_OLDER: dict[str, Any] = {
+    "--schedule": "cosine",
+    "--crop-scale": 0.2,
+    "--flips": "horizontal",
+    "--quarter-turns": False,
+    "the kind of images": _RGB,
+}
 """What the identity of an older run lacks."""
 _LIBRARIES = ("torch", "deepspeed", "timm", "numpy")
 
@@ -68,6 +74,7 @@ def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
         **config.identity(),
         "--schedule": config.schedule,
         "--init's weights": resolved.init_digest,
+        **({"the mix of the data sets": ":".join(map(str, resolved.weights))} if resolved.weights else {}),
         "the data's fingerprint": resolved.fingerprint,
         "the number of steps": resolved.steps,
         "the number of warm-up steps": segment.warmup_steps,

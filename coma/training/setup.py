@@ -17,7 +17,8 @@ from coma.pipeline.arrays import check_decode
 from coma.pipeline.preprocessing import DEFAULT
 from coma.runs.names import LEDGER_NAME
 from coma.shards.files import folder_at, without_credentials
-from coma.shards.manifest import Manifest, find_data, read_manifest
+from coma.shards.manifest import Manifest, Mixture, find_data, read_manifest, read_mixture
+from coma.shards.shares import named_sources
 from coma.training.config.ds_config import read_ds_config
 from coma.training.config.finetune_options import FinetuneConfig
 from coma.training.config.options import PretrainConfig, RunConfig
@@ -68,21 +69,21 @@ def prepare(config: RunConfig, world: World) -> Prepared:
     def resolve_here() -> tuple[Manifest, ResolvedRun, Task, dict[str, Any]]:
         check_cuda(quiet=not world.is_rank0)
         deepspeed = read_ds_config(config.ds_config)
-        data = folder_at(config.data) if config.data else find_data(Path.cwd())
-        manifest = read_manifest(data)
+        data, manifest = read_data(config)
         check_decode(manifest.pixels, config.decode)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         task = make_task(config, manifest)
         resolved = resolve(
             config,
             deepspeed,
-            data=without_credentials(str(data.absolute())),
+            data=data,
             fingerprint=manifest.fingerprint,
             samples_per_epoch=len(manifest),
             world_size=world.size,
             device=world.device.type,
             has_bf16=world.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
             init_digest=task.init_digest,
+            weights=manifest.weights if isinstance(manifest, Mixture) else (),
             pixels=None if task.preprocessing == DEFAULT else task.preprocessing.to_json(),
         )
         check_nvme_folder(resolved.deepspeed)
@@ -98,8 +99,34 @@ def prepare(config: RunConfig, world: World) -> Prepared:
         manifest=manifest,
         task=task,
         stream_options=stream_options,
-        facts={**task.facts(), "device_name": device_name(world.device)},
+        facts={**task.facts(), **sources_of(manifest), "device_name": device_name(world.device)},
     )
+
+
+def read_data(config: RunConfig) -> tuple[str | tuple[str, ...], Manifest]:
+    """Return the absolute name of a run's data, or of each of several, and their manifest.
+
+    Raises:
+        UsageError, DataError: they are missing, damaged, or of different kinds.
+    """
+    if isinstance(config.data, tuple):
+        return tuple(str(each.absolute()) for each in named_sources(config.data)), read_mixture(config.data)
+    data = folder_at(config.data) if config.data else find_data(Path.cwd())
+    return without_credentials(str(data.absolute())), read_manifest(data)
+
+
+def sources_of(manifest: Manifest) -> dict[str, Any]:
+    """Return what config.json records of the data sets of a mixture; nothing of one alone."""
+    if not isinstance(manifest, Mixture):
+        return {}
+    columns = zip(manifest.names, manifest.weights, manifest.members, strict=True)
+    whole = sum(manifest.weights)
+    return {
+        "sources": [
+            {"name": name, "share": weight / whole, "images": len(member), "fingerprint": member.fingerprint}
+            for name, weight, member in columns
+        ]
+    }
 
 
 def open_stream(prepared: Prepared, world: World, run: Path, start_samples: int) -> Stream:

@@ -158,8 +158,8 @@ def _pixels(description: Description) -> str:
             continue
         rows = zip(pixels.mean, pixels.std, pixels.least, pixels.greatest, strict=True)
         lines = [
-            f"{as_markdown(split.split)}: {pixels.channels} {'channel' if pixels.channels == 1 else 'channels'} of "
-            f"{pixels.dtype}, in the units of the source. Mean and deviation are exact, over all values.",
+            f"{as_markdown(split.split)}: {pixels.identity}, in the units of the source. Mean and deviation are exact, "
+            "over all values.",
             "",
             "| channel | mean | std | least | greatest |",
             "| --- | --- | --- | --- | --- |",

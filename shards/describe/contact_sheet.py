@@ -136,7 +136,7 @@ def read_displayed(manifest: Manifest, row: int, px: int, channels: Sequence[int
     shown in false colour, of the `channels` that `false_colour.to_rgb` takes. Raises DataError if its shard cannot be
     read, UsageError for channels that are not there.
     """
-    path = manifest.folder / manifest.shards[manifest.shard_id[row]]
+    path = manifest.shard_path(int(manifest.shard_id[row]))
     try:
         with store_errors_as_oserror(path), path.open("rb") as file:
             file.seek(int(manifest.offset[row]))

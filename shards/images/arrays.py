@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from coma.shards.images.array_files import npy, png, tiff_layout, tiff_pixels
+from coma.shards.images.array_files import dicom, npy, png, tiff_layout, tiff_pixels
 from coma.shards.images.array_files.facts import ArrayFacts as ArrayFacts
 from coma.shards.images.array_files.facts import Pixels as Pixels
 from coma.shards.images.array_files.facts import Window
@@ -33,6 +33,8 @@ def array_facts(data: bytes, channels: int | None = None) -> ArrayFacts:
         BadImageError: it is none of the formats that are read, or damaged.
     """
     with _damage_as_bad_image():
+        if dicom.is_dicom(data) and channels is not None:
+            return dicom.facts(data)
         if data.startswith(npy.MAGIC):
             return npy.facts(data, channels)
         if MAGIC["TIFF"].match(data):
@@ -73,6 +75,8 @@ def read_array(data: bytes, facts: ArrayFacts) -> Pixels:
     with _damage_as_bad_image():
         if facts.format == "npy":
             return npy.read(data, facts.channels)
+        if facts.format == "dicom":
+            return dicom.read(data)
         return tiff_pixels.read(data, facts.channels) if facts.format == "tiff" else png.read(data)
 
 

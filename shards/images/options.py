@@ -13,7 +13,7 @@ MOST_PIXELS = 178_956_970
 JPEG_SIDE = 65_500
 """Longest side of a JPEG, in pixels."""
 MOST_CHANNELS = 32
-"""Of a sample."""
+"""Channels that a sample may have."""
 _PANEL = "Images"
 
 
@@ -46,7 +46,7 @@ class PixelOptions:
 
     channels: int | None = option(
         None,
-        help="Take TIFF, PNG and .npy of this many channels at their own depth, instead of 8-bit RGB.",
+        help="Take TIFF, PNG, .npy and DICOM of this many channels, 1 to 32, at their own depth.",
         panel=_PANEL,
         metavar="N",
         least=1,
@@ -55,8 +55,9 @@ class PixelOptions:
     )
     dtype: Literal["uint8", "uint16", "int16", "float32"] | None = option(
         None,
-        help="Type of the values, with --channels.",
+        help="Type of the values, with --channels: uint8, uint16, int16 or float32.",
         panel=_PANEL,
+        metavar="TYPE",
         shown_default="that of the first image",
     )
     uncompressed: bool = option(

@@ -56,14 +56,20 @@ class PixelCounts:
 
     def add(self, pixels: npt.NDArray[Any]) -> None:
         """Count the values of a sample [h, w, C], all of them finite."""
-        planes = np.ascontiguousarray(pixels.reshape(-1, self.channels).T)  # [C, h·w]
-        self.least = np.minimum(self.least, planes.min(axis=1))
-        self.greatest = np.maximum(self.greatest, planes.max(axis=1))
-        for start in range(0, planes.shape[1], _MOST_PIXELS):
-            for channel, plane in enumerate(planes[:, start : start + _MOST_PIXELS]):
-                self._add_plane(channel, plane)
+        if pixels.flags.c_contiguous:
+            flat = pixels.reshape(-1, self.channels)  # [h·w, C]
+            for start in range(0, len(flat), _MOST_PIXELS):
+                for channel, plane in enumerate(np.ascontiguousarray(flat[start : start + _MOST_PIXELS].T)):
+                    self._add_plane(channel, plane)
+            return
+        for channel in range(self.channels):  # planes, of which one at a time is copied
+            plane = np.ascontiguousarray(pixels[..., channel]).reshape(-1)
+            for start in range(0, len(plane), _MOST_PIXELS):
+                self._add_plane(channel, plane[start : start + _MOST_PIXELS])
 
     def _add_plane(self, channel: int, plane: npt.NDArray[Any]) -> None:
+        self.least[channel] = min(self.least[channel], plane.min())
+        self.greatest[channel] = max(self.greatest[channel], plane.max())
         if not self.is_float:
             bins = plane.view(np.uint16) if self.dtype.itemsize == 2 else plane
             counts = np.bincount(bins)

@@ -30,6 +30,7 @@ _TAGS = frozenset(
 _REDUCED, _MASK = 1, 4  # bits of SUBFILE
 _OLD_REDUCED = 2  # value of _OLD_SUBFILE
 _TYPES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
+_DTYPES = {(order, kind): np.dtype(order + code) for order in "<>" for kind, code in _TYPES.items()}
 _MOST_ENTRIES = 2**16
 _MOST_DIRECTORIES = 64  # an image of 2^26 pixels has at most 26 reduced copies, each with a mask
 _PIL_CHANNELS = 6
@@ -37,6 +38,8 @@ _RGB = 2
 _GREYS = (0, 1)
 _WHITE_IS_ZERO = 0
 _UNSIGNED = 1
+PLAIN = (0, 1, 2, 5)
+"""Photometric interpretations of plain values: white is zero, black is zero, RGB, CMYK."""
 _TAKEN = ((1, 8), (1, 16), (2, 16), (3, 32))  # sample formats and bits of the types that samples may have
 FORMATS = {2: "signed", 3: "floating point", 5: "complex", 6: "complex"}
 PHOTOMETRICS = {code: name for name, code in TiffTags.lookup(PHOTOMETRIC).enum.items() if code not in _GREYS} | {
@@ -141,7 +144,8 @@ def _way_out(directory: Directory) -> str:
     """Return how a TIFF of values that are not 8-bit RGB is taken, nothing for types that are not."""
     channels = first_value(directory, CHANNELS, 1)
     kind = (first_value(directory, SAMPLE_FORMAT, _UNSIGNED), first_value(directory, BITS, 1))
-    return f" (--channels {channels} takes it as it is)" if kind in _TAKEN and channels <= MOST_CHANNELS else ""
+    is_plain = first_value(directory, PHOTOMETRIC, 1) in PLAIN and kind in _TAKEN
+    return f" (coma shard --channels {channels} takes it as it is)" if is_plain and channels <= MOST_CHANNELS else ""
 
 
 def first_value(directory: Directory, tag: int, default: int) -> int:
@@ -170,25 +174,24 @@ def directories(data: bytes) -> Iterator[Directory]:
                 return
             first = at + struct.calcsize("=" + count_code)
             stop = first + entries * entry_bytes
-            yield {
-                tag: values
-                for entry in range(first, stop, entry_bytes)
-                for tag, values in _tag(data, entry, order, wide)
-            }
+            if stop > len(data):
+                return
+            yield dict(_tags(data, first, stop, order, wide))
             (at,) = struct.unpack_from(order + wide, data, stop)
     except struct.error:
         return
 
 
-def _tag(data: bytes, entry: int, order: str, wide: str) -> Iterator[tuple[int, Any]]:
-    """Yield the tag at an entry of a directory and its values, if it is one of _TAGS and its values are there."""
-    tag, kind, count = struct.unpack_from(f"{order}HH{wide}", data, entry)
-    if tag not in _TAGS or kind not in _TYPES:
-        return
-    dtype = np.dtype(order + _TYPES[kind])
+def _tags(data: bytes, first: int, stop: int, order: str, wide: str) -> Iterator[tuple[int, Any]]:
+    """Yield those of _TAGS among the entries of a directory whose values are there, with their values."""
     inline_bytes = struct.calcsize("=" + wide)
-    place = entry + 4 + inline_bytes
-    if count * dtype.itemsize > inline_bytes:
-        (place,) = struct.unpack_from(order + wide, data, place)
-    if place + count * dtype.itemsize <= len(data):
-        yield tag, np.frombuffer(data, dtype, count, place)
+    entries = struct.iter_unpack(f"{order}HH{wide}{wide}", memoryview(data)[first:stop])
+    for number, (tag, kind, count, place) in enumerate(entries):
+        if tag not in _TAGS or kind not in _TYPES:
+            continue
+        dtype = _DTYPES[order, kind]
+        size = count * dtype.itemsize
+        if size <= inline_bytes:
+            place = first + (number + 1) * (4 + 2 * inline_bytes) - inline_bytes
+        if place + size <= len(data):
+            yield tag, np.frombuffer(data, dtype, count, place)

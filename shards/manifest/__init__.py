@@ -13,4 +13,6 @@ from coma.shards.manifest.manifest import read_info as read_info
 from coma.shards.manifest.manifest import read_manifest as read_manifest
 from coma.shards.manifest.manifest import schema as schema
 from coma.shards.manifest.manifest import split_names as split_names
+from coma.shards.manifest.mixture import Mixture as Mixture
+from coma.shards.manifest.mixture import read_mixture as read_mixture
 from coma.shards.manifest.quarantine import QUARANTINE_NAME as QUARANTINE_NAME

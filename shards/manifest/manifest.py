@@ -5,6 +5,7 @@ Legend: N samples, S shards of one split.
 
 import json
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -94,6 +95,45 @@ class Manifest:
     def mask_ignore(self) -> int:
         """Class id, in a decoded mask, of pixels without a class: always 255."""
         return IGNORED
+
+    @property
+    def parts(self) -> tuple["Manifest", ...]:
+        """The data sets that this is a mixture of (`coma.shards.manifest.Mixture`); by itself, this one."""
+        return (self,)
+
+    @property
+    def place(self) -> str:
+        """Where the split is, for messages."""
+        return without_credentials(str(self.folder))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether some of the shards lie in an object store."""
+        return any(is_remote(part.folder) for part in self.parts)
+
+    def home_of_shard(self, shard: int) -> "Manifest":
+        """Return the data set that a shard is of: this one, if it is no mixture."""
+        return self
+
+    def shard_path(self, shard: int) -> Path:
+        """Return where a shard is."""
+        return self.home_of_shard(shard).folder / self.shards[shard]
+
+    def siblings(self, sample: int) -> range:
+        """Return the ids of the samples of a sample's own data set: all, if this is no mixture."""
+        return range(len(self))
+
+    def named(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
+        """Return the keys of these samples, in a mixture with the names of their data sets."""
+        return self.keys(indices)
+
+    def source_names(self, sample: int) -> dict[str, str]:
+        """Return {"data_set": name} of a sample's data set in a mixture, where keys alone are not unique; else {}."""
+        return {}
+
+    def reconnected(self) -> "Manifest":
+        """Return the manifest with a new connection to its store, for a process that was forked off."""
+        return replace(self, folder=pickle.loads(pickle.dumps(self.folder))) if is_remote(self.folder) else self
 
     def select(self, rows: npt.NDArray[np.int64]) -> "Manifest":
         """Return a manifest of these samples, ascending; its fingerprint and its shards are those of the whole."""

@@ -15,6 +15,11 @@ QUANTILES = 1001
 """Quantiles from 0.0% to 100.0% in steps of 0.1%."""
 
 
+def in_words(channels: int, dtype: str) -> str:
+    """Return channels and type as text: "13 channels of uint16"."""
+    return f"{channels} {'channel' if channels == 1 else 'channels'} of {dtype}"
+
+
 @dataclass(frozen=True)
 class PixelCoding:
     """Channels and type of all samples of a split, and the statistics of all its values, in raw units.
@@ -26,20 +31,20 @@ class PixelCoding:
     dtype: str
     """One of `DTYPES`."""
     mean: tuple[float, ...]
-    """[C]"""
+    """[C] mean of all values."""
     std: tuple[float, ...]
     """[C] standard deviation; 0 for a channel that has one value everywhere."""
     least: tuple[float, ...]
-    """[C]"""
+    """[C] smallest value."""
     greatest: tuple[float, ...]
-    """[C]"""
+    """[C] largest value."""
     quantiles: tuple[tuple[float, ...], ...]
     """[C][1001] value at 0.0%, 0.1%, ..., 100.0%."""
 
     @property
     def identity(self) -> str:
         """What makes samples fit a model: belongs to the fingerprint of the data."""
-        return f"{self.channels} channels of {self.dtype}"
+        return in_words(self.channels, self.dtype)
 
     def quantile(self, channel: int, percent: float) -> float:
         """Return the value of a channel below which `percent` of its values lie, between steps of 0.1% by a line."""

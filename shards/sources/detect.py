@@ -89,7 +89,7 @@ def list_source(
         if any(map(is_packed_name, listing.passed_over.paths)):
             contents += "; unpack what is packed (a plain .tar is read where it lies)"
         if not arrays and any(kind in ARRAY_EXTENSIONS for kind in listing.passed_over.kinds):
-            contents += "; --channels N takes .npy of N channels"
+            contents += "; --channels N takes .npy and DICOM of N channels"
         raise DataError(f"no images in {source}{contents}")
     if [split.name for split in listing.splits] == [lister.only_split] != ["train"] and splits is None:
         log.info("split %s is the source's own name; --splits train=. makes it one to train on", lister.only_split)

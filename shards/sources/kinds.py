@@ -13,7 +13,7 @@ IMAGE_EXTENSIONS = frozenset(
 )
 """Extensions that make a file an image by name, so that it ends up in a shard or in the quarantine."""
 
-ARRAY_EXTENSIONS = frozenset((".npy",))
+ARRAY_EXTENSIONS = frozenset((".npy", ".dcm", ".dicom"))
 """Further ones, if images may have any number of channels and any depth."""
 
 RAW_EXTENSIONS = frozenset(
@@ -32,14 +32,18 @@ _TEXTS = frozenset(
 )
 """Common companions of images, whose bytes are not looked at: there may be as many of them as images."""
 
-HEAD_BYTES = 16
-"""Bytes at the beginning of a file that `is_image_head` looks at."""
+HEAD_BYTES = 132
+"""Bytes at the beginning of a file that `is_image_head` looks at, if it has so many."""
+
+LEAST_BYTES = 16
+"""Bytes that a file has at least whose first ones are looked at."""
 
 _HEAD = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM....\0\0\0\0|II[*+]\0|MM\0[*+]|GIF8[79]a|P[1-6]\s[\s\d#]|"
     rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  |....ftyp(?:avi[fs]|hei[cxms]|hevc|mif1|msf1)|\xff\x0a\xff|\0\0\0\x0cJXL ",
     re.DOTALL,
 )
+_ARRAY_HEAD = re.compile(rb"\x93NUMPY|.{128}DICM", re.DOTALL)
 _PACKED = (".zip", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".tzst", ".lz4", ".7z", ".rar")
 
 
@@ -61,7 +65,7 @@ def is_image(name: str, size: int, head: Callable[[], bytes], arrays: bool = Fal
     return (
         is_image_name(name, arrays)
         or is_raw_name(name)
-        or (size >= HEAD_BYTES and may_hide_an_image(name) and is_image_head(head()))
+        or (size >= LEAST_BYTES and may_hide_an_image(name) and is_image_head(head(), arrays))
     )
 
 
@@ -80,9 +84,9 @@ def may_hide_an_image(name: str) -> bool:
     return extension(name) not in _TEXTS and not is_packed_name(name) and not name.lower().endswith(".tar")
 
 
-def is_image_head(head: bytes) -> bool:
-    """Whether a file is an image by its first HEAD_BYTES."""
-    return _HEAD.match(head) is not None
+def is_image_head(head: bytes, arrays: bool = False) -> bool:
+    """Whether a file is an image by its first HEAD_BYTES; `arrays` says that it need not be one of 8-bit RGB."""
+    return _HEAD.match(head) is not None or (arrays and _ARRAY_HEAD.match(head) is not None)
 
 
 def extension(name: str) -> str:

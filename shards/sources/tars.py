@@ -126,7 +126,7 @@ def files_in(
 
 def _head(descriptor: int, member: Member) -> bytes:
     """Return the first bytes of a member."""
-    return os.pread(descriptor, HEAD_BYTES, member.offset)
+    return os.pread(descriptor, min(HEAD_BYTES, member.size), member.offset)
 
 
 def _is_hidden(parts: list[str]) -> bool:

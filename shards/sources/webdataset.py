@@ -17,6 +17,7 @@ from typing import Any
 from coma.shards.manifest import INFO_NAME
 from coma.shards.sources.kinds import (
     HEAD_BYTES,
+    LEAST_BYTES,
     is_image_head,
     is_image_name,
     is_raw_name,
@@ -297,8 +298,9 @@ def _images(descriptor: int, by_extension: dict[str, Member], arrays: bool) -> l
         images = [extension for extension in dotted if _NO_PICTURE.fullmatch(extension) is None]
     if not images and not any(map(is_image, by_extension)):
         for extension, member in by_extension.items():
-            if member.size >= HEAD_BYTES and may_hide_an_image(f"x.{extension}"):
-                images += [extension] if is_image_head(os.pread(descriptor, HEAD_BYTES, member.offset)) else []
+            if member.size >= LEAST_BYTES and may_hide_an_image(f"x.{extension}"):
+                head = os.pread(descriptor, min(HEAD_BYTES, member.size), member.offset)
+                images += [extension] if is_image_head(head, arrays) else []
         images = images[:1] or [extension for extension in by_extension if is_raw_name(f"x.{extension}")][:1]
     first = _FIRST_ARRAYS if arrays else _FIRST_EXTENSIONS
     return sorted(images, key=lambda name: (first.index(name) if name in first else len(first), name))

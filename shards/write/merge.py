@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ from coma.versions import coma_version
 log = logging.getLogger(__name__)
 
 _ROW_GROUP_ROWS = 65_536
+_CHANNELS_WAY_OUT = re.compile(r"\(coma shard --channels (\d+) takes it as it is\)$", re.M)
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,18 @@ def finish(
     """
     splits = _with_mask_classes(out, splits)
     with _table_of_passed_over(out, passed_over or PassedOver()) as beside:
-        reasons, converted = _merge(out, splits, beside)
+        reasons, converted, channels = _merge(out, splits, beside)
     if not is_remote(out):
         for split in splits:
             with suppress(OSError):
                 (out / split.name).rmdir()  # fails unless the folder is empty: a split without a good image
                 log.warning("all images of split %s were set aside: the split is left out", split.name)
+    if channels and not {"channels", "index"} & record.keys():
+        log.warning(
+            "%s set aside for channels or depth; --channels %s takes such as they are",
+            f"{channels.total():,} {'image is' if channels.total() == 1 else 'images are'}",
+            channels.most_common(1)[0][0],
+        )
     if sum(reasons.values()) == record["images"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in reasons.most_common(3))
         raise DataError(
@@ -156,9 +164,14 @@ def _with_mask_classes(out: Path, splits: list[SplitParts]) -> list[SplitParts]:
     ]
 
 
-def _merge(out: Path, splits: list[SplitParts], beside: _Beside) -> tuple[Counter[str], Counter[str]]:
-    """Write each split's manifest and the quarantine; count the images set aside, and those converted, by kind."""
+def _merge(out: Path, splits: list[SplitParts], beside: _Beside) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """Write each split's manifest and the quarantine.
+
+    Returns the numbers of images that were set aside, and of those that were converted, by kind; and of those set aside
+    that `--channels N` takes, by N.
+    """
     reasons: Counter[str] = Counter()
+    channels: Counter[str] = Counter()
     converted: Counter[str] = Counter()
     with replacing(out / QUARANTINE_NAME) as file, _ParquetFile(file, QUARANTINE_SCHEMA) as quarantine:
         for split in splits:
@@ -184,12 +197,13 @@ def _merge(out: Path, splits: list[SplitParts], beside: _Beside) -> tuple[Counte
                     quarantine.add(pa.table(columns, names=QUARANTINE_SCHEMA.names))
                     kept += len(good)
                     reasons.update(map(reason_kind, bad["reason"].to_pylist()))
+                    channels.update(_CHANNELS_WAY_OUT.findall("\n".join(bad["reason"].to_pylist())))
                     for name in ("converted", "mask_converted"):
                         if name in part.column_names:  # not in those of older versions
                             converted.update(map(reason_kind, part[name].drop_null().to_pylist()))
             if not kept:
                 (out / split.name / MANIFEST_NAME).unlink()
-    return reasons, converted
+    return reasons, converted, channels
 
 
 def _pixel_coding(out: Path, split: SplitParts) -> PixelCoding | None:

@@ -339,6 +339,8 @@ def test_a_variant_by_its_name_and_changes():
     assert variant("coma") == VARIANTS["coma"]
     tuned = variant("coma:lr=3e-3,crop_scale=(0.4,1.0),levers.fused=True,backbone.dims=(8,16,32)")
     assert (tuned.lr, tuned.crop_scale, tuned.levers.fused) == (3e-3, (0.4, 1.0), True)
+    nested = variant("coma:backbone.heads=(((4,1),(16,1)),((4,2),),((None,8),)),lr=3e-3")
+    assert (nested.backbone["heads"][0], nested.lr) == (((4, 1), (16, 1)), 3e-3)
     assert (tuned.backbone["dims"], tuned.backbone["depths"]) == ((8, 16, 32), VARIANTS["coma"].backbone["depths"])
     for text, words in (
         ("comb", "choose mae, "),

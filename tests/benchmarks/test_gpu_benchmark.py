@@ -8,7 +8,6 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from commands import alive
@@ -57,11 +56,10 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("gpu") / "out"
 
 
-def slow(names: list[str], those: set[str]) -> list[Any]:
-    return [pytest.param(name, marks=pytest.mark.slow) if name in those else name for name in names]
-
-
-@pytest.mark.parametrize("name", slow([part.name for part in PARTS], {"zero", "curve", "plan", "memory", "crops"}))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(part.name, marks=[] if part.name in ("decode", "tests") else pytest.mark.slow) for part in PARTS],
+)
 def test_each_part_can_be_rehearsed(name: str, out: Path) -> None:
     done = run(name, "--device", "cpu", "--quick", "--out", out, "--budget-s", "700")
     log = (out / f"{name}.log").read_text() if (out / f"{name}.log").exists() else ""
@@ -88,16 +86,16 @@ def test_each_part_can_be_rehearsed(name: str, out: Path) -> None:
 
 
 def test_what_is_done_is_not_done_again_and_the_report_comes_of_the_records(out: Path) -> None:
-    if read_record(out, "hours") is None:
+    if read_record(out, "decode") is None:
         pytest.skip("needs the records of the rehearsal")
-    before = (out / "hours.json").read_bytes()
-    done = run("hours", "--device", "cpu", "--quick", "--out", out)
-    assert (done.returncode, (out / "hours.json").read_bytes()) == (0, before)
+    before = (out / "decode.json").read_bytes()
+    done = run("decode", "--device", "cpu", "--quick", "--out", out)
+    assert (done.returncode, (out / "decode.json").read_bytes()) == (0, before)
     assert "done before" in done.stdout
     (out / "report.md").unlink()
     assert run("--report", "--out", out).returncode == 0
-    assert "## hours: " in (out / "report.md").read_text()
-    mixed = run("hours", "--device", "cpu", "--quick", "--data", out, "--out", out)
+    assert "## decode: " in (out / "report.md").read_text()
+    mixed = run("decode", "--device", "cpu", "--quick", "--data", out, "--out", out)
     assert mixed.returncode == 2
     assert "was measured with data" in mixed.stderr
 
@@ -225,9 +223,8 @@ def test_hours_are_those_of_the_slower_of_stream_and_step(tmp_path: Path) -> Non
     assert fast["hours_96_epochs"] == pytest.approx(96 * 1_281_167 / 1000 / 3600)
 
 
-@pytest.mark.parametrize(
-    "name", slow(["zero", "curve", "plan", "memory", "crops"], {"zero", "plan", "memory", "curve"})
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero", "curve", "plan", "memory", "crops"])
 def test_coma_accepts_the_full_size_commands(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rehearsal shrinks them: here each is resolved, and its network built, in full size, but not trained."""
     data = drawn(tmp_path / "drawn", 8, 0.1)

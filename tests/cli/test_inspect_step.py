@@ -104,6 +104,7 @@ def test_mistakes_are_one_line(made, here, coma):
         assert len(done.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_neither_deepspeed_nor_a_checkpoint_is_needed(here):
     shutil.rmtree("run/checkpoints")
     code = "import sys; sys.argv = 'coma inspect run --step 2'.split()\n"

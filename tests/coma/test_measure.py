@@ -42,6 +42,7 @@ def test_kept_bytes_are_what_is_allocated_after_the_forward_pass(stages: tuple[i
     assert loss.requires_grad
 
 
+@pytest.mark.slow
 def test_pages_that_were_touched_once_are_not_touched_anew() -> None:
     (faults, _), (faults_keeping, given_back) = (
         map(int, subprocess.check_output([sys.executable, "-c", FAULTS.format(keep=keep)], text=True).split())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from coma.pipeline.stream import _share_of_cores
+from coma.pipeline.arguments import share_of_cores
 
 
 @pytest.mark.parametrize(
@@ -30,4 +30,4 @@ def test_a_rank_decodes_on_its_share_of_its_machines_cores(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(usable)))
     monkeypatch.setattr("os.cpu_count", lambda: 64)
-    assert _share_of_cores(16) == cores
+    assert share_of_cores(16) == cores

@@ -7,6 +7,7 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
 from coma.pipeline.crops import Crops, center_crops, random_resized_crops
+from coma.pipeline.preprocessing import EVAL_FRACTION
 
 SIZES = [(500, 375), (375, 500), (640, 120), (60, 900), (32, 32)]
 
@@ -63,7 +64,7 @@ def test_the_distribution_is_torchvisions_in_many_draws(width: int, height: int)
 def test_windows_lie_inside_the_image(width: int, height: int, seed: int) -> None:
     for crops in (
         draw(width, height, 8, seed, (0.01, 1.0)),
-        center_crops(*sizes(width, height), image_size=224),
+        center_crops(*sizes(width, height), image_size=224, fraction=EVAL_FRACTION),
     ):
         assert (crops.start >= 0).all()
         assert (crops.shape >= 1).all()
@@ -104,7 +105,7 @@ def test_half_of_the_images_are_mirrored_whatever_their_crop() -> None:
     ],
 )
 def test_evaluation_shows_the_centre(width: int, height: int, image_size: int, expected: tuple[int, int, int]) -> None:
-    crops = center_crops(*sizes(width, height), image_size=image_size)
+    crops = center_crops(*sizes(width, height), image_size=image_size, fraction=EVAL_FRACTION)
     top, left, side = expected
     assert crops.start.tolist() == [[top, left]]
     assert crops.shape.tolist() == [[side, side]]

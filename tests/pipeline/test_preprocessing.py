@@ -11,6 +11,7 @@ from timm.data import create_transform
 
 from coma.pipeline import Preprocessing, Stream
 from coma.pipeline.crops import center_crops
+from coma.pipeline.preprocessing import EVAL_FRACTION
 
 SIDE = 56
 LIKE = {
@@ -60,7 +61,7 @@ def test_the_stream_shows_what_timms_transform_shows(name: str, photographs: Pat
 def test_the_default_is_what_it_was() -> None:
     """Windows of evaluation: the shorter side at 256, of which 224 are shown."""
     width, height = np.array([500, 300, 224]), np.array([375, 400, 224])
-    crops = center_crops(width, height, image_size=224)
+    crops = center_crops(width, height, image_size=224, fraction=EVAL_FRACTION)
     side = np.rint(np.minimum(width, height) * 224 / 256).astype(int)
     assert crops.shape.tolist() == [[s, s] for s in side]
     assert crops.start[:, 0].tolist() == ((height - side) // 2).tolist()

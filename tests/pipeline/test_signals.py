@@ -64,7 +64,7 @@ def start(place: str, cache: Path) -> "subprocess.Popen[str]":
 @pytest.mark.parametrize(
     ("number", "waiting"),
     [
-        (signal.SIGINT, False),
+        pytest.param(signal.SIGINT, False, marks=pytest.mark.slow),
         (signal.SIGTERM, True),
         pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),

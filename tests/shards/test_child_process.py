@@ -11,7 +11,13 @@ from drawn import draw_images
 NAMES = ("json", "pickle", "numpy", "PIL", "pyarrow", "xxhash", "multiprocessing")
 
 
-@pytest.mark.parametrize("start", [["-c", "from coma.cli.main import main; main()"], ["-P", "-m", "coma"]])
+@pytest.mark.parametrize(
+    "start",
+    [
+        ["-c", "from coma.cli.main import main; main()"],
+        pytest.param(["-P", "-m", "coma"], marks=pytest.mark.slow),
+    ],
+)
 def test_a_module_in_the_current_folder_is_not_run(tmp_path: Path, start: list[str]) -> None:
     draw_images(tmp_path / "pets", 4, classes=("cat", "dog"))
     environment = {**os.environ, "PYTHONSAFEPATH": "1"} if start[0] == "-c" else dict(os.environ)

@@ -10,11 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from arrays import write_arrays
 from drawn import encoded, shard_images
 from masked import draw_pairs
 
 from coma.shards.sources.detect import list_source
 from coma.shards.sources.listing import LAYOUTS
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
 
 TEXT = (Path(__file__).parents[2] / "docs" / "shards.md").read_text()
 
@@ -74,6 +77,17 @@ def test_masks_are_read_as_is_written(tmp_path: Path, monkeypatch: pytest.Monkey
     exec(next(block for block in CODE if "MaskReader" in block), names)
     assert capsys.readouterr().out == "('road', 'pavement', 'car')\n"
     assert (names["mask"] == drawn[names["manifest"].sources([0])[0]]).all()
+
+
+def test_samples_of_any_channels_are_read_as_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = write_arrays(tmp_path / "scenes", channels=13, per_class=1)
+    shard(tmp_path / "scenes", tmp_path / "scenes-shards", ShardOptions(channels=13, workers=1))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    block = next(block for block in CODE if "read_window" in block)
+    exec(block.replace("height=64, width=64", "height=16, width=16"), names)
+    assert names["manifest"].pixels.identity == "13 channels of uint16"
+    assert (names["pixels"] == drawn[names["manifest"].sources([0])[0]][:16, :16]).all()
 
 
 def test_there_are_layouts() -> None:

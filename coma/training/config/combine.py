@@ -85,5 +85,8 @@ def _new_run(run: Path, made: RunConfig, given: list[Option]) -> Path:
 
 def _part(each: Option, value: Any) -> str:
     """Return an option as part of a folder's name: `epochs-400`."""
-    shown = f"{value:g}" if isinstance(value, float) else str(value).rstrip("/").rsplit("/", 1)[-1]
+    several = value if isinstance(value, tuple) else (value,)
+    shown = "-".join(
+        f"{one:g}" if isinstance(one, float) else str(one).rstrip("/").rsplit("/", 1)[-1] for one in several
+    )
     return f"{each.name.replace('_', '-')}-{_NO_NAME.sub('-', shown)}"

@@ -12,6 +12,7 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def as_yaml(config: RunConfig) -> str:
 def _as_scalar(value: Any) -> str:
     import yaml
 
-    text: str = yaml.safe_dump(value, width=float("inf"))  # ASCII, whatever the encoding of stdout
+    # ASCII, whatever the encoding of stdout
+    text: str = yaml.safe_dump(value, width=float("inf"), default_flow_style=isinstance(value, tuple))
     return text.removesuffix("...\n").strip()
 
 
@@ -204,6 +206,10 @@ def _unknown(key: str, name: str, options: type[RunConfig]) -> str:
 
 def _value(each: Option, value: Any, source: str) -> Any:
     """Return the value of an option that a file gives, read as from the command line."""
+    if each.several:
+        if isinstance(value, list) and value:
+            return [_value(replace(each, several=False), single, source) for single in value]
+        return _value(replace(each, several=False), value, source)
     text = str(value).lower() if isinstance(value, bool) else str(value)
     made: Any = str(Path(text).expanduser()) if text.startswith("~/") else text  # as a shell does
     try:

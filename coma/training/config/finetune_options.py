@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from coma.runs.names import CHECKPOINTS_NAME
 from coma.shards.option import option, option_like
-from coma.training.config.options import RunConfig, data_option, model_option, optimisation_option
+from coma.training.config.options import RunConfig, model_option, optimisation_option
 
 augmentation_option = partial(option, panel="Augmentation", identity=True)
 
@@ -28,9 +28,7 @@ class FinetuneConfig(RunConfig):
         metavar="RUN|EXPORT|NAME",
     )
     image_size: int | None = option_like(RunConfig, "image_size", shown_default="as in pre-training")
-    crop_scale: float = data_option(
-        0.08, help="Smallest share of an image's area that a crop shows.", above=0, most=1, identity=True
-    )
+    crop_scale: float = option_like(RunConfig, "crop_scale", 0.08)
     rand_augment: int = augmentation_option(
         9, help="Magnitude of RandAugment, two operations per image, up to 30; 0: none.", least=0, most=30
     )

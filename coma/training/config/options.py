@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 from coma.errors import UsageError
 from coma.runs.read import current_names
 from coma.shards.option import identity_of, option, option_like, validate
+from coma.shards.shares import named_sources
 
 TRACKERS = ("wandb", "mlflow", "trackio")
 
@@ -39,7 +40,7 @@ class RunConfig(ABC):
     """AdamW's betas, unless the DeepSpeed configuration has its own."""
     default_epochs: ClassVar[float] = 100.0
 
-    data: Path | str | None = option(
+    data: Path | str | tuple[str, ...] | None = option(
         None,
         help="Data set made by `coma shard`: a folder, or a URL (s3://...).",
         argument=True,
@@ -47,6 +48,17 @@ class RunConfig(ABC):
     )
     image_size: int | None = data_option(
         None, help="Side of the square crops, in pixels.", metavar="PX", least=1, identity=True
+    )
+    crop_scale: float = data_option(
+        0.2, help="Smallest share of an image's area that a crop shows.", above=0, most=1, identity=True
+    )
+    flips: Literal["horizontal", "none", "both"] = data_option(
+        "horizontal",
+        help="Flips of crops: left and right (horizontal), none, or also top and bottom (both).",
+        identity=True,
+    )
+    quarter_turns: bool = data_option(
+        False, help="Turn crops by quarters at random, for images that have no up.", identity=True
     )
     mean: str | None = data_option(
         None,
@@ -242,7 +254,7 @@ class RunConfig(ABC):
         paths = {
             field.name: Path(fields[field.name])
             for field in dataclasses.fields(cls)
-            if "Path" in str(field.type) and fields.get(field.name) is not None and "://" not in fields[field.name]
+            if "Path" in str(field.type) and isinstance(fields.get(field.name), str) and "://" not in fields[field.name]
         }
         return cls(**{**fields, **paths})
 
@@ -277,6 +289,13 @@ class PretrainConfig(RunConfig):
     command: ClassVar[str] = "pretrain"
     betas: ClassVar[tuple[float, float]] = (0.9, 0.95)
 
+    data: Path | str | tuple[str, ...] | None = option_like(
+        RunConfig,
+        "data",
+        help="Data set made by `coma shard`: a folder, or a URL (s3://...). Several are mixed, by the share after a "
+        "colon (a-shards:0.7 b-shards:0.3), else as they have images.",
+        several=True,
+    )
     image_size: int = option_like(RunConfig, "image_size", 224)
     start_size: int | None = data_option(
         None,
@@ -308,6 +327,12 @@ class PretrainConfig(RunConfig):
         shown_default="random weights",
     )
     base_lr: float = option_like(RunConfig, "base_lr", 6e-4)
+    evaluate_on: Path | str | None = run_option(
+        None,
+        help="Data set made by `coma shard` to evaluate on, with --evaluate-every.",
+        metavar="DATA",
+        shown_default="the run's own, of several the first",
+    )
     show_channels: str | None = run_option(
         None,
         help="Channels that previews show as red, green and blue, counted from 1, or one in grey; for images that are "
@@ -319,6 +344,12 @@ class PretrainConfig(RunConfig):
     def __post_init__(self) -> None:
         """Refuse what no data and no machine could make right."""
         super().__post_init__()
+        if self.data is not None and not isinstance(self.data, Path):
+            sources = named_sources(self.data if isinstance(self.data, tuple | list) else [self.data])
+            one = len(sources) == 1
+            object.__setattr__(self, "data", sources[0].place if one else tuple(str(each) for each in sources))
+        if self.evaluate_on is not None and self.evaluate_every is None:
+            raise UsageError("--evaluate-on goes with --evaluate-every: add that, or leave it out")
         if self.start_size is not None and self.start_size > self.image_size:
             raise UsageError(
                 f"--start-size {self.start_size} is above --image-size {self.image_size}: crops grow, start with less"

@@ -24,7 +24,8 @@ MOST_STEPS_PER_CHECKPOINT = 2000
 class ResolvedRun:
     """A run's numbers, with all decided that its configuration leaves open."""
 
-    data: str
+    data: str | tuple[str, ...]
+    """Data set; several with their shares, as a command line names them."""
     seed: int
     fingerprint: str
     samples_per_epoch: int
@@ -47,6 +48,8 @@ class ResolvedRun:
     deepspeed: DeepSpeedConfig
     init_digest: str | None = None
     """Hash of the weights that the run starts from; None: random ones."""
+    weights: tuple[int, ...] = ()
+    """Shares of several data sets, as whole numbers; empty for one."""
     pixels: dict[str, Any] | None = None
     """Channels, type, mean and deviation of the images (`Preprocessing.to_json`); None: 8-bit RGB, as ImageNet's."""
 
@@ -87,13 +90,14 @@ def resolve(
     config: RunConfig,
     deepspeed: DeepSpeedConfig,
     *,
-    data: str,
+    data: str | tuple[str, ...],
     fingerprint: str,
     samples_per_epoch: int,
     world_size: int,
     device: str,
     has_bf16: bool,
     init_digest: str | None = None,
+    weights: tuple[int, ...] = (),
     pixels: dict[str, Any] | None = None,
 ) -> ResolvedRun:
     """Resolve a run on `samples_per_epoch` images and `world_size` processes.
@@ -142,6 +146,7 @@ def resolve(
             betas=deepspeed.betas or config.betas,
         ),
         init_digest=init_digest,
+        weights=weights,
         pixels=pixels,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,13 @@ def micro_batches(images: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, images, size)]
 
 
-def train_step(engine: Any, inputs: Sequence[Tensor], micro_batch_size: int) -> tuple[list[float], float, bool]:
+def train_step(
+    engine: Any, inputs: Sequence[Tensor], micro_batch_size: int, after_forward: Callable[[], None] | None = None
+) -> tuple[list[float], float, bool]:
     """Take one optimizer step with gradient accumulation over micro-batches; collective.
 
-    `inputs` are the arguments of the network, each with one row per image.
+    `inputs` are the arguments of the network, each with one row per image. `after_forward` is called after each forward
+    pass.
 
     Returns:
         The loss of each micro-batch of this rank, the global norm of the gradient before clipping, and whether the
@@ -43,6 +46,8 @@ def train_step(engine: Any, inputs: Sequence[Tensor], micro_batch_size: int) -> 
             if losses:
                 engine.step()  # counts the micro-batch before; only that of the last one updates the weights
             loss = engine(*(rows[part] for rows in inputs))
+            if after_forward is not None:
+                after_forward()
             engine.backward(loss)
             losses.append(loss.detach())
         grad_norm, applied = optimizer_step(engine)

@@ -30,7 +30,12 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
     accumulation = f" x {resolved.accumulation} accumulated" if resolved.accumulation > 1 else ""
     devices = f"{resolved.world_size} device{'s' if resolved.world_size > 1 else ''}"
     detected = " (found here)" if config.data is None else ""
-    _log("data", f"{resolved.data}: {resolved.samples_per_epoch} images{detected}")
+    if resolved.weights:
+        _log("data", f"{len(resolved.weights)} data sets of {resolved.samples_per_epoch} images together, an epoch")
+        for line in _sources(prepared):
+            _log("", line)
+    else:
+        _log("data", f"{resolved.data}: {resolved.samples_per_epoch} images{detected}")
     if resolved.pixels is not None:
         _wrapped("pixels", prepared.task.preprocessing.describe())
     before = ""
@@ -72,6 +77,16 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
         logger.warning("%s idle: --devices auto uses all of them", idle if gpus > 2 else "1 of 2 GPUs is")
 
 
+def _sources(prepared: Prepared) -> list[str]:
+    """Return a line for each data set of a mixture: its share, and how often the run shows each of its images."""
+    resolved, lines = prepared.resolved, []
+    for source in prepared.facts["sources"]:
+        name, share, images = source["name"], source["share"], source["images"]
+        epochs = resolved.steps * resolved.batch_size * share / images
+        lines.append(f"{name}: {images} images, {share:.2%} of the run, {epochs:.4g} epochs")
+    return lines
+
+
 def _course(segment: Segment) -> str:
     """Return what the learning rate does in a segment."""
     warmup = f"{segment.warmup_steps} steps of warm-up, then"
@@ -93,7 +108,9 @@ def log_end(result: dict[str, object], prepared: Prepared) -> None:
     if isinstance(prepared.config, FinetuneConfig):
         following = export_command(run)
     else:
-        following = shell_command("coma", "probe" if can_be_probed(prepared.manifest.folder) else "reconstruct", run)
+        own = [] if len(prepared.manifest.parts) == 1 else [prepared.manifest.parts[0].place.rpartition("/")[0]]
+        probed = can_be_probed(prepared.manifest.parts[0].folder)
+        following = shell_command("coma", "probe" if probed else "reconstruct", run, *own)
     if "accuracy" in result:
         _log("accuracy", f"{result['accuracy']:.1f}% on val")
     for subject in ("picture", "report", "weights"):

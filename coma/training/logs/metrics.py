@@ -39,14 +39,17 @@ class Progress:
     """Model TFLOP/s of a device."""
     mfu: float | None = None
     """Model FLOP/s utilization (MFU): their share of the device's peak, 0 to 1, where that is known."""
+    source_epochs: tuple[float, ...] = ()
+    """Epochs of each data set of a mixture; empty for one data set."""
 
     @property
     def figures(self) -> str:
         """The line that a log gets, without the step."""
         use = "" if self.tflops is None else f"{self.tflops:.3g} TFLOP/s  "
         use = use if self.mfu is None else f"mfu {self.mfu:.0%}  "
+        epochs = f"epochs {' + '.join(f'{each:.3g}' for each in self.source_epochs)}  " if self.source_epochs else ""
         return (
-            f"loss {self.loss:.4f}  lr {self.lr:.1e}  {self.images_per_s:.4g} img/s  {use}"
+            f"loss {self.loss:.4f}  lr {self.lr:.1e}  {epochs}{self.images_per_s:.4g} img/s  {use}"
             f"data wait {self.data_wait:.0%}  {duration(self.eta_s)} left"
         )
 
@@ -119,6 +122,9 @@ class Pace:
             eta_s=(self._steps - line["step"]) * self._step_s,
             tflops=self._smoothed("model_tflops", line),
             mfu=self._smoothed("mfu", line),
+            source_epochs=tuple(
+                value for name, value in line.items() if name.startswith("source/") and name.endswith("/epochs")
+            ),
         )
 
     def _smoothed(self, name: str, line: dict[str, Any]) -> float | None:

@@ -16,6 +16,7 @@ from coma.model.classifier import Classifier
 from coma.model.encoders import checkpoint_stages, undecayed
 from coma.pipeline import Batch
 from coma.pipeline.preprocessing import of_data
+from coma.runs.read import augmentation
 from coma.shards.manifest import Manifest, read_manifest
 from coma.training.config.finetune_options import FinetuneConfig
 from coma.training.tasks.augment import Augment, takes_colours
@@ -83,7 +84,7 @@ class Finetuning(Task):
 
     def stream_options(self, samples: int) -> dict[str, Any]:
         """Return the arguments of a stream of random crops without masks."""
-        return {**self._evaluation_options, "crop_scale": (self._config.crop_scale, 1.0)}
+        return {**self._evaluation_options, **augmentation(self._config.to_json())}
 
     @property
     def _evaluation_options(self) -> dict[str, Any]:
@@ -153,6 +154,8 @@ class Finetuning(Task):
         config = self._config
         changes = [
             f"crops of {config.crop_scale:.0%} or more",
+            *([f"flips: {config.flips}"] if config.flips != "horizontal" else []),
+            *(["quarter turns"] if config.quarter_turns else []),
             *(
                 [f"RandAugment {config.rand_augment}"]
                 if config.rand_augment and takes_colours(self.preprocessing)

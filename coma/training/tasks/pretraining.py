@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,16 @@ from coma.pictures.display import display_of
 from coma.pipeline import Batch
 from coma.pipeline.preprocessing import of_data
 from coma.runs.read import build_model, training_stream
-from coma.shards.manifest import Manifest
+from coma.shards.files import folder_at
+from coma.shards.manifest import Manifest, Mixture, read_manifest
 from coma.training.config.options import PretrainConfig
 from coma.training.tasks.pretrained import read_backbone
 from coma.training.tasks.previews import ReconstructionPreviewer, preview_steps
 from coma.training.tasks.scorer import FeatureScorer
 from coma.training.tasks.start_from import check_kind, check_same, load_init, recorded_start
 from coma.training.tasks.task import Task, parameter_count
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from coma.model.autoencoder import MaskedAutoencoder
@@ -48,6 +52,7 @@ class Pretraining(Task):
         self._args = self._start.backbone_args if self._start else source.backbone_args if source else None
         self.model = self.build()
         self.model.checkpoint_stages(config.checkpointed_stages)
+        self.model.keeps_image_losses = isinstance(manifest, Mixture)
         if source:
             self._start = load_init(self.model, source, config)
         self.init_digest = self._start.digest if self._start else None
@@ -56,6 +61,11 @@ class Pretraining(Task):
         """Make another autoencoder with new weights."""
         pixels = self.preprocessing.to_json()
         return build_model({**self._config.to_json(), "pixels": pixels, "backbone_args": self._args})
+
+    def image_losses(self) -> Tensor:
+        """Return the loss of each image [B] of the last forward pass on a mixture."""
+        assert self.model.image_losses is not None
+        return self.model.image_losses
 
     def give_start(self) -> None:
         """Load the weights of --init into a network that lacks them, as it was to be resumed and cannot be."""
@@ -83,7 +93,13 @@ class Pretraining(Task):
         """Return what scores frozen features, with --evaluate-every."""
         if self._config.evaluate_every is None:
             return None
-        return FeatureScorer(self.build, self._manifest, device, decoding)
+        if self._config.evaluate_on is not None:
+            scored = read_manifest(folder_at(self._config.evaluate_on))
+            return FeatureScorer(self.build, scored, device, decoding, data_name=scored.place)
+        first, *others = self._manifest.parts
+        if others:
+            logger.info("evaluation is on %s, the first data set: --evaluate-on names another", first.place)
+        return FeatureScorer(self.build, first, device, decoding, data_name=first.place if others else None)
 
     def previewer(self, run: Path, device: torch.device, decoding: dict[str, Any]) -> ReconstructionPreviewer:
         """Return what draws reconstructions."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from coma.pictures.reconstruct import picture
 from coma.pipeline import Stream
 from coma.runs.names import preview_path
 from coma.shards.files import write_atomically
-from coma.shards.manifest import Manifest
+from coma.shards.manifest import Manifest, Mixture
 from coma.training.tasks.task import network_with
 
 if TYPE_CHECKING:
@@ -31,6 +32,16 @@ IMAGES = 4
 def preview_steps(steps: int) -> frozenset[int]:
     """Return the steps after which to draw: 0, then a 16th, an 8th, a quarter, half and all of `steps`."""
     return frozenset({0, *(steps // share for share in (16, 8, 4, 2, 1))})
+
+
+def _spread(data: Manifest) -> Manifest:
+    """Return the first images of a mixture's data sets, as many of each; one data set is left as it is."""
+    if not isinstance(data, Mixture):
+        return data
+    each = max(1, IMAGES // len(data.members))
+    firsts = zip(data.first_samples, data.members, strict=True)
+    rows = [row for first, member in firsts for row in range(first, first + min(each, len(member)))]
+    return data.select(np.array(rows[:IMAGES]))
 
 
 class ReconstructionPreviewer:
@@ -51,7 +62,7 @@ class ReconstructionPreviewer:
     ) -> None:
         self._run, self._build, self._device = run, build, device
         with Stream(
-            data, batch_size=IMAGES, training=False, seed=0, device=device, **stream_options, **decoding
+            _spread(data), batch_size=IMAGES, training=False, seed=0, device=device, **stream_options, **decoding
         ) as stream:
             batch = next(iter(stream))
         self._display = display_of(stream_options.get("preprocessing"), data.pixels, show_channels)

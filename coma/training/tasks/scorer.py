@@ -117,13 +117,21 @@ class FeatureScorer:
     `coma knn`; without labels, by RankMe only. Where they have masks, their pixels are classified by the 10 nearest of
     20,000 patches.
 
+    The metrics name the data by `data_name`, if it is given: those of several, or others than the run's.
+
     Raises:
         DataError: there are too few images.
     """
 
     def __init__(
-        self, build: Callable[[], MaskedAutoencoder], data: Manifest, device: torch.device, decoding: dict[str, Any]
+        self,
+        build: Callable[[], MaskedAutoencoder],
+        data: Manifest,
+        device: torch.device,
+        decoding: dict[str, Any],
+        data_name: str | None = None,
     ) -> None:
+        self._named = {} if data_name is None else {"evaluated_on": data_name}
         if len(data) < _LEAST_IMAGES:
             raise DataError(
                 f"{data.folder} has {len(data)} images, and an evaluation holds a fifth of them out: leave out "
@@ -192,7 +200,7 @@ class FeatureScorer:
                 elsewhere=None if extracted is None else lambda *_: extracted,
                 **self._decoding,
             )
-            line = scores.metrics_line(step)
+            line = scores.metrics_line(step) | self._named
             if self._train.has_masks:
                 segmentation = segment(
                     model.backbone,

@@ -24,7 +24,7 @@ class ArrayFacts:
     dtype: str
     """Type of the values, as numpy calls it: "uint16"."""
     format: str
-    """Format of the bytes: "tiff", "png" or "npy"."""
+    """Format of the bytes: "tiff", "png" or "npy"; of a source's file, also "dicom"."""
     kept: bool = True
     """Whether the stream reads the array from these bytes; otherwise they are written anew, without loss."""
     why: str = ""

@@ -22,7 +22,7 @@ _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # type of colour → channels
 _GREY, _PALETTE = 0, 3
 _ORIENTATION = 0x0112
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-"""Of Adam7: first column and row, steps between columns and rows."""
+"""First column and row of each pass of Adam7, and steps between columns and between rows."""
 
 Rows = npt.NDArray[np.uint8]
 

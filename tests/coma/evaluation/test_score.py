@@ -78,6 +78,7 @@ def test_only_what_was_asked_for_is_scored(run):
     assert "probe" not in (run / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_extracts_the_same_features(run, data, monkeypatch):
     """To the last bit, in the manifests' order, and scored alike."""
     extracted = []

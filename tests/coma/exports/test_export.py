@@ -171,6 +171,7 @@ def test_the_oldest_timm_that_is_allowed_loads_it(export: Path, tmp_path: Path) 
     load_bare(export, tmp_path, tmp_path / "old")
 
 
+@pytest.mark.slow
 def test_exporting_needs_no_deepspeed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import sys; sys.modules['deepspeed'] = None; sys.argv[0] = 'coma'; from coma.cli.main import main; main()"
     command = [sys.executable, "-c", code, "export", str(run), "made", "--json"]

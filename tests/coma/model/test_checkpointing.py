@@ -67,7 +67,8 @@ def test_a_vit_is_one_stage(name: str) -> None:
         assert kept_again < most * kept
 
 
-@pytest.mark.parametrize("name", ["coma", pytest.param("vit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["coma", "vit"])
 def test_compiled_too(name: str) -> None:
     torch._dynamo.reset()
     network = network_of(name)

@@ -104,16 +104,19 @@ def test_rows_say_which_images_they_are(whole: Path) -> None:
     assert 0 < sum(row.flipped for step in range(1, 8) for row in read_step(whole / "run", step).rows) < 35
 
 
-def test_the_crop_is_the_window_and_the_flip_that_are_named(whole: Path) -> None:
-    contents = read_step(whole / "run", 3)
+@pytest.mark.parametrize("turning", [{}, {"flips": "both", "quarter_turns": True, "crop_scale": 0.6}])
+def test_the_crop_is_the_window_the_flip_and_the_turn_that_are_named(place: Path, turning: dict[str, Any]) -> None:
+    edit(place / "run", "config", **turning)
+    contents = read_step(place / "run", 3)
+    assert bool({row.turned for row in contents.rows} - {0}) == bool(turning)
     for row, image in zip(contents.rows, network_images(contents, BATCH), strict=True):
         crop = row.crop
-        with Image.open(whole / "images" / row.shown.source) as original:
+        with Image.open(place / "images" / row.shown.source) as original:
             window = original.convert("RGB").crop((crop.x, crop.y, crop.x + crop.width, crop.y + crop.height))
         wanted = np.asarray(window.resize((32, 32), Image.Resampling.BILINEAR), np.int16)
+        wanted = np.rot90(wanted[:, ::-1] if row.flipped else wanted, row.turned // 90)
         assert image is not None
-        off = np.abs(to_pixels(image[None])[0] - (wanted[:, ::-1] if row.flipped else wanted))
-        assert off.mean() < 2
+        assert np.abs(to_pixels(image[None])[0] - wanted).mean() < 2
 
 
 def test_substituted_images_are_those_of_the_ledger(whole: Path) -> None:
@@ -220,7 +223,7 @@ def test_the_json_is_whole(whole: Path) -> None:
     assert (found["step"], found["steps"], found["matches"]) == (4, STEPS, True)
     assert len(found["rows"]) == found["batch_size"] == BATCH
     row = found["rows"][0]
-    assert set(row) >= {"sample", "key", "shard", "source", "class_name", "epoch", "flipped", "views"}
+    assert set(row) >= {"sample", "key", "shard", "source", "class_name", "epoch", "flipped", "turned", "views"}
     assert set(row["crop"]) == {"x", "y", "width", "height"}
 
 

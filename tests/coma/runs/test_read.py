@@ -87,6 +87,7 @@ def test_weights_that_do_not_fit_are_refused(run: Path) -> None:
         load_autoencoder(run)
 
 
+@pytest.mark.slow
 def test_reading_a_run_needs_no_deepspeed(run: Path) -> None:
     code = f"import sys, pathlib, coma.runs.read as r; r.load_autoencoder(pathlib.Path({str(run)!r}))"
     code += "; sys.exit('deepspeed' in sys.modules)"

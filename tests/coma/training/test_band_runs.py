@@ -27,6 +27,7 @@ from coma.pictures.reconstruct import reconstruct_run
 from coma.pictures.step import read_step
 from coma.pictures.step_sheet import step_sheet
 from coma.pipeline.crops import center_crops
+from coma.pipeline.preprocessing import EVAL_FRACTION
 from coma.shards.manifest import read_manifest
 from coma.training import FinetuneConfig, PretrainConfig, finetune, pretrain
 
@@ -71,7 +72,7 @@ def pixels_of(export: Path, array: NDArray[Any]) -> Tensor:
     (code,) = (each for each in re.findall(r"```python\n(.*?)```", DOC.read_text(), re.S) if "def prepare(" in each)
     names: dict[str, Any] = {}
     exec(code.replace("exports/scenes", str(export)), names)
-    crop = center_crops(np.array([array.shape[1]]), np.array([array.shape[0]]), image_size=SIDE)
+    crop = center_crops(np.array([array.shape[1]]), np.array([array.shape[0]]), image_size=SIDE, fraction=EVAL_FRACTION)
     (top, left), (height, width) = crop.start[0], crop.shape[0]
     image: Tensor = names["prepare"](array[top : top + height, left : left + width])
     return image

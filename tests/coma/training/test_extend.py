@@ -72,6 +72,7 @@ def test_stopped_on_the_way_and_extended_twice_is_to_the_bit_never_stopped(
     assert [segment["after"] for segment in segments[0]] == [0, 2, 6]
 
 
+@pytest.mark.slow
 def test_a_constant_rate_goes_on_as_if_it_had_been_meant_to(data: Path, tmp_path: Path) -> None:
     constant = {"schedule": "constant", "warmup_epochs": 1 / 6, "cooldown_epochs": 1 / 3}  # one step, two steps
     pretrain(small(data, tmp_path / "longer", steps=7, **constant))

@@ -72,6 +72,7 @@ def test_a_run_that_was_waited_for_and_came_to_its_end_is_not_begun_again(tmp_pa
     assert not after.path.exists()
 
 
+@pytest.mark.slow
 def test_who_waits_can_be_asked_to_stop(data: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     with held_elsewhere(run) as holder:

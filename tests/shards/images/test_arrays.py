@@ -17,6 +17,8 @@ from tiffs import tiff_bytes
 
 from coma.shards.images.arrays import array_facts, read_array, read_window
 from coma.shards.images.formats import BadImageError
+from coma.shards.images.options import PixelOptions
+from coma.shards.images.prepare_array import prepare_array
 
 WINDOWS = ((0, 0, 61, 83), (0, 0, 1, 1), (60, 82, 1, 1), (17, 5, 30, 40), (33, 63, 20, 20), (0, 16, 16, 1))
 
@@ -301,3 +303,45 @@ def test_a_deflated_block_cannot_blow_up():
     wide = wide.replace(struct.pack("<HHII", 322, 4, 1, 16), struct.pack("<HHII", 322, 4, 1, 2**30))
     with pytest.raises(BadImageError, match=r"^bomb: a tile of"):
         array_facts(wide)
+
+
+def test_damage_of_any_byte_is_no_other_error():
+    generator = np.random.default_rng(0)
+    whole, file = array(3, "uint16", 20, 23), io.BytesIO()
+    Image.fromarray(array(3, "uint8", 20, 23)).save(file, "PNG")
+    sound = [
+        *(npy(whole), file.getvalue(), sixteen_bit_png(whole, np.arange(5)), tiff_bytes(whole, 1, big=True)),
+        tiff_bytes(whole, 1, 2, compression=8, tile=16),
+        tiff_bytes(whole, 1, compression=8, pack=horizontal, tags={317: 2}),
+        tiff_bytes(whole, 1, compression=50000, pack=zstd, rows=7),
+        tiff_bytes(whole[..., 0], 1, more=[(whole[..., 1], 0), (whole[..., 2], 0)]),
+    ]
+    read = 0
+    for number in range(1200):
+        data = bytearray(sound[number % len(sound)])
+        for at in generator.integers(0, min(len(data), 400 if number % 3 else len(data)), generator.integers(1, 4)):
+            data[at] = generator.integers(256)
+        damaged = bytes(data[: generator.integers(len(data))] if number % 7 == 0 else data)
+        try:
+            facts = array_facts(damaged, 3)
+            if facts.pixels < 2**20:
+                read_array(damaged, facts)
+                read_window(damaged, facts.format, 2, 3, 9, 9)
+                read += 1
+        except BadImageError:
+            pass
+    assert 100 < read < 1100
+
+
+@pytest.mark.parametrize(
+    ("max_pixels", "reason"),
+    [
+        (9_999, "bomb: 100x100 pixels, the limit is 9999"),
+        (20_000, "bomb: 260,000 bytes of pixels, the limit is 80,000"),
+    ],
+)
+def test_a_sample_that_takes_too_much_memory_is_set_aside(max_pixels, reason):
+    data = npy(np.zeros((100, 100, 13), np.uint16))
+    with pytest.raises(BadImageError, match=f"^{reason}"):
+        prepare_array(data, PixelOptions(channels=13, max_pixels=max_pixels))
+    assert prepare_array(data, PixelOptions(channels=13, max_pixels=65_000)).data == data

@@ -74,6 +74,13 @@ def test_a_channel_of_one_value_has_no_deviation():
     assert set(coding.quantiles[0]) == {float(np.float32(0.1))}
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_planes_and_windows_are_counted_like_interleaved_pixels(dtype):
+    arrays = list(samples(dtype))
+    planes = [np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 2, 0)), 0, 2) for array in arrays]
+    assert counted(planes, dtype).coding() == counted(arrays, dtype).coding()
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
 def test_a_sample_of_many_pixels_is_counted_in_pieces(dtype, monkeypatch):
     whole = counted(samples(dtype), dtype).coding()

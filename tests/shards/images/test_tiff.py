@@ -10,6 +10,7 @@ from tiffs import tiff_bytes
 
 from coma.pipeline import MEAN, STD, Stream
 from coma.shards.images.prepare import BadImageError, PixelOptions, check_image, prepare_image
+from coma.shards.images.prepare_array import prepare_array
 from coma.shards.manifest.quarantine import reason_kind
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.writer import shard
@@ -192,9 +193,17 @@ def test_resized_it_is_shown_as_it_is_too(name):
 @pytest.mark.parametrize("name", SET_ASIDE)
 def test_what_is_set_aside_is_said_to_be_what_it_is(name, caplog):
     data, what = SET_ASIDE[name]
-    with pytest.raises(BadImageError, match=f"^unsupported format: {re.escape(what)}$"):
+    way_out = r"( \(coma shard --channels (\d+) takes it as it is\))?"
+    with pytest.raises(BadImageError, match=f"^unsupported format: {re.escape(what)}{way_out}$") as caught:
         prepare_image(data, PixelOptions())
     assert not caplog.records  # nothing of PIL's on the terminal
+    promised = re.search(way_out + "$", str(caught.value))
+    if promised is not None and promised[2] is not None:
+        prepare_array(data, PixelOptions(channels=int(promised[2])))
+    else:
+        for channels in (1, 3):
+            with pytest.raises(BadImageError):
+                prepare_array(data, PixelOptions(channels=channels))
 
 
 @pytest.mark.parametrize("name", SEVERAL)

@@ -22,6 +22,8 @@ from coma.shards.describe.contact_sheet import contact_sheet
 from coma.shards.describe.describe import as_json, describe
 from coma.shards.images.arrays import read_window
 from coma.shards.manifest import read_info, read_manifest
+from coma.shards.sources.folders import list_folder
+from coma.shards.sources.tars import list_tars
 from coma.shards.write.options import ShardOptions
 from coma.shards.write.writer import shard
 
@@ -210,6 +212,21 @@ def test_values_that_are_not_finite_are_set_aside_by_name(tmp_path):
     assert reasons(tmp_path / "out")["s/1.npy".removeprefix("s/")].startswith("not finite: 3 of 64 values are NaN")
 
 
+def test_files_without_an_extension_are_told_by_their_first_bytes(tmp_path):
+    (tmp_path / "s").mkdir()
+    np.save(tmp_path / "s/0.npy", np.ones((8, 8), np.float32))
+    (tmp_path / "s/0.npy").rename(tmp_path / "s/IM0001")
+    (tmp_path / "s/IM0002").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "s/other").write_bytes(bytes(200))
+    for arrays, images in ((True, {"IM0001", "IM0002"}), (False, set())):
+        listing, beside = list_folder(tmp_path / "s", arrays=arrays)
+        assert set(listing.paths) == images
+        assert set(beside.paths) == {"IM0001", "IM0002", "other"} - images
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        tar.add(tmp_path / "s", "s")
+    assert len(list_tars(tmp_path, ["s.tar"], arrays=True)[0]) == 2
+
+
 def test_a_change_of_the_options_is_refused_by_name(scenes):
     source, _, out, _ = scenes
     with pytest.raises(UsageError, match="--channels 5, not 4"):
@@ -273,16 +290,17 @@ def test_masks_go_with_samples_of_any_channels(tmp_path):
     assert verify(tmp_path / "out", decode=True).problems == ()
 
 
-def test_without_channels_nothing_is_taken_otherwise(tmp_path):
+def test_without_channels_nothing_is_taken_otherwise(tmp_path, caplog):
     """A .npy is passed over, a TIFF of five channels is set aside, and both are told the way out."""
     write_arrays(tmp_path / "s", per_class=1, classes=("a",))
-    with pytest.raises(DataError, match=r"no images in .*1 \.npy.*--channels N takes \.npy of N channels"):
+    with pytest.raises(DataError, match=r"no images in .*1 \.npy.*--channels N takes \.npy and DICOM of N channels"):
         shard(tmp_path / "s", tmp_path / "out")
     write_arrays(tmp_path / "t", per_class=2, classes=("a",))
     (tmp_path / "t/a/photo.jpg").write_bytes(encoded(0, 16, 16))
     summary = shard(tmp_path / "t", tmp_path / "out-t", ShardOptions(workers=1))
     assert (summary.kept, summary.pixels, summary.passed_over) == (1, None, {".npy": 1})
+    assert "1 image is set aside for channels or depth; --channels 5 takes such as they are" in caplog.text
     assert reasons(tmp_path / "out-t") == {
-        "a/1.tif": "unsupported format: TIFF of 5 channels of 16 bits (--channels 5 takes it as it is)"
+        "a/1.tif": "unsupported format: TIFF of 5 channels of 16 bits (coma shard --channels 5 takes it as it is)"
     }
     assert b"coma.pixels" not in (tmp_path / "out-t/train/manifest.parquet").read_bytes()

@@ -47,7 +47,7 @@ def test_each_language_says_the_same(name: str, tmp_path: Path) -> None:
         ("epoch: 3", "has 'epoch', which is no option of coma pretrain: did you mean 'epochs'?"),
         ("weight_decey: 3", "has 'weight_decey', which is no option of coma pretrain: did you mean 'weight-decay'?"),
         ("zzz: 3", "has 'zzz', which is no option of coma pretrain: coma pretrain --help"),
-        ("crop-scale: 1", "has 'crop-scale', which is an option of coma finetune, not of coma pretrain"),
+        ("mixup: 1", "has 'mixup', which is an option of coma finetune, not of coma pretrain"),
         ("epochs: many", ": epochs is 'many'; it must be a number, above 0 and at most 1000000.0"),
         ("epochs: nan", ": epochs is 'nan'; it must be a number, above 0 and at most 1000000.0"),
         ("views: 2.5", ": views is '2.5'; it must be a whole number, at least 1"),

@@ -78,12 +78,18 @@ def test_names_of_before_are_read(tmp_path: Path) -> None:
 
 def test_the_identity_is_that_of_run_folders_written_before() -> None:
     """These names and no others are compared with a run folder's."""
-    # The latter three are None in those that lack them.
-    later = {"--mean": None, "--std": None, "--clip-percentile": None}
+    # Older ones lack these (`coma.training.run_folder`).
+    later = {
+        "--mean": None,
+        "--std": None,
+        "--clip-percentile": None,
+        "--flips": "horizontal",
+        "--quarter-turns": False,
+    }
     common = {"--image-size": 224, "--seed": 0, "--weight-decay": 0.05, **later}
     assert PretrainConfig().identity() == {
         **common, "--model": "dyvit_base", "--method": "coma", "--views": 2, "--start-size": None,
-        "--patch-size": None, "--base-lr": 6e-4,
+        "--patch-size": None, "--base-lr": 6e-4, "--crop-scale": 0.2,
     }  # fmt: skip
     assert FinetuneConfig(source=Path("x")).identity() == {
         **common, "--image-size": None, "--base-lr": 5e-4, "--layer-decay": 0.65, "--drop-path": 0.1,

@@ -149,7 +149,7 @@ def test_half_precision_that_the_device_does_not_have_is_one_line(monkeypatch: p
         check_half_precision(asked)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 @pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
 def test_recomputed_stages_change_no_bit_of_a_run(alone: None, stage: str, precision: str) -> None:
     ends = []

@@ -45,7 +45,7 @@ def began_with(config: PretrainConfig) -> dict[str, torch.Tensor]:
     return load_file(config.out / "checkpoints" / "step-000001" / "weights.safetensors")
 
 
-@pytest.mark.parametrize("stage", ["zero1", "zero3"])
+@pytest.mark.parametrize("stage", ["zero1", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_a_run_begins_with_the_weights_of_the_one_before(
     first: Path, whole: Path, data: Path, tmp_path: Path, stage: str
 ) -> None:

@@ -1,0 +1,137 @@
+"""Data sets of a mixture as a user names them: "a-shards:0.7", a folder or URL and its share of the images."""
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from coma.errors import UsageError
+from coma.shards.files import folder_at, without_credentials
+
+MOST_WEIGHT = 2**30
+"""Sum of the whole weights that shares are turned into, at most."""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_HOST_ONLY = re.compile(r"[a-z][a-z0-9+.-]*://[^/]*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class NamedSource:
+    """One data set of a mixture."""
+
+    place: str | Path
+    """Folder or URL."""
+    written: str | None = None
+    """Its share as it was written; None: the number of its samples."""
+
+    def __str__(self) -> str:
+        """Return the text that names it on a command line."""
+        return str(self.place) if self.written is None else f"{self.place}:{self.written}"
+
+    @property
+    def share(self) -> Fraction | None:
+        """The share as an exact number, relative to those of the others."""
+        return None if self.written is None else Fraction(self.written)
+
+    def absolute(self) -> "NamedSource":
+        """Return the source with an absolute path, and without the credentials of a URL."""
+        return NamedSource(without_credentials(str(folder_at(self.place).absolute())), self.written)
+
+
+def named_sources(data: Sequence[Any]) -> tuple[NamedSource, ...]:
+    """Read the data sets of a mixture.
+
+    Args:
+        data: one or more folders or URLs, each as a text that may end in a colon and its share, or as a pair of both.
+
+    Raises:
+        UsageError: a share is no number above 0, or some have one and others none; or one data set alone has one.
+    """
+    sources = tuple(map(_named, data))
+    if not sources:
+        raise UsageError("no data set is named: name one, such as photos-shards")
+    if len(sources) == 1 and sources[0].written is not None:
+        raise UsageError(
+            f"{_shown(sources[0])} is the only data set, and a share is a part of several: leave the share out, or "
+            "name another data set"
+        )
+    with_share = [each for each in sources if each.written is not None]
+    if with_share and len(with_share) < len(sources):
+        without = next(each for each in sources if each.written is None)
+        raise UsageError(
+            f"{_shown(with_share[0])} has a share and {_shown(without)} has none: give all a share, such as "
+            f"{_shown(without)}:1, or none, and each is shown as often as it has images"
+        )
+    whole_weights([each.share for each in sources], [1] * len(sources))
+    return sources
+
+
+def whole_weights(shares: Sequence[Fraction | None], samples: Sequence[int]) -> tuple[int, ...]:
+    """Return shares as whole numbers without a common divisor, which add up to `MOST_WEIGHT` at most.
+
+    They are exact, unless that takes more digits: then they are rounded to a billionth of the whole.
+
+    Args:
+        shares: [M] of the data sets, or None for all of them: by the numbers of samples.
+        samples: [M] of each data set.
+
+    Raises:
+        UsageError: a share is less than a billionth of the whole.
+    """
+    exact = [Fraction(count) if share is None else share for share, count in zip(shares, samples, strict=True)]
+    whole = sum(exact)
+    scale = math.lcm(*(each.denominator for each in exact))
+    weights = [int(each * scale) for each in exact]
+    divisor = math.gcd(*weights)
+    weights = [weight // divisor for weight in weights]
+    if sum(weights) > MOST_WEIGHT:
+        weights = [int(each * (MOST_WEIGHT - len(exact)) / whole) for each in exact]
+    if min(weights) < 1:
+        raise UsageError("a share of less than a billionth of the images is no part of a mixture: leave that out")
+    return tuple(weights)
+
+
+def _named(item: Any) -> NamedSource:
+    if isinstance(item, tuple | list):
+        if len(item) != 2:
+            raise UsageError(f"data has {item!r}; give a data set and its share, such as ('a-shards', 0.7)")
+        place, share = item
+        if share is None:
+            return NamedSource(_text(place))
+        if isinstance(share, str | bool) or not _NUMBER.fullmatch(written := f"{share}"):
+            raise UsageError(f"the share of {_shown(place)} is {share!r}; give a number above 0")
+        return NamedSource(_text(place), _checked(place, written))
+    text = _text(item)
+    if not isinstance(text, str):
+        return NamedSource(text)
+    place, colon, written = text.rpartition(":")
+    if not colon or not _NUMBER.fullmatch(written) or _HOST_ONLY.fullmatch(place) or Path(text).exists():
+        return NamedSource(text)  # a port is no share, and a folder may have such a name
+    return NamedSource(place, _checked(place, written))
+
+
+def _text(place: Any) -> str | Path:
+    """Return a folder or URL as a text; a path of universal_pathlib, which may hold a login, as it is."""
+    if hasattr(place, "protocol"):
+        return place  # type: ignore[no-any-return]
+    try:
+        text = os.fspath(place)
+    except TypeError:
+        text = b""
+    if isinstance(text, str):
+        return text
+    raise UsageError(f"data has {place!r}; give a folder or a URL, or a pair of it and its share")
+
+
+def _checked(place: object, written: str) -> str:
+    """Return a share that is a finite number above 0."""
+    if not (math.isfinite(float(written)) and Fraction(written) > 0):
+        raise UsageError(f"the share of {_shown(place)} is {written}; give a number above 0, such as 0.7")
+    return written
+
+
+def _shown(place: object) -> str:
+    return without_credentials(str(place))
