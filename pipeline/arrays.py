@@ -1,8 +1,7 @@
 """Decoding of samples of any number of channels and of 8, 16 or 32 bits to normalised tensors, on a CPU.
 
 The same interface as `decode.Decoder` has for 8-bit RGB, which DALI decodes. Here each thread reads the window of a
-sample, clips, normalises and resizes it, all in float32: nothing is rounded to 8 bits. As resizing is linear and its
-weights add up to one, normalising first comes to the same, is exact where values are large, and has less to do.
+sample, clips, resizes and normalises it, all in float32: nothing is rounded to 8 bits.
 
 Legend: n samples of a batch, h, w a window, S side of a square, C channels.
 """
@@ -61,9 +60,8 @@ class ArrayDecoder:
         self._pool = ThreadPoolExecutor(threads, "coma-arrays")
         self._under_way: deque[tuple[Tensor, list[Future[None]]]] = deque()
         self._ended = False
-        # [C] as float64 is exact for all types
-        self._mean = np.array(preprocessing.mean) * preprocessing.unit
-        self._deviation = np.array(preprocessing.std) * preprocessing.unit
+        self._mean, self._scale = np.array(preprocessing.mean), 1 / np.array(preprocessing.std)  # [C]
+        self._mean, self._scale = self._mean * preprocessing.unit, self._scale / preprocessing.unit
 
     def run(self) -> Tensor | None:
         """The next batch, [n, C, side, side] float32 on the device in channels-last order, or None after the last.
@@ -133,25 +131,27 @@ class ArrayDecoder:
             window = read_window(_bytes(data), _format(data), top, left, height, width)
         except BadImageError as error:
             raise DecodeError(str(error)) from error
-        pixels = normalised(window, self._preprocessing, self._mean, self._deviation)
-        square[:] = resized(pixels, len(square), self._preprocessing.interpolation, mirrored=bool(crops.flip[at]))
-
-
-def normalised(
-    window: npt.NDArray[Any], preprocessing: Preprocessing, mean: npt.NDArray[Any], deviation: npt.NDArray[Any]
-) -> FloatArray:
-    """Clip and normalise a window [h, w, C] of any type to float32, by `mean` and `deviation` [C] in its own units."""
-    h, w, c = window.shape
-    rows = window.reshape(h, w * c)  # along an axis of C alone all this would be slow
-    if preprocessing.low is not None and preprocessing.high is not None:
-        low, high = (
-            np.array(each, np.float32) * preprocessing.unit for each in (preprocessing.low, preprocessing.high)
+        side, channels = square.shape[1:]
+        pixels = resized(
+            in_float32(window, self._preprocessing),
+            side,
+            self._preprocessing.interpolation,
+            mirrored=bool(crops.flip[at]),
         )
-        rows = np.clip(rows.astype(np.float32), np.tile(low, w), np.tile(high, w))
-    pixels = np.empty((h, w * c), np.float32)
-    np.subtract(rows, np.tile(mean.astype(np.float32), w), out=pixels)
-    pixels *= np.tile((1 / deviation).astype(np.float32), w)
-    return pixels.reshape(h, w, c)
+        rows = square.reshape(side, side * channels)  # along an axis of C alone all this would be slow
+        np.subtract(pixels.reshape(rows.shape), np.tile(self._mean.astype(np.float32), side), out=rows)
+        rows *= np.tile(self._scale.astype(np.float32), side)
+
+
+def in_float32(window: npt.NDArray[Any], preprocessing: Preprocessing) -> FloatArray:
+    """Return a window [h, w, C] of any type in float32, clipped if that is asked for."""
+    h, w, c = window.shape
+    pixels: FloatArray = np.ascontiguousarray(window, np.float32)
+    if preprocessing.low is None or preprocessing.high is None:
+        return pixels
+    low, high = (np.array(each, np.float32) * preprocessing.unit for each in (preprocessing.low, preprocessing.high))
+    clipped: FloatArray = np.clip(pixels.reshape(h, w * c), np.tile(low, w), np.tile(high, w)).reshape(h, w, c)
+    return clipped
 
 
 class ArrayHeaderCheck:

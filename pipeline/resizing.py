@@ -72,6 +72,7 @@ def _taps(length: int, side: int, filter: str) -> tuple[npt.NDArray[np.int32], F
     return np.minimum(places, length - 1).astype(np.int32), weights.astype(np.float32)
 
 
+@lru_cache(maxsize=1024)
 def _row_matrix(length: int, side: int, filter: str) -> csr_matrix:
     """Return the matrix [S, h] that resizes rows."""
     places, weights = _taps(length, side, filter)

@@ -5,6 +5,7 @@ Legend: H, W sides in pixels, C channels.
 """
 
 import io
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,29 @@ _HEADER_READERS = {
 }
 
 
+def _header_bytes(data: Readable) -> int:
+    """Return how many bytes the header takes, up to 64 kB."""
+    size = 10 + int.from_bytes(data[8:10], "little") if data[6:7] == b"\x01" else 1 << 16
+    return min(size, 1 << 16)
+
+
+@lru_cache(maxsize=256)
+def _parsed(header: bytes) -> tuple[tuple[int, ...], bool, "np.dtype[Any]", int]:
+    """Parse a header, which many files share; return shape, order, type, and where the values start."""
+    file = io.BytesIO(header)
+    try:
+        version = np.lib.format.read_magic(file)
+        reader = _HEADER_READERS.get(version)
+        if reader is None:
+            raise BadImageError(f"unsupported format: .npy of version {version[0]}.{version[1]}")
+        shape, fortran, dtype = reader(file)
+    except BadImageError:
+        raise
+    except Exception as error:  # numpy raises many kinds over a damaged header
+        raise BadImageError(f"unreadable: its header, {one_line(error)}") from None
+    return shape, fortran, dtype, file.tell()
+
+
 class NpyHeader:
     """The header of a .npy file.
 
@@ -27,18 +51,7 @@ class NpyHeader:
     """
 
     def __init__(self, data: Readable) -> None:
-        file = io.BytesIO(data[: 1 << 16])
-        try:
-            version = np.lib.format.read_magic(file)
-            reader = _HEADER_READERS.get(version)
-            if reader is None:
-                raise BadImageError(f"unsupported format: .npy of version {version[0]}.{version[1]}")
-            self.shape, self.fortran, self.dtype = reader(file)
-        except BadImageError:
-            raise
-        except Exception as error:  # numpy raises many kinds over a damaged header
-            raise BadImageError(f"unreadable: its header, {one_line(error)}") from None
-        self.start = file.tell()
+        self.shape, self.fortran, self.dtype, self.start = _parsed(bytes(data[: _header_bytes(data)]))
         if self.dtype.hasobject or self.dtype.names is not None:
             raise BadImageError("unsupported format: .npy of Python objects or of records")
         if len(self.shape) not in (2, 3) or 0 in self.shape:
