@@ -65,7 +65,7 @@ class Grid:
     """The tiles of an image, row after row."""
 
     width: int
-    """Of the image, in pixels."""
+    """Side of the image, in pixels."""
     height: int
     tile: int
     overlap: int

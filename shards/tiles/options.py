@@ -8,7 +8,7 @@ from coma.shards.option import option, validate
 
 _PANEL = "Tiles"
 _MOST_SIDE = 8192
-"""Of a tile, in pixels: a worker holds a few of them."""
+"""Side of a tile in pixels: a worker holds a few of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

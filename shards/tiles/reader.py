@@ -20,7 +20,7 @@ from coma.shards.tiles.options import TileOptions
 from coma.shards.tiles.pictures import Picture, open_picture
 
 _OPEN_PICTURES = 16
-"""Of which a worker keeps the places of strips and tiles in memory."""
+"""Images of which a worker keeps the places of strips and tiles in memory."""
 
 
 @contextmanager
