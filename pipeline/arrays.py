@@ -20,7 +20,7 @@ from coma.errors import UsageError
 from coma.pipeline.crops import Crops, IntArray
 from coma.pipeline.decode import DecodeError, Decoder, Encoded, HeaderCheck
 from coma.pipeline.preprocessing import Preprocessing, pixels_in_words
-from coma.pipeline.resizing import resized
+from coma.pipeline.resizing import resized_parts
 from coma.shards.images.arrays import array_facts, read_window
 from coma.shards.images.formats import BadImageError
 from coma.shards.manifest.pixel_coding import PixelCoding
@@ -132,15 +132,13 @@ class ArrayDecoder:
         except BadImageError as error:
             raise DecodeError(str(error)) from error
         side, channels = square.shape[1:]
-        pixels = resized(
-            in_float32(window, self._preprocessing),
-            side,
-            self._preprocessing.interpolation,
-            mirrored=bool(crops.flip[at]),
-        )
-        rows = square.reshape(side, side * channels)  # along an axis of C alone all this would be slow
-        np.subtract(pixels.reshape(rows.shape), np.tile(self._mean.astype(np.float32), side), out=rows)
-        rows *= np.tile(self._scale.astype(np.float32), side)
+        # Along an axis of C alone all this would be slow.
+        values = square.reshape(side, side * channels)
+        mean, scale = np.tile(self._mean.astype(np.float32), side), np.tile(self._scale.astype(np.float32), side)
+        pixels, like = in_float32(window, self._preprocessing), self._preprocessing.interpolation
+        for rows, part in resized_parts(pixels, side, like, mirrored=bool(crops.flip[at])):
+            np.subtract(part.reshape(values[rows].shape), mean, out=values[rows])
+            values[rows] *= scale
 
 
 def in_float32(window: npt.NDArray[Any], preprocessing: Preprocessing) -> FloatArray:
