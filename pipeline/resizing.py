@@ -91,8 +91,9 @@ def _taps(length: int, side: int, filter: str) -> tuple[npt.NDArray[np.int32], F
 @lru_cache(maxsize=4096)
 def _row_matrix(length: int, side: int, filter: str, top: int) -> Any:
     """Return the matrix [rows, h] that makes the rows of the result from `top` on."""
-    places, weights = (each[top : top + _ROWS] for each in _taps(length, side, filter))
-    return _matrix(weights, places, len(places), length)
+    places, weights = _taps(length, side, filter)
+    rows = slice(top, top + _ROWS)
+    return _matrix(weights[rows], places[rows], len(places[rows]), length)
 
 
 @lru_cache(maxsize=512)
