@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import TiffTags
 from PIL.TiffImagePlugin import COMPRESSION_INFO
 
+from coma.errors import shell_command
 from coma.shards.images.options import MOST_CHANNELS
 from coma.shards.images.readable import Readable
 
@@ -151,7 +152,8 @@ def _way_out(directory: Directory) -> str:
     channels = first_value(directory, CHANNELS, 1)
     kind = (first_value(directory, SAMPLE_FORMAT, _UNSIGNED), first_value(directory, BITS, 1))
     is_plain = first_value(directory, PHOTOMETRIC, 1) in PLAIN and kind in _TAKEN
-    return f" (coma shard --channels {channels} takes it as it is)" if is_plain and channels <= MOST_CHANNELS else ""
+    command = shell_command("coma", "shard", "--channels", channels)
+    return f" ({command} takes it as it is)" if is_plain and channels <= MOST_CHANNELS else ""
 
 
 def first_value(directory: Directory, tag: int, default: int) -> int:

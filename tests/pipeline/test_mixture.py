@@ -283,7 +283,7 @@ def test_images_of_other_kinds_mix_among_themselves(three: Path, tmp_path: Path)
         for percent in (2.0, 50.0, 98.0):
             below = (values[:, channel] <= pixels.quantile(channel, percent)).mean()
             assert 100 * below == pytest.approx(percent, abs=1.0)
-    told = "red-shards/train has 8-bit RGB and .* 2 channels of float32, and a network takes images of one kind"
+    told = "red-shards/train has 8-bit RGB images and .* 2 channels of float32, and a network takes images of one kind"
     with pytest.raises(DataError, match=told):
         Stream([one, three / "red-shards"], **OPTIONS)
 

@@ -93,7 +93,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(bands: Path, run: Path, tmp_path
 
 
 def test_other_images_are_another_run(bands: Path, run: Path, tmp_path: Path) -> None:
-    rgb = sharded(tmp_path / "rgb", 16)
+    rgb = sharded(tmp_path / "rgb", 16, classes=("a", "b"))
     with pytest.raises(
         UsageError, match="the kind of images was '13 channels of uint16' there and is '3 channels of uint8' now"
     ):
