@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from coma.model.autoencoder import normalise_patches
+from coma.errors import UsageError
+from coma.model.autoencoder import MaskedAutoencoder, normalise_patches
 from coma.model.blocks import init_weights
 from coma.model.coma import CoMA
 from coma.model.decoder import Decoder, Memory
@@ -29,7 +30,7 @@ LOW_PASS = 0.5
 
 @dataclass(frozen=True)
 class Levers:
-    """Changes to CoMA. All at their defaults is CoMA as it is."""
+    """Changes to CoMA; MAE takes `target` and `block`. All at their defaults is the method as it is."""
 
     target: Literal["patch", "low-pass", "batch"] = "patch"
     """What is predicted: pixels normalised within the patch, the same of an image without its high frequencies (PixMIM,
@@ -133,7 +134,7 @@ class LeverCoMA(CoMA):
         features = self.encode(patches, grid, visible)
         predicted = self.decoder(features, grid, visible, hidden).float()  # [B, W, P]
         hidden_units = torch.cat(hidden, dim=1)  # [B, W]
-        targets = take_units(self._targets(images, patches), hidden_units).flatten(1, 2)  # [B, W, P]
+        targets = take_units(_targets(self, levers.target, images, patches), hidden_units).flatten(1, 2)  # [B, W, P]
         loss = (predicted - targets).square().mean()
         if levers.consistency:
             order = hidden_units.argsort(dim=1, stable=True)[..., None].expand_as(predicted)
@@ -152,16 +153,6 @@ class LeverCoMA(CoMA):
         names = {"backbone.registers"} if self.levers.registers else set()
         return super().no_weight_decay() | names
 
-    def _targets(self, images: Tensor, patches: Tensor) -> Tensor:
-        """What is predicted of each unit, [B, U, 1, P] float32."""
-        if self.levers.target == "batch":
-            pixels = self._to_predict(patches).float()
-            mean, deviation = pixels.mean(dim=(0, 1, 2)), pixels.std(dim=(0, 1, 2))
-            return (pixels - mean) / (deviation + 1e-6)
-        if self.levers.target == "low-pass":
-            patches = to_units(_low_pass(images.float()), self.encoder.unit_size, self.encoder.patch_size)
-        return normalise_patches(self._to_predict(patches))[0]
-
     def _surroundings(self, images: Tensor) -> Tensor:
         """The square of twice a unit's side around each unit, at half the resolution, [B, U, 1, P], normalised."""
         side = self.encoder.unit_size
@@ -170,16 +161,37 @@ class LeverCoMA(CoMA):
         return normalise_patches(around[:, :, None])[0]
 
 
-class ShareMAE(MAE):
-    """MAE that sees another share of the units than a quarter."""
+class LeverMAE(MAE):
+    """MAE that sees another share of the units than a quarter, or predicts another target."""
 
-    def __init__(self, visible: float, *backbone: Any, **options: Any) -> None:
+    def __init__(self, visible: float, levers: Levers, *backbone: Any, **options: Any) -> None:
         super().__init__(*backbone, **options)
-        self.visible_units = round(visible * self.units)
+        if levers != Levers(target=levers.target, block=levers.block):
+            raise UsageError("of the levers, MAE knows target and block alone; the others are changes to CoMA")
+        self.visible_units, self.target = round(visible * self.units), levers.target
 
     def split_units(self, units: Tensor, predict_all: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """See the first of `units` [B, U] and predict the rest."""
         return [units[:, : self.visible_units]], [units[:, self.visible_units :]]
+
+    def forward(self, images: Tensor, units: Tensor) -> Tensor:
+        """Return the loss of images [B, 3, H, W] whose units lie in the order of `units` [B, U]."""
+        patches, grid = self.patchify(images, units)
+        visible, hidden = self.split_units(units)
+        predicted = self.decoder(self.encode(patches, grid, visible), grid, visible, hidden).float()  # [B, W, P]
+        targets = take_units(_targets(self, self.target, images, patches), hidden[0]).flatten(1, 2)  # [B, W, P]
+        return (predicted - targets).square().mean()
+
+
+def _targets(model: MaskedAutoencoder, target: str, images: Tensor, patches: Tensor) -> Tensor:
+    """Return what is predicted of each unit, [B, U, 1, P] float32."""
+    if target == "batch":
+        pixels = model._to_predict(patches).float()
+        mean, deviation = pixels.mean(dim=(0, 1, 2)), pixels.std(dim=(0, 1, 2))
+        return (pixels - mean) / (deviation + 1e-6)
+    if target == "low-pass":
+        patches = to_units(_low_pass(images.float()), model.encoder.unit_size, model.encoder.patch_size)
+    return normalise_patches(model._to_predict(patches))[0]
 
 
 def permuted_units(levers: Levers, samples: Tensor, epochs: Tensor, *, seed: int, units: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from benchmarks.epochs.levers import LeverCoMA, LeverDyViT, Levers, ShareMAE, permuted_units
+from benchmarks.epochs.levers import LeverCoMA, LeverDyViT, LeverMAE, Levers, permuted_units
 from coma.errors import UsageError
 from coma.model.build import build
 from coma.model.coma import CoMA
@@ -33,6 +33,12 @@ WIDE_DYVIT: dict[str, Any] = DYVIT | {
     "dims": (32, 64, 192),
     "depths": (1, 1, 3),
     "heads": (*DYVIT["heads"][:2], ((None, 6),)),
+}
+WIDER_VIT: dict[str, Any] = VIT | {"embed_dim": 256, "depth": 2, "num_heads": 8}
+WIDER_DYVIT: dict[str, Any] = DYVIT | {
+    "dims": (32, 64, 256),
+    "depths": (1, 1, 2),
+    "heads": (*DYVIT["heads"][:2], ((None, 8),)),
 }
 
 
@@ -69,7 +75,7 @@ class Variant:
     """Whether matrix products are in bfloat16; weights, targets and losses are float32."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     levers: Levers = field(default_factory=Levers)
-    """Changes to CoMA that are on trial."""
+    """Changes that are on trial."""
 
     def build(self, image_size: int) -> CoMA | MAE:
         """Build the network, untrained."""
@@ -78,12 +84,12 @@ class Variant:
             "decoder_dim": self.decoder_dim,
             "memory_stages": self.memory_stages,
         }
+        if self.method == "mae" and (self.levers != Levers() or self.visible != MAE_VISIBLE):
+            return LeverMAE(self.visible, self.levers, self.model, img_size=image_size, **decoder, **self.backbone)
         if self.levers != Levers():
             backbone = LeverDyViT(self.levers, img_size=image_size, **self.backbone)
             options = decoder | {"views": self.views, "predict": self.predict, "img_size": image_size}
             return LeverCoMA(backbone, self.levers, **options)
-        if self.visible != MAE_VISIBLE:
-            return ShareMAE(self.visible, self.model, img_size=image_size, **decoder, **self.backbone)
         given = {"views": self.views, "predict": self.predict, "image_size": image_size, **decoder}
         return build(self.model, self.method, **given, **self.backbone)
 
@@ -117,6 +123,9 @@ VARIANTS = {
         # Width in place of depth, at about as many parameters (1.35 and 1.27 M).
         dataclasses.replace(_MAE, name="mae-wide", backbone=WIDE_VIT),
         dataclasses.replace(_COMA, name="coma-wide", backbone=WIDE_DYVIT),
+        # More of it (1.59 and 1.48 M), and for MAE a decoder of one block.
+        dataclasses.replace(_MAE, name="mae-256", backbone=WIDER_VIT, decoder_depth=1, decoder_dim=64),
+        dataclasses.replace(_COMA, name="coma-256", backbone=WIDER_DYVIT),
         # Controls: several masks an image but no partition; the backbone alone; random masks in place of a partition.
         dataclasses.replace(_MAE, name="mae-4masks", backbone=WIDE_VIT, masks=4, batch_size=16),
         dataclasses.replace(_COMA, name="mae-dyvit", backbone=WIDE_DYVIT, method="mae", batch_size=64),

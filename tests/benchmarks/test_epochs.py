@@ -242,12 +242,13 @@ LEVERS = (
     "backbone.unit_size=8",
     "views=2",
 )
+MAE_LEVERS = ("mae:visible=0.5", "mae:levers.target=low-pass", "mae:levers.target=batch,levers.block=2")
 
 
 @pytest.mark.usefixtures("miniature")
 @pytest.mark.parametrize(
     "text",
-    [*VARIANTS, *(f"coma:{lever}" for lever in LEVERS), "mae:visible=0.5", "coma:bfloat16=False", *CHOSEN.values()],
+    [*VARIANTS, *(f"coma:{lever}" for lever in LEVERS), *MAE_LEVERS, "coma:bfloat16=False", *CHOSEN.values()],
 )
 def test_every_variant_trains_and_can_be_probed(data, text):
     held = load_to_compare(data, 64)
