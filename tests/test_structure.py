@@ -202,7 +202,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert modules_after(*arguments).isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("order", ["import coma, timm", "import timm, coma", "import coma, timm.models"])
+@pytest.mark.parametrize("order", ["import timm, coma", "import coma, timm.models"])
 def test_importing_coma_registers_dyvit_in_either_order(order: str) -> None:
     code = f"{order}\nassert timm.is_model('dyvit_base')"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -43,6 +43,7 @@ def test_every_command_works_in_a_checkout_without_metadata(checkout: Environmen
     assert json.loads((tmp_path / "exported" / "config.json").read_text())["coma"]["version"] == coma_version()
 
 
+@pytest.mark.slow
 def test_the_doctor_reads_what_is_required_from_the_checkout(checkout: Environment, tmp_path) -> None:
     done = checkout.coma("doctor", "--json", cwd=tmp_path)
     found = {each["name"]: each for each in json.loads(done.stdout)["checks"]}
