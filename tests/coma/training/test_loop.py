@@ -142,12 +142,12 @@ def test_the_same_command_again_goes_on_and_once_finished_does_nothing(
     data: Path, elsewhere: Path, whole: dict[str, Path]
 ) -> None:
     config = dataclasses.replace(small(data, Path("x")), out=None, stop_after=3)
-    assert pretrain(config)["run"] == "runs/dyvit_tiny"
+    assert pretrain(config)["run"] == "runs/dyvit_nano"
     assert pretrain(config)["finished"]
-    assert_same_run(Path("runs/dyvit_tiny"), whole["zero1"])
-    again = pretrain(dataclasses.replace(config, out=Path("runs/dyvit_tiny")))
+    assert_same_run(Path("runs/dyvit_nano"), whole["zero1"])
+    again = pretrain(dataclasses.replace(config, out=Path("runs/dyvit_nano")))
     assert (again["steps"], again["finished"]) == (4, True)
-    assert len(lines(Path("runs/dyvit_tiny"))) == 4
+    assert len(lines(Path("runs/dyvit_nano"))) == 4
 
 
 def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
@@ -218,9 +218,9 @@ def test_other_methods_train_and_are_loaded_again(
 ) -> None:
     with caplog.at_level(logging.INFO, "coma"):
         assert pretrain(small(data, tmp_path / "run", method=method, steps=1))["finished"]
-    assert f"dyvit_tiny, {method}: {views} units of 16 px" in caplog.text
+    assert f"dyvit_nano, {method}: {views} units of 16 px" in caplog.text
     sizes = views.removeprefix("1 view of ").removeprefix("2 views of ")
-    assert f"dyvit_tiny, {method}, views of {sizes} mask units" in (tmp_path / "run/report.html").read_text()
+    assert f"dyvit_nano, {method}, views of {sizes} mask units" in (tmp_path / "run/report.html").read_text()
     assert type(load_autoencoder(tmp_path / "run")).__name__ == network
 
 

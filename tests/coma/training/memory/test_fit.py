@@ -106,7 +106,7 @@ def test_what_helps_depends_on_the_run(data: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(fit_module, "_PATIENCE_S", 0.0)
     for free, fields, way in (
         (0, {}, "use a smaller --model$"),
-        (250_000_000, {"batch_size": 4000}, "give a smaller --batch-size, as even its images alone"),
+        (10_000_000, {"batch_size": 4000}, "give a smaller --batch-size, as even its images alone"),
         (10**9, {"batch_size": 4000}, "and --grad-checkpointing all takes less$"),
         (10**9, {"batch_size": 4000, "grad_checkpointing": "all"}, r"--micro-batch-size \d+ fits$"),
     ):
