@@ -108,7 +108,7 @@ def test_what_helps_depends_on_the_run(data: Path, tmp_path: Path, monkeypatch: 
         (0, {}, "use a smaller --model$"),
         (10_000_000, {"batch_size": 4000}, "give a smaller --batch-size, as even its images alone"),
         (10**9, {"batch_size": 4000}, "and --grad-checkpointing all takes less$"),
-        (10**9, {"batch_size": 4000, "grad_checkpointing": "all"}, r"--micro-batch-size \d+ fits$"),
+        (3 * 10**9, {"batch_size": 40_000, "grad_checkpointing": "all"}, r"--micro-batch-size \d+ fits$"),
     ):
         monkeypatch.setattr(fit_module, "process_memory", lambda processes, free=free: free)
         monkeypatch.setattr(fit_module, "_own_weights", lambda prepared: 100_000_000 if free else 0)  # noqa: B023
