@@ -200,8 +200,8 @@ def _spool_tiles(run: ShardRun, missing: list[tuple[SplitLayout, ShardLayout]], 
     elif options.part is not None:
         stack.callback(remove_spool, folder)
 
-    def report(done: int, total: int) -> None:
-        run.progress(ShardProgress("cutting", done, total, done, total))
+    def report(done: Tally, total: Tally) -> None:
+        run.progress(ShardProgress("cutting", done.images, total.images, done.source_bytes, total.source_bytes))
 
     wanted = _images_of(run, missing)
     return spool_tiles(run.listing, folder, wanted, options.pixels, options.workers, options.engine, report)

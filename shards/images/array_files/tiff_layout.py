@@ -122,8 +122,8 @@ def _layout(data: Readable, directory: tiff.Directory, jpeg: bool = False) -> Ti
         raise BadImageError(f"unsupported format: TIFF with predictor {predictor}")
     if value(tiff.FILL_ORDER, 1) != 1:
         raise BadImageError("unsupported format: TIFF whose bits are in reversed order")
-    photometric = value(tiff.PHOTOMETRIC, 1)
-    if photometric not in tiff.PLAIN and not (is_jpeg and photometric == YCBCR):
+    photometric, planar = value(tiff.PHOTOMETRIC, 1), value(tiff.PLANES, 1) == 2 and channels > 1
+    if photometric not in tiff.PLAIN and not (is_jpeg and photometric == YCBCR and not planar):
         name = tiff.PHOTOMETRICS.get(photometric) or f"photometric {photometric}"
         raise BadImageError(f"unsupported format: TIFF whose values are not plain ones ({name})")
     whole = TiffLayout(
@@ -131,7 +131,7 @@ def _layout(data: Readable, directory: tiff.Directory, jpeg: bool = False) -> Ti
         height=height,
         channels=channels,
         dtype=_dtype(data, directory),
-        planar=value(tiff.PLANES, 1) == 2 and channels > 1,
+        planar=planar,
         compression=compression,
         predictor=predictor,
         block_width=value(tiff.TILE_WIDTH, 0) if tiled else width,
