@@ -60,7 +60,7 @@ def encode_tile(array: Pixels, pixels: PixelOptions, tiles: TileOptions) -> Prep
 def is_empty(array: Pixels, deviation: float) -> bool:
     """Whether the standard deviation of every channel of a tile [h, w, C] is below `deviation`.
 
-    Of integers it is computed from exact sums, so that every machine decides alike; some rows at a time, as the tile may
+    Of integers it is computed from exact sums, so that every machine decides alike; some rows at a time, as a tile may
     be most of what a worker may hold.
     """
     return all(_is_even(array[..., channel], deviation) for channel in range(array.shape[2]))

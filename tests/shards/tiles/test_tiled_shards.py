@@ -1,5 +1,6 @@
 """Data sets of tiles: pixels, places, splits, accounts, and the same bytes however they are made."""
 
+import io
 import json
 import os
 import signal
@@ -19,13 +20,18 @@ from PIL import Image
 
 from coma.errors import DataError, UsageError
 from coma.shards.check.verify import verify
+from coma.shards.images.array_files.facts import Window
+from coma.shards.images.formats import BadImageError
 from coma.shards.images.options import PixelOptions
 from coma.shards.manifest import load_manifests, read_info, read_manifest
 from coma.shards.tiles.encode import encode_tile, is_empty
 from coma.shards.tiles.grid import image_of
 from coma.shards.tiles.options import TileOptions
+from coma.shards.tiles.pictures import open_picture
+from coma.shards.tiles.tiff_windows import TiffPicture
 from coma.shards.write.dry_run import dry_run
 from coma.shards.write.options import ShardOptions
+from coma.shards.write.resume import inspect_out, locked_run
 from coma.shards.write.run import prepare_run
 from coma.shards.write.writer import shard
 
@@ -55,6 +61,13 @@ def write_rgb(source: Path) -> dict[str, npt.NDArray[Any]]:
     made["b/small.png"] = noise(20, 90, 3, seed=21)
     Image.fromarray(made["b/small.png"]).save(source / "b/small.png")
     return made
+
+
+def tiff_bytes(pixels: npt.NDArray[Any], **how: Any) -> bytes:
+    """Return a TIFF of pixels."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, **how)
+    return file.getvalue()
 
 
 def files(data: Path) -> dict[str, bytes]:
@@ -188,6 +201,10 @@ def test_empty_tiles_are_left_out_by_name_and_counted(tmp_path: Path) -> None:
     assert (summary.found, summary.kept, summary.reasons) == (12, 8, {"empty tile": 4})
     assert is_empty(image[64:, :64], 0.04)
     assert not is_empty(image[64:, :64], 0.01)
+    for dtype in ("uint8", "uint16", "int16", "float32"):
+        values = noise(600, 30, 2, dtype=dtype)
+        greatest = values.reshape(-1, 2).astype(np.float64).std(axis=0).max().item()
+        assert [is_empty(values, greatest * by) for by in (0.9999, 1.0001, 1e300)] == [False, True, True]
 
 
 def test_a_damaged_image_is_named_once_and_damaged_tiles_by_their_places(tmp_path: Path) -> None:
@@ -195,19 +212,22 @@ def test_a_damaged_image_is_named_once_and_damaged_tiles_by_their_places(tmp_pat
     source.mkdir()
     image = noise(128, 192, 3)
     how: dict[str, Any] = {"photometric": "rgb", "tile": (64, 64), "compression": "deflate"}
-    tifffile.imwrite(source / "good.tif", image, **how)
-    data = bytearray((source / "good.tif").read_bytes())
-    (source / "cut.tif").write_bytes(data[: len(data) // 2])
-    with tifffile.TiffFile(source / "good.tif") as file:
-        at = file.pages[0].dataoffsets[4]  # type: ignore[union-attr]
-    data[at : at + 50] = bytes(50)
-    (source / "hurt.tif").write_bytes(data)
+    good = tiff_bytes(image, **how)
+    (source / "good.tif").write_bytes(good)
+    (source / "cut.tif").write_bytes(good[: len(good) // 2])
     (source / "words.tif").write_bytes(b"not an image at all")
+    turned = tiff_bytes(image, extratags=[(274, 3, 1, 3, True)], **how)  # Pillow decodes it whole, up to the damage
+    for name, data in (("hurt.tif", bytearray(good)), ("whole.tif", bytearray(turned))):
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            at = file.pages[0].dataoffsets[4]  # type: ignore[union-attr]
+        data[at : at + 50] = bytes(50)
+        (source / name).write_bytes(data)
     summary = shard(source, tmp_path / "out", ShardOptions(tile=TILE, workers=1))
     reasons = set_aside(tmp_path / "out")
-    assert reasons.keys() == {"cut.tif", "words.tif", "hurt.tif@x=64,y=64"}
+    every = {f"whole.tif@x={x},y={y}" for x in (0, 64, 128) for y in (0, 64)}
+    assert reasons.keys() == {"cut.tif", "words.tif", "hurt.tif@x=64,y=64"} | every
     assert reasons["cut.tif"] == "truncated: it ends before its pixels (all 6 tiles are lost)"
-    assert (summary.found, summary.kept) == (14, 11)
+    assert (summary.found, summary.kept) == (20, 11)
     assert_cut(tiles_of(tmp_path / "out"), "good.tif", image, TILE)
 
 
@@ -244,6 +264,63 @@ def test_slides_of_jpegs_are_read_by_window(tmp_path: Path, photometric: str) ->
         left, top = (int(each[2:]) for each in name.split("@")[1].split(","))
         difference = np.abs(pixels.astype(int) - shown[top : top + 128, left : left + 128])
         assert difference.mean() < 1, name
+
+
+def test_four_channels_of_jpeg_blocks_are_as_stored(tmp_path: Path) -> None:
+    smooth = np.asarray(Image.fromarray(noise(8, 8, 3)).convert("CMYK").resize((64, 64)))
+    Image.fromarray(smooth, "CMYK").save(tmp_path / "inks.tif", compression="jpeg", quality=95)
+    picture = open_picture((tmp_path / "inks.tif").read_bytes(), PixelOptions(channels=4))
+    difference = np.abs(picture.read(Window(0, 0, 64, 64)).astype(int) - np.asarray(Image.open(tmp_path / "inks.tif")))
+    assert isinstance(picture, TiffPicture)
+    assert difference.mean() < 1
+
+
+def test_planes_of_luma_and_chroma_are_no_channels(tmp_path: Path) -> None:
+    path = tmp_path / "planes.tif"
+    tifffile.imwrite(path, noise(3, 64, 64), photometric="rgb", planarconfig="separate")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tags = file.pages[0].tags  # type: ignore[union-attr]
+        tags["Compression"].overwrite(7)
+        tags["PhotometricInterpretation"].overwrite(6)
+    with pytest.raises(BadImageError, match="YCbCr"):
+        open_picture(path.read_bytes(), PixelOptions(channels=3))
+
+
+@pytest.mark.parametrize(
+    ("how", "by_window"),
+    [
+        ({"rowsperstrip": 1, "compression": "deflate"}, False),  # a tile would take 64 rows of 900 pixels
+        ({"rowsperstrip": 1}, True),
+        ({"tile": (16, 16), "compression": "deflate"}, True),
+        ({"tile": (64, 128), "compression": "deflate"}, True),
+        ({"tile": (16, 896), "compression": "deflate"}, False),
+    ],
+)
+def test_tiles_are_read_one_by_one_unless_far_more_is_decoded_for_each(how: dict[str, Any], by_window: bool) -> None:
+    picture = open_picture(tiff_bytes(noise(64, 900, 3), photometric="rgb", **how), PixelOptions())
+    assert picture.is_read_by_window(TILE) == by_window
+
+
+def test_what_is_too_large_to_be_decoded_whole_says_how_it_is_read() -> None:
+    deep = tiff_bytes(noise(64, 64, 1, dtype="uint16")[..., 0], photometric="minisblack", tile=(32, 32))
+    with pytest.raises(BadImageError, match=r"--max-pixels.*TIFF of tiles.*coma shard --channels 1 takes it as it is"):
+        open_picture(deep, PixelOptions(max_pixels=100))
+    turned = tiff_bytes(noise(64, 64, 3), photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    with pytest.raises(BadImageError, match=r"read piece by piece$"):
+        open_picture(turned, PixelOptions(max_pixels=100))
+
+
+def test_images_of_other_sides_do_not_resume_a_run(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    options = ShardOptions(tile=TILE, channels=1)
+    records = []
+    for shape in ((64, 128), (128, 64)):  # the same number of bytes
+        np.save(tmp_path / "source/scene.npy", np.zeros(shape, np.uint16))
+        records.append(prepare_run(tmp_path / "source", tmp_path / "out", options, None).record)
+    with locked_run(tmp_path / "out", records[0]):
+        pass
+    with pytest.raises(UsageError, match="an unfinished run of images that had other sides"):
+        inspect_out(tmp_path / "out", records[1])
 
 
 def test_jpeg_tiles_are_smaller() -> None:
