@@ -4,6 +4,7 @@ Legend: n images, t tiles and images that are set aside whole.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
@@ -15,7 +16,7 @@ from coma.errors import UsageError
 from coma.shards.images import tiff
 from coma.shards.images.formats import MAGIC, BadImageError
 from coma.shards.images.options import PixelOptions
-from coma.shards.manifest.pixel_coding import DTYPES
+from coma.shards.manifest.pixel_coding import DTYPES, in_words
 from coma.shards.sources.listing import SourceImage, SourceListing, SplitListing, counted_images, printable
 from coma.shards.tiles.encode import bytes_per_pixel
 from coma.shards.tiles.grid import Grid
@@ -26,6 +27,8 @@ from coma.shards.tiles.reader import opened
 log = logging.getLogger(__name__)
 
 _REPORT_EVERY_IMAGES = 20
+_MOST_TILE_BYTES = 2**28
+"""Bytes of a tile's values: a worker holds it a few times."""
 
 
 class TileNames(Sequence[str]):
@@ -122,7 +125,7 @@ def list_tiles(
 ) -> tuple[SourceListing, PixelOptions]:
     """Return the listing of the tiles of all images, and what its samples are: their type is that of the first one.
 
-    Raises UsageError for a source whose images cannot be cut.
+    Raises UsageError for a source whose images cannot be cut, and for tiles that a worker cannot hold.
     """
     if listing.image_column is not None:
         raise UsageError(f"--tile {tiles.tile}: images inside of parquet files are not cut; unpack them into a folder")
@@ -145,9 +148,24 @@ def list_tiles(
                 progress(count)
         measured.append(of_split)
     splits = tuple(_tiled(split, each, pixels, tiles) for split, each in zip(listing.splits, measured, strict=True))
+    _check_tile_bytes(splits, pixels, tiles)
     for tiled in splits:
         log.info("split %s has %s", tiled.name, counted_tiles(tiled))
     return replace(listing, splits=splits), pixels
+
+
+def _check_tile_bytes(splits: tuple[TiledListing, ...], pixels: PixelOptions, tiles: TileOptions) -> None:
+    """Raise UsageError for tiles that a worker cannot hold."""
+    if pixels.channels is None or pixels.dtype is None:
+        return
+    assert tiles.tile is not None
+    pixel_bytes = pixels.channels * np.dtype(pixels.dtype).itemsize
+    most = max(int(np.minimum(split.sides, tiles.tile).prod(axis=1).max(initial=0)) for split in splits) * pixel_bytes
+    if most > _MOST_TILE_BYTES:
+        raise UsageError(
+            f"--tile {tiles.tile}: a tile of {in_words(pixels.channels, pixels.dtype)} has {most:,} bytes, "
+            f"the limit is {_MOST_TILE_BYTES:,}; give {math.isqrt(_MOST_TILE_BYTES // pixel_bytes)} or less"
+        )
 
 
 def counted_tiles(split: TiledListing) -> str:

@@ -23,6 +23,7 @@ from coma.shards.files import folder_at, is_remote, make_folder, remove_temporar
 from coma.shards.sources.listing import SourceListing
 from coma.shards.sources.parquet.spool import remove_spool, spool, spool_bytes
 from coma.shards.tiles.spool import needs_spool, spool_tiles
+from coma.shards.tiles.spool import spool_bytes as bytes_of_tiles
 from coma.shards.write.duplicates import refuse_duplicates
 from coma.shards.write.layout import ShardLayout, SplitLayout
 from coma.shards.write.merge import SplitParts, finish
@@ -90,7 +91,7 @@ def _has_finished_shards(run: ShardRun) -> bool:
 
 
 def _warn_of_space(run: ShardRun) -> None:
-    free, needed = free_bytes(run.out), sum(split.tar_bytes for split in run.splits)
+    free, needed = free_bytes(run.out), sum(split.tar_bytes for split in run.splits) + bytes_of_tiles(run.listing)
     if free is not None and needed > free:
         log.warning(
             "the shards need about %.1f GB and %.1f GB are free: when the disk is full the run ends, and the same "

@@ -25,7 +25,7 @@ from coma.shards.images.formats import BadImageError
 from coma.shards.images.options import PixelOptions
 from coma.shards.manifest import load_manifests, read_info, read_manifest
 from coma.shards.tiles.encode import encode_tile, is_empty
-from coma.shards.tiles.grid import image_of
+from coma.shards.tiles.grid import image_of, place_in
 from coma.shards.tiles.options import TileOptions
 from coma.shards.tiles.pictures import open_picture
 from coma.shards.tiles.tiff_windows import TiffPicture
@@ -93,11 +93,11 @@ def test_tiles_have_the_pixels_of_their_places(rgb: tuple[Path, dict[str, npt.ND
         assert_cut(tiles, path, image, TILE)
     assert not set_aside(out)
     manifest = read_manifest(out)
-    assert {name.split("-", 1)[1] for name in manifest.keys([0])} <= {
-        f"x{x}-y{y}" for x in range(900) for y in range(150)
-    }
-    labels = dict(zip(manifest.sources(range(len(manifest))), manifest.label.tolist(), strict=True))  # type: ignore[union-attr]
-    assert all(label == (name[0] == "b") for name, label in labels.items())
+    rows = range(len(manifest))
+    for key, name, label in zip(manifest.keys(rows), manifest.sources(rows), manifest.label.tolist(), strict=True):  # type: ignore[union-attr]
+        left, top = place_in(name) or (-1, -1)
+        assert key.endswith(f"-x{left}-y{top}")
+        assert label == (name[0] == "b")
 
 
 def test_verify_checks_tiles(rgb: tuple[Path, dict[str, npt.NDArray[Any]], Path], tmp_path: Path) -> None:
@@ -243,7 +243,8 @@ def test_levels_of_a_slide_are_no_images(tmp_path: Path) -> None:
     with tifffile.TiffWriter(source / "pages.tif") as tiff:
         for _ in range(2):
             tiff.write(image, photometric="rgb")
-    shard(source, tmp_path / "out", ShardOptions(tile=TILE, workers=1))
+    shard(source, tmp_path / "out", ShardOptions(tile=TILE, workers=1, max_pixels=1000))  # no limit where it is cut
+    assert not verify(tmp_path / "out").problems
     tiles = tiles_of(tmp_path / "out")
     for name in ("marked.tif", "plain.svs"):
         assert_cut(tiles, name, image, TILE)
@@ -410,6 +411,12 @@ def test_what_does_not_go_with_tiles_is_refused_in_a_line(tmp_path: Path) -> Non
         assert "\n" not in str(error.value)
     source = tmp_path / "source"
     source.mkdir()
+    np.lib.format.open_memmap(source / "large.npy", "w+", np.float32, (4200, 4200, 4))  # type: ignore[no-untyped-call]
+    with pytest.raises(
+        UsageError, match=r"--tile 8192: a tile of 4 channels of float32 has 282,240,000 bytes.*give 4096"
+    ):
+        prepare_run(source, tmp_path / "out", ShardOptions(tile=8192, channels=4), None)
+    (source / "large.npy").unlink()
     (source / "bad.tif").write_bytes(b"II*\0nothing")
     with pytest.raises(DataError):
         shard(source, tmp_path / "out", ShardOptions(tile=64, channels=3))
