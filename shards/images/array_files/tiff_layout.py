@@ -106,6 +106,8 @@ def _layout(data: Readable, directory: tiff.Directory, jpeg: bool = False) -> Ti
         raise BadImageError("truncated: the header is cut")
     if tiff.DNG_VERSION in directory or value(tiff.SUBFILE, 0) & 1:
         raise BadImageError("unsupported format: a camera's raw file, or another TIFF that begins with a preview")
+    if (depth := value(tiff.IMAGE_DEPTH, 1)) > 1:
+        raise BadImageError(f"animated: a TIFF of a volume of {depth} pictures; save one picture a file")
     tiled = tiff.TILES[0] in directory
     tags = tiff.TILES if tiled else tiff.STRIPS
     if not {*tags} <= directory.keys():

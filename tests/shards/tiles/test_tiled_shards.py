@@ -302,6 +302,13 @@ def test_tiles_are_read_one_by_one_unless_far_more_is_decoded_for_each(how: dict
     assert picture.is_read_by_window(TILE) == by_window
 
 
+def test_volumes_are_refused() -> None:
+    volume = tiff_bytes(noise(4, 64, 64), photometric="minisblack", volumetric=True, tile=(4, 64, 64))
+    for options in (PixelOptions(), PixelOptions(channels=1), PixelOptions(channels=4)):
+        with pytest.raises(BadImageError, match="a volume of 4 pictures"):
+            open_picture(volume, options)
+
+
 def test_what_is_too_large_to_be_decoded_whole_says_how_it_is_read() -> None:
     deep = tiff_bytes(noise(64, 64, 1, dtype="uint16")[..., 0], photometric="minisblack", tile=(32, 32))
     with pytest.raises(BadImageError, match=r"--max-pixels.*TIFF of tiles.*coma shard --channels 1 takes it as it is"):
@@ -364,6 +371,7 @@ def test_the_data_set_says_that_it_is_of_tiles(rgb: tuple[Path, dict[str, npt.ND
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # 20 minutes on a busy machine
 def test_a_slide_of_40000_by_30000_pixels_takes_less_than_a_gibibyte_a_worker(tmp_path: Path) -> None:
     random, across, down = np.random.default_rng(0), 157, 118
     ramp = np.add.outer(np.linspace(0, 90, 256), np.linspace(0, 90, 256))[..., None]
