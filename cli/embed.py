@@ -20,7 +20,7 @@ def embed(options: EmbedOptions, json: Json = False) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     from coma.embedding.command import run_command
-    from coma.torch_state import own_torch_state
+    from coma.training.processes.torch_state import own_torch_state
 
     bar = console.progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with bar, own_torch_state():

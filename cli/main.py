@@ -38,7 +38,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from coma.versions import coma_version
+        from coma.installed.versions import coma_version
 
         typer.echo(f"coma {coma_version()}")
         raise typer.Exit

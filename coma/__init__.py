@@ -7,13 +7,10 @@ The map, from the images to the trained backbone; each room imports only rooms a
 what is in it:
 
     errors.py           errors, each with its exit code
-    versions.py         versions of coma and its libraries, also in a checkout that is not installed
-    installation.py     commands that fit how coma was installed, and whether another package got in its way
-    cuda.py             whether torch, DALI and the driver are made for CUDAs that go together
+    installed/          versions, how coma was installed, whether torch, DALI and the driver go together
     shards/             raw images → WebDataset shards and their manifest
     pipeline/           shards → batches of complementary views on the device
     model/              the method: DyViT, CoMA, MAE; start here to understand it (docs/method.md in two pages)
-    torch_state.py      global state of torch, which is the caller's
     measure.py          multiply-adds and activation memory of a network
     deepspeed_configs/  the packaged DeepSpeed configurations, zero0 to zero3 and offload
     recipes/            packaged files of options, which `coma pretrain --config` takes by name

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from coma.cuda import without_dali
 from coma.errors import ComaError, UsageError
+from coma.installed.cuda import without_dali
 from coma.pipeline.crops import Crops, IntArray
 from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.pipeline.squares import Squares, normalise

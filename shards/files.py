@@ -63,7 +63,7 @@ def folder_at(text: str | Path) -> Path:
 
 def _way_to_install(scheme: str) -> str:
     """Return the command that installs what reads a scheme, an empty string if that is not known."""
-    from coma.installation import installation  # only where something is missing
+    from coma.installed.installation import installation  # only where something is missing
 
     if scheme in _EXTRAS:
         return installation().extra(_EXTRAS[scheme])

@@ -27,7 +27,7 @@ export UV_NO_SYNC=1 UV_OFFLINE=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$uv" run python - <<'PYTHON'
 import platform
 
-from coma.cuda import cuda_versions, judge
+from coma.installed.cuda import cuda_versions, judge
 
 judgement = judge(cuda_versions())
 print(f"python {platform.python_version()}, {judgement.text}")

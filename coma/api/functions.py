@@ -119,7 +119,7 @@ def embed(options: EmbedOptions, progress: Callable[[str, int, int | None], None
     Each image becomes a vector, in a row with its path and label. The same call goes on where it was stopped or killed.
     """
     from coma.embedding.command import run_command
-    from coma.torch_state import own_torch_state
+    from coma.training.processes.torch_state import own_torch_state
 
     with own_torch_state():
         return EmbedResult.of(run_command(options, progress or (lambda *_: None)))
@@ -130,7 +130,7 @@ def reconstruct(options: ReconstructOptions) -> PictureResult:
     """Draw originals, views and reconstructions side by side."""
     from coma.evaluation.device import choose_device
     from coma.pictures.reconstruct import draw
-    from coma.torch_state import own_torch_state
+    from coma.training.processes.torch_state import own_torch_state
 
     with own_torch_state():
         return PictureResult(draw(options, choose_device(options.device)))
@@ -140,7 +140,7 @@ def reconstruct(options: ReconstructOptions) -> PictureResult:
 def export(options: ExportOptions) -> ExportResult:
     """Write the backbone of a run as a timm model, with a model card."""
     from coma.exports.export import export_run
-    from coma.torch_state import own_torch_state
+    from coma.training.processes.torch_state import own_torch_state
 
     with own_torch_state():
         return ExportResult.of(export_run(**vars(options)))
@@ -148,7 +148,7 @@ def export(options: ExportOptions) -> ExportResult:
 
 def _score(options: KnnOptions, progress: Callable[[int, int], None] | None) -> ScoreResult | SegmentationResult:
     from coma.evaluation.score_run import score_by
-    from coma.torch_state import own_torch_state
+    from coma.training.processes.torch_state import own_torch_state
 
     with own_torch_state():
         scores = score_by(options, progress)

@@ -11,8 +11,8 @@ from coma.bench.plot import write_bars
 from coma.bench.table import table
 from coma.bench.timing import Timing
 from coma.errors import shell_command
+from coma.installed.versions import library_versions
 from coma.pipeline.decode import DALI_VERSION
-from coma.versions import library_versions
 
 REFERENCE = "ImageFolder + PIL"
 """The loader that ratios are taken to."""

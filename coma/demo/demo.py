@@ -86,10 +86,10 @@ def demo(
     """
     images = None if images is None else Path(images)
     out = None if out is None else Path(out)
-    from coma.cuda import check_dali
     from coma.evaluation.device import choose_device
     from coma.evaluation.score import labelled_manifests
     from coma.exports.scored import append_metrics
+    from coma.installed.cuda import check_dali
     from coma.pictures.reconstruct import reconstruct_run
     from coma.runs.names import RECONSTRUCTION_NAME, checkpoint_step
     from coma.runs.read import load_autoencoder, run_of

@@ -27,8 +27,8 @@ _OWN_BYTES = 3e9
 
 def installed_files() -> Finding:
     """Check that the files are those that were installed, and that no other distribution brings a module `coma`."""
-    from coma.installation import changed_files, installation, namesake
-    from coma.versions import DISTRIBUTION, checkout_folder, coma_version
+    from coma.installed.installation import changed_files, installation, namesake
+    from coma.installed.versions import DISTRIBUTION, checkout_folder, coma_version
 
     other, changed = namesake(), changed_files()
     texts = []
@@ -50,9 +50,9 @@ def versions() -> Finding:
 
     from packaging.requirements import Requirement
 
-    from coma.cuda import cuda_packages
-    from coma.installation import installation
-    from coma.versions import coma_requirements
+    from coma.installed.cuda import cuda_packages
+    from coma.installed.installation import installation
+    from coma.installed.versions import coma_requirements
 
     required, dali = coma_requirements(), cuda_packages()
     if required is None:
@@ -78,7 +78,7 @@ def versions() -> Finding:
 
 def cuda() -> Finding:
     """Check that torch, DALI and the driver are made for CUDAs that go together."""
-    from coma.cuda import cuda_versions, judge
+    from coma.installed.cuda import cuda_versions, judge
 
     judgement = judge(cuda_versions())
     return Finding(judgement.status, judgement.text, judgement.advice)
@@ -208,8 +208,8 @@ def decoding() -> Finding:
     import torch
     from PIL import Image
 
-    from coma.cuda import check_dali
     from coma.errors import UsageError
+    from coma.installed.cuda import check_dali
 
     try:
         check_dali()

@@ -25,12 +25,12 @@ from coma.errors import ComaError, UsageError, in_words
 from coma.evaluation.extraction.processes import BackboneName, Processes, choose_processes, lending, run_on, shares
 from coma.evaluation.maps import map_size, vectors, vectors_and_maps
 from coma.exports.backbone import Backbone
+from coma.installed.versions import coma_version
 from coma.pipeline.preprocessing import DEFAULT, check_fits
 from coma.shards.files import without_credentials
 from coma.shards.manifest.quarantine import reason_kind
 from coma.shards.sources.listing import counted_images
 from coma.shards.sources.parquet.spool import remove_spool, spool
-from coma.versions import coma_version
 
 logger = logging.getLogger(__name__)
 

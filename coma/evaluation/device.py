@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from coma.cuda import check_cuda
 from coma.errors import UsageError
+from coma.installed.cuda import check_cuda
 
 
 def choose_device(asked: str | None = None) -> str:

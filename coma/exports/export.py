@@ -25,10 +25,10 @@ from coma.exports.folder import (
 )
 from coma.exports.onnx import check_onnx, write_onnx
 from coma.exports.push import check_push, push_folder
+from coma.installed.versions import coma_version
 from coma.pipeline.preprocessing import DEFAULT, Preprocessing
 from coma.runs.names import checkpoint_step
 from coma.runs.read import is_finetuned, load_autoencoder, load_classifier, network_of, read_config, run_of
-from coma.versions import coma_version
 
 if TYPE_CHECKING:
     from coma.model.classifier import Classifier

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coma.errors import UsageError
-from coma.installation import installation
+from coma.installed.installation import installation
 
 OPSET = 18
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from coma.errors import DataError, UsageError, shell_command
+from coma.installed.versions import coma_version, library_versions
 from coma.pipeline.preprocessing import pixels_in_words
 from coma.runs.lines import read_object
 from coma.runs.names import (
@@ -31,7 +32,6 @@ from coma.shards.text import printable
 from coma.training.config.options import RunConfig
 from coma.training.config.resolve import ResolvedRun
 from coma.training.config.schedule import Segment, extend, plan_segment
-from coma.versions import coma_version, library_versions
 
 _LENGTH = ("the number of steps", "the number of warm-up steps", "the number of cooldown steps")
 """What --extend may change of a run's identity."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from coma.cuda import check_cuda
 from coma.errors import UsageError
+from coma.installed.cuda import check_cuda
 from coma.pipeline import Stream
 from coma.pipeline.arrays import check_decode
 from coma.pipeline.preprocessing import DEFAULT

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from coma.errors import DataError
+from coma.installed.versions import coma_version
 from coma.shards.files import is_remote, open_for_arrow, replacing, write_atomically
 from coma.shards.images.options import PixelOptions
 from coma.shards.images.pixel_counts import PixelCounts
@@ -27,7 +28,6 @@ from coma.shards.sources.listing import PassedOver, printable
 from coma.shards.write.layout import ShardLayout
 from coma.shards.write.one_shard import counts_file
 from coma.shards.write.resume import parts_folder
-from coma.versions import coma_version
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection, wait
 from typing import IO, Any
 
 from coma.errors import ComaError, UsageError
-from coma.installation import installation
+from coma.installed.installation import installation
 from coma.shards.child_process import start_child
 from coma.shards.write.worker import Done, Job, Tally
 

@@ -58,7 +58,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(part.name, marks=[] if part.name in ("decode", "tests") else pytest.mark.slow) for part in PARTS],
+    [pytest.param(part.name, marks=[] if part.name == "decode" else pytest.mark.slow) for part in PARTS],
 )
 def test_each_part_can_be_rehearsed(name: str, out: Path) -> None:
     done = run(name, "--device", "cpu", "--quick", "--out", out, "--budget-s", "700")
@@ -120,6 +120,7 @@ def is_of(path: Path, folder: Path) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_part_that_crashes_says_why(tmp_path: Path) -> None:
     done = run("epoch", "--device", "cpu", "--quick", "--data", tmp_path / "none", "--out", tmp_path / "out")
     assert done.returncode == 1
@@ -130,6 +131,7 @@ def test_a_part_that_crashes_says_why(tmp_path: Path) -> None:
     assert "**failed**: exit code 1" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_after_its_last_row_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Libraries may take their time while they are taken down: then the record is written already."""
     waited = process._wait

@@ -93,7 +93,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-FROM_THE_FIRST = ["README.md", "docs/recipes.md", "docs/shards.md"]
+RECIPES = "docs/recipes.md"
+FROM_THE_FIRST = ["README.md", RECIPES, "docs/shards.md"]
 TAKEN_FOR_GRANTED = [
     "coma shard imagenet/",
     "coma pretrain imagenet-shards --out runs/dyvit_base",
@@ -102,7 +103,13 @@ TAKEN_FOR_GRANTED = [
 """Other pages begin with a run that is done."""
 
 
-@pytest.mark.parametrize("page", [*FROM_THE_FIRST, "docs/evaluate.md", "docs/training.md", "docs/embed.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        *(pytest.param(page, marks=pytest.mark.slow if page == RECIPES else ()) for page in FROM_THE_FIRST),
+        *("docs/evaluate.md", "docs/training.md", "docs/embed.md"),
+    ],
+)
 def test_it_runs(page: str, here: Path, coma: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """In the page's order, each with the data and runs that the lines before it made, on a small scale."""
     monkeypatch.setattr("coma.evaluation.dense.pixel_head.LEAST_STEPS", 20)

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -64,10 +65,10 @@ def command_of(name: str) -> Any:
     return command
 
 
-def help_of(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+@functools.cache
+def help_of(name: str) -> str:
     """The help page as one line of words."""
-    monkeypatch.setenv("COLUMNS", "10000")
-    shown = CliRunner().invoke(app, [*name.split(), "--help"]).stdout
+    shown = CliRunner(env={"COLUMNS": "10000"}).invoke(app, [*name.split(), "--help"]).stdout
     return " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╰─╮╯]", " ", shown).split())
 
 
@@ -79,7 +80,7 @@ def test_every_field_is_an_option(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "option"), EVERY, ids=IDS)
-def test_a_parameter_is_its_field(name: str, option: Option, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parameter_is_its_field(name: str, option: Option) -> None:
     (parameter,) = (each for each in command_of(name).params if each.name == option.name)
     (field,) = (each for each in dataclasses.fields(MADE_OF[name]) if each.name == option.name)
     if field.default is dataclasses.MISSING:
@@ -94,7 +95,7 @@ def test_a_parameter_is_its_field(name: str, option: Option, monkeypatch: pytest
     if shown is None and field.default not in (None, False, dataclasses.MISSING):
         shown = f"{field.default:g}" if isinstance(field.default, float) else str(parameter.default)
     line = f"{option.help} [default: {shown}]" if shown else option.help
-    assert line in help_of(name, monkeypatch)
+    assert line in help_of(name)
 
 
 @pytest.mark.parametrize("option", [each for _, each in EVERY], ids=IDS)

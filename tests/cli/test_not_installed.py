@@ -9,9 +9,9 @@ from commands import SMALL
 from drawn import draw_images
 from environments import Environment, without_coma
 
-import coma.versions
-from coma.cuda import cuda_packages
-from coma.versions import coma_requirements, coma_version
+import coma.installed.versions
+from coma.installed.cuda import cuda_packages
+from coma.installed.versions import coma_requirements, coma_version
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,7 @@ def test_every_command_works_in_a_checkout_without_metadata(checkout: Environmen
     assert json.loads((tmp_path / "exported" / "config.json").read_text())["coma"]["version"] == coma_version()
 
 
+@pytest.mark.slow
 def test_the_doctor_reads_what_is_required_from_the_checkout(checkout: Environment, tmp_path) -> None:
     done = checkout.coma("doctor", "--json", cwd=tmp_path)
     found = {each["name"]: each for each in json.loads(done.stdout)["checks"]}
@@ -76,13 +77,13 @@ def test_the_checkout_says_what_its_metadata_say(monkeypatch) -> None:
 
     of_file = {str(Requirement(line)) for line in coma_requirements() or []}
     version_of_file = coma_version()
-    monkeypatch.setattr(coma.versions, "_PYPROJECT", Path("/nowhere/pyproject.toml"))
-    coma.versions._checkout.cache_clear()
+    monkeypatch.setattr(coma.installed.versions, "_PYPROJECT", Path("/nowhere/pyproject.toml"))
+    coma.installed.versions._checkout.cache_clear()
     try:
         assert coma_version() == version_of_file
         assert {str(Requirement(line)) for line in coma_requirements() or []} == of_file
     finally:
-        coma.versions._checkout.cache_clear()
+        coma.installed.versions._checkout.cache_clear()
 
 
 def test_neither_installed_nor_a_checkout_is_said(tmp_path, monkeypatch) -> None:
@@ -94,10 +95,10 @@ def test_neither_installed_nor_a_checkout_is_said(tmp_path, monkeypatch) -> None
         raise PackageNotFoundError(name)
 
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"\nversion = "7"\n')
-    monkeypatch.setattr(coma.versions, "_PYPROJECT", tmp_path / "pyproject.toml")
-    monkeypatch.setattr(coma.versions, "version", nothing)
-    monkeypatch.setattr(coma.versions, "requires", nothing)
-    coma.versions._checkout.cache_clear()
+    monkeypatch.setattr(coma.installed.versions, "_PYPROJECT", tmp_path / "pyproject.toml")
+    monkeypatch.setattr(coma.installed.versions, "version", nothing)
+    monkeypatch.setattr(coma.installed.versions, "requires", nothing)
+    coma.installed.versions._checkout.cache_clear()
     try:
         assert coma_version() == "unknown"
         assert coma_requirements() is None
@@ -105,4 +106,4 @@ def test_neither_installed_nor_a_checkout_is_said(tmp_path, monkeypatch) -> None
         assert finding.status == "warning"
         assert "not checked" in finding.text
     finally:
-        coma.versions._checkout.cache_clear()
+        coma.installed.versions._checkout.cache_clear()

@@ -18,7 +18,7 @@ from coma.training import PretrainConfig
 def small(data: Path, out: Path, **fields: Any) -> PretrainConfig:
     """Four steps of four images of 32 px: seconds."""
     given = {"steps": 4, "batch_size": 4, "workers": 1, **fields}
-    return PretrainConfig(data=data, out=out, model="dyvit_tiny", image_size=32, patch_size=2, **given)
+    return PretrainConfig(data=data, out=out, model="dyvit_nano", image_size=32, patch_size=2, **given)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

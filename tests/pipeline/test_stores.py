@@ -12,7 +12,7 @@ from hub import REPOSITORY, Hub
 from servers import Server, serving
 
 from coma.errors import DataError
-from coma.installation import installation
+from coma.installed.installation import installation
 from coma.pipeline import Stream
 from coma.pipeline.cache import ShardCache
 from coma.pipeline.download import RetryPolicy

@@ -330,7 +330,9 @@ def test_closing_from_another_thread_wakes_a_waiting_consumer(manifest: Manifest
 
 
 @pytest.mark.gpu_too
-@pytest.mark.parametrize("ending", ["raise SystemExit(7)", "raise KeyError('mine')"])
+@pytest.mark.parametrize(
+    "ending", ["raise SystemExit(7)", pytest.param("raise KeyError('mine')", marks=pytest.mark.slow)]
+)
 def test_the_interpreter_exits_with_a_stream_open(data: Path, ending: str) -> None:
     code = (
         "from coma.pipeline import Stream\n"

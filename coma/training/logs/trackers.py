@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from coma.errors import DataError, UsageError
-from coma.installation import installation
+from coma.installed.installation import installation
 from coma.runs.lines import read_object
 from coma.runs.names import TRACKERS_NAME
 from coma.shards.files import without_credentials, write_atomically

@@ -233,7 +233,9 @@ def joined(place: Place | None) -> Iterator[World]:
     verbose = logger.isEnabledFor(logging.DEBUG)
     with _environment(place.environment(), _SETTINGS):
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "INFO" if verbose else "ERROR")
-        from coma.torch_state import own_torch_state  # torch looks at the environment when it is imported
+        from coma.training.processes.torch_state import (
+            own_torch_state,  # torch looks at the environment when it is imported
+        )
 
         with own_torch_state(), warnings.catch_warnings():
             if not verbose:

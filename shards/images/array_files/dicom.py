@@ -76,7 +76,7 @@ def _read(data: bytes, stop_before_pixels: bool = False) -> Any:
     try:
         import pydicom
     except ImportError:
-        from coma.installation import installation  # only where something is missing
+        from coma.installed.installation import installation  # only where something is missing
 
         raise UsageError(f"--channels needs pydicom to read DICOM: {installation().extra('dicom')}") from None
     try:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-import coma.cuda
-import coma.installation
-import coma.versions
-from coma.cuda import without_dali
+import coma.installed.cuda
+import coma.installed.installation
+import coma.installed.versions
 from coma.doctor import machine, software
 from coma.doctor.examine import checks, examine
 from coma.doctor.finding import Finding
-from coma.installation import Installation
+from coma.installed.cuda import without_dali
+from coma.installed.installation import Installation
 from coma.training.memory import available
 
 
@@ -87,16 +87,18 @@ def test_what_is_wrong_is_said_with_the_way_out(monkeypatch) -> None:
     assert machine.disk().status == "problem"
 
     monkeypatch.setattr(
-        coma.versions, "coma_requirements", lambda: ["torch>=99", "absent-library>=1,<2", "ray; extra == 'ray'"]
+        coma.installed.versions,
+        "coma_requirements",
+        lambda: ["torch>=99", "absent-library>=1,<2", "ray; extra == 'ray'"],
     )
-    monkeypatch.setattr(coma.installation, "installation", Installation)
+    monkeypatch.setattr(coma.installed.installation, "installation", Installation)
     found = software.versions()
     assert found.status == "problem"
     assert found.advice == "pip install 'torch>=99' 'absent-library<2,>=1'"
 
 
 def test_decoding_is_not_checked_without_dali(monkeypatch) -> None:
-    monkeypatch.setattr(coma.cuda, "_of_dali", lambda packages: None)
+    monkeypatch.setattr(coma.installed.cuda, "_of_dali", lambda packages: None)
     found = software.decoding()
     assert (found.status, found.text) == ("problem", "not checked")
     assert found.advice == without_dali()

@@ -13,7 +13,7 @@ from untrained_runs import load, write_run
 
 from coma.errors import UsageError
 from coma.exports.export import export_run
-from coma.installation import installation
+from coma.installed.installation import installation
 
 
 @pytest.mark.slow

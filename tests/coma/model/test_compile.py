@@ -28,7 +28,6 @@ def assert_one_graph(model: nn.Module, *inputs: Any) -> None:
     ("model", "method", "options"),
     [
         ("dyvit_nano", "coma", {"views": 2}),
-        ("dyvit_nano", "coma", {"views": 3}),
         ("dyvit_nano", "coma", {"views": 4, "predict": 1}),
         ("dyvit_nano", "independent", {"views": 3}),
         ("dyvit_nano", "mae", {}),

@@ -94,7 +94,7 @@ def test_a_run_leaves_what_the_commands_after_it_need(whole: dict[str, Path], da
     assert (run / "previews" / "step-000004.png").exists()
     assert list((run / "tensorboard").iterdir())
     config = json.loads((run / "config.json").read_text())
-    assert config["config"]["model"] == "dyvit_tiny"
+    assert config["config"]["model"] == "dyvit_nano"
     assert config["resolved"]["data"] == str(data)
     model = load_autoencoder(run)
     assert config["resolved"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())

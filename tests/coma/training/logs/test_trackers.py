@@ -16,7 +16,7 @@ import pytest
 from small_runs import lines, small
 
 from coma.errors import Preempted, UsageError
-from coma.installation import installation
+from coma.installed.installation import installation
 from coma.training import PretrainConfig, pretrain
 from coma.training.logs import trackers
 from coma.training.logs.metrics import MetricsLog, Progress

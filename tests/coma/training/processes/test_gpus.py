@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -49,35 +48,30 @@ def test_what_devices_may_be(devices: object) -> None:
 
 TOGETHER = """
 import os, sys
-rank, port, gpus = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+rank, port, other_port, gpu, same_gpu = int(sys.argv[1]), *sys.argv[2:]
 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), WORLD_SIZE="3", LOCAL_RANK=str(rank))
 import torch.distributed as dist
 from coma.training.processes.gpus import refuse_shared_gpus
+refuse_shared_gpus(rank, 3, gpu)
+dist.init_process_group("gloo")  # meets at the same port
+dist.barrier()
+os.environ["MASTER_PORT"] = other_port
 try:
-    refuse_shared_gpus(rank, 3, gpus[rank])
-    dist.init_process_group("gloo")  # meets at the same port
-    dist.barrier()
-    print("met")
+    refuse_shared_gpus(rank, 3, same_gpu)
 except BaseException as error:
     print(repr(error))
 """
 
 
-@pytest.mark.parametrize(
-    ("gpus", "said"),
-    [
-        (("a GPU-1", "a GPU-2", "b GPU-1"), ["met"] * 3),
-        (
-            ("b GPU-7", "a GPU-2", "a GPU-2"),
-            ["ranks 1 and 2 have one GPU on a: start", "SystemExit(2)", "SystemExit(2)"],
-        ),
-    ],
-)
-def test_ranks_on_one_gpu_are_refused_before_they_hang(gpus: tuple[str, ...], said: list[str], tmp_path: Path) -> None:
-    port = str(free_port())
+def test_ranks_on_one_gpu_are_refused_before_they_hang() -> None:
+    ports = str(free_port()), str(free_port())
+    gpus = (("a GPU-1", "b GPU-7"), ("a GPU-2", "a GPU-2"), ("b GPU-1", "a GPU-2"))
     started = [
-        subprocess.Popen([sys.executable, "-c", TOGETHER, str(rank), port, *gpus], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(rank), *ports, *gpus[rank]], stdout=subprocess.PIPE, text=True
+        )
         for rank in range(3)
     ]
+    said = ["ranks 1 and 2 have one GPU on a: start", "SystemExit(2)", "SystemExit(2)"]
     for process, words in zip(started, said, strict=True):
         assert words in process.communicate(timeout=300)[0]

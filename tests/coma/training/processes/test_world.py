@@ -138,7 +138,7 @@ except BaseException as error:
 """
 
 
-@pytest.mark.parametrize(("failing", "agreement"), [(0, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize(("failing", "agreement"), [(0, 0), (1, 1), pytest.param(0, 1, marks=pytest.mark.slow)])
 def test_an_error_that_nobody_foresaw_ends_all_with_one_line(failing: int, agreement: int) -> None:
     words = [str(free_port()), str(failing), str(agreement)]
     both = [

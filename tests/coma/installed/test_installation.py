@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from wheels import build_wheel, install_wheel, uninstall, write_wheel
 
-import coma.versions
+import coma.installed.versions
 from coma.doctor.software import installed_files
-from coma.installation import Installation, changed_files, installation, namesake
+from coma.installed.installation import Installation, changed_files, installation, namesake
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CLONE = Installation((".uv/bin/uv", "pip"), checkout=Path("/src/coma"), synced=True, origin="file:///src/coma")
 EDITABLE = Installation(("pip",), checkout=Path("/src/my coma"))
 WHEEL = Installation(("pip",))
@@ -105,7 +105,7 @@ LOOK = """
 import json
 from dataclasses import asdict
 from coma.doctor.software import installed_files
-from coma.installation import installation
+from coma.installed.installation import installation
 print(json.dumps([asdict(installed_files()), installation().extra("s3")]))
 """
 
@@ -123,7 +123,7 @@ def test_the_doctor_names_the_stranger_over_a_wheel_beside_it_and_what_it_leaves
     python = new_environment(tmp_path / "venv")
     install_wheel(wheel, "--python", python)
     finding, command = found_in(python, tmp_path)
-    assert finding == {"status": "ok", "text": f"coma-vision {coma.versions.coma_version()}", "advice": ""}
+    assert finding == {"status": "ok", "text": f"coma-vision {coma.installed.versions.coma_version()}", "advice": ""}
     assert command == "uv pip install 'coma-vision[s3]'"
 
     install_wheel(stranger(tmp_path), "--python", python)

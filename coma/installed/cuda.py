@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from coma.errors import UsageError
-from coma.installation import installation
+from coma.installed.installation import installation
 
 _DALI = {12: "nvidia-dali-cuda120", 13: "nvidia-dali-cuda130"}
 PARTS = {

@@ -16,7 +16,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution,
 from pathlib import Path
 
 from coma.errors import shell_command
-from coma.versions import DISTRIBUTION, checkout_folder
+from coma.installed.versions import DISTRIBUTION, checkout_folder
 
 NAMESAKE = "coma"
 """The unrelated distribution, by its name on the index."""

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import coma.cuda
-from coma.cuda import CudaVersions, check_cuda, cuda_packages, cuda_versions, judge
+import coma.installed.cuda
 from coma.errors import UsageError
 from coma.evaluation.device import choose_device
-from coma.installation import Installation
+from coma.installed.cuda import CudaVersions, check_cuda, cuda_packages, cuda_versions, judge
+from coma.installed.installation import Installation
 
 DALI_12, DALI_13 = "nvidia-dali-cuda120", "nvidia-dali-cuda130"
 TO_12 = "pip install 'torch<2.11' torchvision nvidia-dali-cuda120"
@@ -21,7 +21,7 @@ DECODER_12, DECODER_13 = "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"
 
 @pytest.fixture(autouse=True)
 def installed_by_pip(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coma.cuda, "installation", Installation)
+    monkeypatch.setattr(coma.installed.cuda, "installation", Installation)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def gpu_of(monkeypatch):
     """Return a function that lets this machine have a GPU, with these versions, that torch may be able to use."""
 
     def become(versions: CudaVersions, usable: bool) -> None:
-        monkeypatch.setattr(coma.cuda, "cuda_versions", lambda: versions)
-        monkeypatch.setattr(coma.cuda, "_gpus_of_driver", lambda: 1)
+        monkeypatch.setattr(coma.installed.cuda, "cuda_versions", lambda: versions)
+        monkeypatch.setattr(coma.installed.cuda, "_gpus_of_driver", lambda: 1)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: usable)
 
     return become
@@ -148,8 +148,8 @@ def test_a_gpu_whose_driver_is_too_old_for_torch_is_not_passed_over(gpu_of) -> N
 
 def test_without_a_gpu_nothing_is_judged(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(coma.cuda, "_gpus_of_driver", lambda: 0)
-    monkeypatch.setattr(coma.cuda, "cuda_versions", lambda: CudaVersions(None, None, None))
+    monkeypatch.setattr(coma.installed.cuda, "_gpus_of_driver", lambda: 0)
+    monkeypatch.setattr(coma.installed.cuda, "cuda_versions", lambda: CudaVersions(None, None, None))
     check_cuda()
 
 
@@ -159,5 +159,5 @@ def test_the_driver_says_its_cuda_as_a_number(number: int, expected, monkeypatch
         pointer._obj.value = number
         return 0
 
-    monkeypatch.setattr(coma.cuda, "_libcuda", lambda: SimpleNamespace(cuDriverGetVersion=version))
+    monkeypatch.setattr(coma.installed.cuda, "_libcuda", lambda: SimpleNamespace(cuDriverGetVersion=version))
     assert cuda_versions().driver == expected

@@ -14,7 +14,7 @@ from typing import Any
 
 DISTRIBUTION = "coma-vision"
 """The name under which coma is installed; the distribution called "coma" on the index is somebody else's."""
-_PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
+_PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 
 def coma_version() -> str:
