@@ -93,7 +93,8 @@ def _plan_as_lines(plan: "DryRun") -> dict[str, str]:
     for split in plan.splits:
         classes = f" of {split.classes:,} classes" if split.classes else ", no labels"
         shards = "1 shard" if split.shards == 1 else f"{split.shards:,} shards"
-        lines[split.name] = f"{split.images:,} images{classes}: {shards}, about {decimal(split.bytes)}"
+        samples = "images" if plan.tiled is None else "tiles"
+        lines[split.name] = f"{split.images:,} {samples}{classes}: {shards}, about {decimal(split.bytes)}"
     if plan.refused:
         by = "their names alone" if plan.tiled is None else "their names and headers"
         lines["set aside"] = f"{plan.refused:,} by {by}, more when they are read"

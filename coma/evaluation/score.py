@@ -1,6 +1,7 @@
 """Score a backbone by its frozen features of two splits: linear probe, nearest neighbours, effective rank.
 
-The split `val` is the test if there is one; otherwise a fifth of `train`, always the same one, is held out.
+The split `val` is the test if there is one; otherwise a fifth of `train`, always the same one, is held out: of tiles,
+those of a fifth of the images.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from coma.evaluation.probe import logistic_logits, top_accuracy
 from coma.evaluation.rankme import rankme
 from coma.shards.files import folder_at, is_there
 from coma.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
+from coma.shards.tiles.grid import image_of, place_in
 
 if TYPE_CHECKING:
     from coma.model.autoencoder import MaskedAutoencoder
@@ -131,8 +133,28 @@ def labelled_manifests(data: Path | str) -> tuple[Manifest, Manifest | None]:
 
 def check_enough(train: Manifest) -> None:
     """Raise DataError unless a fifth of the images can be held out."""
-    if not held_out_fifth(len(train)).any():
+    if held_out_rows(train).any():
+        return
+    if len(train) < 5:
         raise DataError(f"{train.folder} has {len(train)} images; a probe needs 5 or more, or a split val")
+    raise DataError(
+        f"{train.folder} has tiles of one image alone; a probe needs those of 2 images or more, or a split val"
+    )
+
+
+def held_out_rows(train: Manifest) -> Tensor:
+    """Choose the rows that a data set without val is tested on: bool [N], always the same ones.
+
+    They are a fifth; of tiles, all those of a fifth of the images, and of one at least, if there are others.
+    """
+    count = len(train)
+    if not count or place_in(train.sources([0])[0]) is None:
+        return held_out_fifth(count)
+    numbers: dict[str, int] = {}
+    image = [numbers.setdefault(image_of(source), len(numbers)) for source in train.sources(range(count))]
+    held_out = held_out_fifth(len(numbers))
+    held_out[0] |= 1 < len(numbers) < 5
+    return held_out[image]
 
 
 def features_of(
@@ -172,7 +194,7 @@ def features_of(
         done += len(manifest)
     if val is not None:
         return features[0], features[1], "val"
-    held_out = held_out_fifth(len(features[0]))
+    held_out = held_out_rows(train)
     return features[0].select(~held_out), features[0].select(held_out), HELD_OUT
 
 

@@ -62,7 +62,7 @@ def verify(
     manifests = load_manifests(data)
     root = manifests[0].folder.parent
     plan = _dict(_dict(read_info(root).get("coma")).get("plan")) if (root / INFO_NAME).is_file() else {}
-    max_pixels = plan.get("max_pixels") or MAX_PIXELS
+    max_pixels = max(plan.get("max_pixels") or MAX_PIXELS, (plan.get("tile") or 0) ** 2)  # of a tile it is no limit
     problems = [problem for manifest in manifests for problem in _unlisted(manifest)]
     if not (data / MANIFEST_NAME).is_file():
         problems += [*_info_problems(data, manifests), *_quarantine_problems(data)]

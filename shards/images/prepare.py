@@ -161,13 +161,20 @@ class WholeImage:
         self._header = header
         self._data = data
         self._decoded: Image.Image | None = None
+        self._fault: str | None = None
 
     def decoded(self) -> Image.Image:
-        """Return the pixels. Raises BadImageError."""
+        """Return the pixels. Raises BadImageError, each time that it is called."""
+        if self._fault is not None:  # asked again, PIL hands out what it had decoded before it broke
+            raise BadImageError(self._fault)
         if self._decoded is None:
-            with _quiet, _bad_image_errors():
-                _decode(self._header.image, self._data)
-                self._decoded = _upright(_eight_bits(self._header.image), self._header)
+            try:
+                with _quiet, _bad_image_errors():
+                    _decode(self._header.image, self._data)
+                    self._decoded = _upright(_eight_bits(self._header.image), self._header)
+            except BadImageError as error:
+                self._fault = str(error)
+                raise
         return self._decoded
 
 

@@ -20,14 +20,14 @@ SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259
 FILL_ORDER, ORIENTATION, ROWS_PER_STRIP, PREDICTOR = 266, 274, 278, 317
 CHANNELS, PLANES, TILE_WIDTH, TILE_HEIGHT = 277, 284, 322, 323
 EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION = 338, 339, 50706
-JPEG_TABLES = 347
+JPEG_TABLES, IMAGE_DEPTH = 347, 32997
 _OLD_SUBFILE = 255
 STRIPS, TILES = (273, 279), (324, 325)  # offsets, byte counts
 _TAGS = frozenset(
     (
         *(SUBFILE, _OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, PLANES, *STRIPS, *TILES),
         *(TILE_WIDTH, TILE_HEIGHT, EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION),
-        *(FILL_ORDER, ORIENTATION, ROWS_PER_STRIP, PREDICTOR, JPEG_TABLES),
+        *(FILL_ORDER, ORIENTATION, ROWS_PER_STRIP, PREDICTOR, JPEG_TABLES, IMAGE_DEPTH),
     )
 )
 _REDUCED, _MASK = 1, 4  # bits of SUBFILE
@@ -95,7 +95,7 @@ def belongs(directory: "Directory") -> bool:
 def unsupported(data: Readable) -> str | None:
     """Say what a TIFF is that has no one agreed look or that PIL shows wrong; None for others, damaged ones too."""
     if data.startswith(b"MM\0+"):
-        return f"BigTIFF in big-endian order{_way_out(first_directory(data))}"
+        return f"BigTIFF in big-endian order{way_out(first_directory(data))}"
     directory = first_directory(data)
     if DNG_VERSION in directory or first_value(directory, SUBFILE, 0) & _REDUCED:
         return "a camera's raw file, or another TIFF that begins with a preview"
@@ -106,24 +106,24 @@ def unsupported(data: Readable) -> str | None:
     bits, photometric = first_value(directory, BITS, 1), first_value(directory, PHOTOMETRIC, 0)
     channels = first_value(directory, CHANNELS, 1)
     if first_value(directory, SAMPLE_FORMAT, _UNSIGNED) != _UNSIGNED or bits not in (1, 2, 4, 8, 16):
-        return f"{_description(directory)}, which has no agreed brightness{_way_out(directory)}"
+        return f"{_description(directory)}, which has no agreed brightness{way_out(directory)}"
     is_dark_negative = photometric == _WHITE_IS_ZERO and bits == 16  # PIL shows the negative
     if is_dark_negative and channels == 1:
-        return f"{_description(directory)}, in which zero is white{_way_out(directory)}"
+        return f"{_description(directory)}, in which zero is white{way_out(directory)}"
     too_many = first_value(directory, PLANES, 1) == 1 and channels > _PIL_CHANNELS
     # Libtiff takes a nameless fourth plane for alpha that the colours were multiplied with.
     nameless_plane = (
         photometric == _RGB and has_separate_planes(data) and channels > 3 and EXTRA_SAMPLES not in directory
     )
     if too_many or nameless_plane or (photometric in _GREYS and channels > 2):
-        return _description(directory) + _way_out(directory)
+        return _description(directory) + way_out(directory)
     return None
 
 
 def unopened(data: Readable) -> str | None:
     """Say what a TIFF is that PIL does not open; None if its first directory is damaged."""
     directory = first_directory(data)
-    return _description(directory) + _way_out(directory) if {WIDTH, HEIGHT} <= directory.keys() else None
+    return _description(directory) + way_out(directory) if {WIDTH, HEIGHT} <= directory.keys() else None
 
 
 def is_cut(data: Readable) -> bool:
@@ -147,7 +147,7 @@ def _description(directory: Directory) -> str:
     return ", ".join([what, *filter(None, kinds)])
 
 
-def _way_out(directory: Directory) -> str:
+def way_out(directory: Directory) -> str:
     """Return how a TIFF of values that are not 8-bit RGB is taken, nothing for types that are not."""
     channels = first_value(directory, CHANNELS, 1)
     kind = (first_value(directory, SAMPLE_FORMAT, _UNSIGNED), first_value(directory, BITS, 1))

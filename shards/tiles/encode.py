@@ -20,6 +20,7 @@ EMPTY = "empty tile"
 """Kind of the reason for which an empty tile is left out."""
 
 _PNG_LEVEL = 3
+_ROWS = 256  # whose deviation is summed at a time
 _PNG_SHARE = 0.6  # of the pixels' bytes, of photographs
 _JPEG_BYTES_PER_PIXEL = 0.35  # at quality 90
 
@@ -59,13 +60,20 @@ def encode_tile(array: Pixels, pixels: PixelOptions, tiles: TileOptions) -> Prep
 def is_empty(array: Pixels, deviation: float) -> bool:
     """Whether the standard deviation of every channel of a tile [h, w, C] is below `deviation`.
 
-    Of integers it is computed from exact sums, so that every machine decides alike.
+    Of integers it is computed from exact sums, so that every machine decides alike; some rows at a time, as a tile may
+    be most of what a worker may hold.
     """
-    values = array.reshape(-1, array.shape[2])
-    if array.dtype.kind == "f":
-        return bool((values.astype(np.float64).std(axis=0) < deviation).all())
-    whole = values.astype(np.int64)
-    count, sums, squares = len(whole), whole.sum(axis=0).tolist(), (whole * whole).sum(axis=0).tolist()
-    return all(
-        count * square - total * total < (deviation * count) ** 2 for total, square in zip(sums, squares, strict=True)
-    )
+    return all(_is_even(array[..., channel], deviation) for channel in range(array.shape[2]))
+
+
+def _is_even(values: Pixels, deviation: float) -> bool:
+    """Whether the standard deviation of values [h, w] is below `deviation`."""
+    is_float, count = values.dtype.kind == "f", values.size
+    mean = values.mean(dtype=np.float64) if is_float else 0  # squares of integers are exact as they are
+    total, squares = 0, 0
+    for row in range(0, len(values), _ROWS):
+        some = values[row : row + _ROWS].astype(np.float64 if is_float else np.int64).ravel() - mean
+        total += some.sum().item()
+        squares += (some @ some).item()
+    limit = deviation * count
+    return bool(count * squares - total * total < limit * limit)

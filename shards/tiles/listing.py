@@ -4,6 +4,7 @@ Legend: n images, t tiles and images that are set aside whole.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
@@ -15,18 +16,19 @@ from coma.errors import UsageError
 from coma.shards.images import tiff
 from coma.shards.images.formats import MAGIC, BadImageError
 from coma.shards.images.options import PixelOptions
-from coma.shards.manifest.pixel_coding import DTYPES
-from coma.shards.sources.listing import SourceImage, SourceListing, SplitListing, counted_images
+from coma.shards.manifest.pixel_coding import DTYPES, in_words
+from coma.shards.sources.listing import SourceImage, SourceListing, SplitListing, counted_images, printable
 from coma.shards.tiles.encode import bytes_per_pixel
 from coma.shards.tiles.grid import Grid
 from coma.shards.tiles.options import TileOptions
 from coma.shards.tiles.pictures import open_picture
 from coma.shards.tiles.reader import opened
-from coma.shards.tiles.tiff_windows import TiffPages, TiffPicture
 
 log = logging.getLogger(__name__)
 
 _REPORT_EVERY_IMAGES = 20
+_MOST_TILE_BYTES = 2**28
+"""Bytes of a tile's values: a worker holds it a few times."""
 
 
 class TileNames(Sequence[str]):
@@ -66,8 +68,8 @@ class TiledListing(SplitListing):
     """[n, 2] width and height of each image, 0 if it is set aside."""
     windowed: npt.NDArray[np.bool_] = field(kw_only=True)
     """[n] whether tiles are read from the image one by one."""
-    by_bands: npt.NDArray[np.bool_] = field(kw_only=True)
-    """[n] whether the image is not, but a band of it need not all of it."""
+    block_rows: npt.NDArray[np.int64] = field(kw_only=True)
+    """[n] rows of pixels that are decoded together, 0 if all are."""
     first: npt.NDArray[np.int64] = field(kw_only=True)
     """[n + 1] number of each image's first tile, and of all tiles."""
     options: TileOptions = field(kw_only=True)
@@ -114,7 +116,7 @@ class _Measure:
     height: int = 0
     dtype: str = ""
     windowed: bool = True
-    by_bands: bool = False
+    block_rows: int = 0
     refused: str | None = None
 
 
@@ -123,7 +125,7 @@ def list_tiles(
 ) -> tuple[SourceListing, PixelOptions]:
     """Return the listing of the tiles of all images, and what its samples are: their type is that of the first one.
 
-    Raises UsageError for a source whose images cannot be cut.
+    Raises UsageError for a source whose images cannot be cut, and for tiles that a worker cannot hold.
     """
     if listing.image_column is not None:
         raise UsageError(f"--tile {tiles.tile}: images inside of parquet files are not cut; unpack them into a folder")
@@ -136,7 +138,9 @@ def list_tiles(
         for i in range(len(split)):
             measure = _measure(listing, split.image(i), pixels, tiles)
             if pixels.channels is not None and pixels.dtype is None and measure.refused is None:
-                log.info("samples are of %s, as %s is; --dtype says otherwise", measure.dtype, split.paths[i])
+                log.info(
+                    "samples are of %s, as %s is; --dtype says otherwise", measure.dtype, printable(split.paths[i])
+                )
                 pixels = replace(pixels, dtype=measure.dtype)  # type: ignore[arg-type]
             of_split.append(measure)
             count += 1
@@ -144,9 +148,24 @@ def list_tiles(
                 progress(count)
         measured.append(of_split)
     splits = tuple(_tiled(split, each, pixels, tiles) for split, each in zip(listing.splits, measured, strict=True))
+    _check_tile_bytes(splits, pixels, tiles)
     for tiled in splits:
         log.info("split %s has %s", tiled.name, counted_tiles(tiled))
     return replace(listing, splits=splits), pixels
+
+
+def _check_tile_bytes(splits: tuple[TiledListing, ...], pixels: PixelOptions, tiles: TileOptions) -> None:
+    """Raise UsageError for tiles that a worker cannot hold."""
+    if pixels.channels is None or pixels.dtype is None:
+        return
+    assert tiles.tile is not None
+    pixel_bytes = pixels.channels * np.dtype(pixels.dtype).itemsize
+    most = max(int(np.minimum(split.sides, tiles.tile).prod(axis=1).max(initial=0)) for split in splits) * pixel_bytes
+    if most > _MOST_TILE_BYTES:
+        raise UsageError(
+            f"--tile {tiles.tile}: a tile of {in_words(pixels.channels, pixels.dtype)} has {most:,} bytes, "
+            f"the limit is {_MOST_TILE_BYTES:,}; give {math.isqrt(_MOST_TILE_BYTES // pixel_bytes)} or less"
+        )
 
 
 def counted_tiles(split: TiledListing) -> str:
@@ -181,7 +200,7 @@ def _tiled(split: SplitListing, measured: list[_Measure], pixels: PixelOptions, 
         images=split,
         sides=sides,
         windowed=np.array([each.windowed for each in measured], bool),
-        by_bands=np.array([each.by_bands for each in measured], bool),
+        block_rows=np.array([each.block_rows for each in measured], np.int64),
         first=first,
         options=tiles,
         pixel_bytes=pixel_bytes,
@@ -205,8 +224,7 @@ def _measure(listing: SourceListing, image: SourceImage, pixels: PixelOptions, t
             if pixels.channels is not None:
                 assert name in DTYPES
             windowed = picture.is_read_by_window(tiles.tile)
-            by_bands = not windowed and isinstance(picture, TiffPicture | TiffPages)
-            return _Measure(picture.width, picture.height, name, windowed, by_bands)
+            return _Measure(picture.width, picture.height, name, windowed, picture.block_height or 0)
     except BadImageError as error:
         return _Measure(refused=f"{error}{lost}")
 

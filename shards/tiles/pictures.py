@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from coma.shards.images import tiff
 from coma.shards.images.array_files import npy
 from coma.shards.images.array_files.facts import Pixels, Window
 from coma.shards.images.arrays import array_facts, read_array
@@ -20,7 +21,6 @@ from coma.shards.tiles.tiff_windows import open_tiff
 
 _MOST_WHOLE_BYTES = 2**28
 """Bytes of an array that a worker decodes whole."""
-_WAY_OUT = "write it as a TIFF of tiles or a .npy, which are read piece by piece"
 
 
 class Picture(Protocol):
@@ -42,6 +42,10 @@ class Picture(Protocol):
     def dtype(self) -> np.dtype[np.generic]:
         """Type of the values."""
 
+    @property
+    def block_height(self) -> int | None:
+        """Rows that are decoded together; None: all are."""
+
     def is_read_by_window(self, tile: int) -> bool:
         """Whether tiles of this side are read one by one, in any order, at little more than their own cost."""
 
@@ -51,6 +55,8 @@ class Picture(Protocol):
 
 class NpyPicture:
     """An array [H, W], [H, W, C] or [C, H, W] in the order of C."""
+
+    block_height = 1
 
     def __init__(self, data: Readable, channels: int | None) -> None:
         self._data = data
@@ -83,16 +89,19 @@ class NpyPicture:
 class WholeArray:
     """A picture of any channels and depth that is decoded whole when the first window is read."""
 
+    block_height = None
+
     def __init__(self, data: bytes, options: PixelOptions) -> None:
         self._data = data
         self._facts = facts = array_facts(data, options.channels)
         self._pixels: Pixels | None = None
+        self._fault: str | None = None
         self.width, self.height, self.channels = facts.width, facts.height, facts.channels
         self.dtype = np.dtype(facts.dtype)
         if facts.pixel_bytes > _MOST_WHOLE_BYTES:
             raise BadImageError(
                 f"too large: {facts.pixel_bytes:,} bytes of pixels, the limit of what is decoded whole is "
-                f"{_MOST_WHOLE_BYTES:,}; {_WAY_OUT}"
+                f"{_MOST_WHOLE_BYTES:,}; {_way_out(data, options)}"
             )
 
     def is_read_by_window(self, tile: int) -> bool:
@@ -101,14 +110,21 @@ class WholeArray:
 
     def read(self, window: Window) -> Pixels:
         """Read a window [h, w, C]. Raises BadImageError."""
+        if self._fault is not None:  # what is damaged is decoded once, not for every tile
+            raise BadImageError(self._fault)
         if self._pixels is None:
-            self._pixels = read_array(self._data, self._facts)
+            try:
+                self._pixels = read_array(self._data, self._facts)
+            except BadImageError as error:
+                self._fault = str(error)
+                raise
         return self._pixels[window.top : window.bottom, window.left : window.right]
 
 
 class WholeRgb:
     """A picture that PIL decodes whole, upright, in 8-bit RGB or grey, when the first window is read."""
 
+    block_height = None
     channels = 3
     dtype: np.dtype[np.generic] = np.dtype(np.uint8)
 
@@ -151,7 +167,8 @@ def _by_windows(data: Readable, options: PixelOptions) -> Picture | None:
 def _whole(data: Readable, options: PixelOptions) -> Picture:
     if len(data) > MAX_IMAGE_BYTES:
         raise BadImageError(
-            f"too large: {len(data):,} bytes, the limit of what is decoded whole is {MAX_IMAGE_BYTES:,}; {_WAY_OUT}"
+            f"too large: {len(data):,} bytes, the limit of what is decoded whole is {MAX_IMAGE_BYTES:,}; "
+            f"{_way_out(data, options)}"
         )
     if options.channels is not None:
         return WholeArray(data[:], options)
@@ -159,5 +176,15 @@ def _whole(data: Readable, options: PixelOptions) -> Picture:
         return WholeRgb(whole_image(data[:], options.max_pixels))
     except BadImageError as error:
         if str(error).startswith("bomb: "):
-            raise BadImageError(f"{error} (--max-pixels) for what is decoded whole; {_WAY_OUT}") from None
+            way_out = _way_out(data, options)
+            raise BadImageError(f"{error} (--max-pixels) for what is decoded whole; {way_out}") from None
         raise
+
+
+def _way_out(data: Readable, options: PixelOptions) -> str:
+    """Say how a picture that is too large to be decoded whole is read piece by piece."""
+    if options.channels is not None:
+        return "write it as an upright TIFF of tiles, or as a .npy in the order of C, which are read piece by piece"
+    directory = tiff.first_directory(data) if MAGIC["TIFF"].match(data[:16]) else {}
+    own_values = tiff.way_out(directory) if tiff.first_value(directory, tiff.BITS, 8) > 8 else ""
+    return f"write it as an upright TIFF of tiles of 8-bit grey or RGB, which is read piece by piece{own_values}"

@@ -22,7 +22,7 @@ from coma.shards.files import remove_temporaries, replacing
 from coma.shards.images.array_files.facts import Window
 from coma.shards.images.formats import BadImageError
 from coma.shards.images.options import PixelOptions
-from coma.shards.sources.listing import SourceImage, SourceListing, clamped
+from coma.shards.sources.listing import SourceImage, SourceListing, clamped, printable
 from coma.shards.tiles.encode import encode_tile
 from coma.shards.tiles.grid import Grid
 from coma.shards.tiles.listing import TiledListing, tiled_splits
@@ -57,11 +57,13 @@ class TileJob:
     digest: str
     pixels: PixelOptions
     tiles: TileOptions
+    tile_bytes: int
+    """Estimate of what a tile takes in a shard."""
 
     @property
     def name(self) -> str:
         """Name for messages."""
-        return f"the tiles of {self.image.path}"
+        return f"the tiles of {printable(self.image.path)}"
 
     def run(self, report: Callable[[Tally], None]) -> None:
         """Write the spool. Raises ComaError if it cannot be written."""
@@ -74,7 +76,7 @@ class TileJob:
                     else:
                         index[str(number)] = (file.tell(), len(outcome))
                         file.write(outcome)
-                    report(Tally(1, len(outcome) if isinstance(outcome, bytes) else 0))
+                    report(Tally(1, self.tile_bytes))
                 ending = json.dumps({"digest": self.digest, "tiles": index}).encode()
                 file.write(ending + _LENGTH.pack(len(ending)))
         except OSError as error:
@@ -119,8 +121,9 @@ class TileJob:
         bottom = max(tile.top + tile.height for tile in tiles.values())
         right = max(tile.left + tile.width for tile in tiles.values())
         band = None
-        with suppress(BadImageError):  # then each tile by itself, of which only some may be damaged
-            band = picture.read(Window(top, left, bottom - top, right - left))
+        if picture.block_height is not None:
+            with suppress(BadImageError):  # then each tile by itself, of which only some may be damaged
+                band = picture.read(Window(top, left, bottom - top, right - left))
         for number, tile in tiles.items():
             try:
                 if band is None:
@@ -150,12 +153,12 @@ def spool_tiles(
     pixels: PixelOptions,
     workers: int | None,
     engine: str,
-    progress: Callable[[int, int], None],
+    progress: Callable[[Tally, Tally], None],
 ) -> SourceListing:
     """Cut the wanted tiles of the images that are not read by window into `folder`; return the listing with places.
 
-    Spools that are there from an earlier run are kept. `progress` is called with the number of tiles that are done, and
-    of all that are to do.
+    Spools that are there from an earlier run are kept. `progress` is called with the tiles that are done, and all that
+    are to do.
     Raises what `run_jobs` raises.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,13 +168,13 @@ def spool_tiles(
         for number, split in enumerate(tiled_splits(listing))
     ]
     missing = [job for of_split in jobs for job in of_split if _read_index(job) is None]
-    total = sum(len(job.wanted) for job in missing)
-    done = 0
+    total = sum((Tally(len(job.wanted), len(job.wanted) * job.tile_bytes) for job in missing), Tally())
+    done = Tally()
     waiting: list[Job] = [*missing]
     with closing(run_jobs(waiting, workers, engine)) as events:
         for event in events:
             if isinstance(event, Tally):
-                done += event.images
+                done += event
                 progress(done, total)
     splits = tuple(_placed(split, each) for split, each in zip(tiled_splits(listing), jobs, strict=True))
     return replace(listing, splits=splits)
@@ -185,7 +188,9 @@ def _jobs(
         if grid is None:
             continue
         first = int(split.first[image])
-        rows_per_job = max(1, _TILES_PER_JOB // grid.across) if split.by_bands[image] else grid.down
+        rows_per_job = grid.down
+        if block_rows := int(split.block_rows[image]):
+            rows_per_job = max(1, _TILES_PER_JOB // grid.across, block_rows // (grid.tile - grid.overlap))
         about = split.images.image(image)
         for row in range(0, grid.down, rows_per_job):
             rows = range(row, min(row + rows_per_job, grid.down))
@@ -206,6 +211,7 @@ def _jobs(
                     digest=digest.hexdigest(),
                     pixels=pixels,
                     tiles=split.options,
+                    tile_bytes=int(split.sizes[first]),
                 )
 
 

@@ -18,14 +18,15 @@ from coma.shards.images.readable import Readable
 
 _STORED = 1
 _GREY, _RGB = 1, 2
-_UNASSOCIATED_ALPHA = 2
+_DROPPED = ([0], [2])
+"""Extra samples that are left out: one that is not described, or alpha that the colours are not multiplied with."""
 _UPRIGHT = 1
 _SAME_SHAPE = 0.02
 """Part by which the sides of a reduced copy that is not marked as one may differ from the picture's proportions."""
 _MOST_BLOCK_BYTES = 2**27
 """Bytes of a strip or tile, decoded, that a worker holds."""
 _FAR_LARGER = 8
-"""Times that a block may be larger than a tile before windows are too dear to be read one by one."""
+"""Times a tile's area that may be decoded for it before windows are too dear to be read one by one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +53,16 @@ class TiffPicture:
         """Type of the values."""
         return self.of.dtype.newbyteorder("=")
 
+    @property
+    def block_height(self) -> int:
+        """Rows of its strips or tiles."""
+        return self.of.block_height
+
     def is_read_by_window(self, tile: int) -> bool:
-        """Whether tiles are read one by one in any order: their blocks are not much larger, or not compressed."""
+        """Whether tiles are read one by one in any order: what meets one is not much larger, or not compressed."""
         of = self.of
         plain = of.compression == _STORED and of.predictor == 1
-        return plain or of.block_width * of.block_height <= _FAR_LARGER * tile * tile
+        return plain or max(of.block_width, tile) * max(of.block_height, tile) <= _FAR_LARGER * tile * tile
 
     def read(self, window: Window) -> Pixels:
         """Read a window [h, w, C]. Raises BadImageError."""
@@ -111,6 +117,8 @@ def _jpeg(data: bytes, of: TiffLayout, part: Window) -> Pixels:
     whole = b"".join([b"\xff\xd8", colours if of.block_channels == 3 else b"", tables, data[2:]])
     try:
         with Image.open(io.BytesIO(whole), formats=("JPEG",)) as image:
+            if of.block_channels == 4:  # as stored: Pillow inverts what it takes for CMYK of a file by itself
+                image.tile = [image.tile[0]._replace(args=("CMYK", ""))]
             pixels = np.asarray(image)
     except Exception as error:  # PIL raises many kinds over damage
         raise BadImageError(fault(error, "JPEG")) from None
@@ -145,6 +153,11 @@ class TiffPages:
     def dtype(self) -> np.dtype[np.generic]:
         """Type of the values."""
         return self.pages[0].dtype
+
+    @property
+    def block_height(self) -> int:
+        """Rows of its strips or tiles."""
+        return max(page.block_height for page in self.pages)
 
     def is_read_by_window(self, tile: int) -> bool:
         """Whether tiles are read one by one in any order."""
@@ -186,11 +199,9 @@ def open_tiff(data: Readable, channels: int | None) -> TiffPicture | TiffPages |
     if not as_rgb:
         return TiffPicture(data, of, of.channels)
     extra = tiff.first_directory(data).get(tiff.EXTRA_SAMPLES)
-    has_alpha = extra is not None and extra.tolist() == [_UNASSOCIATED_ALPHA]
-    shown = of.channels - has_alpha
+    shown = of.channels - (extra is not None and extra.tolist() in _DROPPED)
     plain = (of.photometric == _GREY and shown == 1) or (of.photometric in (_RGB, YCBCR) and shown == 3)
-    is_plain = plain and of.dtype == np.uint8 and of.channels == shown + has_alpha
-    return TiffPicture(data, of, shown) if is_plain and not (of.planar and of.photometric == YCBCR) else None
+    return TiffPicture(data, of, shown) if plain and of.dtype == np.uint8 else None
 
 
 def _check_block(of: TiffLayout) -> None:
@@ -202,7 +213,7 @@ def _check_block(of: TiffLayout) -> None:
         what = "tile" if of.tiled else "strip"
         raise BadImageError(
             f"unsupported format: a TIFF with a {what} of {block_bytes:,} bytes, the limit is {_MOST_BLOCK_BYTES:,}; "
-            "write it in tiles"
+            "write it in smaller tiles"
         )
 
 

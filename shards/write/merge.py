@@ -109,7 +109,8 @@ def finish(
     if sum(reasons.values()) == record["images"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in reasons.most_common(3))
         raise DataError(
-            f"none of the {record['images']:,} images of {source} is any good ({kinds}); "
+            f"none of the {record['images']:,} {'tiles' if record.get('tile') else 'images'} of {source} is any good "
+            f"({kinds}); "
             f"{out / QUARANTINE_NAME} lists them"
         )
     _write_info(out, splits, record, reasons, converted, beside.kinds, class_words)

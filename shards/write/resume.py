@@ -133,6 +133,8 @@ def _require_same(out: Path, what: str, previous: dict[str, Any], record: dict[s
         differences.insert(0, "other masks, or other classes of them")
     if "sources" in changed:
         differences.insert(0, f"other images ({previous.get('images')}, not these {record['images']})")
+    elif changed == ["sides"]:
+        differences.append("images that had other sides, or could not be opened")
     raise UsageError(
         f"{out} is not empty: it holds {what} of {', '.join(differences) or 'another version of coma'}; "
         "name another OUT, or remove it"

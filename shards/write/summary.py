@@ -21,7 +21,7 @@ class ShardProgress:
     """Progress of a run. While the source is being listed only `images` grows and the totals are 0."""
 
     stage: str = "listing"
-    """"listing", "hashing" (for duplicates), "spooling" (parquet rows) or "sharding"."""
+    """"listing", "hashing" (for duplicates), "spooling" (parquet rows), "cutting" (tiles) or "sharding"."""
     images: int = 0
     total_images: int = 0
     source_bytes: int = 0

@@ -23,6 +23,7 @@ from coma.shards.files import folder_at, is_remote, make_folder, remove_temporar
 from coma.shards.sources.listing import SourceListing
 from coma.shards.sources.parquet.spool import remove_spool, spool, spool_bytes
 from coma.shards.tiles.spool import needs_spool, spool_tiles
+from coma.shards.tiles.spool import spool_bytes as bytes_of_tiles
 from coma.shards.write.duplicates import refuse_duplicates
 from coma.shards.write.layout import ShardLayout, SplitLayout
 from coma.shards.write.merge import SplitParts, finish
@@ -90,7 +91,7 @@ def _has_finished_shards(run: ShardRun) -> bool:
 
 
 def _warn_of_space(run: ShardRun) -> None:
-    free, needed = free_bytes(run.out), sum(split.tar_bytes for split in run.splits)
+    free, needed = free_bytes(run.out), sum(split.tar_bytes for split in run.splits) + bytes_of_tiles(run.listing)
     if free is not None and needed > free:
         log.warning(
             "the shards need about %.1f GB and %.1f GB are free: when the disk is full the run ends, and the same "
@@ -200,8 +201,8 @@ def _spool_tiles(run: ShardRun, missing: list[tuple[SplitLayout, ShardLayout]], 
     elif options.part is not None:
         stack.callback(remove_spool, folder)
 
-    def report(done: int, total: int) -> None:
-        run.progress(ShardProgress("cutting", done, total, done, total))
+    def report(done: Tally, total: Tally) -> None:
+        run.progress(ShardProgress("cutting", done.images, total.images, done.source_bytes, total.source_bytes))
 
     wanted = _images_of(run, missing)
     return spool_tiles(run.listing, folder, wanted, options.pixels, options.workers, options.engine, report)

@@ -106,6 +106,8 @@ def _layout(data: Readable, directory: tiff.Directory, jpeg: bool = False) -> Ti
         raise BadImageError("truncated: the header is cut")
     if tiff.DNG_VERSION in directory or value(tiff.SUBFILE, 0) & 1:
         raise BadImageError("unsupported format: a camera's raw file, or another TIFF that begins with a preview")
+    if (depth := value(tiff.IMAGE_DEPTH, 1)) > 1:
+        raise BadImageError(f"animated: a TIFF of a volume of {depth} pictures; save one picture a file")
     tiled = tiff.TILES[0] in directory
     tags = tiff.TILES if tiled else tiff.STRIPS
     if not {*tags} <= directory.keys():
@@ -122,8 +124,8 @@ def _layout(data: Readable, directory: tiff.Directory, jpeg: bool = False) -> Ti
         raise BadImageError(f"unsupported format: TIFF with predictor {predictor}")
     if value(tiff.FILL_ORDER, 1) != 1:
         raise BadImageError("unsupported format: TIFF whose bits are in reversed order")
-    photometric = value(tiff.PHOTOMETRIC, 1)
-    if photometric not in tiff.PLAIN and not (is_jpeg and photometric == YCBCR):
+    photometric, planar = value(tiff.PHOTOMETRIC, 1), value(tiff.PLANES, 1) == 2 and channels > 1
+    if photometric not in tiff.PLAIN and not (is_jpeg and photometric == YCBCR and not planar):
         name = tiff.PHOTOMETRICS.get(photometric) or f"photometric {photometric}"
         raise BadImageError(f"unsupported format: TIFF whose values are not plain ones ({name})")
     whole = TiffLayout(
@@ -131,7 +133,7 @@ def _layout(data: Readable, directory: tiff.Directory, jpeg: bool = False) -> Ti
         height=height,
         channels=channels,
         dtype=_dtype(data, directory),
-        planar=value(tiff.PLANES, 1) == 2 and channels > 1,
+        planar=planar,
         compression=compression,
         predictor=predictor,
         block_width=value(tiff.TILE_WIDTH, 0) if tiled else width,

@@ -15,13 +15,16 @@ from coma.errors import DataError, UsageError
 from coma.evaluation.extraction.feature_job import extract_on
 from coma.evaluation.extraction.processes import Processes, choose_processes, shares
 from coma.evaluation.features import extract, held_out_fifth, pool
-from coma.evaluation.score import HELD_OUT, features_of, labelled_manifests, score
+from coma.evaluation.score import HELD_OUT, features_of, held_out_rows, labelled_manifests, score
 from coma.evaluation.score_run import score_run
 from coma.exports.export import export_run
 from coma.exports.scored import append_metrics
 from coma.pipeline import Stream
 from coma.runs.read import build_model, load_autoencoder
 from coma.shards.describe.describe import describe
+from coma.shards.tiles.grid import image_of
+from coma.shards.write.options import ShardOptions
+from coma.shards.write.writer import shard
 from coma.training.config.options import PretrainConfig
 
 CONFIG = {"model": "dyvit_tiny", "method": "coma", "views": 2, "image_size": 32, "patch_size": 2}
@@ -180,6 +183,20 @@ def test_the_held_out_fifth_is_always_the_same_and_not_regular():
     assert torch.equal(first, held_out_fifth(1000))
     assert first.sum() == 200
     assert first[::5].sum() < 100
+
+
+def test_tiles_of_one_image_are_not_learned_from_and_tested_on(tmp_path):
+    source = tmp_path / "images"
+    for label, images in (("bright", 2), ("dark", 1)):
+        _draw(source / label, images, len(label))
+    shard(source, tmp_path / "tiles", ShardOptions(tile=16, workers=1))
+    train, _ = labelled_manifests(tmp_path / "tiles")
+    held_out = held_out_rows(train).tolist()
+    images: tuple[set[str], set[str]] = (set(), set())
+    for row, source_name in enumerate(train.sources(range(len(train)))):
+        images[held_out[row]].add(image_of(source_name))
+    assert (len(images[0]), len(images[1])) == (2, 1)
+    assert not images[0] & images[1]
 
 
 @pytest.mark.parametrize("prefix", [0, 1])

@@ -1,5 +1,6 @@
 """Data sets of tiles: pixels, places, splits, accounts, and the same bytes however they are made."""
 
+import io
 import json
 import os
 import signal
@@ -19,13 +20,18 @@ from PIL import Image
 
 from coma.errors import DataError, UsageError
 from coma.shards.check.verify import verify
+from coma.shards.images.array_files.facts import Window
+from coma.shards.images.formats import BadImageError
 from coma.shards.images.options import PixelOptions
 from coma.shards.manifest import load_manifests, read_info, read_manifest
 from coma.shards.tiles.encode import encode_tile, is_empty
-from coma.shards.tiles.grid import image_of
+from coma.shards.tiles.grid import image_of, place_in
 from coma.shards.tiles.options import TileOptions
+from coma.shards.tiles.pictures import open_picture
+from coma.shards.tiles.tiff_windows import TiffPicture
 from coma.shards.write.dry_run import dry_run
 from coma.shards.write.options import ShardOptions
+from coma.shards.write.resume import inspect_out, locked_run
 from coma.shards.write.run import prepare_run
 from coma.shards.write.writer import shard
 
@@ -57,6 +63,13 @@ def write_rgb(source: Path) -> dict[str, npt.NDArray[Any]]:
     return made
 
 
+def tiff_bytes(pixels: npt.NDArray[Any], **how: Any) -> bytes:
+    """Return a TIFF of pixels."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, **how)
+    return file.getvalue()
+
+
 def files(data: Path) -> dict[str, bytes]:
     """Return the bytes of all files of a data set that do not tell when or where it was made."""
     kept = sorted(path for path in data.rglob("*") if path.is_file() and path.name != ".coma-sources.json")
@@ -80,11 +93,11 @@ def test_tiles_have_the_pixels_of_their_places(rgb: tuple[Path, dict[str, npt.ND
         assert_cut(tiles, path, image, TILE)
     assert not set_aside(out)
     manifest = read_manifest(out)
-    assert {name.split("-", 1)[1] for name in manifest.keys([0])} <= {
-        f"x{x}-y{y}" for x in range(900) for y in range(150)
-    }
-    labels = dict(zip(manifest.sources(range(len(manifest))), manifest.label.tolist(), strict=True))  # type: ignore[union-attr]
-    assert all(label == (name[0] == "b") for name, label in labels.items())
+    rows = range(len(manifest))
+    for key, name, label in zip(manifest.keys(rows), manifest.sources(rows), manifest.label.tolist(), strict=True):  # type: ignore[union-attr]
+        left, top = place_in(name) or (-1, -1)
+        assert key.endswith(f"-x{left}-y{top}")
+        assert label == (name[0] == "b")
 
 
 def test_verify_checks_tiles(rgb: tuple[Path, dict[str, npt.NDArray[Any]], Path], tmp_path: Path) -> None:
@@ -188,6 +201,10 @@ def test_empty_tiles_are_left_out_by_name_and_counted(tmp_path: Path) -> None:
     assert (summary.found, summary.kept, summary.reasons) == (12, 8, {"empty tile": 4})
     assert is_empty(image[64:, :64], 0.04)
     assert not is_empty(image[64:, :64], 0.01)
+    for dtype in ("uint8", "uint16", "int16", "float32"):
+        values = noise(600, 30, 2, dtype=dtype)
+        greatest = values.reshape(-1, 2).astype(np.float64).std(axis=0).max().item()
+        assert [is_empty(values, greatest * by) for by in (0.9999, 1.0001, 1e300)] == [False, True, True]
 
 
 def test_a_damaged_image_is_named_once_and_damaged_tiles_by_their_places(tmp_path: Path) -> None:
@@ -195,19 +212,22 @@ def test_a_damaged_image_is_named_once_and_damaged_tiles_by_their_places(tmp_pat
     source.mkdir()
     image = noise(128, 192, 3)
     how: dict[str, Any] = {"photometric": "rgb", "tile": (64, 64), "compression": "deflate"}
-    tifffile.imwrite(source / "good.tif", image, **how)
-    data = bytearray((source / "good.tif").read_bytes())
-    (source / "cut.tif").write_bytes(data[: len(data) // 2])
-    with tifffile.TiffFile(source / "good.tif") as file:
-        at = file.pages[0].dataoffsets[4]  # type: ignore[union-attr]
-    data[at : at + 50] = bytes(50)
-    (source / "hurt.tif").write_bytes(data)
+    good = tiff_bytes(image, **how)
+    (source / "good.tif").write_bytes(good)
+    (source / "cut.tif").write_bytes(good[: len(good) // 2])
     (source / "words.tif").write_bytes(b"not an image at all")
+    turned = tiff_bytes(image, extratags=[(274, 3, 1, 3, True)], **how)  # Pillow decodes it whole, up to the damage
+    for name, data in (("hurt.tif", bytearray(good)), ("whole.tif", bytearray(turned))):
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            at = file.pages[0].dataoffsets[4]  # type: ignore[union-attr]
+        data[at : at + 50] = bytes(50)
+        (source / name).write_bytes(data)
     summary = shard(source, tmp_path / "out", ShardOptions(tile=TILE, workers=1))
     reasons = set_aside(tmp_path / "out")
-    assert reasons.keys() == {"cut.tif", "words.tif", "hurt.tif@x=64,y=64"}
+    every = {f"whole.tif@x={x},y={y}" for x in (0, 64, 128) for y in (0, 64)}
+    assert reasons.keys() == {"cut.tif", "words.tif", "hurt.tif@x=64,y=64"} | every
     assert reasons["cut.tif"] == "truncated: it ends before its pixels (all 6 tiles are lost)"
-    assert (summary.found, summary.kept) == (14, 11)
+    assert (summary.found, summary.kept) == (20, 11)
     assert_cut(tiles_of(tmp_path / "out"), "good.tif", image, TILE)
 
 
@@ -223,7 +243,8 @@ def test_levels_of_a_slide_are_no_images(tmp_path: Path) -> None:
     with tifffile.TiffWriter(source / "pages.tif") as tiff:
         for _ in range(2):
             tiff.write(image, photometric="rgb")
-    shard(source, tmp_path / "out", ShardOptions(tile=TILE, workers=1))
+    shard(source, tmp_path / "out", ShardOptions(tile=TILE, workers=1, max_pixels=1000))  # no limit where it is cut
+    assert not verify(tmp_path / "out").problems
     tiles = tiles_of(tmp_path / "out")
     for name in ("marked.tif", "plain.svs"):
         assert_cut(tiles, name, image, TILE)
@@ -244,6 +265,70 @@ def test_slides_of_jpegs_are_read_by_window(tmp_path: Path, photometric: str) ->
         left, top = (int(each[2:]) for each in name.split("@")[1].split(","))
         difference = np.abs(pixels.astype(int) - shown[top : top + 128, left : left + 128])
         assert difference.mean() < 1, name
+
+
+def test_four_channels_of_jpeg_blocks_are_as_stored(tmp_path: Path) -> None:
+    smooth = np.asarray(Image.fromarray(noise(8, 8, 3)).convert("CMYK").resize((64, 64)))
+    Image.fromarray(smooth, "CMYK").save(tmp_path / "inks.tif", compression="jpeg", quality=95)
+    picture = open_picture((tmp_path / "inks.tif").read_bytes(), PixelOptions(channels=4))
+    difference = np.abs(picture.read(Window(0, 0, 64, 64)).astype(int) - np.asarray(Image.open(tmp_path / "inks.tif")))
+    assert isinstance(picture, TiffPicture)
+    assert difference.mean() < 1
+
+
+def test_planes_of_luma_and_chroma_are_no_channels(tmp_path: Path) -> None:
+    path = tmp_path / "planes.tif"
+    tifffile.imwrite(path, noise(3, 64, 64), photometric="rgb", planarconfig="separate")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tags = file.pages[0].tags  # type: ignore[union-attr]
+        tags["Compression"].overwrite(7)
+        tags["PhotometricInterpretation"].overwrite(6)
+    with pytest.raises(BadImageError, match="YCbCr"):
+        open_picture(path.read_bytes(), PixelOptions(channels=3))
+
+
+@pytest.mark.parametrize(
+    ("how", "by_window"),
+    [
+        ({"rowsperstrip": 1, "compression": "deflate"}, False),  # a tile would take 64 rows of 900 pixels
+        ({"rowsperstrip": 1}, True),
+        ({"tile": (16, 16), "compression": "deflate"}, True),
+        ({"tile": (64, 128), "compression": "deflate"}, True),
+        ({"tile": (16, 896), "compression": "deflate"}, False),
+    ],
+)
+def test_tiles_are_read_one_by_one_unless_far_more_is_decoded_for_each(how: dict[str, Any], by_window: bool) -> None:
+    picture = open_picture(tiff_bytes(noise(64, 900, 3), photometric="rgb", **how), PixelOptions())
+    assert picture.is_read_by_window(TILE) == by_window
+
+
+def test_volumes_are_refused() -> None:
+    volume = tiff_bytes(noise(4, 64, 64), photometric="minisblack", volumetric=True, tile=(4, 64, 64))
+    for options in (PixelOptions(), PixelOptions(channels=1), PixelOptions(channels=4)):
+        with pytest.raises(BadImageError, match="a volume of 4 pictures"):
+            open_picture(volume, options)
+
+
+def test_what_is_too_large_to_be_decoded_whole_says_how_it_is_read() -> None:
+    deep = tiff_bytes(noise(64, 64, 1, dtype="uint16")[..., 0], photometric="minisblack", tile=(32, 32))
+    with pytest.raises(BadImageError, match=r"--max-pixels.*TIFF of tiles.*coma shard --channels 1 takes it as it is"):
+        open_picture(deep, PixelOptions(max_pixels=100))
+    turned = tiff_bytes(noise(64, 64, 3), photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    with pytest.raises(BadImageError, match=r"read piece by piece$"):
+        open_picture(turned, PixelOptions(max_pixels=100))
+
+
+def test_images_of_other_sides_do_not_resume_a_run(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    options = ShardOptions(tile=TILE, channels=1)
+    records = []
+    for shape in ((64, 128), (128, 64)):  # the same number of bytes
+        np.save(tmp_path / "source/scene.npy", np.zeros(shape, np.uint16))
+        records.append(prepare_run(tmp_path / "source", tmp_path / "out", options, None).record)
+    with locked_run(tmp_path / "out", records[0]):
+        pass
+    with pytest.raises(UsageError, match="an unfinished run of images that had other sides"):
+        inspect_out(tmp_path / "out", records[1])
 
 
 def test_jpeg_tiles_are_smaller() -> None:
@@ -286,6 +371,7 @@ def test_the_data_set_says_that_it_is_of_tiles(rgb: tuple[Path, dict[str, npt.ND
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # 20 minutes on a busy machine
 def test_a_slide_of_40000_by_30000_pixels_takes_less_than_a_gibibyte_a_worker(tmp_path: Path) -> None:
     random, across, down = np.random.default_rng(0), 157, 118
     ramp = np.add.outer(np.linspace(0, 90, 256), np.linspace(0, 90, 256))[..., None]
@@ -333,6 +419,12 @@ def test_what_does_not_go_with_tiles_is_refused_in_a_line(tmp_path: Path) -> Non
         assert "\n" not in str(error.value)
     source = tmp_path / "source"
     source.mkdir()
+    np.lib.format.open_memmap(source / "large.npy", "w+", np.float32, (4200, 4200, 4))  # type: ignore[no-untyped-call]
+    with pytest.raises(
+        UsageError, match=r"--tile 8192: a tile of 4 channels of float32 has 282,240,000 bytes.*give 4096"
+    ):
+        prepare_run(source, tmp_path / "out", ShardOptions(tile=8192, channels=4), None)
+    (source / "large.npy").unlink()
     (source / "bad.tif").write_bytes(b"II*\0nothing")
     with pytest.raises(DataError):
         shard(source, tmp_path / "out", ShardOptions(tile=64, channels=3))
