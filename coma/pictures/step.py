@@ -310,6 +310,8 @@ def _data_of(run: Path, resolved: dict[str, Any]) -> Manifest:
             f"{manifest.place} is not what {run} was trained on: its fingerprint is {manifest.fingerprint}, "
             f"the run's {resolved['fingerprint']}; put the run's data back there"
         )
+    if isinstance(manifest, Mixture):  # the ledger has the names that they had when the run began
+        return replace(manifest, names=tuple(each["name"] for each in resolved["sources"]))
     return manifest
 
 

@@ -23,16 +23,16 @@ def by_source(steps: Lines, resolved: Mapping[str, Any]) -> str:
         return ""
     names = [str(each["name"]) for each in sources]
     losses = [[(line["step"], line[key]) for line in steps if key in line] for key in map(_loss, names)]
+    seen_of = [steps[-1].get(f"source/{name}/samples", 0) for name in names]
     rows, curves = [], []
     for number, (source, name, points) in enumerate(zip(sources, names, losses, strict=True)):
         span = span_of(len(points))
         tail = [loss for _, loss in points[-span:]]
-        seen = steps[-1].get(f"source/{name}/samples", 0)
         cells = (
             f"{source.get('share', 0):.3%}",
             f"{source.get('images', 0):,}",
-            f"{seen:,}",
-            f"{seen / sum(line.get(f'source/{each}/samples', 0) for line in steps[-1:] for each in names):.3%}",
+            f"{seen_of[number]:,}",
+            f"{seen_of[number] / max(1, sum(seen_of)):.3%}",
             f"{steps[-1].get(f'source/{name}/epochs', 0):.3g}",
             f"{sum(tail) / len(tail):.4f}" if tail else "–",
         )

@@ -297,7 +297,8 @@ def test_images_of_other_kinds_mix_among_themselves(three: Path, tmp_path: Path)
         (["a:1", "b:-2"], "the share of b is -2"),
         (["a:1", "b:nan"], "the share of b is nan"),
         ([("a", 1), ("b", "much")], "the share of b is 'much'"),
-        (["a:1", "b:1e-12"], "less than a billionth"),
+        (["a:1", "b:1e-12"], "the share of b is 1e-12, less than a billionth of the whole"),
+        ([":1", "b:1"], "data has ''; give a folder or a URL"),
         (["a", 5], "data has 5"),
     ],
 )
