@@ -29,10 +29,10 @@ def by_source(steps: Lines, resolved: Mapping[str, Any]) -> str:
         span = span_of(len(points))
         tail = [loss for _, loss in points[-span:]]
         cells = (
-            f"{source.get('share', 0):.3%}",
+            f"{100 * source.get('share', 0):.4g}%",
             f"{source.get('images', 0):,}",
             f"{seen_of[number]:,}",
-            f"{seen_of[number] / max(1, sum(seen_of)):.3%}",
+            f"{100 * seen_of[number] / max(1, sum(seen_of)):.4g}%",
             f"{steps[-1].get(f'source/{name}/epochs', 0):.3g}",
             f"{sum(tail) / len(tail):.4f}" if tail else "–",
         )

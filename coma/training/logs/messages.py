@@ -80,7 +80,7 @@ def _sources(prepared: Prepared) -> list[str]:
     for source in resolved.sources:
         name, share, images = source["name"], source["share"], source["images"]
         epochs = resolved.steps * resolved.batch_size * share / images
-        lines.append(f"{name}: {images} images, {share:.2%} of the run, {epochs:.4g} epochs")
+        lines.append(f"{name}: {images} images, {100 * share:.4g}% of the run, {epochs:.4g} epochs")
     return lines
 
 
