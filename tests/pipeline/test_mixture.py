@@ -32,10 +32,11 @@ SHARES = {"red-shards": "5", "green-shards": "3", "blue-shards": "2"}
 
 @pytest.fixture(scope="session")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three data sets, in several shards each."""
+    """A folder of three data sets, in several shards each; the first has labels."""
     root = tmp_path_factory.mktemp("three")
     for number, (name, count) in enumerate(COUNTS.items()):
-        data = sharded(root / f"making-{number}", count, shard_bytes=20_000, seed=number)
+        classes = () if number else ("day", "night")
+        data = sharded(root / f"making-{number}", count, shard_bytes=20_000, seed=number, classes=classes)
         data.rename(root / name)
     return root
 
@@ -260,11 +261,13 @@ def test_a_damaged_sample_is_replaced_from_its_own_data_set(three: Path, tmp_pat
 def test_labels_are_given_where_all_have_the_same_classes(three: Path) -> None:
     with Stream([three / "red-shards", three / "red-shards"], **OPTIONS) as stream:
         assert stream.manifest.names == ("red-shards", "red-shards-2")
-        batch = next(stream)
-        label = read_manifest(three / "red-shards").label
-    if label is not None:
-        assert batch.labels is not None
-        assert batch.labels.tolist() == label[batch.samples.numpy() % 40].tolist()
+        batch, label = next(stream), read_manifest(three / "red-shards").label
+    assert batch.labels is not None
+    assert label is not None
+    assert batch.labels.tolist() == label[batch.samples.numpy() % 40].tolist()
+    assert set(label.tolist()) == {0, 1}
+    with Stream([three / "red-shards", three / "green-shards"], **OPTIONS) as stream:
+        assert next(stream).labels is None
 
 
 def test_images_of_other_kinds_mix_among_themselves(three: Path, tmp_path: Path) -> None:
