@@ -77,9 +77,9 @@ class ResolvedRun:
         return step * self.batch_size // samples > (step - 1) * self.batch_size // samples
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the fields as JSON values, without `sources` for one data set."""
         return {
-            **vars(self),
+            **{name: value for name, value in vars(self).items() if name != "sources" or value},
             "warmup_steps": self.warmup_steps,
             "segments": [asdict(each) for each in self.segments],
             "deepspeed": self.deepspeed.to_json(),
