@@ -49,7 +49,7 @@ class ResolvedRun:
     init_digest: str | None = None
     """Hash of the weights that the run starts from; None: random ones."""
     sources: tuple[dict[str, Any], ...] = ()
-    """Of several data sets: name, share, the same as a whole number (weight), images, fingerprint; empty for one."""
+    """Name, share, the same as a whole number (weight), images and fingerprint of each of several data sets."""
     pixels: dict[str, Any] | None = None
     """Channels, type, mean and deviation of the images (`Preprocessing.to_json`); None: 8-bit RGB, as ImageNet's."""
 
