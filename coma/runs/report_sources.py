@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from coma.runs.charts import Curve, chart, smooth
+from coma.runs.charts import Curve, chart, series_style, smooth
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -37,9 +37,9 @@ def by_source(steps: Lines, resolved: Mapping[str, Any]) -> str:
             f"{sum(tail) / len(tail):.4f}" if tail else "–",
         )
         figures = "".join(f"<td class='n'>{cell}</td>" for cell in cells)
-        rows.append(f"<tr><td><b class='key s{number % 6}'></b>{escape(name)}</td>{figures}</tr>")
+        rows.append(f"<tr><td><b class='key {series_style(number)}'></b>{escape(name)}</td>{figures}</tr>")
         at, values = [step for step, _ in points], smooth([loss for _, loss in points], span)
-        curves.append(Curve(at[span - 1 :], values[span - 1 :], series=number % 6))
+        curves.append(Curve(at[span - 1 :], values[span - 1 :], series=number))
     heads = ("share", "images", "seen", "of all", "epochs", "loss")
     head = "<th>data set</th>" + "".join(f"<th class='n'>{each}</th>" for each in heads)
     table = f"<div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"

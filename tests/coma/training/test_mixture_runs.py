@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -23,6 +24,7 @@ from coma.model.build import build
 from coma.pictures.step import read_step
 from coma.pictures.step_sheet import step_sheet
 from coma.runs.read import read_config, run_data_sets
+from coma.runs.report_sources import by_source
 from coma.shards.manifest import read_manifest
 from coma.training import FinetuneConfig, PretrainConfig, pretrain
 from coma.training.config.config_file import options_like
@@ -158,6 +160,15 @@ def test_it_evaluates_on_the_first_or_on_another(place: Path, data: Path, caplog
     with pytest.raises(UsageError, match=r"takes images of .* and those of .*bands.* have 2 channels of float32"):
         pretrain(config(place, "no", evaluate_every=1, evaluate_on=bands))
     assert not (place / "no").exists()
+
+
+def test_many_data_sets_are_told_apart_in_the_report() -> None:
+    names = [f"part-{number}" for number in range(8)]
+    steps = [{"step": step, **{f"source/{name}/loss": 1.0 for name in names}} for step in (1, 2)]
+    page = by_source(steps, {"sources": [{"name": name} for name in names]})
+    for style in re.findall("class='key ([^']+)'", page):
+        assert page.count(f"class='line {style}'") == 1
+    assert len(set(re.findall("class='key ([^']+)'", page))) == 8
 
 
 @pytest.mark.parametrize("method", ["coma", "independent", "mae"])
