@@ -62,7 +62,8 @@ def _progress_line(launched: Path | None) -> "Iterator[Callable[[Progress], None
 
     def show(now: "Progress") -> None:
         bar.start()
-        bar.update(task, completed=now.step, total=now.steps, description=now.figures)
+        text = f"{now.figures}\nepochs {now.epochs}" if now.epochs else now.figures
+        bar.update(task, completed=now.step, total=now.steps, description=text)
 
     if launched is None:
         bar.start()

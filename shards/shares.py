@@ -65,23 +65,23 @@ def named_sources(data: Sequence[Any]) -> tuple[NamedSource, ...]:
             f"{_shown(with_share[0])} has a share and {_shown(without)} has none: give all a share, such as "
             f"{_shown(without)}:1, or none, and each is shown as often as it has images"
         )
-    whole_weights([each.share for each in sources], [1] * len(sources))
+    whole_weights(sources, [1] * len(sources))
     return sources
 
 
-def whole_weights(shares: Sequence[Fraction | None], samples: Sequence[int]) -> tuple[int, ...]:
+def whole_weights(sources: Sequence[NamedSource], samples: Sequence[int]) -> tuple[int, ...]:
     """Return shares as whole numbers without a common divisor, which add up to `MOST_WEIGHT` at most.
 
     They are exact, unless that takes more digits: then they are rounded to a billionth of the whole.
 
     Args:
-        shares: [M] of the data sets, or None for all of them: by the numbers of samples.
+        sources: [M] data sets, all with a share, or none: then the share is the number of samples.
         samples: [M] of each data set.
 
     Raises:
         UsageError: a share is less than a billionth of the whole.
     """
-    exact = [Fraction(count) if share is None else share for share, count in zip(shares, samples, strict=True)]
+    exact = [source.share or Fraction(count) for source, count in zip(sources, samples, strict=True)]
     whole = sum(exact)
     scale = math.lcm(*(each.denominator for each in exact))
     weights = [int(each * scale) for each in exact]
@@ -90,7 +90,11 @@ def whole_weights(shares: Sequence[Fraction | None], samples: Sequence[int]) -> 
     if sum(weights) > MOST_WEIGHT:
         weights = [int(each * (MOST_WEIGHT - len(exact)) / whole) for each in exact]
     if min(weights) < 1:
-        raise UsageError("a share of less than a billionth of the images is no part of a mixture: leave that out")
+        least = sources[weights.index(min(weights))]
+        raise UsageError(
+            f"the share of {_shown(least.place)} is {least.written or 'its number of images'}, less than a billionth "
+            "of the whole: give it more, or leave that data set out"
+        )
     return tuple(weights)
 
 
@@ -101,16 +105,22 @@ def _named(item: Any) -> NamedSource:
         place, share = item
         if share is None:
             return NamedSource(_text(place))
-        if isinstance(share, str | bool) or not _NUMBER.fullmatch(written := f"{share}"):
-            raise UsageError(f"the share of {_shown(place)} is {share!r}; give a number above 0")
+        written = "" if isinstance(share, str | bool) else f"{share}"
+        if not _NUMBER.fullmatch(written):
+            raise UsageError(f"the share of {_shown(place)} is {share!r}; give a decimal number above 0, such as 0.7")
+        if written.isdigit():
+            written += ".0"  # which no port is
         return NamedSource(_text(place), _checked(place, written))
     text = _text(item)
     if not isinstance(text, str):
         return NamedSource(text)
     place, colon, written = text.rpartition(":")
-    if not colon or not _NUMBER.fullmatch(written) or _HOST_ONLY.fullmatch(place) or Path(text).exists():
-        return NamedSource(text)  # a port is no share, and a folder may have such a name
-    return NamedSource(place, _checked(place, written))
+    port = _HOST_ONLY.fullmatch(place) and written.isdigit()
+    if not colon or port or _is_there(text):  # a port is no share, and a folder may have such a name
+        return NamedSource(text)
+    if _NUMBER.fullmatch(written) or (_is_there(place) and not written.startswith("//")):
+        return NamedSource(_text(place), _checked(place, written))
+    return NamedSource(text)
 
 
 def _text(place: Any) -> str | Path:
@@ -121,16 +131,23 @@ def _text(place: Any) -> str | Path:
         text = os.fspath(place)
     except TypeError:
         text = b""
-    if isinstance(text, str):
+    if isinstance(text, str) and text:
         return text
     raise UsageError(f"data has {place!r}; give a folder or a URL, or a pair of it and its share")
 
 
 def _checked(place: object, written: str) -> str:
     """Return a share that is a finite number above 0."""
-    if not (math.isfinite(float(written)) and Fraction(written) > 0):
-        raise UsageError(f"the share of {_shown(place)} is {written}; give a number above 0, such as 0.7")
+    if not (_NUMBER.fullmatch(written) and math.isfinite(float(written)) and Fraction(written) > 0):
+        raise UsageError(f"the share of {_shown(place)} is {written!r}; give a decimal number above 0, such as 0.7")
     return written
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long a name, or a folder that may not be looked into
+        return False
 
 
 def _shown(place: object) -> str:

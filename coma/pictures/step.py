@@ -305,11 +305,16 @@ def _data_of(run: Path, resolved: dict[str, Any]) -> Manifest:
             )
     several = isinstance(resolved["data"], list)
     manifest = read_mixture(resolved["data"], read=load_manifest) if several else load_manifest(data)
-    if manifest.fingerprint != resolved["fingerprint"]:
-        raise DataError(
-            f"{manifest.place} is not what {run} was trained on: its fingerprint is {manifest.fingerprint}, "
-            f"the run's {resolved['fingerprint']}; put the run's data back there"
-        )
+    recorded = [each["fingerprint"] for each in resolved.get("sources") or ()]
+    parts = zip(manifest.parts, recorded, strict=False)  # recorded of a mixture only
+    for data_set, fingerprint in [*parts, (manifest, resolved["fingerprint"])]:
+        if data_set.fingerprint != fingerprint:
+            raise DataError(
+                f"{data_set.place} is not what {run} was trained on: its fingerprint is {data_set.fingerprint}, "
+                f"the run's {fingerprint}; put the run's data back there"
+            )
+    if isinstance(manifest, Mixture):  # the ledger has the names that they had when the run began
+        return replace(manifest, names=tuple(each["name"] for each in resolved["sources"]))
     return manifest
 
 

@@ -19,13 +19,18 @@ _WIDE, _HIGH = 1000, 300  # of the drawing, before it is stretched
 class Curve:
     """One line of a chart: x and y of equal length; `faint` for raw values behind a smoothed line.
 
-    Curves of several series, 0 to 5, have colours of their own.
+    Curves of several series, counted from 0, differ as `series_style` says.
     """
 
     x: Sequence[float]
     y: Sequence[float]
     faint: bool = False
     series: int | None = None
+
+
+def series_style(number: int) -> str:
+    """Return the CSS classes of a series: one of six colours, dashed from the seventh on."""
+    return f"s{number % 6}" + (" dashed" if number >= 6 else "")
 
 
 def smooth(y: Sequence[float], span: int) -> list[float]:
@@ -95,7 +100,7 @@ def chart(curves: Sequence[Curve], *, title: str, x_name: str, y_name: str, from
         x, y = _thin(curve.x, curve.y)
         path = "L".join(f"{across(a) * _WIDE:.1f} {down(b) * _HIGH:.1f}" for a, b in zip(x, y, strict=True))
         kind = ("raw" if curve.faint else "line") + (" dot" if len(x) == 1 else "")
-        kind += "" if curve.series is None else f" s{curve.series}"
+        kind += "" if curve.series is None else f" {series_style(curve.series)}"
         lines.append(f"<path class='{kind}' d='M{path}{'h0' if len(x) == 1 else ''}'/>")
     return (
         f"{head}<div class='plot'><svg viewBox='0 0 {_WIDE} {_HIGH}' preserveAspectRatio='none' role='img' "

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from coma.runs.charts import Curve, chart, smooth
+from coma.runs.charts import Curve, chart, series_style, smooth
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -23,23 +23,23 @@ def by_source(steps: Lines, resolved: Mapping[str, Any]) -> str:
         return ""
     names = [str(each["name"]) for each in sources]
     losses = [[(line["step"], line[key]) for line in steps if key in line] for key in map(_loss, names)]
+    seen_of = [steps[-1].get(f"source/{name}/samples", 0) for name in names]
     rows, curves = [], []
     for number, (source, name, points) in enumerate(zip(sources, names, losses, strict=True)):
         span = span_of(len(points))
         tail = [loss for _, loss in points[-span:]]
-        seen = steps[-1].get(f"source/{name}/samples", 0)
         cells = (
-            f"{source.get('share', 0):.3%}",
+            f"{100 * source.get('share', 0):.4g}%",
             f"{source.get('images', 0):,}",
-            f"{seen:,}",
-            f"{seen / sum(line.get(f'source/{each}/samples', 0) for line in steps[-1:] for each in names):.3%}",
+            f"{seen_of[number]:,}",
+            f"{100 * seen_of[number] / max(1, sum(seen_of)):.4g}%",
             f"{steps[-1].get(f'source/{name}/epochs', 0):.3g}",
             f"{sum(tail) / len(tail):.4f}" if tail else "–",
         )
         figures = "".join(f"<td class='n'>{cell}</td>" for cell in cells)
-        rows.append(f"<tr><td><b class='key s{number % 6}'></b>{escape(name)}</td>{figures}</tr>")
+        rows.append(f"<tr><td><b class='key {series_style(number)}'></b>{escape(name)}</td>{figures}</tr>")
         at, values = [step for step, _ in points], smooth([loss for _, loss in points], span)
-        curves.append(Curve(at[span - 1 :], values[span - 1 :], series=number % 6))
+        curves.append(Curve(at[span - 1 :], values[span - 1 :], series=number))
     heads = ("share", "images", "seen", "of all", "epochs", "loss")
     head = "<th>data set</th>" + "".join(f"<th class='n'>{each}</th>" for each in heads)
     table = f"<div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"

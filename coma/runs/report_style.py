@@ -27,6 +27,8 @@ border-bottom:1px solid var(--rule)}
 .s0{--series:var(--line)}.s1{--series:#d1622b}.s2{--series:#1f9d6b}.s3{--series:#9b59d0}.s4{--series:#b8860b}
 .s5{--series:#c2366b}.line.s0,.line.s1,.line.s2,.line.s3,.line.s4,.line.s5{stroke:var(--series)}
 .key{display:inline-block;width:1.1rem;height:.25rem;margin:0 .6rem .2rem 0;background:var(--series)}
+.line.dashed{stroke-dasharray:9 5}
+.key.dashed{clip-path:polygon(0 0,40% 0,40% 100%,60% 100%,60% 0,100% 0,100% 100%,0 100%)}
 .dot{stroke-width:8;stroke-linecap:round}
 .plot i{position:absolute;font-style:normal;font-size:.78rem;color:var(--soft);white-space:nowrap;
 font-variant-numeric:tabular-nums}

@@ -149,12 +149,12 @@ class Session:
             seed_step(self.config.seed, step, world.rank)
             inputs = self.task.inputs(batch)
             of_images: list[Tensor] = []
-            losses, grad_norm, applied = train_step(
-                self.engine,
-                inputs,
-                resolved.micro_batch_size,
-                (lambda: of_images.append(self.task.image_losses())) if self.by_source else None,
-            )
+
+            def keep_losses() -> None:
+                if (of_each := self.task.image_losses()) is not None:
+                    of_images.append(of_each)
+
+            losses, grad_norm, applied = train_step(self.engine, inputs, resolved.micro_batch_size, keep_losses)
             if self.average and applied:
                 self.average.update(step)
 

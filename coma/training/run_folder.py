@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,6 +58,8 @@ class RunFolder:
     finished: bool = False
     segments: tuple[Segment, ...] = ()
     """Schedule of a run that was extended, or is now; empty: the resolved run's."""
+    source_names: tuple[str, ...] = ()
+    """Names of the data sets when a run on several began; they may have been moved since."""
     beside: str | None = field(default=None, compare=False)
     """For a new run, why the run in the folder of the name before is not resumed."""
 
@@ -74,7 +77,7 @@ def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
         **config.identity(),
         "--schedule": config.schedule,
         "--init's weights": resolved.init_digest,
-        **({"the mix of the data sets": ":".join(map(str, resolved.weights))} if resolved.weights else {}),
+        **({"the mix of the data sets": _mix(resolved.sources)} if resolved.sources else {}),
         "the data's fingerprint": resolved.fingerprint,
         "the number of steps": resolved.steps,
         "the number of warm-up steps": segment.warmup_steps,
@@ -83,6 +86,10 @@ def identity(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
         "the precision": resolved.precision,
         "--ds-config's content": resolved.deepspeed.identity(),
     }
+
+
+def _mix(sources: Sequence[dict[str, Any]]) -> str:
+    return ":".join(str(each["weight"]) for each in sources)
 
 
 def _kind(pixels: dict[str, Any]) -> dict[str, Any]:
@@ -133,6 +140,8 @@ def _examine(path: Path, config: RunConfig, resolved: ResolvedRun) -> RunFolder 
         content = read_object(path / CONFIG_NAME)
         before = _OLDER | current_names(content["identity"])
         segments = _segments_of(content["resolved"])
+        sources = list(content["resolved"].get("sources") or ())
+        source_names = tuple(each["name"] for each in sources)
     except (DataError, ValueError, KeyError, TypeError, AttributeError):
         return f"{path} is not empty and holds no run to resume: give another --out"
     if (number := before.get("format", 1)) != FORMAT:
@@ -140,13 +149,13 @@ def _examine(path: Path, config: RunConfig, resolved: ResolvedRun) -> RunFolder 
     now = json.loads(json.dumps(identity(config, resolved)))
     differing = sorted((name for name in now if before.get(name) != now[name]), key=_LENGTH.__contains__)
     if differing and not (config.extend and differing[0] in _LENGTH):
-        return _refusal(path, differing[0], before, now)
+        return _refusal(path, differing[0], before, now, _other_sources(sources, resolved.sources))
     steps = before["the number of steps"]
     if config.extend and resolved.steps > steps:
         newest = next(map(checkpoint_step, checkpoints(path)), 0)
         epoch_steps = resolved.samples_per_epoch / resolved.batch_size
         extended = extend(segments, config, epoch_steps, after=newest, end=resolved.steps)
-        return RunFolder(path, begun=True, segments=extended)
+        return RunFolder(path, begun=True, segments=extended, source_names=source_names)
     if config.extend and (differing or len(segments) == 1):  # and not the command that extended it, once more
         return (
             f"--extend takes more steps than {path} has, which are {steps}, and these are {resolved.steps}: give more "
@@ -158,6 +167,7 @@ def _examine(path: Path, config: RunConfig, resolved: ResolvedRun) -> RunFolder 
         begun=True,
         finished=checkpoint is not None and checkpoint_step(checkpoint) >= resolved.steps,
         segments=segments if len(segments) > 1 else (),
+        source_names=source_names,
     )
 
 
@@ -168,8 +178,25 @@ def _segments_of(resolved: dict[str, Any]) -> tuple[Segment, ...]:
     return tuple(Segment(**each) for each in resolved["segments"])
 
 
-def _refusal(path: Path, name: str, before: dict[str, Any], now: dict[str, Any]) -> str:
+def _other_sources(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> str | None:
+    """Return what has become of the data sets of a mixture, if their fingerprints tell."""
+    there, here = ([each["fingerprint"] for each in sources] for sources in (before, now))
+    if there == here or len(there) != len(here):
+        return None
+    if sorted(there) == sorted(here):
+        names = (" ".join(each["name"] for each in sources) for sources in (before, now))
+        return "the data sets were {} there and are {} now, in another order".format(*names)
+    old, new = next(pair for pair in zip(before, now, strict=True) if pair[0]["fingerprint"] != pair[1]["fingerprint"])
+    return (
+        f"data set {new['name']} is not the {old['name']} that it began with: its fingerprint was "
+        f"{old['fingerprint']} there and is {new['fingerprint']} now"
+    )
+
+
+def _refusal(path: Path, name: str, before: dict[str, Any], now: dict[str, Any], other_sources: str | None) -> str:
     """Return why a run cannot be resumed that differs in one part of its identity, and the ways out."""
+    if other_sources is not None and name in ("the mix of the data sets", "the data's fingerprint"):
+        return f"{path} holds another run: {other_sources}: give those, or another --out"
     way = ""
     if name == "the global batch":
         way = "--batch-size, or "

@@ -52,6 +52,12 @@ class Prepared:
         given = {"workers": self.config.workers, "fault_budget": self.config.fault_budget}
         return {"decode": self.config.decode, **{name: value for name, value in given.items() if value is not None}}
 
+    def with_source_names(self, names: tuple[str, ...]) -> Prepared:
+        """Return the run on a mixture with the names that its data sets had when it began."""
+        assert isinstance(self.manifest, Mixture)
+        manifest = replace(self.manifest, names=names)
+        return replace(self, manifest=manifest, resolved=replace(self.resolved, sources=sources_of(manifest)))
+
     def extended(self, segments: tuple[Segment, ...]) -> Prepared:
         """Return the run with these segments; crops grow as was planned when it began."""
         resolved = replace(self.resolved, segments=segments)
@@ -83,7 +89,7 @@ def prepare(config: RunConfig, world: World) -> Prepared:
             device=world.device.type,
             has_bf16=world.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
             init_digest=task.init_digest,
-            weights=manifest.weights if isinstance(manifest, Mixture) else (),
+            sources=sources_of(manifest),
             pixels=None if task.preprocessing == DEFAULT else task.preprocessing.to_json(),
         )
         check_nvme_folder(resolved.deepspeed)
@@ -99,7 +105,7 @@ def prepare(config: RunConfig, world: World) -> Prepared:
         manifest=manifest,
         task=task,
         stream_options=stream_options,
-        facts={**task.facts(), **sources_of(manifest), "device_name": device_name(world.device)},
+        facts={**task.facts(), "device_name": device_name(world.device)},
     )
 
 
@@ -115,18 +121,22 @@ def read_data(config: RunConfig) -> tuple[str | tuple[str, ...], Manifest]:
     return without_credentials(str(data.absolute())), read_manifest(data)
 
 
-def sources_of(manifest: Manifest) -> dict[str, Any]:
-    """Return what config.json records of the data sets of a mixture; nothing of one alone."""
+def sources_of(manifest: Manifest) -> tuple[dict[str, Any], ...]:
+    """Return `ResolvedRun.sources`."""
     if not isinstance(manifest, Mixture):
-        return {}
+        return ()
     columns = zip(manifest.names, manifest.weights, manifest.members, strict=True)
     whole = sum(manifest.weights)
-    return {
-        "sources": [
-            {"name": name, "share": weight / whole, "images": len(member), "fingerprint": member.fingerprint}
-            for name, weight, member in columns
-        ]
-    }
+    return tuple(
+        {
+            "name": name,
+            "share": weight / whole,
+            "weight": weight,
+            "images": len(member),
+            "fingerprint": member.fingerprint,
+        }
+        for name, weight, member in columns
+    )
 
 
 def open_stream(prepared: Prepared, world: World, run: Path, start_samples: int) -> Stream:
@@ -155,7 +165,7 @@ def make_task(config: RunConfig, manifest: Manifest) -> Task:
 
 def common_facts(config: RunConfig, resolved: ResolvedRun) -> dict[str, Any]:
     """Return what must be equal on all ranks; where data lie and how many threads decode them need not be."""
-    own = ("data", "init", "source", "out", "workers", "devices", "hostfile")
+    own = ("data", "sources", "init", "source", "out", "workers", "devices", "hostfile")
     facts: dict[str, Any] = {**result_versions(), "data's fingerprint": resolved.fingerprint}
     for fields in (config.to_json(), resolved.to_json()):
         facts.update((name, value) for name, value in _flat(fields) if name not in own)

@@ -49,6 +49,9 @@ def train(
     if folder.segments:
         prepared = prepared.extended(folder.segments)
         resolved = prepared.resolved
+    if folder.source_names:
+        prepared = prepared.with_source_names(folder.source_names)
+        resolved = prepared.resolved
     run = folder.path
     if folder.finished:
         if not world.is_rank0:

@@ -40,10 +40,11 @@ def _mixed_quantiles(of_each: Sequence[np.ndarray[Any, Any]], shares: np.ndarray
     """Return a channel's quantiles over several data sets, whose values lie on lines between their own quantiles."""
     levels = np.linspace(0, 1, QUANTILES)
     values = np.unique(np.concatenate(of_each))
-    # The shares of all values below each of `values`, and up to it: a value of many pixels is a step.
+    # The shares of all values below each of `values`, and up to it: a value of many pixels is a step. Of quantiles that
+    # are equal, np.interp takes the last; turned round, the first.
     shares_of = np.zeros((len(values), 2))
     for share, each in zip(shares, of_each, strict=True):
-        first, last = np.diff(each, prepend=-np.inf) > 0, np.diff(each, append=np.inf) > 0
-        shares_of[:, 0] += share * np.interp(values, each[first], levels[first], left=0, right=1)
-        shares_of[:, 1] += share * np.interp(values, each[last], levels[last], left=0, right=1)
+        above = np.interp(-values, -each[::-1], 1 - levels[::-1], left=0, right=1)
+        shares_of[:, 0] += share * (1 - above)
+        shares_of[:, 1] += share * np.interp(values, each, levels, left=0, right=1)
     return tuple(np.interp(levels, shares_of.ravel(), values.repeat(2)).tolist())

@@ -117,7 +117,7 @@ def read_mixture(
     """
     sources = named_sources(data)
     members = [read(folder_at(source.place), split) for source in sources]
-    return mix(members, whole_weights([source.share for source in sources], [len(member) for member in members]))
+    return mix(members, whole_weights(sources, [len(member) for member in members]))
 
 
 def mix(members: Sequence[Manifest], weights: Sequence[int]) -> Mixture:

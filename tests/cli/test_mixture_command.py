@@ -66,7 +66,7 @@ def test_python_takes_pairs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     ("arguments", "words"),
     [
         (["pretrain", "a:0.5", "b"], "a:0.5 has a share and b has none"),
-        (["pretrain", "a:0", "b:1"], "the share of a is 0"),
+        (["pretrain", "a:0", "b:1"], "the share of a is '0'"),
         (["pretrain", "a:1"], "a:1 is the only data set"),
         (["plan", "a:0.5", "b"], "a:0.5 has a share and b has none"),
         (["finetune", "runs/x", "a:0.5", "b:0.5"], "unexpected extra argument"),

@@ -32,10 +32,11 @@ SHARES = {"red-shards": "5", "green-shards": "3", "blue-shards": "2"}
 
 @pytest.fixture(scope="session")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three data sets, in several shards each."""
+    """A folder of three data sets, in several shards each; the first has labels."""
     root = tmp_path_factory.mktemp("three")
     for number, (name, count) in enumerate(COUNTS.items()):
-        data = sharded(root / f"making-{number}", count, shard_bytes=20_000, seed=number)
+        classes = () if number else ("day", "night")
+        data = sharded(root / f"making-{number}", count, shard_bytes=20_000, seed=number, classes=classes)
         data.rename(root / name)
     return root
 
@@ -260,11 +261,13 @@ def test_a_damaged_sample_is_replaced_from_its_own_data_set(three: Path, tmp_pat
 def test_labels_are_given_where_all_have_the_same_classes(three: Path) -> None:
     with Stream([three / "red-shards", three / "red-shards"], **OPTIONS) as stream:
         assert stream.manifest.names == ("red-shards", "red-shards-2")
-        batch = next(stream)
-        label = read_manifest(three / "red-shards").label
-    if label is not None:
-        assert batch.labels is not None
-        assert batch.labels.tolist() == label[batch.samples.numpy() % 40].tolist()
+        batch, label = next(stream), read_manifest(three / "red-shards").label
+    assert batch.labels is not None
+    assert label is not None
+    assert batch.labels.tolist() == label[batch.samples.numpy() % 40].tolist()
+    assert set(label.tolist()) == {0, 1}
+    with Stream([three / "red-shards", three / "green-shards"], **OPTIONS) as stream:
+        assert next(stream).labels is None
 
 
 def test_images_of_other_kinds_mix_among_themselves(three: Path, tmp_path: Path) -> None:
@@ -294,10 +297,11 @@ def test_images_of_other_kinds_mix_among_themselves(three: Path, tmp_path: Path)
         ([], "no data set is named"),
         (["a:0.5"], "a:0.5 is the only data set"),
         (["a:0.5", "b"], "a:0.5 has a share and b has none"),
-        (["a:1", "b:-2"], "the share of b is -2"),
-        (["a:1", "b:nan"], "the share of b is nan"),
+        (["a:1", "b:-2"], "the share of b is '-2'"),
+        (["a:1", "b:nan"], "the share of b is 'nan'"),
         ([("a", 1), ("b", "much")], "the share of b is 'much'"),
-        (["a:1", "b:1e-12"], "less than a billionth"),
+        (["a:1", "b:1e-12"], "the share of b is 1e-12, less than a billionth of the whole"),
+        ([":1", "b:1"], "data has ''; give a folder or a URL"),
         (["a", 5], "data has 5"),
     ],
 )

@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from coma.errors import UsageError
 from coma.runs.names import CHECKPOINTS_NAME
 from coma.shards.option import option, option_like
+from coma.shards.shares import named_sources
 from coma.training.config.options import RunConfig, model_option, optimisation_option
 
 augmentation_option = partial(option, panel="Augmentation", identity=True)
@@ -61,6 +63,14 @@ class FinetuneConfig(RunConfig):
     evaluate_every: int | None = option_like(
         RunConfig, "evaluate_every", 1, help="Epochs between evaluations on split val.", shown_default=None
     )
+
+    def __post_init__(self) -> None:
+        """Refuse what no data and no machine could make right."""
+        super().__post_init__()
+        if isinstance(self.data, tuple | list):
+            raise UsageError(f"data is {list(self.data)}, and fine-tuning takes one data set: give that alone")
+        if isinstance(self.data, str):
+            named_sources([self.data])  # which refuses a share
 
     @property
     def name(self) -> str:

@@ -262,7 +262,7 @@ class RunConfig(ABC):
     def crops_in_words(self) -> list[str]:
         """What is done to crops: their least size, and flips and turns that are not the usual ones."""
         return [
-            f"crops of {self.crop_scale:.0%} or more",
+            f"crops of {100 * self.crop_scale:.3g}% or more",
             *([f"flips: {self.flips}"] if self.flips != "horizontal" else []),
             *(["quarter turns"] if self.quarter_turns else []),
         ]

@@ -48,8 +48,8 @@ class ResolvedRun:
     deepspeed: DeepSpeedConfig
     init_digest: str | None = None
     """Hash of the weights that the run starts from; None: random ones."""
-    weights: tuple[int, ...] = ()
-    """Shares of several data sets, as whole numbers; empty for one."""
+    sources: tuple[dict[str, Any], ...] = ()
+    """Name, share, the same as a whole number (weight), images and fingerprint of each of several data sets."""
     pixels: dict[str, Any] | None = None
     """Channels, type, mean and deviation of the images (`Preprocessing.to_json`); None: 8-bit RGB, as ImageNet's."""
 
@@ -77,9 +77,9 @@ class ResolvedRun:
         return step * self.batch_size // samples > (step - 1) * self.batch_size // samples
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the fields as JSON values, without `sources` for one data set."""
         return {
-            **vars(self),
+            **{name: value for name, value in vars(self).items() if name != "sources" or value},
             "warmup_steps": self.warmup_steps,
             "segments": [asdict(each) for each in self.segments],
             "deepspeed": self.deepspeed.to_json(),
@@ -97,7 +97,7 @@ def resolve(
     device: str,
     has_bf16: bool,
     init_digest: str | None = None,
-    weights: tuple[int, ...] = (),
+    sources: tuple[dict[str, Any], ...] = (),
     pixels: dict[str, Any] | None = None,
 ) -> ResolvedRun:
     """Resolve a run on `samples_per_epoch` images and `world_size` processes.
@@ -146,7 +146,7 @@ def resolve(
             betas=deepspeed.betas or config.betas,
         ),
         init_digest=init_digest,
-        weights=weights,
+        sources=sources,
         pixels=pixels,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import textwrap
 from pathlib import Path
 
 import torch
@@ -13,13 +12,11 @@ from coma.evaluation.score import can_be_probed
 from coma.runs.names import METRICS_NAME, TENSORBOARD_NAME, export_command
 from coma.training.config.finetune_options import FinetuneConfig
 from coma.training.config.schedule import REFERENCE_BATCH, Segment, rate_at
+from coma.training.logs.metrics import wrapped
 from coma.training.run_folder import RunFolder
 from coma.training.setup import Prepared
 
 logger = logging.getLogger(__name__)
-
-_WIDTH = 70
-"""Columns of a line, beside its subject."""
 
 
 def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
@@ -30,14 +27,14 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
     accumulation = f" x {resolved.accumulation} accumulated" if resolved.accumulation > 1 else ""
     devices = f"{resolved.world_size} device{'s' if resolved.world_size > 1 else ''}"
     detected = " (found here)" if config.data is None else ""
-    if resolved.weights:
-        _log("data", f"{len(resolved.weights)} data sets of {resolved.samples_per_epoch} images together, an epoch")
+    if resolved.sources:
+        _log("data", f"{len(resolved.sources)} data sets of {resolved.samples_per_epoch} images together, an epoch")
         for line in _sources(prepared):
             _log("", line)
     else:
         _log("data", f"{resolved.data}: {resolved.samples_per_epoch} images{detected}")
     if resolved.pixels is not None:
-        _wrapped("pixels", prepared.task.preprocessing.describe())
+        logger.info("%s", wrapped("pixels", prepared.task.preprocessing.describe()))
     before = ""
     for subject, text in prepared.task.describe():
         before = subject or before
@@ -80,10 +77,10 @@ def log_start(prepared: Prepared, folder: RunFolder, step: int) -> None:
 def _sources(prepared: Prepared) -> list[str]:
     """Return a line for each data set of a mixture: its share, and how often the run shows each of its images."""
     resolved, lines = prepared.resolved, []
-    for source in prepared.facts["sources"]:
+    for source in resolved.sources:
         name, share, images = source["name"], source["share"], source["images"]
         epochs = resolved.steps * resolved.batch_size * share / images
-        lines.append(f"{name}: {images} images, {share:.2%} of the run, {epochs:.4g} epochs")
+        lines.append(f"{name}: {images} images, {100 * share:.4g}% of the run, {epochs:.4g} epochs")
     return lines
 
 
@@ -118,12 +115,6 @@ def log_end(result: dict[str, object], prepared: Prepared) -> None:
             _log(subject, result[subject])
     _log("metrics", f"{run}/{METRICS_NAME}, {shell_command('tensorboard', '--logdir', run / TENSORBOARD_NAME)}")
     _log("next", following if result["finished"] else "the same command resumes from here")
-
-
-def _wrapped(subject: str, text: str) -> None:
-    """Log a line as several that fit into 80 columns."""
-    for number, line in enumerate(textwrap.wrap(text, _WIDTH)):
-        _log("" if number else subject, line)
 
 
 def _log(subject: str, text: object) -> None:

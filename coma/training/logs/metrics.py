@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import textwrap
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +40,28 @@ class Progress:
     """Model TFLOP/s of a device."""
     mfu: float | None = None
     """Model FLOP/s utilization (MFU): their share of the device's peak, 0 to 1, where that is known."""
-    source_epochs: tuple[float, ...] = ()
-    """Epochs of each data set of a mixture; empty for one data set."""
+    source_epochs: Mapping[str, float] = field(default_factory=dict)
+    """Epochs of each data set of a mixture, by name; empty for one data set."""
 
     @property
     def figures(self) -> str:
         """The line that a log gets, without the step."""
         use = "" if self.tflops is None else f"{self.tflops:.3g} TFLOP/s  "
         use = use if self.mfu is None else f"mfu {self.mfu:.0%}  "
-        epochs = f"epochs {' + '.join(f'{each:.3g}' for each in self.source_epochs)}  " if self.source_epochs else ""
         return (
-            f"loss {self.loss:.4f}  lr {self.lr:.1e}  {epochs}{self.images_per_s:.4g} img/s  {use}"
+            f"loss {self.loss:.4f}  lr {self.lr:.1e}  {self.images_per_s:.4g} img/s  {use}"
             f"data wait {self.data_wait:.0%}  {duration(self.eta_s)} left"
         )
 
     def __str__(self) -> str:
-        """Return the line that a log gets."""
-        return f"step {self.step}/{self.steps}  {self.figures}"
+        """Return the line that a log gets, and for a mixture, lines with the epochs of the data sets."""
+        line = f"step {self.step}/{self.steps}  {self.figures}"
+        return f"{line}\n{wrapped('epochs', self.epochs)}" if self.epochs else line
+
+    @property
+    def epochs(self) -> str:
+        """The epochs of the data sets of a mixture by their names; empty for one data set."""
+        return ", ".join(f"{name} {each:.4g}" for name, each in self.source_epochs.items())
 
 
 Watcher = Callable[[Progress], None]
@@ -122,9 +128,11 @@ class Pace:
             eta_s=(self._steps - line["step"]) * self._step_s,
             tflops=self._smoothed("model_tflops", line),
             mfu=self._smoothed("mfu", line),
-            source_epochs=tuple(
-                value for name, value in line.items() if name.startswith("source/") and name.endswith("/epochs")
-            ),
+            source_epochs={
+                name.removeprefix("source/").removesuffix("/epochs"): value
+                for name, value in line.items()
+                if name.startswith("source/") and name.endswith("/epochs")
+            },
         )
 
     def _smoothed(self, name: str, line: dict[str, Any]) -> float | None:
@@ -151,6 +159,12 @@ class Pace:
             watch(progress)
         elif self.line_is_due(progress.step):
             logger.info("%s", progress)
+
+
+def wrapped(subject: str, text: str) -> str:
+    """Return a text beside its subject, in lines of at most 80 columns."""
+    how: dict[str, Any] = {"initial_indent": f"{subject:<9} ", "subsequent_indent": " " * 10}
+    return textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False, **how)
 
 
 def duration(seconds: float) -> str:

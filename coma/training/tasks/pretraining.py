@@ -11,7 +11,7 @@ from torch import Tensor
 
 from coma.pictures.display import display_of
 from coma.pipeline import Batch
-from coma.pipeline.preprocessing import of_data
+from coma.pipeline.preprocessing import check_fits, of_data
 from coma.runs.read import build_model, training_stream
 from coma.shards.files import folder_at
 from coma.shards.manifest import Manifest, Mixture, read_manifest
@@ -32,7 +32,7 @@ class Pretraining(Task):
     """What `coma pretrain` trains.
 
     Raises:
-        UsageError, DataError: no such network, or --init does not fit it.
+        UsageError, DataError: no such network, or --init or --evaluate-on does not fit it.
     """
 
     model: MaskedAutoencoder
@@ -43,6 +43,9 @@ class Pretraining(Task):
             manifest.pixels, mean=config.mean, std=config.std, clip_percentile=config.clip_percentile
         )
         display_of(self.preprocessing, manifest.pixels, config.show_channels)  # or the reason why not
+        self._scored = None if config.evaluate_on is None else read_manifest(folder_at(config.evaluate_on))
+        if self._scored is not None:
+            check_fits(self.preprocessing, self._scored.pixels, "the network", self._scored.place)
         self._start = recorded_start(config)
         self.lacks_weights = self._start is not None
         source = None
@@ -62,9 +65,8 @@ class Pretraining(Task):
         pixels = self.preprocessing.to_json()
         return build_model({**self._config.to_json(), "pixels": pixels, "backbone_args": self._args})
 
-    def image_losses(self) -> Tensor:
+    def image_losses(self) -> Tensor | None:
         """Return the loss of each image [B] of the last forward pass on a mixture."""
-        assert self.model.image_losses is not None
         return self.model.image_losses
 
     def give_start(self) -> None:
@@ -93,9 +95,8 @@ class Pretraining(Task):
         """Return what scores frozen features, with --evaluate-every."""
         if self._config.evaluate_every is None:
             return None
-        if self._config.evaluate_on is not None:
-            scored = read_manifest(folder_at(self._config.evaluate_on))
-            return FeatureScorer(self.build, scored, device, decoding, data_name=scored.place)
+        if self._scored is not None:
+            return FeatureScorer(self.build, self._scored, device, decoding, data_name=self._scored.place)
         first, *others = self._manifest.parts
         if others:
             logger.info("evaluation is on %s, the first data set: --evaluate-on names another", first.place)

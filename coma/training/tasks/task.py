@@ -66,9 +66,9 @@ class Task(ABC):
     def give_start(self) -> None:  # noqa: B027
         """Load the weights that the run starts from, where that was put off as it seemed to be resumed."""
 
-    def image_losses(self) -> Tensor:
-        """Return the loss of each image [B] of the last forward pass; only for a task that can be given a mixture."""
-        raise NotImplementedError
+    def image_losses(self) -> Tensor | None:
+        """Return the loss of each image [B] of the last forward pass; None for a task that takes one data set alone."""
+        return None
 
     @property
     def scores_start(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from bands import band_set
 from commands import all_gone, begin, command, descendants, ranks, wait_until
 from drawn import sharded
 from small_runs import course, lines, same_weights
@@ -22,8 +24,9 @@ from coma.model.build import build
 from coma.pictures.step import read_step
 from coma.pictures.step_sheet import step_sheet
 from coma.runs.read import read_config, run_data_sets
+from coma.runs.report_sources import by_source
 from coma.shards.manifest import read_manifest
-from coma.training import PretrainConfig, pretrain
+from coma.training import FinetuneConfig, PretrainConfig, pretrain
 from coma.training.config.config_file import options_like
 from coma.training.logs.by_source import BySource
 
@@ -71,17 +74,22 @@ def test_loss_images_and_epochs_of_each_are_counted(whole: Path) -> None:
 
 def test_stopped_and_moved_is_to_the_bit_never_stopped(whole: Path, place: Path, tmp_path: Path) -> None:
     pretrain(config(place, "stopped", micro_batch_size=4, stop_after=3))
-    for name in ("a-shards", "b-shards"):
-        shutil.copytree(place / name, tmp_path / name)
+    shutil.copytree(place / "a-shards", tmp_path / "renamed")
+    shutil.copytree(place / "b-shards", tmp_path / "b-shards")
     shutil.move(place / "stopped", tmp_path / "stopped")
-    pretrain(config(tmp_path, "stopped", micro_batch_size=4, shares=(":3", ":1.0")))
+    moved = (f"{tmp_path}/renamed:3", f"{tmp_path}/b-shards:1.0")
+    pretrain(config(tmp_path, "stopped", micro_batch_size=4, data=moved))
     assert course(tmp_path / "stopped") == course(whole)
     assert same_weights(tmp_path / "stopped", whole)
     of_sources = [
         [{name: line[name] for name in line if name.startswith("source/")} for line in lines(run)]
         for run in (whole, tmp_path / "stopped")
     ]
-    assert of_sources[0] == of_sources[1]
+    assert of_sources[0] == of_sources[1]  # by the names that they had at the start
+    damaged = json.loads((whole / "ledger.jsonl").read_text().splitlines()[0])["step"]
+    assert [row.asked.data_set for row in read_step(tmp_path / "stopped", damaged).rows if row.substitute] == [
+        "b-shards"
+    ]
 
 
 def test_other_shares_are_another_run(whole: Path, place: Path) -> None:
@@ -89,6 +97,12 @@ def test_other_shares_are_another_run(whole: Path, place: Path) -> None:
         pretrain(config(place, "whole", shares=(":1", ":1")))
     with pytest.raises(UsageError, match="the data's fingerprint was"):
         pretrain(config(place, "whole", data=place / "a-shards"))
+    a, b = (f"{place}/{name}-shards" for name in "ab")
+    order = "the data sets were a-shards b-shards there and are b-shards a-shards now, in another order: give those"
+    with pytest.raises(UsageError, match=order):
+        pretrain(config(place, "whole", data=(f"{b}:1", f"{a}:3")))
+    with pytest.raises(UsageError, match="data set a-shards-2 is not the b-shards that it began with: its fingerprint"):
+        pretrain(config(place, "whole", data=(f"{a}:3", f"{a}:1")))
 
 
 def test_the_images_of_a_step_name_their_data_sets(whole: Path) -> None:
@@ -110,7 +124,7 @@ def test_the_images_of_a_step_name_their_data_sets(whole: Path) -> None:
 def test_the_report_shows_each_data_set(whole: Path) -> None:
     report = (whole / "report.html").read_text()
     assert "Loss by data set" in report
-    assert "75.000%" in report
+    assert report.count("<td class='n'>75%</td>") == 2  # wanted, and seen
     assert "</b>b-shards</td>" in report
 
 
@@ -120,6 +134,10 @@ def test_what_takes_one_data_set_asks_for_it(whole: Path, place: Path) -> None:
     scored = what_to_score(whole, place / "a-shards")
     assert scored.kept({"knn": 50.0, "step": STEPS})["metrics"]
     assert "data" in json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
+    with pytest.raises(UsageError, match=r"data is \['a', 'b'\], and fine-tuning takes one data set"):
+        FinetuneConfig(source=whole, data=("a", "b"))
+    with pytest.raises(UsageError, match=r"a:0\.5 is the only data set"):
+        FinetuneConfig(source=whole, data="a:0.5")
 
 
 def test_a_run_like_it_takes_its_data_sets(whole: Path, place: Path) -> None:
@@ -138,6 +156,19 @@ def test_it_evaluates_on_the_first_or_on_another(place: Path, data: Path, caplog
     assert first["knn"] == other["knn"]  # of the same images
     with pytest.raises(UsageError, match="--evaluate-on goes with --evaluate-every"):
         config(place, "no", evaluate_on=data)
+    bands = band_set(place / "bands", "npy", 6)
+    with pytest.raises(UsageError, match=r"takes images of .* and those of .*bands.* have 2 channels of float32"):
+        pretrain(config(place, "no", evaluate_every=1, evaluate_on=bands))
+    assert not (place / "no").exists()
+
+
+def test_many_data_sets_are_told_apart_in_the_report() -> None:
+    names = [f"part-{number}" for number in range(8)]
+    steps = [{"step": step, **{f"source/{name}/loss": 1.0 for name in names}} for step in (1, 2)]
+    page = by_source(steps, {"sources": [{"name": name} for name in names]})
+    for style in re.findall("class='key ([^']+)'", page):
+        assert page.count(f"class='line {style}'") == 1
+    assert len(set(re.findall("class='key ([^']+)'", page))) == 8
 
 
 @pytest.mark.parametrize("method", ["coma", "independent", "mae"])

@@ -35,6 +35,16 @@ def test_they_are_those_of_all_values_by_their_shares() -> None:
         assert mixed.quantile(1, percent) == pytest.approx(7 if percent < 75 else 9, abs=0.02)
 
 
+def test_a_value_of_many_pixels_with_nothing_near_it_is_one_step() -> None:
+    """No data are 0, all others far above, and another data set has values in between."""
+    rng = np.random.default_rng(0)
+    gaps = np.where(rng.random(40_000) < 0.5, 0.0, 60_000 + rng.normal(0, 9, 40_000))
+    between = rng.uniform(100, 5_000, 40_000)
+    mixed, both = mixed_pixels([coding(gaps), coding(between)], [1, 1]), np.concatenate([gaps, between])
+    for percent in (2, 20, 30, 50, 70, 74, 76, 98):
+        assert mixed.quantile(0, percent) == pytest.approx(np.percentile(both, percent), rel=0.03, abs=1e-6)
+
+
 def test_one_data_set_alone_keeps_its_own() -> None:
     alone = coding(np.random.default_rng(1).integers(0, 50, 5_000).astype(float))
     mixed = mixed_pixels([alone], [1])

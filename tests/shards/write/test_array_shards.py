@@ -1,9 +1,5 @@
 """`coma shard --channels N`: samples at their own depth, with exact statistics, through every way to shards."""
 
-import os
-import signal
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -13,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from arrays import write_arrays
 from drawn import encoded
+from killed_shards import shard_until_killed
 from masked import as_png, draw_ids
 
 from coma.errors import DataError, UsageError
@@ -115,42 +112,13 @@ def test_any_number_of_workers_and_of_parts_gives_the_same_bytes(scenes, tmp_pat
     assert contents(tmp_path / "two") == contents(tmp_path / "parts") == contents(out)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-role, count = os.environ["COMA_KILL"].split(":")
-mine = "worker" if any("import serve" in word for word in sys.orig_argv) else "parent"
-rename, seen = Path.replace, 0
-def replace(self, target):
-    global seen
-    seen += 1
-    if mine == role and seen == int(count):
-        if mine == "worker":
-            os.kill(os.getppid(), signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return rename(self, target)
-Path.replace = replace
-"""
-RUN = """
-import sys
-from pathlib import Path
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
-shard(Path(sys.argv[1]), Path(sys.argv[2]), ShardOptions(channels=5, shard_bytes=20_000, workers=1))
-"""
-
-
 # In a worker: 1 index, 2 counts of values, 3 part, 4 tar of the first shard, 5 ... the second.
 @pytest.mark.parametrize(
     "instant", ["worker:7", *(pytest.param(f"worker:{n}", marks=pytest.mark.slow) for n in (2, 3, 4, 8))]
 )
 def test_killed_at_any_instant_a_run_goes_on(scenes, tmp_path, contents, instant):
     source, _, expected, _ = scenes
-    (tmp_path / "hook").mkdir()
-    (tmp_path / "hook/sitecustomize.py").write_text(KILLED)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "hook"), "COMA_KILL": instant}
-    killed = subprocess.run([sys.executable, "-c", RUN, source, tmp_path / "out"], env=environment)
-    assert killed.returncode == -signal.SIGKILL
+    shard_until_killed(source, tmp_path / "out", instant, channels=5, shard_bytes=20_000, workers=1)
     shard(source, tmp_path / "out", OPTIONS)
     assert contents(tmp_path / "out") == contents(expected)
 

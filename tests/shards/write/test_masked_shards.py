@@ -3,19 +3,20 @@
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
 from drawn import encoded
+from killed_shards import shard_until_killed
 from masked import as_png, draw_ids, draw_pairs, picture_of
 from PIL import Image
 
@@ -296,40 +297,13 @@ def test_the_same_bytes_for_any_workers_parts_and_resumption(made, tmp_path: Pat
         shard(source, out, ShardOptions(workers=1, masks="none", **options))  # type: ignore[arg-type]
 
 
-KILLED = """
-import os, signal
-from pathlib import Path
-rename, seen = Path.replace, 0
-def replace(self, target):
-    global seen
-    seen += 1
-    if seen == 5:
-        os.kill(os.getppid(), signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return rename(self, target)
-import sys
-if any("import serve" in word for word in sys.orig_argv):
-    Path.replace = replace
-"""
-RUN = """
-import sys
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
-shard(sys.argv[1], sys.argv[2], ShardOptions(shard_bytes=20_000, val_fraction=0.2, workers=1))
-"""
-
-
 def test_a_killed_run_goes_on(made, tmp_path: Path, contents: Contents) -> None:
     source, out, _ = made
-    (tmp_path / "hook").mkdir()
-    (tmp_path / "hook/sitecustomize.py").write_text(KILLED)
-    words = [sys.executable, "-c", RUN, str(source), str(tmp_path / "out")]
-    done = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(tmp_path / "hook")}, check=False)
-    assert done.returncode == -signal.SIGKILL
+    options: dict[str, Any] = {"shard_bytes": 20_000, "val_fraction": 0.2, "workers": 1}
+    shard_until_killed(source, tmp_path / "out", "worker:5", **options)
     with pytest.raises(DataError):
         read_manifest(tmp_path / "out")
-    options = ShardOptions(shard_bytes=20_000, val_fraction=0.2, workers=1)
-    assert shard(source, tmp_path / "out", options).kept_shards == 1
+    assert shard(source, tmp_path / "out", ShardOptions(**options)).kept_shards == 1
     assert contents(tmp_path / "out") == contents(out)
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from killed_shards import RUN, begin_sharding, killing_at, shard_until_killed
 
 from coma.errors import ComaError, DataError, UsageError
 from coma.shards.check.verify import verify
@@ -19,35 +20,11 @@ from coma.shards.write.options import ShardOptions
 from coma.shards.write.writer import shard
 
 SMALL = ShardOptions(shard_bytes=20_000, workers=1)
-
-# A run of its own process, which kills itself just before its Nth rename, in the parent or in the worker.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-role, count = os.environ["COMA_KILL"].split(":")
-mine = "worker" if any("import serve" in word for word in sys.orig_argv) else "parent"
-rename, seen = Path.replace, 0
-def replace(self, target):
-    global seen
-    seen += 1
-    if mine == role and seen == int(count):
-        if mine == "worker":
-            os.kill(os.getppid(), signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return rename(self, target)
-Path.replace = replace
-"""
-RUN = """
-import sys
-from pathlib import Path
-from coma.shards.write.options import ShardOptions
-from coma.shards.write.writer import shard
-shard(Path(sys.argv[1]), Path(sys.argv[2]), ShardOptions(shard_bytes=20_000, workers=int(sys.argv[3])))
-"""
+TWO_WORKERS = '{"shard_bytes": 20000, "workers": 2}'
 
 
 def run(source, out, workers=1, **kw):
-    return subprocess.Popen([sys.executable, "-c", RUN, str(source), str(out), str(workers)], **kw)
+    return begin_sharding(source, out, options={"shard_bytes": 20_000, "workers": workers}, **kw)
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +48,8 @@ MORE_INSTANTS = ["worker:1", "worker:2", "worker:4", "worker:6", "parent:1", "pa
 )
 def test_killed_at_any_instant_a_run_goes_on(pets, tmp_path, contents, instant):
     source, expected = pets
-    hook = tmp_path / "hook"
-    hook.mkdir()
-    (hook / "sitecustomize.py").write_text(KILLED)
     out = tmp_path / "out"
-    process = run(source, out, env={**os.environ, "PYTHONPATH": str(hook), "COMA_KILL": instant})
-    assert process.wait() == -signal.SIGKILL
+    shard_until_killed(source, out, instant, shard_bytes=20_000, workers=1)
     with pytest.raises(DataError):
         read_manifest(out)
     standing = {path: path.stat().st_ino for path in out.rglob("coma-*.tar")}
@@ -127,7 +100,7 @@ def test_a_limit_on_file_sizes_is_one_line_and_the_run_goes_on(pets, tmp_path, c
     out = tmp_path / "out"
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))" + RUN
     process = subprocess.run(
-        [sys.executable, "-c", limited, str(source), str(out), "2"],
+        [sys.executable, "-c", limited, str(source), str(out), TWO_WORKERS],
         capture_output=True,
         text=True,
         check=False,
@@ -145,10 +118,10 @@ set -e
 mkdir "$2"
 mount -t tmpfs -o size=80k none "$2"
 mkdir "$2/out"
-"$PYTHON" -c "$RUN" "$1" "$2/out" 2 2> "$3" && exit 9
+"$PYTHON" -c "$RUN" "$1" "$2/out" "$OPTIONS" 2> "$3" && exit 9
 find "$2/out" -name '*.tar' -o -name '*.coma-tmp' > "$4"
 mount -o remount,size=8m "$2"
-"$PYTHON" -c "$RUN" "$1" "$2/out" 2
+"$PYTHON" -c "$RUN" "$1" "$2/out" "$OPTIONS"
 cp -r "$2/out" "$5"
 """
 
@@ -159,7 +132,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_space(pets, t
     unshare = ["unshare", "--user", "--map-root-user", "--mount"]
     if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], check=False).returncode:
         pytest.skip("no mount namespaces here")
-    environment = {**os.environ, "PYTHON": sys.executable, "RUN": RUN}
+    environment = {**os.environ, "PYTHON": sys.executable, "RUN": RUN, "OPTIONS": TWO_WORKERS}
     done = subprocess.run(
         [*unshare, "sh", "-c", FULL_DISK, "sh", *names], env=environment, capture_output=True, check=False
     )
@@ -196,11 +169,8 @@ def test_killed_at_twenty_random_instants(pets, tmp_path, contents):
 
 def test_a_worker_that_dies_is_one_line(pets, tmp_path, monkeypatch):
     source, _ = pets
-    hook = tmp_path / "hook"
-    hook.mkdir()
-    (hook / "sitecustomize.py").write_text(KILLED.replace("os.kill(os.getppid(), signal.SIGKILL)", "pass"))
-    monkeypatch.setenv("PYTHONPATH", str(hook))
-    monkeypatch.setenv("COMA_KILL", "worker:2")
+    for name, value in killing_at("worker:2", tmp_path / "hook", worker_alone=True).items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ComaError, match=r"a worker process ended by signal 9 .* while writing coma-train-000000"):
         shard(source, tmp_path / "out", SMALL)
 

@@ -49,6 +49,15 @@ def test_pace_is_the_recent_one() -> None:
     assert last.data_wait < 0.01
 
 
+def test_the_epochs_of_data_sets_are_in_lines_that_fit() -> None:
+    line = {"step": 1, "loss": 1.0, "lr": 0.1, "step_s": 2.0, "data_wait_s": 0.5}
+    epochs = {f"source/{'photographs' * (number % 3)}-{number}/epochs": 1234.5678 / 7**number for number in range(8)}
+    shown = str(Pace(1000, batch_size=8).update({**line, **epochs, "source/-0/samples": 3}))
+    assert max(map(len, shown.splitlines())) <= 80
+    assert " ".join(shown.split()).endswith(", photographs-7 0.001499")
+    assert "epochs    -0 1235, photographs-1 176.4," in shown
+
+
 def test_lines_are_few_but_first_and_last_are_among_them() -> None:
     pace, due = Pace(1000, batch_size=8), []
     for step in range(1, 1001):
