@@ -78,6 +78,16 @@ class Preprocessing:
         """Channels and type in words: `13 channels of uint16`."""
         return pixels_in_words(self.channels, self.dtype)
 
+    @property
+    def kind(self) -> str:
+        """Channels and type in words, and whether values are clipped."""
+        return self.pixels if self.low is None else f"{self.pixels}, clipped"
+
+    @property
+    def takes_rgb(self) -> bool:
+        """Whether it is for 8-bit RGB images, whose values are never clipped."""
+        return self.pixels == DEFAULT.pixels and self.low is None
+
     def describe(self) -> str:
         """Return channels, type, mean and deviation in words, for the console."""
         mean, std = (_numbers(each) for each in (self.mean, self.std))
@@ -180,10 +190,11 @@ def check_fits(wanted: Preprocessing, pixels: PixelCoding | None, name: str, fol
         folder: the data set, for the message.
     """
     there = (3, "uint8") if pixels is None else (pixels.channels, pixels.dtype)
-    if (wanted.channels, wanted.dtype) != there:
+    if (wanted.channels, wanted.dtype) != there or (pixels is None and not wanted.takes_rgb):
+        sharded = "" if pixels is not None else f", sharded with --channels {wanted.channels}"
         raise UsageError(
-            f"{name} takes images of {wanted.pixels}, and those of {folder} have {pixels_in_words(*there)}: give "
-            "images of the kind that it was trained on"
+            f"{name} takes images of {wanted.kind}, and those of {folder} have {pixels_in_words(*there)}: give "
+            f"images of the kind that it was trained on{sharded}"
         )
 
 

@@ -244,7 +244,7 @@ maps = timm.create_model("local-dir:PATH", pretrained=True, features_only=True)
 
 
 def _is_rgb(pixels: dict[str, Any]) -> bool:
-    return (pixels["channels"], pixels["dtype"]) == (3, "uint8")
+    return (pixels["channels"], pixels["dtype"]) == (3, "uint8") and not pixels.get("low")
 
 
 def _preparing(pixels: dict[str, Any]) -> str:

@@ -81,3 +81,7 @@ def test_a_network_takes_what_it_was_trained_on() -> None:
     check_fits(of_data(coding()), coding(), "it", "there")
     with pytest.raises(UsageError, match="it takes images of 2 channels of uint16, and those of there have 3"):
         check_fits(of_data(coding()), None, "it", "there")
+    eight = coding("uint8", 3)
+    check_fits(of_data(eight), None, "it", "there")
+    with pytest.raises(UsageError, match=r"uint8, clipped, .*trained on, sharded with --channels 3"):
+        check_fits(of_data(eight, clip_percentile=1), None, "it", "there")
