@@ -28,6 +28,9 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """ImageNet's standard deviation of red, green and blue, for values from 0 to 1."""
 
+_LEAST_DEVIATION = 2.0**-126
+"""Smallest float32 of full precision, by which any other can be divided."""
+
 Values = tuple[float, ...]
 """A number for each of C channels."""
 
@@ -168,7 +171,7 @@ def of_data(
             means, deviations = tuple(each[0] for each in clipped), tuple(each[1] for each in clipped)
         made = Preprocessing(
             tuple(each / unit for each in means),
-            tuple(each / unit if each > 0 else 1.0 for each in deviations),  # a channel of one value is all zeros
+            tuple(_deviation(each / unit, middle / unit) for each, middle in zip(deviations, means, strict=True)),
             dtype=pixels.dtype,
             low=None if low is None else tuple(each / unit for each in low),
             high=None if high is None else tuple(each / unit for each in high),
@@ -208,6 +211,11 @@ def _clipped(quantiles: Values, low: float, high: float) -> tuple[float, float]:
     mean = math.fsum((a + b) / 2 for a, b in pairs) / len(pairs)
     square = math.fsum(((a - mean) ** 2 + (a - mean) * (b - mean) + (b - mean) ** 2) / 3 for a, b in pairs)
     return mean, math.sqrt(square / len(pairs))
+
+
+def _deviation(std: float, mean: float) -> float:
+    """Return what a channel is divided by: of one value everywhere, a number beside which its rounding is nothing."""
+    return std if std >= _LEAST_DEVIATION else max(1.0, abs(mean) / 2**16)
 
 
 def _given(text: str | None, flag: str, made: Preprocessing) -> Values:
