@@ -100,7 +100,7 @@ def test_other_images_are_another_run(bands: Path, run: Path, tmp_path: Path) ->
         pretrain(config(rgb, run))
     with pytest.raises(UsageError, match=r"--clip-percentile was 0\.5 there and is None now"):
         pretrain(config(bands, run))
-    with pytest.raises(UsageError, match=r"takes images of 13 channels of uint16, and those of .* 3 channels of uint8"):
+    with pytest.raises(UsageError, match=r"takes images of 13 channels of uint16, clipped, and those of .* 3 channels of uint8"):
         score_run(run, rgb, probe=False, knn=False)
 
 
