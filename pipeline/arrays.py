@@ -176,7 +176,7 @@ class ArrayHeaderCheck:
         wanted = self._pixels
         for position, encoded in enumerate(data):
             try:
-                facts = array_facts(_bytes(encoded), wanted.channels)
+                facts = array_facts(_bytes(encoded))
             except BadImageError as error:
                 faults[position] = f"the header cannot be parsed ({error})"
                 continue

@@ -28,6 +28,9 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """ImageNet's standard deviation of red, green and blue, for values from 0 to 1."""
 
+_LEAST_DEVIATION = 2.0**-126
+"""Smallest float32 of full precision, by which any other can be divided."""
+
 Values = tuple[float, ...]
 """A number for each of C channels."""
 
@@ -77,6 +80,16 @@ class Preprocessing:
     def pixels(self) -> str:
         """Channels and type in words: `13 channels of uint16`."""
         return pixels_in_words(self.channels, self.dtype)
+
+    @property
+    def kind(self) -> str:
+        """Channels and type in words, and whether values are clipped."""
+        return self.pixels if self.low is None else f"{self.pixels}, clipped"
+
+    @property
+    def takes_rgb(self) -> bool:
+        """Whether it is for 8-bit RGB images, whose values are never clipped."""
+        return self.pixels == DEFAULT.pixels and self.low is None
 
     def describe(self) -> str:
         """Return channels, type, mean and deviation in words, for the console."""
@@ -158,7 +171,7 @@ def of_data(
             means, deviations = tuple(each[0] for each in clipped), tuple(each[1] for each in clipped)
         made = Preprocessing(
             tuple(each / unit for each in means),
-            tuple(each / unit if each > 0 else 1.0 for each in deviations),  # a channel of one value is all zeros
+            tuple(_deviation(each / unit, middle / unit) for each, middle in zip(deviations, means, strict=True)),
             dtype=pixels.dtype,
             low=None if low is None else tuple(each / unit for each in low),
             high=None if high is None else tuple(each / unit for each in high),
@@ -180,10 +193,11 @@ def check_fits(wanted: Preprocessing, pixels: PixelCoding | None, name: str, fol
         folder: the data set, for the message.
     """
     there = (3, "uint8") if pixels is None else (pixels.channels, pixels.dtype)
-    if (wanted.channels, wanted.dtype) != there:
+    if (wanted.channels, wanted.dtype) != there or (pixels is None and not wanted.takes_rgb):
+        sharded = "" if pixels is not None else f", sharded with --channels {wanted.channels}"
         raise UsageError(
-            f"{name} takes images of {wanted.pixels}, and those of {folder} have {pixels_in_words(*there)}: give "
-            "images of the kind that it was trained on"
+            f"{name} takes images of {wanted.kind}, and those of {folder} have {pixels_in_words(*there)}: give "
+            f"images of the kind that it was trained on{sharded}"
         )
 
 
@@ -197,6 +211,11 @@ def _clipped(quantiles: Values, low: float, high: float) -> tuple[float, float]:
     mean = math.fsum((a + b) / 2 for a, b in pairs) / len(pairs)
     square = math.fsum(((a - mean) ** 2 + (a - mean) * (b - mean) + (b - mean) ** 2) / 3 for a, b in pairs)
     return mean, math.sqrt(square / len(pairs))
+
+
+def _deviation(std: float, mean: float) -> float:
+    """Return what a channel is divided by: of one value everywhere, a number beside which its rounding is nothing."""
+    return std if std >= _LEAST_DEVIATION else max(1.0, abs(mean) / 2**16)
 
 
 def _given(text: str | None, flag: str, made: Preprocessing) -> Values:

@@ -26,7 +26,7 @@ from coma.evaluation.extraction.processes import BackboneName, Processes, choose
 from coma.evaluation.maps import map_size, vectors, vectors_and_maps
 from coma.exports.backbone import Backbone
 from coma.installed.versions import coma_version
-from coma.pipeline.preprocessing import DEFAULT, check_fits
+from coma.pipeline.preprocessing import check_fits
 from coma.shards.files import without_credentials
 from coma.shards.manifest.quarantine import reason_kind
 from coma.shards.sources.listing import counted_images
@@ -241,9 +241,9 @@ def _check_images(backbone: Backbone, images: ImageSet) -> None:
         if section.manifest is not None:
             place = without_credentials(str(section.manifest.folder))
             check_fits(wanted, section.manifest.pixels, backbone.origin, place)
-        elif wanted.pixels != DEFAULT.pixels:
+        elif not wanted.takes_rgb:
             raise UsageError(
-                f"{backbone.origin} takes images of {wanted.pixels}, and those that are not sharded are read as 8-bit "
+                f"{backbone.origin} takes images of {wanted.kind}, and those that are not sharded are read as 8-bit "
                 f"RGB: shard them with --channels {wanted.channels}, and embed the shards"
             )
 
@@ -264,7 +264,7 @@ def _settings(
         "splits": {section.split: len(section) for section in images.sections},
         "image_size": backbone.image_size,
         **{name: _plain(getattr(like, name)) for name in _PREPARED},
-        **({} if like.pixels == DEFAULT.pixels else {"pixels": like.to_json()}),
+        **({} if like.takes_rgb else {"pixels": like.to_json()}),
         "dtype": shape.dtype,
         "channels": shape.channels,
         "map_shape": _plain(shape.map_shape),

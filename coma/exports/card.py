@@ -229,7 +229,7 @@ the same network with random weights.
 import torch
 
 model = timm.create_model("local-dir:PATH", pretrained=True).eval()
-{_TRANSFORM if _is_rgb(pixels) else _preparing(pixels)}
+{_TRANSFORM if _is_rgb(pixels) else preparing(pixels)}
 {outputs}
 maps = timm.create_model("local-dir:PATH", pretrained=True, features_only=True)
 {other} = timm.create_model("local-dir:PATH", pretrained=True, num_classes={0 if classes else 10})
@@ -244,23 +244,25 @@ maps = timm.create_model("local-dir:PATH", pretrained=True, features_only=True)
 
 
 def _is_rgb(pixels: dict[str, Any]) -> bool:
-    return (pixels["channels"], pixels["dtype"]) == (3, "uint8")
+    return (pixels["channels"], pixels["dtype"]) == (3, "uint8") and not pixels.get("low")
 
 
-def _preparing(pixels: dict[str, Any]) -> str:
+def preparing(pixels: dict[str, Any]) -> str:
     """Return the code that makes the network's images of arrays, which timm's transforms do not take."""
-    unit = " / 255" if pixels["dtype"] == "uint8" else ""
-    limits = clamp = ""
+    image = 'torch.from_numpy(array.astype("float32")).permute(2, 0, 1)[None]'
+    if pixels["dtype"] == "uint8":
+        image = f"({image} / 255)"
+    limits = ""
     if pixels.get("low"):
         low, high = ([float(f"{each:.7g}") for each in pixels[name]] for name in ("low", "high"))
         limits = f"low, high = (torch.tensor(each).view(-1, 1, 1) for each in ({low}, {high}))\n"
-        clamp = ".clamp(low, high)"
+        image += ".clamp(low, high)"
     return f"""cfg = model.pretrained_cfg
 mean, std = (torch.tensor(cfg[name]).view(-1, 1, 1) for name in ("mean", "std"))
 {limits}
 
 def prepare(array):  # [H, W, {pixels["channels"]}] of {pixels["dtype"]}, the square to be seen
-    image = torch.from_numpy(array.astype("float32")).permute(2, 0, 1)[None]{unit}{clamp}
+    image = {image}
     image = torch.nn.functional.interpolate(image, cfg["input_size"][1:], mode="bilinear", antialias=True)
     return (image - mean) / std
 

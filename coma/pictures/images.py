@@ -69,10 +69,10 @@ def images_to_show(
     if len(places) == 1 and _is_data(places[0]):
         return _from_shards(places[0], options, count, seed, device, show_channels)
     wanted = autoencoder.preprocessing or DEFAULT
-    if wanted.pixels != DEFAULT.pixels:
+    if not wanted.takes_rgb:
         raise UsageError(
             f"{without_credentials(str(places[0]))} is no data set made by `coma shard`: files are shown as 8-bit RGB, "
-            f"and {run} takes {wanted.pixels}: shard them with --channels {wanted.channels}"
+            f"and {run} takes {wanted.kind}: shard them with --channels {wanted.channels}"
         )
     for place in places:
         if is_remote(place):

@@ -195,6 +195,7 @@ def _info_problems(data: Path, manifests: list[Manifest]) -> Iterator[Problem]:
         if about:
             says |= _dict(_dict(about.get("splits")).get(manifest.split))
             expected["fingerprint"] = manifest.fingerprint
+            expected["pixels"] = None if manifest.pixels is None else manifest.pixels.summary()
         for name, value in expected.items():
             if says.get(name) != value:
                 yield Problem(manifest.split, INFO_NAME, "", f"{name} is not that of the manifest")

@@ -3,10 +3,10 @@
 Legend: H, W sides of a picture, h, w of a window in pixels, C channels.
 """
 
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from coma.errors import ComaError
 from coma.shards.images.array_files import dicom, npy, png, tiff_layout, tiff_pixels
 from coma.shards.images.array_files.facts import ArrayFacts as ArrayFacts
 from coma.shards.images.array_files.facts import Pixels as Pixels
@@ -85,9 +85,9 @@ def _damage_as_bad_image() -> Iterator[None]:
     """Raise whatever damaged bytes lead to as a BadImageError."""
     try:
         yield
-    except BadImageError:
+    except (BadImageError, ComaError):
         raise
-    except (ValueError, IndexError, OverflowError, MemoryError, struct.error) as error:
+    except Exception as error:  # pydicom and PIL raise many kinds, also when a value is only asked for
         raise BadImageError(f"unreadable: {one_line(error)}") from None
 
 

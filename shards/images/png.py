@@ -19,8 +19,12 @@ _MOST_CHUNK_BYTES = 8_000_000  # with its name, length and checksum: libpng's li
 class PngChunks:
     """Facts from a walk over the chunks of a PNG."""
 
+    may_turn: bool
+    """A chunk may hold an orientation."""
     late_metadata: bool
-    """A chunk after the pixels may hold an orientation."""
+    """Such a chunk stands after the pixels."""
+    animated: bool
+    """It says that it has several pictures."""
     exif_chunks: int
     palette: bool
     unknown_critical: str | None
@@ -33,7 +37,7 @@ def png_chunks(data: bytes, checksums: bool) -> PngChunks:
     """Walk a PNG from its signature to IEND, verifying its checksums if asked to. Raises BadImageError."""
     view = memoryview(data)
     exif_chunks = 0
-    late_metadata = palette = pixels = False
+    may_turn = late_metadata = animated = palette = pixels = False
     unknown = too_long = None
     name = b""
     for name, at, end in chunks(data):
@@ -43,9 +47,11 @@ def png_chunks(data: bytes, checksums: bool) -> PngChunks:
             pixels = True
         elif name == b"eXIf":
             exif_chunks += 1
-            late_metadata |= pixels
-        elif name in _TEXTS:
-            late_metadata |= pixels and data.startswith(_TURNING_TEXTS, at + 8)
+            may_turn, late_metadata = True, late_metadata or pixels
+        elif name in _TEXTS and data.startswith(_TURNING_TEXTS, at + 8):
+            may_turn, late_metadata = True, late_metadata or pixels
+        elif name == b"acTL":
+            animated = int.from_bytes(data[at + 8 : at + 12]) > 1
         elif name == b"PLTE":
             palette = True
         elif name[0] < ord("a") and name not in _CRITICAL:
@@ -54,7 +60,7 @@ def png_chunks(data: bytes, checksums: bool) -> PngChunks:
             too_long = too_long or name.decode()
     if name != b"IEND":
         raise BadImageError("truncated: it ends before its IEND chunk")
-    return PngChunks(late_metadata, exif_chunks, palette, unknown, too_long)
+    return PngChunks(may_turn, late_metadata, animated, exif_chunks, palette, unknown, too_long)
 
 
 def without_long_texts(data: bytes) -> bytes:

@@ -27,6 +27,8 @@ def prepare_array(data: bytes, options: PixelOptions) -> Prepared:
     check_fit(facts.channels, facts.dtype, options)
     _check_size(facts, options.max_pixels)
     array = read_array(data, facts)
+    if array.shape != (facts.height, facts.width, facts.channels) or array.dtype.name != facts.dtype:
+        raise BadImageError("unreadable: it holds other pixels than its header says")
     check_finite(array)
     height, width, _ = array.shape
     source = ImageFacts(width, height, facts.format)

@@ -61,8 +61,8 @@ class NpyPicture:
     def __init__(self, data: Readable, channels: int | None) -> None:
         self._data = data
         self._header = header = npy.NpyHeader(data)
+        self._leading = npy.is_channels_first(header.shape, channels)
         shape = header.shape if len(header.shape) == 3 else (*header.shape, 1)
-        self._leading = npy.is_channels_first(shape, channels)
         self.height, self.width, self.channels = (shape[1], shape[2], shape[0]) if self._leading else shape
         self.dtype: np.dtype[np.generic] = header.dtype.newbyteorder("=")
 

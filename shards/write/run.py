@@ -131,10 +131,7 @@ def _first_type(run: ShardRun) -> str:
 
 
 def _none_fits(run: ShardRun, first: str) -> str:
-    return (
-        f"none of the {len(run.listing):,} images of {run.source} has {run.options.channels} channels (--channels); "
-        f"{first}"
-    )
+    return f"none of the {len(run.listing):,} images of {run.source} fits --channels {run.options.channels}; {first}"
 
 
 def default_out(source: Path) -> Path:

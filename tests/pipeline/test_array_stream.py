@@ -19,8 +19,11 @@ from torch.nn.functional import interpolate
 
 from coma.errors import DataError, UsageError
 from coma.pipeline import Preprocessing, Stream
+from coma.pipeline.arrays import ArrayHeaderCheck
 from coma.pipeline.crops import Crops, random_resized_crops
 from coma.pipeline.preprocessing import of_data
+from coma.shards.images.array_files.npy import encode
+from coma.shards.images.pixel_counts import PixelCounts
 from coma.shards.manifest import Manifest, read_manifest
 
 SIDE, OPTIONS = 32, {"unit_size": 16, "workers": 2, "seed": 4}
@@ -106,6 +109,16 @@ def test_ranks_resuming_and_copies_give_the_same_batches(sets: dict[str, Path]) 
         for each in (resumed, pickled, copied):
             with each:
                 assert torch.equal(next(each).images, after.images)
+
+
+def test_sides_as_long_as_there_are_channels_are_no_fault() -> None:
+    """The order of axes is asked of a source's files alone: samples of shards are [H, W, C]."""
+    data = np.frombuffer(encode(np.zeros((3, 3, 3), np.float32)), np.uint8)
+    pixels = PixelCounts(3, "float32")
+    pixels.add(np.zeros((3, 3, 3), np.float32))
+    three = np.array([3])
+    assert ArrayHeaderCheck(pixels.coding()).faults([data], three, three) == {}
+    assert "not the manifest's 3x4" in ArrayHeaderCheck(pixels.coding()).faults([data], three, three + 1)[0]
 
 
 def test_a_damaged_sample_is_replaced_and_written_down(damaged: Manifest, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Mean and deviation: the data's, those asked for, and what does not fit."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -35,7 +36,10 @@ def test_rgb_is_as_it_was() -> None:
 def test_others_have_the_datas_own() -> None:
     like = of_data(coding())
     assert (like.mean, like.std, like.dtype, like.channels) == ((500.0,) * 2, (10.0,) * 2, "uint16", 2)
-    assert of_data(coding(std=0.0)).std == (1.0,) * 2  # a channel of one value
+    for dtype in ("uint8", "uint16"):
+        assert of_data(coding(dtype, std=0.0)).std == (1.0,) * 2  # a channel of one value
+    nothing = replace(coding("float32", std=0.0), mean=(-3.4e38, 1e-40), std=(0.0, 1e-40))
+    assert of_data(nothing).std == (3.4e38 / 2**16, 1.0)  # not a number by which a rounding error becomes a value
     eight = of_data(coding("uint8"))
     assert eight.mean == (500 / 255,) * 2  # as ImageNet's are given
     assert of_data(coding(), mean="1,2", std="3,4").to_json() | {} == {
@@ -81,3 +85,7 @@ def test_a_network_takes_what_it_was_trained_on() -> None:
     check_fits(of_data(coding()), coding(), "it", "there")
     with pytest.raises(UsageError, match="it takes images of 2 channels of uint16, and those of there have 3"):
         check_fits(of_data(coding()), None, "it", "there")
+    eight = coding("uint8", 3)
+    check_fits(of_data(eight), None, "it", "there")
+    with pytest.raises(UsageError, match=r"uint8, clipped, .*trained on, sharded with --channels 3"):
+        check_fits(of_data(eight, clip_percentile=1), None, "it", "there")

@@ -12,7 +12,7 @@ import numpy as np
 
 from coma.errors import UsageError
 from coma.shards.images.array_files.facts import ArrayFacts, Pixels
-from coma.shards.images.formats import BadImageError, one_line
+from coma.shards.images.formats import BadImageError
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 _CHANNELS = {"MONOCHROME1": 1, "MONOCHROME2": 1, "RGB": 3}
@@ -25,7 +25,10 @@ def is_dicom(data: bytes) -> bool:
 
 
 def facts(data: bytes) -> ArrayFacts:
-    """Return the facts about a DICOM file. Raises BadImageError if it is no single frame of plain values."""
+    """Return the facts about a DICOM file.
+
+    Raises BadImageError if it is no single frame of plain values, and whatever pydicom raises over damage.
+    """
     header = _read(data, stop_before_pixels=True)
     kind = str(header.get("PhotometricInterpretation", "without a kind of pixels"))
     if kind not in _CHANNELS:
@@ -39,12 +42,12 @@ def facts(data: bytes) -> ArrayFacts:
 
 
 def read(data: bytes) -> Pixels:
-    """Read the values [H, W, C] of a DICOM file. Raises BadImageError."""
+    """Read the values [H, W, C] of a DICOM file.
+
+    Raises BadImageError, and whatever pydicom raises over damage, or if it lacks a decoder.
+    """
     header = _read(data)
-    try:
-        stored = np.asarray(header.pixel_array)
-    except Exception as error:  # pydicom raises many kinds, also where a decoder is not installed
-        raise BadImageError(f"unreadable: {one_line(error)}") from None
+    stored = np.asarray(header.pixel_array)
     dtype, (slope, intercept) = np.dtype(_dtype(header)), _rescale(header)
     if (slope, intercept) != (1, 0):
         values = stored.astype(np.float64) * slope + intercept
@@ -79,7 +82,4 @@ def _read(data: bytes, stop_before_pixels: bool = False) -> Any:
         from coma.installed.installation import installation  # only where something is missing
 
         raise UsageError(f"--channels needs pydicom to read DICOM: {installation().extra('dicom')}") from None
-    try:
-        return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop_before_pixels)
-    except Exception as error:  # damage leads to many kinds
-        raise BadImageError(f"unreadable: {one_line(error)}") from None
+    return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop_before_pixels)

@@ -54,7 +54,7 @@ class NpyHeader:
         self.shape, self.fortran, self.dtype, self.start = _parsed(bytes(data[: _header_bytes(data)]))
         if self.dtype.hasobject or self.dtype.names is not None:
             raise BadImageError("unsupported format: .npy of Python objects or of records")
-        if len(self.shape) not in (2, 3) or 0 in self.shape:
+        if len(self.shape) not in (2, 3) or not all(type(side) is int and side > 0 for side in self.shape):
             raise BadImageError(
                 f"unsupported format: .npy of shape {_shown(self.shape)}; save [H, W], or [H, W, C] of C channels"
             )
@@ -74,8 +74,8 @@ def facts(data: bytes, channels: int | None = None) -> ArrayFacts:
     An array [C, H, W] counts as such only if its first axis, and not its last, has that many. Raises BadImageError.
     """
     header = NpyHeader(data)
+    leading = is_channels_first(header.shape, channels)
     shape = header.shape if len(header.shape) == 3 else (*header.shape, 1)
-    leading = is_channels_first(shape, channels)
     height, width, count = (shape[1], shape[2], shape[0]) if leading else shape
     why = ""
     if leading:
@@ -87,8 +87,11 @@ def facts(data: bytes, channels: int | None = None) -> ArrayFacts:
 
 
 def is_channels_first(shape: tuple[int, ...], channels: int | None) -> bool:
-    """Whether an array's first axis alone has the length `channels`. Raises BadImageError if its first two both do."""
-    if channels is None or len(shape) != 3 or shape[0] != channels:
+    """Whether an array is [C, H, W]: its first axis has the length `channels`, and its last another.
+
+    Raises BadImageError if both have it, except for a single value, which is the same either way.
+    """
+    if channels is None or len(shape) != 3 or shape[0] != channels or max(shape) == 1:
         return False
     if shape[2] == channels:
         raise BadImageError(
@@ -102,10 +105,9 @@ def read(data: bytes, channels: int | None = None) -> Pixels:
     """Read the whole array [H, W, C], in its own order or from [C, H, W]. Raises BadImageError."""
     header = NpyHeader(data)
     array = _array(data, header)
-    if array.ndim == 2:
-        array = array[..., None]
-    if is_channels_first(array.shape, channels):
+    if is_channels_first(header.shape, channels):
         array = np.moveaxis(array, 0, 2)
+    array = array if array.ndim == 3 else array[..., None]
     return np.ascontiguousarray(array, header.dtype.newbyteorder("="))
 
 

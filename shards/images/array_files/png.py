@@ -46,11 +46,14 @@ def facts(data: bytes, channels: int | None = None) -> ArrayFacts:
         about = png_chunks(data, checksums=True)
         if about.unknown_critical == "CgBI":
             raise BadImageError("unsupported format: a PNG that Apple's tools made for iOS (CgBI)")
-        orientation = _orientation(data) if about.exif_chunks else 1
+        if about.animated:
+            raise BadImageError("animated: a PNG of several pictures; save one picture a file")
+        shown = without_long_texts(data)
+        orientation = _orientation(shown)
         turned = orientation >= 5
         if orientation != 1:
             why = "orientation"
-        elif without_long_texts(data) is not data:
+        elif shown is not data:
             why = "PNG with a longer text or profile than PIL reads"
     if bits == 16 and colour != _GREY:
         why = why or "PNG of 16 bits in colour"
@@ -86,7 +89,9 @@ def _by_pillow(data: bytes) -> Pixels:
 
 
 def _orientation(data: bytes) -> int:
-    """Return the orientation in a PNG's EXIF, 1 if there is none that can be read."""
+    """Return the orientation in a PNG's EXIF or XMP, 1 if there is none that can be read."""
+    if not png_chunks(data, checksums=False).may_turn:
+        return 1
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             image.load()  # it may stand behind the pixels

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,13 @@ from coma.embedding.images import open_images
 from coma.embedding.options import EmbedOptions
 from coma.errors import UsageError
 from coma.evaluation.score_run import score_run
+from coma.exports.card import preparing
 from coma.exports.export import export_run
 from coma.pictures.reconstruct import reconstruct_run
 from coma.pictures.step import read_step
 from coma.pictures.step_sheet import step_sheet
 from coma.pipeline.crops import center_crops
-from coma.pipeline.preprocessing import EVAL_FRACTION
+from coma.pipeline.preprocessing import EVAL_FRACTION, Preprocessing
 from coma.shards.manifest import read_manifest
 from coma.training import FinetuneConfig, PretrainConfig, finetune, pretrain
 
@@ -100,7 +102,7 @@ def test_other_images_are_another_run(bands: Path, run: Path, tmp_path: Path) ->
         pretrain(config(rgb, run))
     with pytest.raises(UsageError, match=r"--clip-percentile was 0\.5 there and is None now"):
         pretrain(config(bands, run))
-    with pytest.raises(UsageError, match=r"takes images of 13 channels of uint16, and those of .* 3 channels of uint8"):
+    with pytest.raises(UsageError, match=r"13 channels of uint16, clipped, and those of .* 3 channels of uint8"):
         score_run(run, rgb, probe=False, knn=False)
 
 
@@ -122,6 +124,20 @@ def test_timm_makes_of_an_export_what_embed_makes_of_it(bands: Path, run: Path, 
         assert np.abs(vector.numpy() - row["vector"]).max() < 1e-4
     again = _embedded(run, bands, tmp_path / "again.parquet")
     assert [row["vector"] for row in again] == [row["vector"] for row in table]
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_the_lines_of_a_card_make_the_pixels_of_the_network(dtype: str, clipped: bool) -> None:
+    low, high = ((0.2, 0.3), (0.6, 0.9)) if clipped else (None, None)
+    like = Preprocessing((0.1, 0.4), (0.5, 2.0), dtype=dtype, low=low, high=high)
+    names: dict[str, Any] = {"torch": torch, "model": SimpleNamespace(pretrained_cfg={"input_size": [2, 8, 8]})}
+    names["model"].pretrained_cfg |= {"mean": like.mean, "std": like.std}
+    exec(preparing(like.to_json()), names)
+    array = np.random.default_rng(0).integers(0, 256, (8, 8, 2)).astype(dtype)
+    values = array / like.unit if low is None or high is None else np.clip(array / like.unit, low, high)
+    expected = (values - like.mean) / like.std
+    np.testing.assert_allclose(names["prepare"](array)[0].permute(1, 2, 0), expected, rtol=1e-4, atol=1e-5)
 
 
 def _embedded(model: Path, data: Path, out: Path) -> list[dict[str, Any]]:

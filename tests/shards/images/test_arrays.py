@@ -13,6 +13,7 @@ import tifffile
 from arrays import DTYPES
 from arrays import drawn_array as array
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tiffs import tiff_bytes
 
 from coma.shards.images.arrays import array_facts, read_array, read_window
@@ -241,6 +242,15 @@ def test_an_npy_whose_axes_may_be_either_is_not_guessed():
         array_facts(npy(np.zeros((3, 8, 3), np.uint8)), 3)
 
 
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3), (1, 8), (8, 1), (1, 1), (1, 1, 1)])
+def test_sides_of_an_npy_in_grey_are_no_channels(shape):
+    whole = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    for channels in (1, 3):
+        facts = array_facts(npy(whole), channels)
+        assert (facts.height, facts.width, facts.channels, facts.kept) == (*shape[:2], 1, True)
+        assert np.array_equal(read_array(npy(whole), facts), whole.reshape(*shape[:2], 1))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied(orientation):
     """Facts, whole array and the orientation that Pillow applies agree."""
@@ -254,6 +264,20 @@ def test_orientation_is_applied(orientation):
     assert (facts.height, facts.width) == shown.shape
     assert facts.kept == (orientation == 1)
     assert np.array_equal(read_array(data, facts)[..., 0], shown)
+    text, file = PngInfo(), io.BytesIO()
+    text.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
+    Image.fromarray(whole[..., 0]).save(file, "PNG", pnginfo=text)
+    prepared = prepare_array(file.getvalue(), PixelOptions(channels=1))
+    assert (prepared.facts.height, prepared.facts.width) == shown.shape
+    assert prepared.converted == (None if orientation == 1 else "orientation")
+    assert np.array_equal(prepared.array[..., 0], shown)
+
+
+def two_pictures() -> bytes:
+    first, second = (Image.fromarray(array(3, "uint8", seed=seed)) for seed in range(2))
+    file = io.BytesIO()
+    first.save(file, "PNG", save_all=True, append_images=[second])
+    return file.getvalue()
 
 
 def _cut(data: bytes) -> bytes:
@@ -267,6 +291,9 @@ def _cut(data: bytes) -> bytes:
         (npy(array(3, "uint16"))[:40], "unreadable: its header"),
         (npy(np.array([{}, {}])), "unsupported format: .npy of Python objects"),
         (npy(np.zeros((2, 3, 4, 5))), r"unsupported format: .npy of shape \[2, 3, 4, 5\]"),
+        (npy(np.zeros((61, 83))).replace(b"(61, 83)", b"(-1, 83)"), r"unsupported format: .npy of shape \[-1, 83\]"),
+        (npy(np.zeros((1, 83))).replace(b"(1, 83), ", b"(True,83)"), r"unsupported format: .npy of shape \[True, 83\]"),
+        (two_pictures(), "animated: a PNG of several pictures; save one picture a file"),
         (_cut(tiff_bytes(array(3, "uint16"), 1, compression=8)), "truncated"),
         (tiff_bytes(array(3, "uint16"), 1, compression=8, pack=lambda block: b"\x78\x9c" + bytes(9)), "unreadable"),
         (

@@ -81,6 +81,9 @@ def test_values_are_those_in_the_unit_of_the_file():
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "unsupported format: DICOM PALETTE COLOR"),
         ({"RescaleSlope": 100, "RescaleIntercept": 0}, "unsupported format: DICOM of values from 0 to 59900"),
         ({"PixelData": bytes(100)}, "unreadable: "),
+        ({"NumberOfFrames": [1, 2]}, "unreadable: "),
+        ({"RescaleSlope": [1, 2]}, "unreadable: "),
+        ({"SamplesPerPixel": 3, "Rows": 10, "Columns": 20}, "unreadable: it holds other pixels than its header says"),
     ],
 )
 def test_reasons_of_dicoms_that_are_set_aside(tags, reason):

@@ -165,7 +165,7 @@ def test_the_type_is_that_of_the_first_image_or_the_one_asked_for(scenes, tmp_pa
     source, _, _, _ = scenes
     summary = shard(source, tmp_path / "out", ShardOptions(channels=5, dtype="float32", workers=1))
     assert (summary.kept, summary.pixels.dtype) == (1, "float32")
-    with pytest.raises(DataError, match=r"none of the 18 images .* has 7 channels .*a/0\.npy is set aside: other "):
+    with pytest.raises(DataError, match=r"none of the 18 images .* fits --channels 7; a/0\.npy is set aside: other "):
         shard(source, tmp_path / "none", ShardOptions(channels=7, workers=1))
 
 
@@ -228,7 +228,8 @@ def test_verify_finds_a_sample_of_another_kind(scenes, tmp_path, contents):
     problems = verify(tmp_path, decode=True).problems
     other = [one.key for one in problems if "5 channels of uint16, not 5 of int16" in one.reason]
     assert len(other) == len(read_manifest(out))
-    assert any("fingerprint is not that of the manifest" in one.reason for one in problems)
+    for name in ("fingerprint", "pixels"):
+        assert any(f"{name} is not that of the manifest" in one.reason for one in problems)
 
 
 def test_descriptions_name_channels_and_statistics(scenes):

@@ -17,10 +17,12 @@ from small_runs import lines, small
 
 from coma.errors import ComaError, DataError, UsageError
 from coma.exports.export import export_run
+from coma.pipeline import Preprocessing
 from coma.shards.manifest import read_manifest
 from coma.training import PretrainConfig, pretrain
+from coma.training.tasks.pretrained import PretrainedBackbone
 from coma.training.tasks.pretraining import Pretraining
-from coma.training.tasks.transfer import spread
+from coma.training.tasks.transfer import spread, transfer
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +227,35 @@ def refused(config: PretrainConfig, error: type[ComaError], named: str) -> None:
     assert "\n" not in str(caught.value)
     assert config.out is not None
     assert not config.out.exists()
+
+
+def float_images(*values: float) -> Preprocessing:
+    """Channels whose mean and deviation are both so much."""
+    return Preprocessing(values, values, dtype="float32")
+
+
+def test_images_in_small_units_are_made_up_for_as_any_others() -> None:
+    def network() -> Any:
+        return timm.create_model("dyvit_nano", img_size=32, patch_size=2, in_chans=2, num_classes=0).eval()
+
+    before, here, first, then = float_images(1e-6, 3e-6), float_images(2e-6, 1e-6), network(), network()
+    source = PretrainedBackbone("there", "a run", "dyvit_nano", 2, 32, first.state_dict(), preprocessing=before)
+    assert transfer(then, source, "--init", here).pixels
+    images = torch.rand(2, 2, 32, 32) * 1e-5
+    of_each = (
+        net((images - torch.tensor(like.mean).view(2, 1, 1)) / torch.tensor(like.std).view(2, 1, 1))
+        for net, like in ((first, before), (then, here))
+    )
+    torch.testing.assert_close(*of_each, atol=1e-4, rtol=1e-4)
+
+
+def test_a_patch_embedding_of_other_channels_is_not_taken_for_one_of_the_same_size() -> None:
+    """Four pixels a side of one channel are as many numbers as two of four channels."""
+    first = timm.create_model("dyvit_nano", img_size=64, patch_size=4, in_chans=1, num_classes=0)
+    then = timm.create_model("dyvit_nano", img_size=32, patch_size=2, in_chans=4, num_classes=0)
+    own = then.state_dict()["patch_embed.proj.weight"].clone()
+    source = PretrainedBackbone(
+        "there", "a run", "dyvit_nano", 4, 64, first.state_dict(), preprocessing=float_images(1.0)
+    )
+    assert "patch embedding" in transfer(then, source, "--init", float_images(1.0, 1.0, 1.0, 1.0)).new
+    assert torch.equal(then.state_dict()["patch_embed.proj.weight"], own)
