@@ -136,7 +136,7 @@ def _own(module: Any, origin: str, step: int, image_size: int | None, preprocess
     cfg = module.pretrained_cfg
     if image_size is not None:
         set_image_size(module, image_size)
-    size = image_size or _square(cfg["input_size"], origin)
+    size = image_size or _square(module, origin)
     return Backbone(module, str(cfg["architecture"]), origin, step, size, preprocessing)
 
 
@@ -159,7 +159,7 @@ def _from_timm(name: str, image_size: int | None, *, untrained: bool) -> Backbon
         raise UsageError(
             f"{name} takes images of {channels} channels, of a type that timm does not tell: name a run or an export"
         )
-    size = image_size or _square(cfg["input_size"], name)
+    size = image_size or _square(module, name)
     preprocessing = DEFAULT if isinstance(module, DyViT) else preprocessing_of(cfg, name)  # as it is trained here
     return Backbone(module, str(cfg["architecture"]), name, None, size, preprocessing)
 
@@ -214,9 +214,13 @@ def _three(values: Any, fallback: tuple[float, ...]) -> tuple[float, float, floa
     return red, green, blue
 
 
-def _square(input_size: Any, name: str) -> int:
-    """Return the side of the square images that a model takes; UsageError for others."""
-    _, height, width = map(int, input_size)
+def _square(module: Any, name: str) -> int:
+    """Return the side of the square images that a model takes; UsageError for others.
+
+    A transformer that was made for another size than timm's usual one has that in its patch embedding alone.
+    """
+    made_for = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    height, width = map(int, made_for or module.pretrained_cfg["input_size"][1:])
     if height != width:
         raise UsageError(f"{name} takes images of {height}x{width} pixels, which are no squares: give --image-size")
     return height

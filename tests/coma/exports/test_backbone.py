@@ -52,7 +52,13 @@ def test_a_folder_that_timm_saved_is_loaded_with_its_preprocessing(saved_vit: Pa
     expected = timm.create_model(f"local-dir:{saved_vit}", pretrained=True, num_classes=0).eval()
     assert torch.equal(backbone.module(images), expected(images))
     assert backbone.preprocessing == Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 0.9, "bicubic")
-    assert backbone.image_size == expected.pretrained_cfg["input_size"][-1]
+    assert backbone.image_size == 64  # though timm's configuration says 224
+
+
+def test_a_vit_of_another_size_than_its_usual_one_says_so(tmp_path: Path) -> None:
+    backbone = load_backbone(write_run(tmp_path / "run", model="vit_tiny_patch16_224", patch_size=16))
+    assert backbone.image_size == 64
+    assert backbone.module(torch.randn(1, 3, 64, 64)).shape == (1, 192)
 
 
 def test_another_image_size_resizes_what_depends_on_it(run: Path, saved_vit: Path) -> None:
