@@ -19,10 +19,11 @@ from torch import Tensor
 from coma.errors import UsageError
 from coma.pipeline.crops import Crops, IntArray
 from coma.pipeline.decode import DecodeError, Decoder, Encoded, HeaderCheck
-from coma.pipeline.preprocessing import Preprocessing, pixels_in_words
+from coma.pipeline.preprocessing import Preprocessing
 from coma.pipeline.resizing import resized_parts
 from coma.shards.images.arrays import array_facts, read_window
 from coma.shards.images.formats import BadImageError
+from coma.shards.images.options import pixels_in_words
 from coma.shards.manifest.pixel_coding import PixelCoding
 
 Bytes = npt.NDArray[np.uint8]

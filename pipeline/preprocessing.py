@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from coma.errors import UsageError
+from coma.shards.images.options import pixels_in_words
 
 if TYPE_CHECKING:
     from coma.shards.manifest.pixel_coding import PixelCoding
@@ -127,11 +128,6 @@ DEFAULT = Preprocessing()
 
 def _numbers(values: Values) -> str:
     return " ".join(f"{each:.4g}" for each in values)
-
-
-def pixels_in_words(channels: int, dtype: str) -> str:
-    """Return channels and type as messages have them: `13 channels of uint16`."""
-    return f"{channels} channel{'s' if channels > 1 else ''} of {dtype}"
 
 
 def of_data(

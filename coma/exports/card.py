@@ -11,10 +11,10 @@ import yaml
 
 from coma.exports.folder import CURVES_NAME, DECODER_NAME, ONNX_NAME, SECTION
 from coma.installed.versions import DISTRIBUTION
-from coma.pipeline.preprocessing import pixels_in_words
 from coma.runs.lines import is_number, readable_lines
 from coma.runs.names import METRICS_NAME
 from coma.shards.files import without_credentials
+from coma.shards.images.options import pixels_in_words
 
 _METHODS = {
     "coma": "CoMA, complementary masking ([arXiv 2511.05929](https://arxiv.org/abs/2511.05929))",

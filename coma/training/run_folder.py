@@ -15,7 +15,6 @@ from typing import Any
 
 from coma.errors import DataError, UsageError, shell_command
 from coma.installed.versions import coma_version, library_versions
-from coma.pipeline.preprocessing import pixels_in_words
 from coma.runs.lines import read_object
 from coma.runs.names import (
     CHECKPOINTS_NAME,
@@ -29,6 +28,7 @@ from coma.runs.names import (
 )
 from coma.runs.read import FORMAT, current_names, latest_checkpoint, other_format
 from coma.shards.files import remove_temporaries, without_credentials, write_atomically
+from coma.shards.images.options import pixels_in_words
 from coma.shards.text import printable
 from coma.training.config.options import RunConfig
 from coma.training.config.resolve import ResolvedRun

@@ -8,12 +8,16 @@ import io
 import re
 import struct
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Generic, TypeVar
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from coma.shards.images import tiff
 from coma.shards.images.foreign import HEAD_BYTES, foreign_kind
+
+T = TypeVar("T")
 
 FORMATS = {
     "JPEG": "jpeg",
@@ -79,6 +83,27 @@ class BadImageError(Exception):
 
     Reasons start with one of: empty, not an image, truncated, animated, unsupported format, bomb, unreadable.
     """
+
+
+class Once(Generic[T]):
+    """What is decoded when it is first asked for; damage that was found then is raised each time."""
+
+    def __init__(self, decode: Callable[[], T]) -> None:
+        self._decode = decode
+        self._decoded: T | None = None
+        self._fault: str | None = None
+
+    def __call__(self) -> T:
+        """Return it. Raises BadImageError."""
+        if self._fault is not None:  # asked again, PIL hands out what it had decoded before it broke
+            raise BadImageError(self._fault)
+        if self._decoded is None:
+            try:
+                self._decoded = self._decode()
+            except BadImageError as error:
+                self._fault = str(error)
+                raise
+        return self._decoded
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:

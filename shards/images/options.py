@@ -17,6 +17,11 @@ MOST_CHANNELS = 32
 _PANEL = "Images"
 
 
+def pixels_in_words(channels: int, dtype: str) -> str:
+    """Return channels and type as messages have them: `13 channels of uint16`."""
+    return f"{channels} channel{'s' if channels > 1 else ''} of {dtype}"
+
+
 @dataclass(frozen=True)
 class PixelOptions:
     """What is checked of an image, and what is done to it. Raises UsageError for a value outside its limits."""

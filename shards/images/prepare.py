@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from coma.shards.images import tiff
-from coma.shards.images.formats import FORMATS, fault, open_image
+from coma.shards.images.formats import FORMATS, Once, fault, open_image
 from coma.shards.images.formats import BadImageError as BadImageError
 from coma.shards.images.headers import (
     conversion_reason,
@@ -160,22 +160,13 @@ class WholeImage:
         self.facts = header.facts
         self._header = header
         self._data = data
-        self._decoded: Image.Image | None = None
-        self._fault: str | None = None
+        self.decoded = Once(self._decode)
+        """Returns the pixels. Raises BadImageError."""
 
-    def decoded(self) -> Image.Image:
-        """Return the pixels. Raises BadImageError, each time that it is called."""
-        if self._fault is not None:  # asked again, PIL hands out what it had decoded before it broke
-            raise BadImageError(self._fault)
-        if self._decoded is None:
-            try:
-                with _quiet, _bad_image_errors():
-                    _decode(self._header.image, self._data)
-                    self._decoded = _upright(_eight_bits(self._header.image), self._header)
-            except BadImageError as error:
-                self._fault = str(error)
-                raise
-        return self._decoded
+    def _decode(self) -> Image.Image:
+        with _quiet, _bad_image_errors():
+            _decode(self._header.image, self._data)
+            return _upright(_eight_bits(self._header.image), self._header)
 
 
 def whole_image(data: bytes, max_pixels: int) -> WholeImage:

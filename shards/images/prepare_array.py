@@ -7,9 +7,9 @@ import numpy as np
 
 from coma.shards.images.array_files import npy
 from coma.shards.images.arrays import ArrayFacts, Pixels, array_facts, read_array, read_window
-from coma.shards.images.options import PixelOptions
+from coma.shards.images.options import PixelOptions, pixels_in_words
 from coma.shards.images.prepare import BadImageError, ImageFacts, Prepared
-from coma.shards.manifest.pixel_coding import DTYPES, in_words
+from coma.shards.manifest.pixel_coding import DTYPES
 
 _BYTES_PER_PIXEL = 4
 """What a sample may have for each pixel of `--max-pixels`: with its file and its re-encoding, under 1 GiB a worker."""
@@ -42,7 +42,7 @@ def check_array(data: bytes, channels: int, dtype: str, decode: bool = True) -> 
     """Check and measure a sample of a shard; with `decode`, read all of it. Raises BadImageError."""
     facts = array_facts(data)
     if (facts.channels, facts.dtype) != (channels, dtype):
-        raise BadImageError(f"{in_words(facts.channels, facts.dtype)}, not {channels} of {dtype}")
+        raise BadImageError(f"{pixels_in_words(facts.channels, facts.dtype)}, not {channels} of {dtype}")
     if not facts.kept:
         raise BadImageError(f"unsupported format: {facts.why} (`coma shard` converts such a sample)")
     if decode:

@@ -7,17 +7,14 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from coma.shards.images.options import pixels_in_words
+
 PIXELS_KEY = b"coma.pixels"
 """Key of the coding in a manifest's metadata; a manifest of 8-bit RGB images has none."""
 DTYPES = ("uint8", "uint16", "int16", "float32")
 """Types of the values that samples may have."""
 QUANTILES = 1001
 """Quantiles from 0.0% to 100.0% in steps of 0.1%."""
-
-
-def in_words(channels: int, dtype: str) -> str:
-    """Return channels and type as text: "13 channels of uint16"."""
-    return f"{channels} {'channel' if channels == 1 else 'channels'} of {dtype}"
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class PixelCoding:
     @property
     def identity(self) -> str:
         """What makes samples fit a model: belongs to the fingerprint of the data."""
-        return in_words(self.channels, self.dtype)
+        return pixels_in_words(self.channels, self.dtype)
 
     def quantile(self, channel: int, percent: float) -> float:
         """Return the value of a channel below which `percent` of its values lie, between steps of 0.1% by a line."""

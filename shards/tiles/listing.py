@@ -15,8 +15,8 @@ import numpy.typing as npt
 from coma.errors import UsageError
 from coma.shards.images import tiff
 from coma.shards.images.formats import MAGIC, BadImageError
-from coma.shards.images.options import PixelOptions
-from coma.shards.manifest.pixel_coding import DTYPES, in_words
+from coma.shards.images.options import PixelOptions, pixels_in_words
+from coma.shards.manifest.pixel_coding import DTYPES
 from coma.shards.sources.listing import SourceImage, SourceListing, SplitListing, counted_images, printable
 from coma.shards.tiles.encode import bytes_per_pixel
 from coma.shards.tiles.grid import Grid
@@ -163,7 +163,7 @@ def _check_tile_bytes(splits: tuple[TiledListing, ...], pixels: PixelOptions, ti
     most = max(int(np.minimum(split.sides, tiles.tile).prod(axis=1).max(initial=0)) for split in splits) * pixel_bytes
     if most > _MOST_TILE_BYTES:
         raise UsageError(
-            f"--tile {tiles.tile}: a tile of {in_words(pixels.channels, pixels.dtype)} has {most:,} bytes, "
+            f"--tile {tiles.tile}: a tile of {pixels_in_words(pixels.channels, pixels.dtype)} has {most:,} bytes, "
             f"the limit is {_MOST_TILE_BYTES:,}; give {math.isqrt(_MOST_TILE_BYTES // pixel_bytes)} or less"
         )
 

@@ -3,6 +3,7 @@
 Legend: h, w sides of a window, H, W of a picture, C channels.
 """
 
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from coma.shards.images import tiff
 from coma.shards.images.array_files import npy
 from coma.shards.images.array_files.facts import Pixels, Window
 from coma.shards.images.arrays import array_facts, read_array
-from coma.shards.images.formats import MAGIC, BadImageError
+from coma.shards.images.formats import MAGIC, BadImageError, Once
 from coma.shards.images.options import PixelOptions
 from coma.shards.images.prepare import WholeImage, whole_image
 from coma.shards.images.prepare_array import check_fit
@@ -92,10 +93,8 @@ class WholeArray:
     block_height = None
 
     def __init__(self, data: bytes, options: PixelOptions) -> None:
-        self._data = data
-        self._facts = facts = array_facts(data, options.channels)
-        self._pixels: Pixels | None = None
-        self._fault: str | None = None
+        facts = array_facts(data, options.channels)
+        self._pixels = Once(partial(read_array, data, facts))
         self.width, self.height, self.channels = facts.width, facts.height, facts.channels
         self.dtype = np.dtype(facts.dtype)
         if facts.pixel_bytes > _MOST_WHOLE_BYTES:
@@ -110,15 +109,7 @@ class WholeArray:
 
     def read(self, window: Window) -> Pixels:
         """Read a window [h, w, C]. Raises BadImageError."""
-        if self._fault is not None:  # what is damaged is decoded once, not for every tile
-            raise BadImageError(self._fault)
-        if self._pixels is None:
-            try:
-                self._pixels = read_array(self._data, self._facts)
-            except BadImageError as error:
-                self._fault = str(error)
-                raise
-        return self._pixels[window.top : window.bottom, window.left : window.right]
+        return self._pixels()[window.top : window.bottom, window.left : window.right]
 
 
 class WholeRgb:

@@ -110,8 +110,7 @@ def finish(
         kinds = ", ".join(f"{count} {kind}" for kind, count in reasons.most_common(3))
         raise DataError(
             f"none of the {record['images']:,} {'tiles' if record.get('tile') else 'images'} of {source} is any good "
-            f"({kinds}); "
-            f"{out / QUARANTINE_NAME} lists them"
+            f"({kinds}); {out / QUARANTINE_NAME} lists them"
         )
     _write_info(out, splits, record, reasons, converted, beside.kinds, class_words)
 
