@@ -51,12 +51,14 @@ def _progress_line(launched: Path | None) -> "Iterator[Callable[[Progress], None
 
     A launched process shows it from its first step, as its command may watch instead.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import MofNCompleteColumn, TextColumn
+    from rich.table import Column
 
     if not console.interactive():
         yield None
         return
-    columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.description}"))
+    steps = MofNCompleteColumn(table_column=Column(no_wrap=True))  # in a narrow terminal the figures take two lines
+    columns = (steps, TextColumn("{task.description}", table_column=Column()))
     bar = console.progress(*columns)
     task = bar.add_task("starting", total=None)
 

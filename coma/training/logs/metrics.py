@@ -46,8 +46,7 @@ class Progress:
     @property
     def figures(self) -> str:
         """The line that a log gets, without the step."""
-        use = "" if self.tflops is None else f"{self.tflops:.3g} TFLOP/s  "
-        use = use if self.mfu is None else f"mfu {self.mfu:.0%}  "
+        use = "" if self.mfu is None else f"mfu {self.mfu:.0%}  "
         return (
             f"loss {self.loss:.4f}  lr {self.lr:.1e}  {self.images_per_s:.4g} img/s  {use}"
             f"data wait {self.data_wait:.0%}  {duration(self.eta_s)} left"
