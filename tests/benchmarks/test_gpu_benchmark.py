@@ -58,7 +58,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(part.name, marks=[] if part.name == "decode" else pytest.mark.slow) for part in PARTS],
+    [pytest.param(part.name, marks=pytest.mark.slow) for part in PARTS],
 )
 def test_each_part_can_be_rehearsed(name: str, out: Path) -> None:
     done = run(name, "--device", "cpu", "--quick", "--out", out, "--budget-s", "700")
@@ -85,6 +85,7 @@ def test_each_part_can_be_rehearsed(name: str, out: Path) -> None:
         assert {row["outcome"] for row in record["rows"]} == {"passed"}
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again_and_the_report_comes_of_the_records(out: Path) -> None:
     if read_record(out, "decode") is None:
         pytest.skip("needs the records of the rehearsal")

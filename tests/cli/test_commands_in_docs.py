@@ -93,8 +93,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-RECIPES = "docs/recipes.md"
-FROM_THE_FIRST = ["README.md", RECIPES, "docs/shards.md"]
+FROM_THE_FIRST = ["README.md", "docs/recipes.md", "docs/shards.md"]
 TAKEN_FOR_GRANTED = [
     "coma shard imagenet/",
     "coma pretrain imagenet-shards --out runs/dyvit_base",
@@ -106,8 +105,8 @@ TAKEN_FOR_GRANTED = [
 @pytest.mark.parametrize(
     "page",
     [
-        *(pytest.param(page, marks=pytest.mark.slow if page == RECIPES else ()) for page in FROM_THE_FIRST),
-        *("docs/evaluate.md", "docs/training.md", "docs/embed.md"),
+        *("README.md", "docs/shards.md", "docs/training.md", "docs/embed.md"),
+        *(pytest.param(page, marks=pytest.mark.slow) for page in ("docs/recipes.md", "docs/evaluate.md")),
     ],
 )
 def test_it_runs(page: str, here: Path, coma: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ def test_a_run_is_what_was_foreseen_of_it(data: Path, elsewhere: Path) -> None:
     assert sorted(elsewhere.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_more_processes_share_the_work_and_the_states(data: Path, elsewhere: Path) -> None:
     Path("hosts").write_text("one slots=2\n# none\ntwo slots=2\n")
     alone = estimate(small(data, Path("run")), measure=False)

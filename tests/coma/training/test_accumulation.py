@@ -78,6 +78,7 @@ def test_auto_is_to_the_bit_the_run_without_it(data: Path, tmp_path: Path) -> No
     assert same_weights(tmp_path / "plain", tmp_path / "auto")
 
 
+@pytest.mark.slow
 def test_fine_tuning_mixes_over_the_whole_batch(data: Path, tmp_path: Path) -> None:
     """Pairs, their shares and smoothed labels are drawn before the batch is cut up, the average is taken once a step;
     only dropped paths are drawn in each part.

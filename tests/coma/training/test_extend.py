@@ -96,6 +96,7 @@ def test_a_damaged_checkpoint_costs_steps_of_the_old_schedule(data: Path, tmp_pa
     assert same_weights(damaged, whole)
 
 
+@pytest.mark.slow
 def test_crops_grow_as_was_planned_and_every_step_can_be_looked_at(data: Path, tmp_path: Path) -> None:
     config = PretrainConfig(
         data=data, out=tmp_path, model="dyvit_nano", patch_size=2, image_size=64, start_size=32, steps=4,
