@@ -5,8 +5,9 @@
 
 `choose` ranks variants on images of split train that it holds out; it does not open val or test. `compare` takes
 what was chosen, the rows CHOSEN of benchmarks/epochs/variants.py and no others, and tests it on split val, else test.
-There MAE is trained for `--mae-epochs`, CoMA for the largest of the fractions of them, on the same images, in the same
-order, with AdamW at a constant rate after a warm-up, in bfloat16. An exponential average of the weights is scored after
+There the MAEs (one of as many parameters as CoMA, one of as much compute for an image) are trained for `--mae-epochs`,
+CoMA for the largest of the fractions of them, on the same images, in the same order, with AdamW at a constant rate
+after a warm-up, in bfloat16. An exponential average of the weights is scored after
 each fraction, so one run tells what every shorter one would have come to. (A row may ask for a cosine instead: then
 each fraction is a run of its own.) A variant is a row of variants.py, or a changed one: NAME:FIELD=VALUE,...
 
@@ -32,6 +33,9 @@ from benchmarks.epochs.runs import Settings, append_line, line_of, read_lines, s
 from benchmarks.epochs.side_by_side import run_all, say
 from benchmarks.epochs.variants import Variant, chosen, variant
 from coma.errors import ComaError, UsageError
+
+REFERENCES = ("mae", "mae-compute")
+"""Chosen rows of full length: MAEs of CoMA's parameters, and of its compute for an image."""
 
 Number = TypeVar("Number", int, float)
 
@@ -63,10 +67,11 @@ def _choose(given: argparse.Namespace) -> None:
 def _compare(given: argparse.Namespace) -> None:
     """Test what was chosen."""
     data = load_to_compare(given.data, given.images)
-    reference, *others = (chosen(name) for name in (given.reference, *(given.variant or ["coma"])))
+    references = [chosen(name) for name in given.reference or REFERENCES]
+    others = [chosen(name) for name in given.variant or ["coma"]]
     settings = list(
         plan(
-            reference,
+            references,
             others,
             mae_epochs=given.mae_epochs,
             fractions=given.fractions,
@@ -78,12 +83,13 @@ def _compare(given: argparse.Namespace) -> None:
         )
     )
     rows = rows_of(_run(settings, data, partial(load_to_compare, given.data, given.images), given))
-    goal = next(row for row in rows if row.variant == reference.name and row.epochs == given.mae_epochs)
-    judged = verdicts(rows, goal)
+    full = {row.variant: row for row in rows if row.epochs == given.mae_epochs}
+    goals = [full[reference.name] for reference in references]
+    judged = [verdict for goal in goals for verdict in verdicts(rows, goal, [other.name for other in others])]
     summary = {"rows": [asdict(row) for row in rows], "verdicts": [asdict(verdict) for verdict in judged]}
     (given.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    write_plot(given.out / "epochs.png", rows, goal)
-    print(table(rows, goal), conclusions(judged, goal), f"plot  {given.out / 'epochs.png'}", sep="\n\n")
+    write_plot(given.out / "epochs.png", rows, goals)
+    print(table(rows, given.mae_epochs), conclusions(judged), f"plot  {given.out / 'epochs.png'}", sep="\n\n")
 
 
 def _run(
@@ -110,7 +116,7 @@ def _run(
 
 
 def plan(
-    reference: Variant,
+    references: Sequence[Variant],
     variants: Sequence[Variant],
     *,
     mae_epochs: float,
@@ -121,12 +127,12 @@ def plan(
     data: str,
     tested_on: str,
 ) -> Iterator[Settings]:
-    """Yield all runs of a comparison, a seed at a time; the reference's full length comes first."""
+    """Yield all runs of a comparison, a seed at a time; the references' full length comes first."""
     stops = sorted({round(mae_epochs * part, 3) for part in fractions})
     before = [stop for stop in stops if stop < mae_epochs]
     for seed in seeds:
-        for row in {row.name: row for row in (reference, *variants)}.values():
-            after = [*before, mae_epochs] if row.name == reference.name else stops
+        for row in {row.name: row for row in (*references, *variants)}.values():
+            after = [*before, mae_epochs] if row in references else stops
             # A constant rate does not depend on the length: the scores on the way are those of shorter runs.
             runs = [tuple(after)] if row.schedule == "constant" else [(stop,) for stop in reversed(after)]
             for scored_after in runs:
@@ -163,7 +169,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--seeds", type=_list(int), default=[0, 1, 2], help="default 0,1,2")
     compare.add_argument("--variant", action="append", metavar="NAME", help="a chosen row (default coma)")
-    compare.add_argument("--reference", default="mae", metavar="NAME", help="a chosen row (default mae)")
+    compare.add_argument(
+        "--reference",
+        action="append",
+        metavar="NAME",
+        help=f"a chosen row of full length (default {' and '.join(REFERENCES)})",
+    )
     return parser
 
 

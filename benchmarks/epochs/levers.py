@@ -24,6 +24,8 @@ from coma.model.layout import Grid, take_units, to_map, to_units
 from coma.model.mae import MAE
 from coma.pipeline.views import partition_units
 
+ORIENTATIONS = 9
+"""Directions, from 0 to 180 degrees, that a histogram of gradients tells apart, as in MaskFeat."""
 LOW_PASS = 0.5
 """Share of the frequencies, from zero to Nyquist's, that a low-frequency target keeps."""
 
@@ -32,9 +34,10 @@ LOW_PASS = 0.5
 class Levers:
     """Changes to CoMA; MAE takes `target` and `block`. All at their defaults is the method as it is."""
 
-    target: Literal["patch", "low-pass", "batch"] = "patch"
+    target: Literal["patch", "low-pass", "batch", "gradients", "both"] = "patch"
     """What is predicted: pixels normalised within the patch, the same of an image without its high frequencies (PixMIM,
-    arXiv 2303.02416), or pixels normalised over the batch."""
+    arXiv 2303.02416), pixels normalised over the batch, histograms of oriented gradients (MaskFeat, 2112.09133), or
+    pixels and histograms."""
     consistency: float = 0.0
     """Weight of the variance among the predictions of one unit from several views (EMAE, arXiv 2302.14431)."""
     local: float = 0.0
@@ -116,6 +119,7 @@ class LeverCoMA(CoMA):
         super().__init__(backbone, **options)
         self.levers = levers
         dim = self.decoder.head.in_features  # type: ignore[union-attr]
+        _fit_head(self, levers.target)
         stages = zip(backbone.stage_dims[:-1], backbone.stage_tokens[:-1], strict=True)
         self.local_decoders = nn.ModuleList(
             Decoder((channels,), (tokens,), 1, self.patch_values, dim, 1, 1) for channels, tokens in stages
@@ -169,6 +173,7 @@ class LeverMAE(MAE):
         if levers != Levers(target=levers.target, block=levers.block):
             raise UsageError("of the levers, MAE knows target and block alone; the others are changes to CoMA")
         self.visible_units, self.target = round(visible * self.units), levers.target
+        _fit_head(self, levers.target)
 
     def split_units(self, units: Tensor, predict_all: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """See the first of `units` [B, U] and predict the rest."""
@@ -189,9 +194,22 @@ def _targets(model: MaskedAutoencoder, target: str, images: Tensor, patches: Ten
         pixels = model._to_predict(patches).float()
         mean, deviation = pixels.mean(dim=(0, 1, 2)), pixels.std(dim=(0, 1, 2))
         return (pixels - mean) / (deviation + 1e-6)
+    if target == "gradients":
+        return _gradient_histograms(images.float(), model.encoder.unit_size)
+    if target == "both":
+        return torch.cat([_targets(model, part, images, patches) for part in ("gradients", "patch")], dim=-1)
     if target == "low-pass":
         patches = to_units(_low_pass(images.float()), model.encoder.unit_size, model.encoder.patch_size)
     return normalise_patches(model._to_predict(patches))[0]
+
+
+def _fit_head(model: MaskedAutoencoder, target: str) -> None:
+    """Give the decoder as many outputs as the target has values."""
+    values = {"gradients": 3 * ORIENTATIONS, "both": 3 * ORIENTATIONS + model.patch_values}
+    if target in values:
+        head = nn.Linear(model.decoder.head.in_features, values[target])  # type: ignore[union-attr,arg-type]
+        init_weights(head)
+        model.decoder.head = head
 
 
 def permuted_units(levers: Levers, samples: Tensor, epochs: Tensor, *, seed: int, units: int) -> Tensor:
@@ -212,3 +230,18 @@ def _low_pass(images: Tensor) -> Tensor:
     across = torch.fft.rfftfreq(width) * 2
     kept = (down[:, None] ** 2 + across**2) <= LOW_PASS**2
     return torch.fft.irfft2(torch.fft.rfft2(images) * kept, s=(height, width))
+
+
+def _gradient_histograms(images: Tensor, side: int) -> Tensor:
+    """Histograms of oriented gradients of images [B, 3, H, W] in cells of `side` pixels, [B, U, 1, 3 x 9].
+
+    The nine values of a cell's channel have a length of 3, so that they vary about as much as normalised pixels.
+    """
+    padded = F.pad(images, [1] * 4, mode="reflect")
+    across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
+    down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+    direction = (torch.atan2(down, across) / torch.pi * ORIENTATIONS).floor().long() % ORIENTATIONS
+    strength = torch.hypot(across, down)[..., None] * F.one_hot(direction, ORIENTATIONS)  # [B, 3, H, W, 9]
+    cells = F.avg_pool2d(strength.movedim(-1, 2).flatten(1, 2), side)  # [B, 27, h, w]
+    histograms = F.normalize(cells.unflatten(1, (3, ORIENTATIONS)), dim=2) * ORIENTATIONS**0.5
+    return histograms.flatten(1, 2).flatten(2).transpose(1, 2)[:, :, None]

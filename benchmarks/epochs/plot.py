@@ -33,7 +33,7 @@ class _Box:
         return self.left + across * (self.right - self.left), self.top + down * (self.bottom - self.top)
 
 
-def write_plot(path: Path, rows: Sequence[Row], reference: Row) -> None:
+def write_plot(path: Path, rows: Sequence[Row], references: Sequence[Row]) -> None:
     """Write a PNG: a point a score (mean over seeds, a bar from the worst to the best), a line a variant."""
     image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     draw = ImageDraw.Draw(image)
@@ -41,7 +41,8 @@ def write_plot(path: Path, rows: Sequence[Row], reference: Row) -> None:
     seeds = max(len(row.probe) for row in rows)
     draw.text((_MARGIN, _MARGIN), "Linear probe of frozen features, %", _INK, large)
     note = f"mean of {seeds} seed{'s' if seeds > 1 else ''}, bars from the worst to the best"
-    draw.text((_MARGIN, _MARGIN + 28), f"{note}; dashed: {reference.variant} at full length", _FAINT, normal)
+    dashed = " and ".join(row.variant for row in references)
+    draw.text((_MARGIN, _MARGIN + 28), f"{note}; dashed: {dashed} at full length", _FAINT, normal)
     names = list(dict.fromkeys(row.variant for row in rows))
     values = [value for row in rows for value in row.probe]
     pad = 0.08 * (max(values) - min(values)) or 1.0
@@ -54,7 +55,7 @@ def write_plot(path: Path, rows: Sequence[Row], reference: Row) -> None:
     wide = (_WIDTH - 2 * _MARGIN) // len(panels)
     for number, (x_name, x_of) in enumerate(panels):
         left = _MARGIN + number * wide
-        _panel(draw, normal, rows, names, reference, (left + _LEFT, left + wide - _GAP // 2), y, x_name, x_of)
+        _panel(draw, normal, rows, names, references, (left + _LEFT, left + wide - _GAP // 2), y, x_name, x_of)
     left = _MARGIN + _LEFT
     for name in names:
         colour = _colour(names, name)
@@ -69,7 +70,7 @@ def _panel(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     rows: Sequence[Row],
     names: Sequence[str],
-    reference: Row,
+    references: Sequence[Row],
     ends: tuple[int, int],
     y: tuple[float, float],
     x_name: str,
@@ -85,9 +86,10 @@ def _panel(
             offset, anchor = ((0, 8), "mt") if vertical else ((-8, 0), "rm")
             draw.text((where[0] + offset[0], where[1] + offset[1]), figure(value, step), _FAINT, font, anchor=anchor)
     draw.text(((box.left + box.right) / 2, box.bottom + 28), x_name, _INK, font, anchor="mt")
-    level = box.at(0, statistics.mean(reference.probe))[1]
-    for dash in range(box.left, box.right, 12):
-        draw.line((dash, level, min(dash + 6, box.right), level), _colour(names, reference.variant), 2)
+    for reference in references:
+        level = box.at(0, statistics.mean(reference.probe))[1]
+        for dash in range(box.left, box.right, 12):
+            draw.line((dash, level, min(dash + 6, box.right), level), _colour(names, reference.variant), 2)
     for name in names:
         mine, colour = [row for row in rows if row.variant == name], _colour(names, name)
         points = [box.at(x_of(row), statistics.mean(row.probe)) for row in mine]

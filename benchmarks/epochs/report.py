@@ -31,13 +31,20 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One variant beside the reference's run of full length; costs are ratios to it, at equal accuracy."""
+    """One variant beside a reference's run of full length; costs are ratios to it, at equal accuracy."""
 
     variant: str
+    reference: str
+    full_length: float
+    """Epochs of the reference."""
     target: float
+    """Mean probe of the reference, percent."""
     crossing: Crossing
+    """Of the mean over seeds."""
     epochs: float | None
     """Share of the reference's epochs, on the line if there is one."""
+    by_seed: tuple[float | None, ...]
+    """The same share for each seed, against the reference of that seed; None: not reached."""
     cpu_s: float | None
     macs: float | None
 
@@ -76,32 +83,51 @@ def crossing(points: Sequence[tuple[float, float]], target: float) -> Crossing:
     return Crossing(None, None)
 
 
-def verdicts(rows: Sequence[Row], reference: Row) -> list[Verdict]:
-    """Judge every variant by the mean probe of the reference; costs grow with epochs, so they go by the epoch."""
+def verdicts(rows: Sequence[Row], reference: Row, variants: Sequence[str]) -> list[Verdict]:
+    """Judge variants by the mean probe of a reference; costs grow with epochs, so they go by the epoch."""
+    return [_verdict([row for row in rows if row.variant == name], reference) for name in variants]
+
+
+def _verdict(rows: Sequence[Row], reference: Row) -> Verdict:
     target = statistics.mean(reference.probe)
-    judged = []
-    for name in dict.fromkeys(row.variant for row in rows if row.variant != reference.variant):
-        mine = [row for row in rows if row.variant == name]
-        where = crossing([(row.epochs, statistics.mean(row.probe)) for row in mine], target)
-        at = where.reached if where.between is None else where.between
-        if at is None:
-            judged.append(Verdict(name, target, where, None, None, None))
-            continue
-        run = next(row for row in mine if row.epochs == where.reached)
-        part, of_run = at / reference.epochs, at / run.epochs
+    where = crossing([(row.epochs, statistics.mean(row.probe)) for row in rows], target)
+    by_seed = tuple(
+        _share(crossing([(row.epochs, row.probe[seed]) for row in rows], goal), reference)
+        for seed, goal in enumerate(reference.probe)
+    )
+    cpu_s = macs = None
+    if where.reached is not None:
+        run = next(row for row in rows if row.epochs == where.reached)
+        of_run = (where.reached if where.between is None else where.between) / run.epochs
         cpu_s = of_run * statistics.mean(run.cpu_s) / statistics.mean(reference.cpu_s)
-        judged.append(Verdict(name, target, where, part, cpu_s, of_run * run.macs / reference.macs))
-    return judged
+        macs = of_run * run.macs / reference.macs
+    return Verdict(
+        variant=rows[0].variant,
+        reference=reference.variant,
+        full_length=reference.epochs,
+        target=target,
+        crossing=where,
+        epochs=_share(where, reference),
+        by_seed=by_seed,
+        cpu_s=cpu_s,
+        macs=macs,
+    )
 
 
-def table(rows: Sequence[Row], reference: Row | None = None) -> str:
-    """Return a table of all runs: mean and spread (standard deviation) over seeds."""
+def _share(where: Crossing, reference: Row) -> float | None:
+    """Share of the reference's epochs after which its probe is reached, on the line if there is one."""
+    at = where.reached if where.between is None else where.between
+    return None if at is None else at / reference.epochs
+
+
+def table(rows: Sequence[Row], full_length: float | None = None) -> str:
+    """Return a table of all runs: mean and spread (standard deviation) over seeds, epochs as a share of MAE's."""
     wide = max(16, *(len(row.variant) for row in rows)) + 1
-    of_mae = "" if reference is None else f"{'of MAE':>8}"
+    of_mae = "" if full_length is None else f"{'of MAE':>8}"
     head = f"{'variant':<{wide}}{'epochs':>7}{of_mae}{'seeds':>6}{'probe, %':>13}{'kNN, %':>13}{'CPU s':>8}{'TMACs':>8}"
     lines = [head]
     for row in rows:
-        of_mae = "" if reference is None else f"{row.epochs / reference.epochs:>8.0%}"
+        of_mae = "" if full_length is None else f"{row.epochs / full_length:>8.0%}"
         lines.append(
             f"{row.variant:<{wide}}{row.epochs:>7g}{of_mae}{len(row.probe):>6}"
             f"{_spread(row.probe):>13}{_spread(row.knn):>13}{statistics.mean(row.cpu_s):>8.0f}{row.macs / 1e12:>8.1f}"
@@ -109,20 +135,24 @@ def table(rows: Sequence[Row], reference: Row | None = None) -> str:
     return "\n".join(lines)
 
 
-def conclusions(judged: Sequence[Verdict], reference: Row) -> str:
-    """Return a line for each variant: where it reaches the reference, and what that costs."""
+def conclusions(judged: Sequence[Verdict]) -> str:
+    """Return some lines for each verdict: where the reference is reached, for each seed, and what that costs."""
     lines = []
     for verdict in judged:
-        goal = f"{reference.variant}'s {verdict.target:.1f}% of {reference.epochs:g} epochs"
+        goal = f"{verdict.reference}'s {verdict.target:.1f}% of {verdict.full_length:g} epochs"
         reached, between = verdict.crossing.reached, verdict.crossing.between
         if reached is None:
             lines.append(f"{verdict.variant} does not reach {goal}")
-            continue
-        where = "at the latest" if between is None else f"on a line, {between:.1f} epochs: {verdict.epochs:.0%}"
-        lines.append(
-            f"{verdict.variant} reaches {goal} in {reached:g} ({reached / reference.epochs:.0%} of them; {where});\n"
-            f"  at equal accuracy {verdict.cpu_s:.2f} of its CPU seconds, {verdict.macs:.2f} of its multiply-adds"
-        )
+        else:
+            where = "at the latest" if between is None else f"on a line, {between:.1f} epochs: {verdict.epochs:.0%}"
+            share = reached / verdict.full_length
+            lines.append(f"{verdict.variant} reaches {goal} in {reached:g} ({share:.0%} of them; {where})")
+            lines.append(
+                f"  at equal accuracy {verdict.cpu_s:.2f} of its CPU seconds, {verdict.macs:.2f} of its multiply-adds"
+            )
+        if len(verdict.by_seed) > 1:
+            each = ", ".join("not reached" if share is None else f"{share:.0%}" for share in verdict.by_seed)
+            lines.append(f"  each seed against its own: {each}")
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from benchmarks.epochs.levers import LeverCoMA, LeverDyViT, LeverMAE, Levers, permuted_units
@@ -95,11 +96,12 @@ class Variant:
 
     def loss(self, model: CoMA | MAE, images: Tensor, samples: Tensor, epochs: Tensor, *, seed: int) -> Tensor:
         """Return the loss of one batch; the masks are keyed by (seed, epoch, sample), as the stream's are."""
-        losses = []
-        for mask in range(self.masks):
-            units = permuted_units(self.levers, samples, epochs, seed=seed + mask * 1_000_003, units=model.units)
-            losses.append(model(images, units))
-        return sum(losses[1:], losses[0]) / len(losses)
+        orders = [
+            permuted_units(self.levers, samples, epochs, seed=seed + mask * 1_000_003, units=model.units)
+            for mask in range(self.masks)
+        ]
+        loss: Tensor = model(images.repeat(self.masks, 1, 1, 1), torch.cat(orders))
+        return loss
 
 
 _MAE = Variant("mae", "mae", "vit_tiny_patch16_224", lr=1e-3, backbone=VIT)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from drawn import draw_images, shard_images
 from PIL import Image
+from torch.nn import functional as F
 
 from benchmarks.epochs import __main__ as command
 from benchmarks.epochs import variants
 from benchmarks.epochs.images import HELD_OUT, evaluation_batches, load_to_choose, load_to_compare, training_batches
-from benchmarks.epochs.levers import Levers, _low_pass, permuted_units
+from benchmarks.epochs.levers import ORIENTATIONS, Levers, _gradient_histograms, _low_pass, permuted_units
 from benchmarks.epochs.report import Crossing, Row, conclusions, crossing, verdicts
 from benchmarks.epochs.runs import (
     RUNS_NAME,
@@ -53,8 +54,10 @@ def miniature(monkeypatch: pytest.MonkeyPatch) -> None:
     coma = dataclasses.replace(VARIANTS["coma"], backbone=dyvit, decoder_dim=32, batch_size=16)
     monkeypatch.setitem(VARIANTS, "mae", mae)
     monkeypatch.setitem(VARIANTS, "coma", coma)
+    monkeypatch.setattr(command, "REFERENCES", ("mae",))
     for name in ("mae", "coma"):
         monkeypatch.setitem(CHOSEN, name, name)
+    monkeypatch.setitem(CHOSEN, "mae-masks", "mae:masks=2,batch_size=8")
     monkeypatch.setitem(CHOSEN, "coma-8", "coma:batch_size=8")
 
 
@@ -79,17 +82,27 @@ def test_the_command_runs_and_goes_on_where_it_stopped(data, tmp_path, capsys):
 
     with (tmp_path / RUNS_NAME).open("a") as file:
         file.write('{"settings": {"torn')  # by a kill
-    command.main([*arguments, "--fractions", "0.5", "--variant", "coma", "--variant", "coma-8"])
+    compared = ["--variant", "coma", "--variant", "coma-8", "--reference", "mae", "--reference", "mae-masks"]
+    command.main([*arguments, "--fractions", "0.5", *compared])
     again = read_lines(tmp_path)
     assert again[:2] == lines  # not run again
-    assert [line["settings"]["variant"]["batch_size"] for line in again[2:]] == [8]
+    named = [(line["settings"]["variant"]["name"], line["settings"]["scored_after"]) for line in again[2:]]
+    assert named == [("mae-masks", [0.5, 1.0]), ("coma-8", [0.5])]
     assert "2 of them done before" in capsys.readouterr().err
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [(row["variant"], row["epochs"]) for row in summary["rows"]] == [
         ("mae", 0.5),
         ("mae", 1),
+        ("mae-masks", 0.5),
+        ("mae-masks", 1),
         ("coma", 0.5),
         ("coma-8", 0.5),
+    ]
+    assert [(verdict["reference"], verdict["variant"]) for verdict in summary["verdicts"]] == [
+        ("mae", "coma"),
+        ("mae", "coma-8"),
+        ("mae-masks", "coma"),
+        ("mae-masks", "coma-8"),
     ]
 
 
@@ -123,7 +136,7 @@ def test_a_longer_run_answers_for_a_shorter_one_but_not_at_a_cosine():
 def test_a_cosine_takes_a_run_for_each_length():
     cosine = dataclasses.replace(VARIANTS["coma"], schedule="cosine")
     options = {"mae_epochs": 40, "fractions": [0.25, 0.1], "seeds": [7], "images": 10, "image_size": 32}
-    runs = list(command.plan(VARIANTS["mae"], [cosine], **options, data="", tested_on=""))
+    runs = list(command.plan([VARIANTS["mae"]], [cosine], **options, data="", tested_on=""))
     assert [(run.variant.method, run.scored_after) for run in runs] == [
         ("mae", (4.0, 10.0, 40)),
         ("coma", (10.0,)),
@@ -219,20 +232,26 @@ def test_costs_at_equal_accuracy():
     reference = Row("mae", 40, probe=(55.0, 57.0), knn=(45.0, 45.0), cpu_s=(900.0, 1100.0), macs=4e12)
     short = Row("coma", 10, probe=(54.0, 54.0), knn=(45.0, 45.0), cpu_s=(400.0, 400.0), macs=1e12)
     long = Row("coma", 20, probe=(58.0, 58.0), knn=(45.0, 45.0), cpu_s=(800.0, 800.0), macs=2e12)
-    (verdict,) = verdicts([reference, short, long], reference)
+    (verdict,) = verdicts([reference, short, long], reference, ["coma"])
     assert verdict.crossing == Crossing(20, 15.0)
     assert (verdict.target, verdict.epochs) == (56.0, 0.375)
+    assert verdict.by_seed == (0.3125, 0.4375)  # 55 and 57, each on the line from 54 to 58
     assert verdict.cpu_s == pytest.approx(0.6)
     assert verdict.macs == pytest.approx(0.375)
-    assert "in 20 (50% of them; on a line, 15.0 epochs: 38%)" in conclusions([verdict], reference)
-    (missed,) = verdicts([reference, short], reference)
+    words = conclusions([verdict])
+    assert "in 20 (50% of them; on a line, 15.0 epochs: 38%)" in words
+    assert "each seed against its own: 31%, 44%" in words
+    (missed,) = verdicts([reference, short], reference, ["coma"])
     assert missed.epochs is missed.cpu_s is missed.macs is None
-    assert "coma does not reach mae's 56.0% of 40 epochs" in conclusions([missed], reference)
+    assert missed.by_seed == (None, None)
+    assert "coma does not reach mae's 56.0% of 40 epochs" in conclusions([missed])
+    assert "each seed against its own: not reached, not reached" in conclusions([missed])
 
 
 LEVERS = (
     "levers.target=low-pass",
     "levers.target=batch",
+    "levers.target=gradients",
     "levers.consistency=1.0",
     "levers.local=0.5",
     "levers.fused=True",
@@ -242,7 +261,12 @@ LEVERS = (
     "backbone.unit_size=8",
     "views=2",
 )
-MAE_LEVERS = ("mae:visible=0.5", "mae:levers.target=low-pass", "mae:levers.target=batch,levers.block=2")
+MAE_LEVERS = (
+    "mae:visible=0.5",
+    "mae:levers.target=low-pass",
+    "mae:levers.target=both",
+    "mae:levers.target=batch,levers.block=2",
+)
 
 
 @pytest.mark.usefixtures("miniature")
@@ -288,6 +312,20 @@ def test_blocks_of_units_stay_in_one_view():
     for view in torch.split(units, 16, dim=1):
         blocks = (view // 16) * 4 + view % 8 // 2  # which square of 2 x 2 units
         assert all(len(set(row.tolist())) == 4 for row in blocks)
+
+
+def test_histograms_of_gradients_tell_directions_apart():
+    ramp = torch.arange(32.0)
+    across, down = ramp.expand(32, 32), ramp[:, None].expand(32, 32)
+    images = torch.stack([across, down, across - down], dim=0)[None]  # a direction in each channel
+    histograms = _gradient_histograms(images, 4).reshape(8, 8, 3, ORIENTATIONS)[1:-1, 1:-1]
+    wanted = F.one_hot(torch.tensor([0, 4, 6]), ORIENTATIONS) * 3.0  # 0, 90 and 135 degrees, in steps of 20
+    torch.testing.assert_close(histograms, wanted.expand_as(histograms))
+    left = torch.zeros(1, 3, 32, 32)
+    left[..., 5, 9] = 1.0  # a dot in the unit of row 1, column 2
+    filled = _gradient_histograms(left, 4).flatten(1).reshape(64, -1).any(dim=1).nonzero().flatten()
+    assert set(filled.tolist()) <= {8 * row + column for row in (0, 1) for column in (1, 2)}
+    assert 8 * 1 + 2 in filled.tolist()
 
 
 def test_a_low_pass_keeps_what_is_smooth():
