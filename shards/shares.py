@@ -55,8 +55,8 @@ def named_sources(data: Sequence[Any]) -> tuple[NamedSource, ...]:
         raise UsageError("no data set is named: name one, such as photos-shards")
     if len(sources) == 1 and sources[0].written is not None:
         raise UsageError(
-            f"{_shown(sources[0])} is the only data set, and a share is a part of several: leave the share out, or "
-            "name another data set"
+            f"{_shown(sources[0])} is the only data set, and a share is a part of several: leave "
+            f":{sources[0].written} out"
         )
     with_share = [each for each in sources if each.written is not None]
     if with_share and len(with_share) < len(sources):
