@@ -26,6 +26,8 @@ from coma.pipeline.views import partition_units
 
 ORIENTATIONS = 9
 """Directions, from 0 to 180 degrees, that a histogram of gradients tells apart, as in MaskFeat."""
+PROJECTED, TEMPERATURE = 64, 0.2
+"""Channels of what is contrasted, and what its similarities are divided by."""
 LOW_PASS = 0.5
 """Share of the frequencies, from zero to Nyquist's, that a low-frequency target keeps."""
 
@@ -43,6 +45,9 @@ class Levers:
     local: float = 0.0
     """Weight of decoders of their own on stages 1 and 2, and of a coarse target for the last stage: LocalMIM (arXiv
     2303.05251) with pixels."""
+    contrast: float = 0.0
+    """Weight of a loss by which the views of an image are told from those of the other images in the batch, by their
+    mean tokens: SupCon's (arXiv 2004.11362), with views that share no pixel in place of crops."""
     fused: bool = False
     """Whether features and decoder take the fusion of all stages (MFF, arXiv 2308.00261)."""
     registers: int = 0
@@ -124,6 +129,7 @@ class LeverCoMA(CoMA):
         self.local_decoders = nn.ModuleList(
             Decoder((channels,), (tokens,), 1, self.patch_values, dim, 1, 1) for channels, tokens in stages
         )
+        self.projector = _projector(backbone.stage_dims[-1]) if levers.contrast else None
         self.coarse = nn.Linear(self.patch_values, self.patch_values)
         if not levers.local:
             self.local_decoders, self.coarse = nn.ModuleList(), nn.Identity()  # type: ignore[assignment]
@@ -144,6 +150,10 @@ class LeverCoMA(CoMA):
             order = hidden_units.argsort(dim=1, stable=True)[..., None].expand_as(predicted)
             of_unit = predicted.gather(1, order).unflatten(1, (self.units, -1))  # [B, U, K - 1, P]
             loss = loss + levers.consistency * of_unit.var(dim=2, unbiased=False).mean()
+        if self.projector is not None:
+            sizes = [view.shape[1] for view in visible]
+            means = [view.mean(dim=1) for view in torch.split(features[-1], sizes, dim=1)]
+            loss = loss + levers.contrast * _contrast(self.projector(torch.stack(means, dim=1)).float())
         if levers.local:
             for s, decoder in enumerate(self.local_decoders):
                 fine = decoder(features[s : s + 1], grid, visible, hidden).float()
@@ -201,6 +211,23 @@ def _targets(model: MaskedAutoencoder, target: str, images: Tensor, patches: Ten
     if target == "low-pass":
         patches = to_units(_low_pass(images.float()), model.encoder.unit_size, model.encoder.patch_size)
     return normalise_patches(model._to_predict(patches))[0]
+
+
+def _projector(channels: int) -> nn.Sequential:
+    projector = nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, PROJECTED))
+    projector.apply(init_weights)
+    return projector
+
+
+def _contrast(views: Tensor) -> Tensor:
+    """Return SupCon's loss of views [B, K, C]: those of an image belong together."""
+    images, count = views.shape[:2]
+    z = F.normalize(views.flatten(0, 1), dim=1)
+    itself = torch.eye(len(z), dtype=torch.bool)
+    log_share = (z @ z.T / TEMPERATURE).masked_fill(itself, -torch.inf).log_softmax(dim=1)
+    image = torch.arange(images).repeat_interleave(count)
+    positive = (image[:, None] == image) & ~itself
+    return -log_share[positive].mean()
 
 
 def _fit_head(model: MaskedAutoencoder, target: str) -> None:

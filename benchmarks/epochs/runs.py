@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.epochs.images import Data, evaluation_batches, steps_of, training_batches
+from benchmarks.epochs.levers import Levers
 from benchmarks.epochs.variants import Variant
 from coma.errors import DivergedError
 from coma.evaluation.features import extract
@@ -160,8 +161,11 @@ def macs_per_image(variant: Variant, image_size: int) -> int:
 def read_lines(out: Path) -> list[dict[str, Any]]:
     """Return the lines of finished runs; half a line that a kill has left is none."""
     file = out / RUNS_NAME
-    lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
-    return [json.loads(line) for line in lines]
+    lines = [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]] if file.is_file() else []
+    for line in lines:
+        row = line["settings"]["variant"]
+        row["levers"] = asdict(Levers()) | row["levers"]  # a lever that came later was at its default
+    return lines
 
 
 def line_of(lines: Sequence[dict[str, Any]], run: Settings) -> dict[str, Any] | None:

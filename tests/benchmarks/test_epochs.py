@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import runpy
 import shutil
 import sys
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from benchmarks.epochs import __main__ as command
 from benchmarks.epochs import variants
 from benchmarks.epochs.images import HELD_OUT, evaluation_batches, load_to_choose, load_to_compare, training_batches
-from benchmarks.epochs.levers import ORIENTATIONS, Levers, _gradient_histograms, _low_pass, permuted_units
+from benchmarks.epochs.levers import ORIENTATIONS, Levers, _contrast, _gradient_histograms, _low_pass, permuted_units
 from benchmarks.epochs.report import Crossing, Row, conclusions, crossing, verdicts
 from benchmarks.epochs.runs import (
     RUNS_NAME,
@@ -204,12 +205,23 @@ def test_images_are_the_streams(data):
 
 
 def test_a_torn_line_is_written_over(tmp_path):
-    append_line(tmp_path, {"a": 1})
+    lines = [{"settings": Settings(VARIANTS["coma"], seed, 1, (1,), 64, 32, "", "").to_json()} for seed in (1, 2, 3)]
+    append_line(tmp_path, lines[0])
     with (tmp_path / RUNS_NAME).open("a") as file:
-        file.write('{"a": 2')
-    assert read_lines(tmp_path) == [{"a": 1}]
-    append_line(tmp_path, {"a": 3})
-    assert read_lines(tmp_path) == [{"a": 1}, {"a": 3}]
+        file.write(json.dumps(lines[1])[:-9])
+    assert read_lines(tmp_path) == lines[:1]
+    append_line(tmp_path, lines[2])
+    assert read_lines(tmp_path) == [lines[0], lines[2]]
+
+
+def test_a_line_from_before_a_lever_was_there_stands_for_its_default(tmp_path):
+    run = Settings(VARIANTS["coma"], 1, 1, (1,), 64, 32, "", "")
+    settings = run.to_json()
+    del settings["variant"]["levers"]["contrast"]
+    append_line(tmp_path, {"settings": settings, "curve": []})
+    assert line_of(read_lines(tmp_path), run) is not None
+    contrasted = dataclasses.replace(run, variant=variant("coma:levers.contrast=0.1"))
+    assert line_of(read_lines(tmp_path), contrasted) is None
 
 
 @pytest.mark.parametrize(
@@ -253,6 +265,7 @@ LEVERS = (
     "levers.target=batch",
     "levers.target=gradients",
     "levers.consistency=1.0",
+    "levers.contrast=0.1",
     "levers.local=0.5",
     "levers.fused=True",
     "levers.registers=2",
@@ -326,6 +339,15 @@ def test_histograms_of_gradients_tell_directions_apart():
     filled = _gradient_histograms(left, 4).flatten(1).reshape(64, -1).any(dim=1).nonzero().flatten()
     assert set(filled.tolist()) <= {8 * row + column for row in (0, 1) for column in (1, 2)}
     assert 8 * 1 + 2 in filled.tolist()
+
+
+def test_contrast_is_least_where_the_views_of_an_image_agree():
+    a, b = torch.eye(64)[:2]
+    together = _contrast(torch.stack([torch.stack([a, a, a]), torch.stack([b, b, b])]))
+    apart = _contrast(torch.stack([torch.stack([a, a, b]), torch.stack([b, b, a])]))
+    # Each view has two others of its image at similarity 1 / 0.2 and three of the other image at 0.
+    assert float(together) == pytest.approx(-math.log(math.exp(5) / (2 * math.exp(5) + 3)))
+    assert together < apart
 
 
 def test_a_low_pass_keeps_what_is_smooth():
