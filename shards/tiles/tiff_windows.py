@@ -17,6 +17,8 @@ from coma.shards.images.formats import BadImageError, fault
 from coma.shards.images.readable import Readable
 
 _STORED = 1
+_JFIF, _ADOBE, _SCAN = 0xE0, 0xEE, b"\xda"
+"""Markers of a JPEG's segments."""
 _GREY, _RGB = 1, 2
 _DROPPED = ([0], [2])
 """Extra samples that are left out: one that is not described, or alpha that the colours are not multiplied with."""
@@ -114,7 +116,8 @@ def _jpeg(data: bytes, of: TiffLayout, part: Window) -> Pixels:
     """Decode a part [h, w, c] of a block that is a JPEG without the tables that all blocks share."""
     colours = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + (b"\1" if of.photometric == YCBCR else b"\0")
     tables = of.jpeg_tables[2:-2] if of.jpeg_tables else b""
-    whole = b"".join([b"\xff\xd8", colours if of.block_channels == 3 else b"", tables, data[2:]])
+    marks = colours if of.block_channels == 3 else b""
+    whole = b"".join([b"\xff\xd8", marks, _without_colour_marks(tables), _without_colour_marks(data[2:])])
     try:
         with Image.open(io.BytesIO(whole), formats=("JPEG",)) as image:
             if of.block_channels == 4:  # as stored: Pillow inverts what it takes for CMYK of a file by itself
@@ -126,6 +129,17 @@ def _jpeg(data: bytes, of: TiffLayout, part: Window) -> Pixels:
     if pixels.shape[2] != of.block_channels or pixels.shape[0] < part.bottom or pixels.shape[1] < part.right:
         raise BadImageError("unreadable: a JPEG in it has other sides or channels than the TIFF says")
     return pixels[part.top : part.bottom, part.left : part.right]
+
+
+def _without_colour_marks(segments: bytes) -> bytes:
+    """Leave out the JFIF and Adobe segments of a JPEG, which its decoder would believe rather than the TIFF."""
+    kept, at = [], 0
+    while segments[at : at + 1] == b"\xff" and segments[at + 1 : at + 2] not in (b"", _SCAN):
+        end = at + 2 + int.from_bytes(segments[at + 2 : at + 4])
+        if segments[at + 1] not in (_JFIF, _ADOBE):
+            kept.append(segments[at:end])
+        at = end
+    return b"".join([*kept, segments[at:]])
 
 
 @dataclass(frozen=True, eq=False)

@@ -267,6 +267,28 @@ def test_slides_of_jpegs_are_read_by_window(tmp_path: Path, photometric: str) ->
         assert difference.mean() < 1, name
 
 
+@pytest.mark.parametrize("mark", [b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0", b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\1"])
+def test_colours_of_jpeg_blocks_are_what_the_tiff_says(tmp_path: Path, mark: bytes) -> None:
+    """RGB in blocks that call themselves YCbCr: libtiff, and so Pillow, goes by the TIFF."""
+    smooth = Image.fromarray(noise(8, 8, 3)).resize((64, 64))
+    encoded = io.BytesIO()
+    smooth.save(encoded, "JPEG", quality=95, keep_rgb=True)
+    block = encoded.getvalue()[:2] + mark + encoded.getvalue()[2:].replace(b"Adobe", b"other", 1)
+    path = tmp_path / "slide.tif"
+    tifffile.imwrite(path, noise(64, 64, 3), photometric="rgb", tile=(64, 64))
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        page = file.pages[0]
+        page.tags["Compression"].overwrite(7)  # type: ignore[union-attr]
+        page.tags["TileByteCounts"].overwrite(len(block))  # type: ignore[union-attr]
+        file.filehandle.seek(page.dataoffsets[0])
+        file.filehandle.write(block)
+    picture = open_picture(path.read_bytes(), PixelOptions())
+    assert isinstance(picture, TiffPicture)
+    read = picture.read(Window(0, 0, 64, 64)).astype(int)
+    assert np.abs(read - np.asarray(smooth)).mean() < 2
+    assert np.abs(read - np.asarray(Image.open(path))).mean() < 1
+
+
 def test_four_channels_of_jpeg_blocks_are_as_stored(tmp_path: Path) -> None:
     smooth = np.asarray(Image.fromarray(noise(8, 8, 3)).convert("CMYK").resize((64, 64)))
     Image.fromarray(smooth, "CMYK").save(tmp_path / "inks.tif", compression="jpeg", quality=95)
