@@ -24,7 +24,7 @@ from coma.pipeline.stream import Batch
 from coma.shards.files import folder_at
 from coma.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 
-EVALUATION_BATCH = 250
+EVALUATION_BATCH = 32
 MOST_HELD_OUT = 10_000
 HELD_OUT = "held-out images of train"
 

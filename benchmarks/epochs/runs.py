@@ -23,7 +23,7 @@ from benchmarks.epochs.images import Data, evaluation_batches, steps_of, trainin
 from benchmarks.epochs.levers import Levers
 from benchmarks.epochs.variants import Variant
 from coma.errors import DivergedError
-from coma.evaluation.features import extract
+from coma.evaluation.features import pool
 from coma.evaluation.knn import knn_accuracy
 from coma.evaluation.probe import probe_accuracy
 from coma.training.config.schedule import learning_rate
@@ -82,7 +82,7 @@ def train(settings: Settings, data: Data, say: Callable[[str], None]) -> dict[st
             spent.stop()
             if not torch.isfinite(loss):
                 raise DivergedError(f"{settings}: the loss is {loss.item()} at step {step}; lower the learning rate")
-            at, scored = stops[step], scores(averaged.module, data, size)
+            at, scored = stops[step], scores(averaged.module.eval(), data, size, bfloat16=variant.bfloat16)
             curve.append({"epochs": at, "loss": loss.item(), "cpu_s": spent.cpu_s, "macs": macs * step, **scored})
             say(f"{settings}: after {at:g} probe {scored['probe']:.1f}, kNN {scored['knn']:.1f}")
             spent.start()
@@ -141,11 +141,20 @@ def _batches(settings: Settings, data: Data, steps: int) -> Iterator[tuple[Tenso
     )
 
 
-def scores(model: nn.Module, data: Data, image_size: int) -> dict[str, float]:
-    """Return the accuracy of linear probe and nearest neighbours on frozen features, in percent."""
+@torch.no_grad()
+def scores(model: nn.Module, data: Data, image_size: int, *, bfloat16: bool) -> dict[str, float]:
+    """Return the accuracy of linear probe and nearest neighbours on frozen features, in percent.
+
+    The features are what `coma probe` takes, but that matrix products may be in bfloat16, as in training: scoring would
+    take as long as training without.
+    """
     backbone: nn.Module = model.backbone  # type: ignore[assignment]
-    taken = (extract(backbone, evaluation_batches(images, image_size)) for images in (data.train, data.test))
-    rows: list[Tensor] = [part for features in taken for part in (features.x, features.require_labels())]
+    rows: list[Tensor] = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), sdpa_kernel(SDPBackend.MATH):
+        for images in (data.train, data.test):
+            batches = evaluation_batches(images, image_size)
+            rows.append(torch.cat([pool(backbone, batch.images).float() for batch in batches]))
+            rows.append(images.labels)
     return {"probe": round(probe_accuracy(*rows), 2), "knn": round(knn_accuracy(*rows), 2)}
 
 
