@@ -386,9 +386,17 @@ def test_the_test_images_are_out_of_reach_of_choosing(data, tmp_path, capsys):
 def test_networks_are_of_the_size_that_is_said():
     millions = {
         name: sum(p.numel() for p in VARIANTS[name].build(32).backbone.parameters()) / 1e6
-        for name in ("mae", "mae-wide", "coma", "coma-wide")
+        for name in ("mae", "mae-wide", "mae-deep", "coma", "coma-wide", "coma-512")
     }
-    assert millions == pytest.approx({"mae": 1.2, "mae-wide": 1.35, "coma": 0.97, "coma-wide": 1.27}, abs=0.01)
+    said = {"mae": 1.2, "mae-wide": 1.35, "mae-deep": 3.17, "coma": 0.97, "coma-wide": 1.27, "coma-512": 2.86}
+    assert millions == pytest.approx(said, abs=0.01)
+
+
+def test_what_is_compared_has_as_many_parameters_or_as_much_compute():
+    rows = {name: chosen(name) for name in ("mae", "mae-compute", "coma")}
+    parameters = {name: sum(p.numel() for p in row.build(32).backbone.parameters()) for name, row in rows.items()}
+    assert parameters["mae"] >= parameters["coma"]
+    assert macs_per_image(rows["mae-compute"], 32) == pytest.approx(macs_per_image(rows["coma"], 32), rel=0.2)
 
 
 def test_several_masks_cost_several_passes():
