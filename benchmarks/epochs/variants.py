@@ -148,7 +148,7 @@ VARIANTS = {
 
 CHOSEN = {
     "mae": "mae-deep",
-    "mae-compute": "mae-256:masks=4,batch_size=16,visible=0.4,crop_scale=(0.4,1.0)",
+    "mae-compute": "mae-deep:masks=4,batch_size=16",
     "coma": "coma-512",
 }
 """Rows that are compared on the test images, by name, written as for `variant`: each as `choose` found it best."""
