@@ -1,7 +1,9 @@
 """Runs side by side, a core each: small networks gain nothing from two threads, and lose much on a busy machine."""
 
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -69,8 +71,17 @@ def say(text: str) -> None:
 
 def _start(load: Callable[[], Data]) -> None:
     global _data
+    threading.Thread(target=_end_with_the_command, daemon=True).start()
     torch.set_num_threads(1)
     _data = load()
+
+
+def _end_with_the_command() -> None:
+    """End this process when the command is killed: its runs would go on for hours, for nobody."""
+    command = multiprocessing.parent_process()
+    assert command is not None
+    command.join()
+    os._exit(1)
 
 
 def _train(settings: Settings) -> dict[str, Any]:

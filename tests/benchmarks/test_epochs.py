@@ -6,11 +6,13 @@ import math
 import runpy
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from drawn import draw_images, shard_images
+from helpers.commands import alive, begin, descendants, wait_until
 from PIL import Image
 from torch.nn import functional as F
 
@@ -160,6 +162,20 @@ def test_runs_side_by_side_are_those_one_by_one(data, tmp_path):
     )
     assert [name for name, *_ in one] == ["coma", "mae"]
     assert one == two
+
+
+@pytest.mark.slow
+def test_a_killed_command_leaves_no_run_behind(data, tmp_path):
+    arguments = ["choose", str(data), "--out", str(tmp_path), "--jobs", "2", "--epochs", "1000"]
+    command_line = [sys.executable, "-m", "benchmarks.epochs", *arguments, "--variant", "mae", "--variant", "mae-wide"]
+    process = begin(command_line, tmp_path / "log")
+    wait_until(lambda: len(descendants(process.pid)) == 3, 60, process)  # two that train, and multiprocessing's tracker
+    workers = descendants(process.pid)
+    time.sleep(5)
+    assert all(map(alive, workers))
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(map(alive, workers)), 120)
 
 
 @pytest.mark.usefixtures("miniature")
