@@ -36,10 +36,9 @@ LOW_PASS = 0.5
 class Levers:
     """Changes to CoMA; MAE takes `target` and `block`. All at their defaults is the method as it is."""
 
-    target: Literal["patch", "low-pass", "batch", "gradients", "both"] = "patch"
+    target: Literal["patch", "low-pass", "batch", "gradients"] = "patch"
     """What is predicted: pixels normalised within the patch, the same of an image without its high frequencies (PixMIM,
-    arXiv 2303.02416), pixels normalised over the batch, histograms of oriented gradients (MaskFeat, 2112.09133), or
-    pixels and histograms."""
+    arXiv 2303.02416), pixels normalised over the batch, or histograms of oriented gradients (MaskFeat, 2112.09133)."""
     consistency: float = 0.0
     """Weight of the variance among the predictions of one unit from several views (EMAE, arXiv 2302.14431)."""
     local: float = 0.0
@@ -206,8 +205,6 @@ def _targets(model: MaskedAutoencoder, target: str, images: Tensor, patches: Ten
         return (pixels - mean) / (deviation + 1e-6)
     if target == "gradients":
         return _gradient_histograms(images.float(), model.encoder.unit_size)
-    if target == "both":
-        return torch.cat([_targets(model, part, images, patches) for part in ("gradients", "patch")], dim=-1)
     if target == "low-pass":
         patches = to_units(_low_pass(images.float()), model.encoder.unit_size, model.encoder.patch_size)
     return normalise_patches(model._to_predict(patches))[0]
@@ -232,9 +229,8 @@ def _contrast(views: Tensor) -> Tensor:
 
 def _fit_head(model: MaskedAutoencoder, target: str) -> None:
     """Give the decoder as many outputs as the target has values."""
-    values = {"gradients": 3 * ORIENTATIONS, "both": 3 * ORIENTATIONS + model.patch_values}
-    if target in values:
-        head = nn.Linear(model.decoder.head.in_features, values[target])  # type: ignore[union-attr,arg-type]
+    if target == "gradients":
+        head = nn.Linear(model.decoder.head.in_features, 3 * ORIENTATIONS)  # type: ignore[union-attr,arg-type]
         init_weights(head)
         model.decoder.head = head
 

@@ -28,6 +28,11 @@ class Crossing:
     between: float | None
     """Epochs at which the line from the score before meets the target; None without a score before."""
 
+    @property
+    def at(self) -> float | None:
+        """Epochs on the line, or else those of the first score."""
+        return self.reached if self.between is None else self.between
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -96,9 +101,9 @@ def _verdict(rows: Sequence[Row], reference: Row) -> Verdict:
         for seed, goal in enumerate(reference.probe)
     )
     cpu_s = macs = None
-    if where.reached is not None:
+    if where.at is not None:
         run = next(row for row in rows if row.epochs == where.reached)
-        of_run = (where.reached if where.between is None else where.between) / run.epochs
+        of_run = where.at / run.epochs
         cpu_s = of_run * statistics.mean(run.cpu_s) / statistics.mean(reference.cpu_s)
         macs = of_run * run.macs / reference.macs
     return Verdict(
@@ -116,8 +121,7 @@ def _verdict(rows: Sequence[Row], reference: Row) -> Verdict:
 
 def _share(where: Crossing, reference: Row) -> float | None:
     """Share of the reference's epochs after which its probe is reached, on the line if there is one."""
-    at = where.reached if where.between is None else where.between
-    return None if at is None else at / reference.epochs
+    return None if where.at is None else where.at / reference.epochs
 
 
 def table(rows: Sequence[Row], full_length: float | None = None) -> str:

@@ -293,7 +293,7 @@ LEVERS = (
 MAE_LEVERS = (
     "mae:visible=0.5",
     "mae:levers.target=low-pass",
-    "mae:levers.target=both",
+    "mae:levers.target=gradients",
     "mae:levers.target=batch,levers.block=2",
 )
 
