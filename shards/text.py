@@ -9,8 +9,14 @@ _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
 def printable(path: str) -> str:
-    """Return the path as text that every file format takes: undecodable bytes become backslash escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """Return the path as text that every file format takes: undecodable bytes become backslash escapes.
+
+    So do halves of UTF-16 pairs, which JSON may hold.
+    """
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return path.encode("utf-8", "backslashreplace").decode()
 
 
 def visible(text: str) -> str:

@@ -52,8 +52,17 @@ def joined(parts: Sequence[Features]) -> Features:
     )
 
 
-def held_out_fifth(count: int) -> Tensor:
-    """Choose a fifth of `count` rows, always the same ones and at random: bool [N], true for the held out."""
+def held_out_fifth(count: int, image: Tensor | None = None) -> Tensor:
+    """Choose a fifth of `count` rows, always the same ones and at random: bool [N], true for the held out.
+
+    Where rows are tiles, `image` [N] int64 numbers what they were cut from: then all rows of a fifth of the images are
+    chosen, and of one image at least, if there are others.
+    """
+    if image is not None:
+        numbers, row_image = torch.unique(image, return_inverse=True)
+        of_images = held_out_fifth(len(numbers))
+        of_images[:1] |= 1 < len(numbers) < 5
+        return of_images[row_image.cpu()]
     chosen = torch.zeros(count, dtype=torch.bool)
     chosen[torch.randperm(count, generator=torch.Generator().manual_seed(0))[: count // 5]] = True
     return chosen

@@ -41,21 +41,31 @@ _MOMENTUM = 0.9
 _INIT_STD = 0.01
 
 
-def sgd_logits(train_x: Tensor, train_labels: Tensor, test_x: Tensor, *, steps: int | None = None) -> Tensor:
-    """Fit as DINOv2 does, with the best learning rate; return the test rows' logits [M, L]."""
-    rate = choose_rate(train_x, train_labels, steps=steps)
+def sgd_logits(
+    train_x: Tensor, train_labels: Tensor, test_x: Tensor, image: Tensor | None = None, *, steps: int | None = None
+) -> Tensor:
+    """Fit as DINOv2 does, with the best learning rate; return the test rows' logits [M, L].
+
+    `image` [N] numbers the images that training rows are tiles of; None: they are none.
+    """
+    rate = choose_rate(train_x, train_labels, image=image, steps=steps)
     weight, bias = train_heads(train_x, train_labels, [rate], steps=steps)
     return test_x.float() @ weight[0] + bias[0]
 
 
 def choose_rate(
-    x: Tensor, labels: Tensor, rates: Sequence[float] = LEARNING_RATES, *, steps: int | None = None
+    x: Tensor,
+    labels: Tensor,
+    rates: Sequence[float] = LEARNING_RATES,
+    *,
+    image: Tensor | None = None,
+    steps: int | None = None,
 ) -> float:
-    """Pick the learning rate with the best accuracy on a fifth of the rows, fitted on the rest.
+    """Pick the learning rate with the best accuracy on a fifth of the rows, or of the images, fitted on the rest.
 
     Of equally good ones the lowest is taken. The test rows have no say.
     """
-    held_out = held_out_fifth(len(x)).to(x.device)
+    held_out = held_out_fifth(len(x), image).to(x.device)
     if not held_out.any():
         return rates[len(rates) // 2]
     classes = int(labels.max()) + 1
@@ -99,8 +109,8 @@ def train_heads(
     return weight, bias
 
 
-def lars_logits(train_x: Tensor, train_labels: Tensor, test_x: Tensor) -> Tensor:
-    """Fit as MAE does; return the test rows' logits [M, L].
+def lars_logits(train_x: Tensor, train_labels: Tensor, test_x: Tensor, _: Tensor | None = None) -> Tensor:
+    """Fit as MAE does, with a fixed rate; return the test rows' logits [M, L].
 
     A step of LARS turns the weights by lr / 1000 of their norm, whatever the gradient's, and lr is in proportion to the
     batch: how far they come in 90 epochs is in proportion to N, and with a few thousand images they hardly leave

@@ -76,12 +76,12 @@ def fit_probe(x: Tensor, labels: Tensor, *, l2: float, classes: int | None = Non
     return LinearProbe(mean, std, weight.detach(), bias.detach())
 
 
-def choose_l2(x: Tensor, labels: Tensor, grid: Sequence[float] = L2_GRID) -> float:
-    """Pick the penalty of the grid with the best accuracy on a fifth of the rows, fitted on the rest.
+def choose_l2(x: Tensor, labels: Tensor, grid: Sequence[float] = L2_GRID, *, image: Tensor | None = None) -> float:
+    """Pick the penalty of the grid with the best accuracy on a fifth of the rows, or of the images, fitted on the rest.
 
     Of equally good ones the strongest is taken. The test rows have no say.
     """
-    held_out = held_out_fifth(len(x)).to(x.device)
+    held_out = held_out_fifth(len(x), image).to(x.device)
     if not held_out.any():
         return grid[len(grid) // 2]
     classes = int(labels.max()) + 1
@@ -100,6 +100,9 @@ def probe_accuracy(
     return fit_probe(train_x, train_labels, l2=l2).accuracy(test_x, test_labels)
 
 
-def logistic_logits(train_x: Tensor, train_labels: Tensor, test_x: Tensor) -> Tensor:
-    """Fit on the training rows, choosing the penalty there; return the test rows' logits [M, L]."""
-    return fit_probe(train_x, train_labels, l2=choose_l2(train_x, train_labels)).logits(test_x)
+def logistic_logits(train_x: Tensor, train_labels: Tensor, test_x: Tensor, image: Tensor | None = None) -> Tensor:
+    """Fit on the training rows, choosing the penalty there; return the test rows' logits [M, L].
+
+    `image` [N] numbers the images that training rows are tiles of; None: they are none.
+    """
+    return fit_probe(train_x, train_labels, l2=choose_l2(train_x, train_labels, image=image)).logits(test_x)

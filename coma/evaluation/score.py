@@ -24,7 +24,7 @@ from coma.evaluation.probe import logistic_logits, top_accuracy
 from coma.evaluation.rankme import rankme
 from coma.shards.files import folder_at, is_there
 from coma.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
-from coma.shards.tiles.grid import image_of, place_in
+from coma.shards.tiles.grid import image_numbers
 
 if TYPE_CHECKING:
     from coma.model.autoencoder import MaskedAutoencoder
@@ -35,7 +35,7 @@ BATCH_SIZE = 64
 HELD_OUT = "a fifth of train, held out"
 
 PROTOCOLS = {"logistic": logistic_logits, "dinov2": sgd_logits, "mae": lars_logits}
-"""How a probe is fitted: (train_x, train_labels, test_x) to the test rows' logits."""
+"""How a probe is fitted: (train_x, train_labels, test_x, images of tiles) to the test rows' logits."""
 
 Progress = Callable[[int, int], None]  # images done, images in all
 Elsewhere = Callable[[Sequence[Manifest], Progress | None], list[Features]]
@@ -147,14 +147,13 @@ def held_out_rows(train: Manifest) -> Tensor:
 
     They are a fifth; of tiles, all those of a fifth of the images, and of one at least, if there are others.
     """
-    count = len(train)
-    if not count or place_in(train.sources([0])[0]) is None:
-        return held_out_fifth(count)
-    numbers: dict[str, int] = {}
-    image = [numbers.setdefault(image_of(source), len(numbers)) for source in train.sources(range(count))]
-    held_out = held_out_fifth(len(numbers))
-    held_out[0] |= 1 < len(numbers) < 5
-    return held_out[image]
+    return held_out_fifth(len(train), _image_of_tiles(train))
+
+
+def _image_of_tiles(manifest: Manifest) -> Tensor | None:
+    """Number the image that each row was cut from: [N] int64; None if no row is a tile."""
+    numbers = image_numbers(manifest.sources(range(len(manifest))))
+    return None if numbers is None else torch.from_numpy(numbers)
 
 
 def features_of(
@@ -230,7 +229,12 @@ def score(
     classes = len(set(labels.tolist()) | set(test_labels.tolist()))
     if supervised:
         labels, test_labels = _numbered(labels, test_labels)
-    logits = PROTOCOLS[protocol](x, labels, test_x) if probe else None
+    logits = None
+    if probe:
+        image = _image_of_tiles(train)
+        if image is not None and val is None:
+            image = image[~held_out_fifth(len(train), image)]
+        logits = PROTOCOLS[protocol](x, labels, test_x, image)
     return Scores(
         probe=None if logits is None else top_accuracy(logits, test_labels),
         probe_top5=None if logits is None or classes <= 5 else top_accuracy(logits, test_labels, 5),

@@ -18,7 +18,7 @@ from coma.shards.files import open_for_arrow, replacing, write_atomically
 from coma.shards.images.prepare import BadImageError, check_image
 from coma.shards.sources.listing import SourceImage, clamped, printable
 from coma.shards.sources.reader import SourceReader
-from coma.shards.sources.webdataset import ClassNames, WdsSample, samples, split_of_sample
+from coma.shards.sources.webdataset import ClassNames, WdsSample, samples, source_of, split_of_sample
 from coma.shards.tar import PackedTarError, TarError, has_ending
 from coma.shards.write.layout import ShardLayout
 from coma.shards.write.one_shard import PART_KEY, PART_SCHEMA
@@ -191,7 +191,7 @@ class IndexJob:
             "format": facts.format,
             "label": label,
             "xxh3_64": xxhash.xxh3_64_intdigest(data),
-            "source": printable(source),
+            "source": printable(source_of(self.tar.path, sample)),
         }
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from coma.shards.manifest.mask_coding import MaskCoding
 from coma.shards.sources.kinds import is_packed_name
 from coma.shards.text import printable as printable
-from coma.shards.tiles.grid import Tile
+from coma.shards.tiles.grid import Tile, image_numbers
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,11 @@ class SplitListing:
 
     @property
     def group_of(self) -> npt.NDArray[np.int64] | None:
-        """[n] number of the group that an image belongs to, none of which is torn apart; None: there are none."""
-        return None
+        """[n] number of the group that an image belongs to, none of which is torn apart; None: there are none.
+
+        Tiles that were cut before, and are read from a tar by name, go by the image that they were cut from.
+        """
+        return image_numbers(self.paths)
 
     @property
     def source_bytes(self) -> npt.NDArray[np.int64]:

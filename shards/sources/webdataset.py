@@ -30,6 +30,7 @@ from coma.shards.sources.listing import ListingBuilder, PassedOver, SourceListin
 from coma.shards.sources.splits import UNRULED, SplitRules, last_split_in, split_of
 from coma.shards.sources.tars import unsafe, walk_tars
 from coma.shards.tar import Member, TarError, members
+from coma.shards.tiles.grid import key_ending, place_in
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class WdsSample:
     """Why it is set aside unread, or None."""
     unusable: str | None = None
     """What stands where a label should, if it is none."""
+    tile: str | None = None
+    """Name of the tile, with the image that it was cut from, if `coma shard --tile` made it; from .json."""
     passed_over: tuple[tuple[Member, str], ...] = ()
     """Members that are no part of what is read, with what they are: other pictures; all if there is no image."""
 
@@ -139,7 +142,7 @@ def list_webdataset(
             names.add(sample.label, sample.class_name)
         labels.append(sample.label)
         unusable += [f"{sample.unusable!r} of {tar}/{image.name}"] if sample.unusable is not None else []
-        listing.add(f"{tar}/{image.name}", image.size, mtime_ns, tar, image.offset, refused)
+        listing.add(source_of(tar, sample), image.size, mtime_ns, tar, image.offset, refused)
     if unusable:
         log.warning(
             "%d labels are not used, such as %s: a label is a word or a whole number from 0 to %d",
@@ -189,6 +192,17 @@ def samples(descriptor: int, arrays: bool = False) -> Iterator[WdsSample]:
             yield _no_sample(member, f".{extension}" if member.kind == "file" else member.kind)
     if key is not None:
         yield from _samples(descriptor, key, group, arrays)
+
+
+def source_of(tar: str, sample: WdsSample) -> str:
+    """Return the name of a sample's image: the member's, below its tar; a tile's own, below the folder of its tar.
+
+    So tiles of one image, which lie in many tars, have names that say so.
+    """
+    assert sample.image is not None
+    if sample.tile is not None and sample.refused is None:
+        return tar[: tar.rfind("/") + 1] + sample.tile
+    return f"{tar}/{sample.image.name}"
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -253,7 +267,8 @@ def _samples(descriptor: int, key: str, group: list[tuple[str, Member]], arrays:
     others = [member for member in pictures if member not in (image, *alike)]
     if refused is None:
         refused = refused_by_name(image.name) or unsafe(image.name)
-    label, class_name, unusable = _read_label(descriptor, by_extension) if refused is None else (None, None, None)
+    about = _about(_sidecar(descriptor, by_extension.get("json"))) if refused is None else {}
+    label, class_name, unusable = (None, None, None) if refused else _read_label(descriptor, by_extension, about)
     yield WdsSample(
         key=key,
         members=tuple(group),
@@ -262,6 +277,7 @@ def _samples(descriptor: int, key: str, group: list[tuple[str, Member]], arrays:
         class_name=class_name,
         refused=refused,
         unusable=unusable,
+        tile=_tile_name(key, about),
         passed_over=tuple((member, OTHER_PICTURE) for member in others),
     )
     for member in alike:
@@ -269,9 +285,18 @@ def _samples(descriptor: int, key: str, group: list[tuple[str, Member]], arrays:
         yield WdsSample(key, (), member, None, None, why)
 
 
-def _read_label(descriptor: int, by_extension: dict[str, Member]) -> tuple[int | str | None, str | None, str | None]:
+def _tile_name(key: str, about: dict[str, Any]) -> str | None:
+    """Return the name of a tile that `coma shard --tile` cut; None of other samples."""
+    source = about.get("source")
+    if not isinstance(source, str) or (place := place_in(source)) is None:
+        return None
+    return printable(source) if key.endswith(key_ending(*place)) else None
+
+
+def _read_label(
+    descriptor: int, by_extension: dict[str, Member], about: dict[str, Any]
+) -> tuple[int | str | None, str | None, str | None]:
     """Return the label of a sample, the name of its class, and what stands in the label's place if it is none."""
-    about = _about(_sidecar(descriptor, by_extension.get("json")))
     sidecar = next((by_extension[extension] for extension in _LABELS if extension in by_extension), None)
     text = _sidecar(descriptor, sidecar)
     told = [about[name] for name in _LABEL_NAMES if about.get(name) is not None]

@@ -2,16 +2,17 @@
 
 Tiles lie `tile - overlap` pixels apart. The last one of a row or column is moved in, so that it ends at the border:
 every pixel is in a tile, and none is padded. An image that is smaller than a tile is a tile of its own size.
-Legend: n images, t tiles.
+Legend: n images, t tiles, N samples.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-_PLACE = re.compile(r"@x=(\d+),y=(\d+)$")
+_PLACE = re.compile(r"(?:@x=\d+,y=\d+)*@x=(\d+),y=(\d+)$", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,25 @@ class Tile:
     @property
     def key(self) -> str:
         """Where it lies in its image, as the key of its sample ends."""
-        return f"-x{self.left}-y{self.top}"
+        return key_ending(self.left, self.top)
+
+
+def key_ending(left: int, top: int) -> str:
+    """Return how the key of a tile's sample ends: "-x1024-y512"."""
+    return f"-x{left}-y{top}"
 
 
 def image_of(source: str) -> str:
-    """Return the path of the image that a tile of this name was cut from; of other names the name itself."""
+    """Return the path of the image that a tile, or a tile of a tile, was cut from; of other names the name itself."""
     return _PLACE.sub("", source)
+
+
+def image_numbers(sources: Sequence[str]) -> npt.NDArray[np.int64] | None:
+    """Number the images that samples of these names were cut from: [N], from 0 on; None if none of them is a tile."""
+    if not any(source[-1:].isdigit() and place_in(source) for source in sources):  # as a rule, and quickly
+        return None
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(image_of(source), len(numbers)) for source in sources], np.int64)
 
 
 def place_in(source: str) -> tuple[int, int] | None:

@@ -72,7 +72,7 @@ def lay_out(source: Path, listing: SourceListing, options: ShardOptions) -> list
     for number, split in enumerate(listing.splits):
         order = shuffled_order(len(split), options.seed, split.name)
         group_of = split.group_of
-        images = order if group_of is None else shuffled_order(int(group_of[-1]) + 1, options.seed, split.name)
+        images = order if group_of is None else shuffled_order(int(group_of.max()) + 1, options.seed, split.name)
         held_out = round(options.val_fraction * len(images)) if split.name == "train" else 0
         if split.name == "train" and options.val_fraction and not 0 < held_out < len(images):
             raise UsageError(f"--val-fraction {options.val_fraction} of {len(images)} leaves a split empty")

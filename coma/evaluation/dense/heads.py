@@ -154,8 +154,7 @@ def _votes(pixels: Tensor, classes: int) -> Tensor:
 
 def _split_by_image(patches: Patches) -> tuple[Patches, Patches]:
     """Return the patches of four fifths of the images, and those of the others."""
-    numbers, image = torch.unique(patches.images, return_inverse=True)
-    held_out = held_out_fifth(len(numbers)).to(image.device)[image]
+    held_out = held_out_fifth(len(patches.images), patches.images).to(patches.images.device)
     return patches.select(~held_out), patches.select(held_out)
 
 

@@ -3,7 +3,8 @@ import pytest
 import torch
 from devices import DEVICE
 
-from coma.evaluation.probe import choose_l2, fit_probe, probe_accuracy
+from coma.evaluation.features import held_out_fifth
+from coma.evaluation.probe import L2_GRID, choose_l2, fit_probe, probe_accuracy
 
 
 def _mixture(count: int, channels: int, classes: int, seed: int, spread: float = 1.0):
@@ -57,3 +58,19 @@ def test_the_same_twice():
     x, y = _mixture(300, 10, 3, 0)
     first, second = fit_probe(x, y, l2=1e-3), fit_probe(x, y, l2=1e-3)
     assert torch.equal(first.weight, second.weight)
+
+
+def test_rows_of_one_image_do_not_speak_for_each_other() -> None:
+    """The image alone tells the class: what is learned by heart serves its other rows, and nothing else."""
+    chance = torch.Generator().manual_seed(0)
+    image = torch.arange(40).repeat_interleave(10)
+    labels = torch.randint(2, (40,), generator=chance)[image]
+    x = torch.randn(40, 60, generator=chance)[image] + 0.1 * torch.randn(400, 60, generator=chance)
+    held_out = held_out_fifth(40)[image]
+    scores = {
+        l2: fit_probe(x[~held_out], labels[~held_out], l2=l2, classes=2).accuracy(x[held_out], labels[held_out])
+        for l2 in L2_GRID
+    }
+    best = max(L2_GRID, key=lambda l2: (scores[l2], l2))
+    assert choose_l2(x, labels, image=image) == best
+    assert choose_l2(x, labels) != best

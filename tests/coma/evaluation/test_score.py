@@ -15,7 +15,8 @@ from coma.errors import DataError, UsageError
 from coma.evaluation.extraction.feature_job import extract_on
 from coma.evaluation.extraction.processes import Processes, choose_processes, shares
 from coma.evaluation.features import extract, held_out_fifth, pool
-from coma.evaluation.score import HELD_OUT, features_of, held_out_rows, labelled_manifests, score
+from coma.evaluation.probe import logistic_logits
+from coma.evaluation.score import HELD_OUT, PROTOCOLS, features_of, held_out_rows, labelled_manifests, score
 from coma.evaluation.score_run import score_run
 from coma.exports.export import export_run
 from coma.exports.scored import append_metrics
@@ -176,6 +177,30 @@ def test_without_val_a_fifth_of_train_is_held_out(tmp_path):
     scores = score(build_model(CONFIG), *labelled_manifests(tmp_path / "shards"))
     assert (scores.train_images, scores.test_images, scores.tested_on) == (32, 8, HELD_OUT)
     assert scores.knn == 100.0
+
+
+def test_whole_images_are_held_out_of_tiles():
+    image = torch.arange(1000) // 10
+    held_out = held_out_fifth(1000, image)
+    assert torch.equal(held_out, held_out_fifth(100)[image])
+    assert held_out_fifth(4, torch.tensor([7, 3, 3, 7])).tolist() == [False, True, True, False]
+    assert not held_out_fifth(4, torch.zeros(4)).any()
+
+
+def test_the_options_of_a_probe_are_chosen_on_whole_images(tmp_path, monkeypatch):
+    source = tmp_path / "images"
+    for label, images in (("bright", 4), ("dark", 3)):
+        _draw(source / label, images, len(label))
+    shard(source, tmp_path / "tiles", ShardOptions(tile=16, workers=1))
+    train, val = labelled_manifests(tmp_path / "tiles")
+    given = []
+    monkeypatch.setitem(PROTOCOLS, "logistic", lambda *rows: given.append(rows) or logistic_logits(*rows))
+    scores = score(build_model(CONFIG), train, val)
+    ((x, _, _, image),) = given
+    names = [image_of(name) for name in train.sources(range(len(train)))]
+    learned = [name for name, held_out in zip(names, held_out_rows(train).tolist(), strict=True) if not held_out]
+    assert len(image) == len(x) == scores.train_images == len(learned)
+    assert len({*zip(image.tolist(), learned, strict=True)}) == len({*learned}) == len({*image.tolist()}) == 6
 
 
 def test_the_held_out_fifth_is_always_the_same_and_not_regular():

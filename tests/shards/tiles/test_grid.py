@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from coma.shards.tiles.grid import Grid, image_of, place_in
+from coma.shards.tiles.grid import Grid, image_numbers, image_of, place_in
 
 
 @pytest.mark.parametrize("overlap", [0, 1, 7, 16])
@@ -34,4 +34,13 @@ def test_the_place_is_read_back_from_a_name() -> None:
     assert place_in(name) == (512, 256)
     assert image_of(name) == "a@x=1,y=2/slide@x=3,y=4.tif"
     assert place_in("slide.tif") is None
+    assert image_of(f"{name}@x=32,y=0") == image_of(name), "a tile of a tile"
     assert "." not in tile.key
+
+
+def test_samples_are_numbered_by_the_images_they_were_cut_from() -> None:
+    numbers = image_numbers(["a.tif@x=0,y=0", "photo.jpg", "a.tif@x=64,y=0", "b.tif@x=0,y=0", "photo.jpg"])
+    assert numbers is not None
+    assert numbers.tolist() == [0, 1, 0, 2, 1]
+    assert image_numbers(["a.tif", "a.tif", "b@x=1.tif"]) is None
+    assert image_numbers([]) is None

@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zlib
 from pathlib import Path
@@ -23,6 +25,7 @@ from coma.shards.check.verify import verify
 from coma.shards.images.array_files.facts import Window
 from coma.shards.images.formats import BadImageError
 from coma.shards.images.options import PixelOptions
+from coma.shards.index.index import index
 from coma.shards.manifest import load_manifests, read_info, read_manifest
 from coma.shards.tiles.encode import encode_tile, is_empty
 from coma.shards.tiles.grid import image_of, place_in
@@ -153,6 +156,50 @@ def test_tiles_of_one_image_are_in_one_split(
     assert images["train"] | images["val"] == made.keys()
     assert len(images["val"]) == 2
     assert sum(len(split.order) for split in run.splits) == len(run.listing)
+
+
+def test_tiles_in_tars_are_known_by_the_images_they_were_cut_from(
+    rgb: tuple[Path, dict[str, npt.NDArray[Any]], Path], tmp_path: Path
+) -> None:
+    """Downloaded without their manifest, then indexed where they lie, sharded again, split, and cut again."""
+    _, made, out = rgb
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    for tar in (out / "train").glob("*.tar"):
+        shutil.copy(tar, tars / f"slides-{tar.name}")
+    assert len(list(tars.iterdir())) > 1, "an image's tiles are to lie in several tars"
+    index(tars, tmp_path / "index")
+    shard(tars, tmp_path / "again", ShardOptions(workers=1))
+    of_out = read_manifest(out)
+    tiles = sorted(of_out.sources(range(len(of_out))))
+    for data in (tmp_path / "index", tmp_path / "again"):
+        manifest = read_manifest(data)
+        assert sorted(manifest.sources(range(len(manifest)))) == tiles
+    run = prepare_run(tars, tmp_path / "split", ShardOptions(val_fraction=0.3), None)
+    images = {
+        split.name: {image_of(run.listing_of(split).image(int(i)).path) for i in split.order} for split in run.splits
+    }
+    assert not images["train"] & images["val"]
+    assert images["train"] | images["val"] == made.keys()
+    shard(tars, tmp_path / "cut", ShardOptions(tile=TILE // 2, workers=1))
+    manifest = read_manifest(tmp_path / "cut")
+    assert {image_of(name) for name in manifest.sources(range(len(manifest)))} == made.keys()
+
+
+def test_a_sample_that_only_says_it_is_a_tile_keeps_its_own_name(tmp_path: Path) -> None:
+    pixels = io.BytesIO()
+    Image.fromarray(noise(32, 32, 3)).save(pixels, "PNG")
+    with tarfile.open(tmp_path / "train-000000.tar", "w") as archive:
+        said = {"a-x0-y0": "slide@x=8,y=0", "b": "slide@x=0,y=0", "c-x0-y8": 8, "d-x1-y1": "\ud800@x=1,y=1"}
+        for key, source in said.items():
+            for ending, data in (("png", pixels.getvalue()), ("json", json.dumps({"source": source}).encode())):
+                info = tarfile.TarInfo(f"{key}.{ending}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    shard(tmp_path / "train-000000.tar", tmp_path / "out", ShardOptions(workers=1))
+    manifest = read_manifest(tmp_path / "out")
+    names = {f"train-000000.tar/{key}.png" for key in ("a-x0-y0", "b", "c-x0-y8")} | {r"\ud800@x=1,y=1"}
+    assert set(manifest.sources(range(len(manifest)))) == names
 
 
 @pytest.mark.parametrize("dtype", [pytest.param("uint16", marks=pytest.mark.slow), "float32"])
