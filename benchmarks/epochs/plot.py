@@ -40,7 +40,7 @@ def write_plot(path: Path, rows: Sequence[Row], references: Sequence[Row]) -> No
     large, normal = ImageFont.load_default(20), ImageFont.load_default(14)
     seeds = max(len(row.probe) for row in rows)
     draw.text((_MARGIN, _MARGIN), "Linear probe of frozen features, %", _INK, large)
-    note = f"mean of {seeds} seed{'s' if seeds > 1 else ''}, bars from the worst to the best"
+    note = f"mean of {seeds} seeds, bars from the worst to the best" if seeds > 1 else "one seed"
     dashed = " and ".join(row.variant for row in references)
     draw.text((_MARGIN, _MARGIN + 28), f"{note}; dashed: {dashed} at full length", _FAINT, normal)
     names = list(dict.fromkeys(row.variant for row in rows))
