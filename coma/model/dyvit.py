@@ -139,7 +139,8 @@ class DyViT(nn.Module):
 
     def unit_grid(self, height: int, width: int) -> Grid:
         """Mask units down and across an image of this many pixels; UsageError if they do not fill it."""
-        return unit_grid(height, width, self.unit_size, f"or the patch size (a unit is {self.unit_size // self.patch_size} patches)")
+        patches = self.unit_size // self.patch_size
+        return unit_grid(height, width, self.unit_size, f"or the patch size (a unit is {patches} patches)")
 
     def unit_patches(self, images: Tensor) -> Tensor:
         """Cut images [B, 3, H, W] into [B, U, T, P], units in raster order and their patches in Morton order."""
