@@ -33,12 +33,8 @@ def test_line_breaks_of_our_own_stay() -> None:
 
 def test_text_for_file_formats_keeps_all_but_undecodable_bytes() -> None:
     assert printable("a\x1b\udce9") == "a\x1b\\xe9"
+    assert printable("a\ud800b") == r"a\ud800b", "half of a pair, as JSON may hold it"
 
 
 def test_markdown_shows_the_very_text() -> None:
     assert as_markdown("a|<b>\n[c](d)`e`") == r"a\|\<b\>\\n\[c\](d)\`e\`"
-
-
-def test_a_path_becomes_text_that_a_file_can_hold() -> None:
-    assert printable("caf\udce9") == r"caf\xe9"
-    assert printable("a\ud800b") == r"a\ud800b", "half of a pair, as JSON may hold it"
